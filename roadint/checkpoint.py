@@ -1,0 +1,127 @@
+"""Checkpoints: one safetensors file and one JSON file that say everything; checked on the way in, never pickle.
+
+The JSON holds the base model's id and width, every intervention's arguments, the template, versions and a summary of the training,
+and one SHA-256 over both files, so that a truncated or altered checkpoint is refused before any of it is used.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+
+from roadint.errors import RoadError
+from roadint.intervention import RoadIntervention
+from roadint.version import __version__
+
+FORMAT = 1
+TENSORS, CONFIG = "road.safetensors", "road.json"
+
+
+def spec_of(intervention: RoadIntervention) -> dict[str, Any]:
+    """The arguments that make this intervention again, as plain JSON values."""
+    return {
+        "layer": intervention.layer,
+        "component": intervention.component,
+        "position": str(intervention.position),
+        "phase": intervention.position.phase,
+        "variant": intervention.variant,
+        "subspaces": {name: str(subspace) for name, subspace in intervention.partition.items()},
+        "embed_dim": intervention.width,
+        "pairing": intervention.pairing,
+        "basis": intervention.basis.kind,
+        "basis_seed": intervention.basis.seed,
+    }
+
+
+def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: Mapping[str, Any]) -> int:
+    """Write the checkpoint, whole or not at all, and return its size in bytes.
+
+    about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for index, intervention in enumerate(interventions):
+        tensors[f"{index}.theta"] = intervention.theta.detach().cpu().contiguous()
+        tensors[f"{index}.alpha"] = intervention.alpha.detach().cpu().contiguous()
+    payload = safetensors.torch.save(tensors)
+    config = {
+        "format": FORMAT,
+        "versions": {"roadint": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        **about,
+        "dtype": "float32",
+        "interventions": [spec_of(intervention) for intervention in interventions],
+    }
+    config["sha256"] = _digest(config, payload)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    _replace(folder / TENSORS, payload)
+    _replace(folder / CONFIG, text.encode())
+    return len(payload) + len(text.encode())
+
+
+def load(folder: str | Path) -> tuple[list[RoadIntervention], dict[str, Any]]:
+    """The interventions with their values, and the JSON. Raises RoadError where anything is missing, altered or too new."""
+    folder = Path(folder)
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise RoadError(f"{folder} is no roadint checkpoint: it has no {name}; expected a folder with {CONFIG} and {TENSORS}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RoadError(f"{folder / CONFIG} is truncated or no JSON ({error}): copy the checkpoint again") from None
+    found = config.get("format") if isinstance(config, dict) else None
+    if not isinstance(found, int) or found < 1:
+        raise RoadError(f"{folder / CONFIG} has format {found!r}: expected {FORMAT}, written by roadint {__version__}")
+    if found > FORMAT:
+        raise RoadError(
+            f"{folder} has checkpoint format {found}, this is roadint {__version__} which reads up to {FORMAT}: update roadint"
+        )
+    payload = (folder / TENSORS).read_bytes()
+    if _digest(config, payload) != config.get("sha256"):
+        raise RoadError(f"{folder} is truncated or was altered: its SHA-256 does not match {CONFIG}; copy or train it again")
+    try:
+        tensors = safetensors.torch.load(payload)
+    except safetensors.SafetensorError as error:
+        raise RoadError(f"{folder / TENSORS} is no safetensors file ({error}): copy the checkpoint again") from None
+    return [_restore(index, spec, tensors, folder) for index, spec in enumerate(config["interventions"])], config
+
+
+def _restore(index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> RoadIntervention:
+    intervention = RoadIntervention(**spec)
+    with torch.no_grad():
+        for name, parameter in (("theta", intervention.theta), ("alpha", intervention.alpha)):
+            value = tensors.get(f"{index}.{name}")
+            if value is None or value.shape != parameter.shape or not bool(value.isfinite().all()):
+                got = "nothing" if value is None else f"{tuple(value.shape)}, finite: {bool(value.isfinite().all())}"
+                raise RoadError(f"{folder}: {name} of intervention {index} is {got}; expected finite {tuple(parameter.shape)}")
+            parameter.copy_(value)
+    return intervention
+
+
+def _digest(config: Mapping[str, Any], payload: bytes) -> str:
+    described = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(described.encode() + b"\0" + payload).hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside the file, then move over it: a reader sees the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

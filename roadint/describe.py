@@ -1,0 +1,60 @@
+"""What an intervention does, in words: the edited tokens of a prompt, and a model card."""
+
+from collections.abc import Sequence
+
+import torch
+
+from roadint.checkpoint import spec_of
+from roadint.intervention import RoadIntervention
+
+
+def edited_tokens(intervention: RoadIntervention, count: int) -> list[bool]:
+    """For a prompt of `count` tokens: which of them the intervention edits."""
+    intervention.position.check(count)
+    edited = intervention.position.edited(torch.arange(count)[None], torch.tensor([count]))[0]
+    return [bool(flag) for flag in edited]
+
+
+def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -> str:
+    """Sites, subspaces and the prompt's tokens; an edited token stands in »…« and names its layers."""
+    lines = []
+    layers_of: dict[int, list[int]] = {}
+    for intervention in interventions:
+        where = f"layer {intervention.layer} {intervention.component}, position {intervention.position}, {intervention.position.phase}"
+        parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
+        lines.append(f"{where}: {intervention.variant}, {intervention.trainable_count} numbers in {parts}")
+        for index, edited in enumerate(edited_tokens(intervention, len(tokens))):
+            if edited:
+                layers_of.setdefault(index, []).append(intervention.layer)
+    shown = []
+    for index, token in enumerate(tokens):
+        text = token.replace("\n", "⏎")
+        layers = ", ".join(str(layer) for layer in layers_of.get(index, ()))
+        shown.append(f"»{text}«[layer {layers}]" if layers else text)
+    lines.append(f"prompt, {len(tokens)} tokens, {len(layers_of)} edited: " + "|".join(shown))
+    return "\n".join(lines)
+
+
+def model_card(repo_id: str, base_model: str, interventions: Sequence[RoadIntervention]) -> str:
+    """The README of a checkpoint on the hub."""
+    names = list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
+    sites = "\n".join(f"- `{spec_of(intervention)}`" for intervention in interventions)
+    header = f"base_model: {base_model}\n" if "/" in base_model and not base_model.startswith(("/", ".")) else ""
+    return f"""---
+{header}library_name: roadint
+tags: [roadint, road, representation-finetuning]
+---
+# {repo_id}
+
+RoAd rotations (arXiv 2409.00119) of hidden states of `{base_model}`, with the subspaces {", ".join(f"`{name}`" for name in names)}.
+
+```python
+import roadint
+
+model, tokenizer = roadint.load("{base_model}")
+road = roadint.RoadModel.from_pretrained("{repo_id}", model)
+print(road.generate(tokenizer, "How can I learn English?", compose=[None, {", ".join(repr(name) for name in names)}]))
+```
+
+{sites}
+"""

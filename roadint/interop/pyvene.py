@@ -1,0 +1,46 @@
+"""roadint's interventions as a plain pyvene configuration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from roadint._pyvene import pyvene
+from roadint.errors import RoadError
+from roadint.intervention import RoadIntervention
+from roadint.layers import find_layers, site_path, width_of
+
+_COMPONENTS = ("block_output", "attention_output", "mlp_output")
+
+
+def pyvene_config(model: nn.Module, interventions: RoadIntervention | Sequence[RoadIntervention]) -> Any:
+    """The `pv.IntervenableConfig` of these interventions on this model, as `pv.IntervenableModel(config, model)` takes it.
+
+    Interventions without a width get the model's, and a model type that pyvene does not know (Gemma 3, Qwen 3, …) is
+    registered. Layers count from 0, as in pyvene. pyvene's `unit_locations` say the position there. Raises RoadError.
+    """
+    listed = [interventions] if isinstance(interventions, RoadIntervention) else list(interventions)
+    if not listed:
+        raise RoadError("no interventions given: expected at least one RoadIntervention")
+    register(model)
+    representations = []
+    for intervention in listed:
+        site_path(model, intervention.layer, intervention.component)
+        intervention.bind(width_of(model))
+        representations.append(
+            {"layer": intervention.layer, "component": intervention.component, "intervention": intervention}
+        )
+    return pyvene.IntervenableConfig(representations, model_type=type(model))
+
+
+def register(model: nn.Module) -> None:
+    """Tell pyvene where this model's type keeps its layers, where it does not know."""
+    if type(model) in pyvene.type_to_module_mapping:
+        return
+    path, _ = find_layers(model)
+    modules = {}
+    for component in _COMPONENTS:
+        inside = site_path(model, 0, component).removeprefix(f"{path}.0")
+        modules[component] = (f"{path}[%s]{inside}", "register_forward_hook")
+    pyvene.type_to_module_mapping[type(model)] = modules
+    pyvene.type_to_dimension_mapping[type(model)] = {component: ("hidden_size",) for component in _COMPONENTS}

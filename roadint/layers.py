@@ -1,0 +1,54 @@
+"""Sites: where in a transformers model a layer and a component are."""
+
+from typing import Any
+
+from torch import nn
+
+from roadint.errors import RoadError, did_you_mean, listing
+
+# What the architectures call a component, inside one decoder layer; the layer itself is "block_output".
+_COMPONENTS: dict[str, tuple[str, ...]] = {
+    "block_output": (),
+    "attention_output": ("self_attn", "self_attention", "attention", "attn"),
+    "mlp_output": ("mlp", "feed_forward", "ffn", "block_sparse_moe"),
+}
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, also inside a multimodal one. Raises RoadError where there is none."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise RoadError(f"{type(model).__name__} is no transformers model: expected a decoder-only PreTrainedModel")
+    return config.get_text_config(decoder=True)
+
+
+def width_of(model: nn.Module) -> int:
+    """The width d of the hidden states."""
+    return int(text_config(model).hidden_size)
+
+
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The path and the list of the decoder layers. Raises RoadError where the model has no such list."""
+    count = text_config(model).num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and "vision" not in path:
+            return path, module
+    raise RoadError(f"no list of {count} decoder layers in {type(model).__name__}: expected a decoder-only transformers model")
+
+
+def site_path(model: nn.Module, layer: int, component: str) -> str:
+    """The dotted path of the module whose output is the site. Raises RoadError for an unknown layer or component."""
+    path, layers = find_layers(model)
+    if not 0 <= layer < len(layers):
+        raise RoadError(f"layer {layer} is outside the model: expected 0 to {len(layers) - 1} (layers count from 0)")
+    if component not in _COMPONENTS:
+        raise RoadError(
+            f"unknown component {component!r}: expected one of {listing(_COMPONENTS)}{did_you_mean(component, _COMPONENTS)}"
+        )
+    names = _COMPONENTS[component]
+    if not names:
+        return f"{path}.{layer}"
+    for name in names:
+        if hasattr(layers[layer], name):
+            return f"{path}.{layer}.{name}"
+    raise RoadError(f"{type(model).__name__} has no {component}: looked for {listing(names)} in its layers; try 'block_output'")

@@ -1,0 +1,112 @@
+"""Where in the sequence an intervention acts: `last(n)`, `first(n)`, `all`, `at(i, …)`; in the prompt, in what follows it, or both.
+
+Positions count a row's own tokens: those that the attention mask keeps, so padding on either side changes nothing. Whether a token
+is edited depends only on its rank in its row and on the length of the prompt, never on how the sequence was cut into forward
+passes; this is why the edit is the same with and without a cache, with beams and with a prefill in chunks.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from roadint.errors import RoadError, did_you_mean, listing
+
+Phase = Literal["prompt", "generated", "both"]
+Kind = Literal["last", "first", "all", "at"]
+
+_CALL = re.compile(r"\s*(?P<kind>\w+)\s*(?:\(\s*(?P<numbers>[^()]*?)\s*\))?\s*")
+_EXPECTED = "expected 'last', 'last(n)', 'first(n)', 'all' or 'at(i, …)'"
+
+
+@dataclass(frozen=True)
+class Position:
+    """kind and numbers: `last(n)`, `first(n)`, `all`, or `at(i, …)` (from 0; negative from the end of the prompt).
+
+    phase: "prompt", "generated" (what follows the prompt) or "both". The generated part grows by a token at a time, each of
+    which is the last one once, so there `last(n)` is every token; `first(n)` and `at(i)` count from the first generated token.
+    """
+
+    kind: Kind = "last"
+    numbers: tuple[int, ...] = (1,)
+    phase: Phase = "prompt"
+
+    @classmethod
+    def parse(cls, text: "str | Position", phase: Phase = "prompt") -> "Position":
+        """Read `"last(2)"` and the like. Raises RoadError for an unknown kind or phase, and for counts that select nothing."""
+        if isinstance(text, Position):
+            return text
+        if phase not in get_args(Phase):
+            raise RoadError(f"unknown phase {phase!r}: expected one of {listing(get_args(Phase))}")
+        found = _CALL.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise RoadError(f"position {text!r} is not understood: {_EXPECTED}")
+        kind: Kind = found["kind"]  # type: ignore[assignment]
+        if kind not in get_args(Kind):
+            raise RoadError(f"unknown position {text!r}: {_EXPECTED}{did_you_mean(kind, get_args(Kind))}")
+        try:
+            numbers = tuple(int(number) for number in (found["numbers"] or "").split(",") if number.strip())
+        except ValueError:
+            raise RoadError(f"position {text!r} has numbers that are no integers: {_EXPECTED}") from None
+        if kind in ("last", "first"):
+            numbers = numbers or (1,)
+            if len(numbers) != 1 or numbers[0] < 1:
+                raise RoadError(f"position {text!r} needs one count of at least 1, such as {kind}(1)")
+        if kind == "all" and numbers:
+            raise RoadError(f"position {text!r} takes no numbers: expected 'all'")
+        if kind == "at" and not numbers:
+            raise RoadError(f"position {text!r} names no token: expected at least one index, such as 'at(0)' or 'at(-1)'")
+        if kind == "at" and phase != "prompt" and min(numbers) < 0:
+            raise RoadError(f"position {text!r} counts from the end, but phase {phase!r} has no end yet: expected indices from 0")
+        return cls(kind, numbers, phase)
+
+    @property
+    def after_prompt(self) -> bool:
+        """Whether tokens after the prompt may be edited."""
+        return self.phase != "prompt"
+
+    def edited(self, rank: Tensor, prompt_length: Tensor) -> Tensor:
+        """Which tokens are edited.
+
+        rank: [rows, columns] int, each token's index among its row's kept tokens (padding has rank −1).
+        prompt_length: [rows] int, how many kept tokens are the prompt.
+        Returns [rows, columns] bool.
+        """
+        length = prompt_length[:, None]
+        in_prompt = (rank >= 0) & (rank < length)
+        follows = rank >= length
+        selected = torch.zeros_like(in_prompt)
+        if self.phase != "generated":
+            selected |= in_prompt & self._selects(rank, length)
+        if self.after_prompt:
+            selected |= follows & (self._selects(rank - length, None) if self.kind != "last" else follows)
+        return selected
+
+    def check(self, shortest: int) -> None:
+        """Raises RoadError where `at(i)` names a token that a prompt of `shortest` tokens does not have."""
+        if self.kind == "at" and self.phase != "generated":
+            for index in self.numbers:
+                if not -shortest <= index < shortest:
+                    raise RoadError(
+                        f"position {self} is outside a prompt of {shortest} tokens: expected indices from {-shortest} to {shortest - 1}"
+                    )
+
+    def _selects(self, index: Tensor, length: Tensor | None) -> Tensor:
+        match self.kind:
+            case "all":
+                return torch.ones_like(index, dtype=torch.bool)
+            case "first":
+                return index < self.numbers[0]
+            case "last":
+                return index >= (0 if length is None else length - self.numbers[0])
+        chosen = torch.zeros_like(index, dtype=torch.bool)
+        for number in self.numbers:
+            chosen |= index == (number if number >= 0 or length is None else length + number)
+        return chosen
+
+    def __str__(self) -> str:
+        if self.kind == "all" or self.numbers == (1,) and self.kind == "last":
+            return self.kind
+        return f"{self.kind}({', '.join(map(str, self.numbers))})"

@@ -1,0 +1,100 @@
+"""From an instruction to the tokens of a prompt: the same in training and at inference, up to the last position."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from roadint.errors import RoadError, did_you_mean, listing
+
+Template = Literal["plain", "alpaca", "chat"]
+
+_ALPACA = (  # the Alpaca project's prompt for instructions without an input
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def check_template(template: str, tokenizer: Any | None = None) -> Template:
+    """Return `template`; raise RoadError where it is unknown, or "chat" and the tokenizer has no chat template."""
+    options = get_args(Template)
+    if template not in options:
+        raise RoadError(f"unknown template {template!r}: expected one of {listing(options)}{did_you_mean(str(template), options)}")
+    if template == "chat" and tokenizer is not None and not getattr(tokenizer, "chat_template", None):
+        raise RoadError(f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'")
+    return template  # type: ignore[return-value]
+
+
+def render(template: Template, instruction: str, tokenizer: Any) -> str:
+    """The text of the prompt, up to where the answer starts."""
+    if template == "plain":
+        return instruction
+    if template == "alpaca":
+        return _ALPACA.format(instruction=instruction)
+    check_template(template, tokenizer)
+    messages = [{"role": "user", "content": instruction}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def prompt_ids(tokenizer: Any, template: Template, instruction: str, max_length: int | None = None) -> list[int]:
+    """The prompt's token ids. One that is longer than `max_length` loses the end of its instruction, never the template's."""
+    ids = _ids(tokenizer, template, render(template, instruction, tokenizer))
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    words = tokenizer(instruction, add_special_tokens=False)["input_ids"]
+    keep = len(words) - (len(ids) - max_length)
+    while keep > 0:
+        shortened = tokenizer.decode(words[:keep], skip_special_tokens=True)
+        ids = _ids(tokenizer, template, render(template, shortened, tokenizer))
+        if len(ids) <= max_length:
+            return ids
+        keep -= len(ids) - max_length
+    raise RoadError(f"max_length {max_length} leaves no room for the instruction: template {template!r} alone is longer")
+
+
+def completion_ids(tokenizer: Any, template: Template, prompt: str, completion: str) -> list[int]:
+    """The completion's token ids after that prompt text: tokenised together where this leaves the prompt's own ids as they are."""
+    alone = _ids(tokenizer, template, prompt)
+    together = _ids(tokenizer, template, prompt + completion)
+    if together[: len(alone)] == alone:
+        return together[len(alone) :]
+    return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+
+
+def pad(sequences: Sequence[Sequence[int]], fill: int, side: Literal["left", "right"], dtype: torch.dtype = torch.long) -> Tensor:
+    """[rows, longest]: the sequences, filled up on one side."""
+    longest = max(len(sequence) for sequence in sequences)
+    rows = []
+    for sequence in sequences:
+        padding = [fill] * (longest - len(sequence))
+        rows.append([*padding, *sequence] if side == "left" else [*sequence, *padding])
+    return torch.tensor(rows, dtype=dtype)
+
+
+def batch_prompts(tokenizer: Any, template: Template, instructions: Sequence[str], max_length: int | None = None) -> dict[str, Tensor]:
+    """input_ids and attention_mask, both [rows, longest] and padded on the left, ready for generation."""
+    ids = [prompt_ids(tokenizer, template, instruction, max_length) for instruction in instructions]
+    for instruction, sequence in zip(instructions, ids, strict=True):
+        if not sequence:
+            raise RoadError(f"prompt {instruction!r} has no tokens: expected some text")
+    return {
+        "input_ids": pad(ids, pad_id(tokenizer), "left"),
+        "attention_mask": pad([[1] * len(sequence) for sequence in ids], 0, "left"),
+    }
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills masked places: the tokenizer's own, or else its end-of-sequence id, or 0."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def _ids(tokenizer: Any, template: Template, text: str) -> list[int]:
+    # A chat template writes the special tokens itself; some tokenizers would end the prompt with an end-of-sequence token.
+    ids = list(tokenizer(text, add_special_tokens=template != "chat")["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and template != "chat" and len(ids) > 1:
+        ids.pop()
+    return ids

@@ -1,0 +1,135 @@
+"""Recipes: everything that a run needs, as one YAML file or preset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from roadint.basis import BasisKind
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.intervention import RoadIntervention
+from roadint.position import Phase
+from roadint.prompt import Template
+from roadint.rotation import Pairing, Variant
+
+_PRESETS = Path(str(files("roadint.training"))) / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. What is learned and where, from which data, and how; defaults are the paper's where it names them (section 4.3)."""
+
+    # the model
+    model: str = "gemma-3-270m"  # for roadint.load
+    dtype: str = "auto"  # the base model's; the rotations are float32 always
+    # the interventions: the same at every layer of the list
+    layers: list[int] = field(default_factory=lambda: [9])
+    component: str = "block_output"
+    position: str = "last"
+    phase: Phase = "prompt"
+    variant: Variant = "road_1"
+    subspaces: dict[str, Any] = field(default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"})
+    pairing: Pairing = "adjacent"
+    basis: BasisKind = "identity"
+    basis_seed: int = 0
+    # the data: composition → source, see roadint.data.sources
+    data: dict[str, str] = field(default_factory=dict)
+    rows: int | None = None  # of each source; all by default
+    template: Template = "alpaca"
+    max_length: int = 512  # tokens of prompt and completion together
+    max_completion: int | None = None  # tokens; half of max_length by default
+    eos: list[str] = field(default_factory=list)  # whose completions end with the end-of-sequence token
+    # the optimisation: AdamW without weight decay, linear decay of the rate
+    lr: float = 5e-3
+    epochs: float = 5
+    batch_size: int = 8
+    accumulation: int = 1
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    save_steps: int = 50
+
+    @classmethod
+    def load(cls, name: "str | Path | Recipe", overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """A preset ("composition", "composition-paper") or a YAML file, with overrides. Raises RoadError for what doesn't fit."""
+        if isinstance(name, Recipe):
+            return name.override(overrides or {})
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            path = _PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            presets = sorted(each.stem for each in _PRESETS.glob("*.yaml"))
+            raise RoadError(
+                f"no recipe {str(name)!r}: expected a YAML file or one of {listing(presets)}{did_you_mean(str(name), presets)}"
+            )
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RoadError(f"recipe {path} is no YAML ({str(error).splitlines()[0]})") from None
+        if not isinstance(content, dict):
+            raise RoadError(f"recipe {path} is a {type(content).__name__}: expected a mapping of settings")
+        return cls().override(content).override(overrides or {})
+
+    def override(self, settings: Mapping[str, Any]) -> "Recipe":
+        """The same recipe with some settings changed; texts are read as YAML. Raises RoadError for an unknown name or type."""
+        known = {each.name for each in fields(self)}
+        hints = get_type_hints(type(self))
+        changed = {}
+        for name, value in settings.items():
+            if name not in known:
+                raise RoadError(f"recipe has no setting {name!r}: expected one of {listing(sorted(known))}{did_you_mean(name, known)}")
+            changed[name] = _cast(name, value, hints[name])
+        recipe = replace(self, **changed)
+        for name in ("epochs", "batch_size", "accumulation", "lr", "max_length", "save_steps"):
+            if getattr(recipe, name) <= 0:
+                raise RoadError(f"recipe setting {name}={getattr(recipe, name)!r} must be above 0")
+        return recipe
+
+    def interventions(self) -> list[RoadIntervention]:
+        """New interventions, one a layer, untrained. Raises RoadError where a setting does not fit."""
+        return [
+            RoadIntervention(
+                layer=layer,
+                component=self.component,
+                position=self.position,
+                phase=self.phase,
+                variant=self.variant,
+                subspaces=self.subspaces,
+                pairing=self.pairing,
+                basis=self.basis,
+                basis_seed=self.basis_seed,
+            )
+            for layer in self.layers
+        ]
+
+
+def _cast(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type that the setting has; YAML reads 1e-2 and the like as text."""
+    options = get_args(hint) if get_origin(hint) is not None else (hint,)
+    if isinstance(value, str) and str not in options and not any(isinstance(option, str) for option in options):
+        value = yaml.safe_load(value)
+    if get_origin(hint) is list or hint is list:
+        listed = value if isinstance(value, list) else [value]
+        return [_cast(name, each, options[0]) for each in listed]
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise RoadError(f"recipe setting {name}={value!r}: expected a mapping such as {{german: …}}")
+        return value
+    if value is None and type(None) in options:
+        return None
+    if float in options and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise RoadError(f"recipe setting {name}={value!r}: expected a number") from None
+    for option in options:
+        if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+        if value == option or value in get_args(option):
+            return value
+    expected = [getattr(option, "__name__", option) for option in options]
+    raise RoadError(f"recipe setting {name}={value!r} does not fit: expected {listing(expected)}")

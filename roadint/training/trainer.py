@@ -1,0 +1,99 @@
+"""RoadTrainer: transformers' Trainer for a RoadModel; all subspaces at once, each example through its own."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from roadint.checkpoint import load
+from roadint.data.collate import completion_nll
+from roadint.errors import RoadError
+from roadint.model import RoadModel
+
+
+class RoadTrainer(Trainer):  # type: ignore[misc]
+    """Trains the interventions of a RoadModel on Examples (roadint.data.collate), the base model frozen meanwhile.
+
+    Everything of Trainer works: schedules, logging, checkpoints, resuming, accumulation, several processes. The loss is the mean
+    negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
+    Raises RoadError for weight decay: it would pull α to 0, not to the identity.
+    """
+
+    def __init__(self, model: RoadModel, args: TrainingArguments, **kwargs: Any) -> None:
+        if args.weight_decay:
+            raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(model=model, args=args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's train, with the base model frozen while it runs and left as it was found."""
+        with frozen(self.model.model):
+            return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the tokens of the (accumulated) batch; notes each composition's share for the logs."""
+        nll, rows = completion_nll(model, inputs)
+        if num_items_in_batch is None:
+            loss = nll.mean()
+        else:
+            loss = nll.sum() / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        if model.training:
+            per_row = torch.zeros(len(inputs["compose"]), 2, device=nll.device)
+            per_row.index_add_(0, rows, torch.stack([nll.detach(), torch.ones_like(nll)], dim=1))
+            for composition, sums in zip(inputs["compose"], per_row, strict=True):
+                self._sums[str(composition)].append(sums)
+        return (loss, {"nll": nll}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add each composition's mean loss since the last log."""
+        if "loss" in logs:
+            for composition, sums in sorted(self._sums.items()):
+                total, count = torch.stack(sums).sum(0).tolist()
+                logs[f"loss/{composition}"] = round(total / count, 4)
+            self._sums.clear()
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW over the interventions alone."""
+        if self.optimizer is None:
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(self.model.interventions.parameters(), **settings)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict
+        self.model.save_pretrained(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        del model
+        interventions, _ = load(resume_from_checkpoint)
+        with torch.no_grad():
+            for own, saved in zip(self.model.interventions, interventions, strict=True):
+                own.theta.copy_(saved.theta)
+                own.alpha.copy_(saved.alpha)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Nothing of `model` asks for gradients inside; afterwards, what did does again."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
