@@ -14,6 +14,7 @@ from roadint import checkpoint, describe
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
 from roadint.errors import RoadError
+from roadint.head import logits_only_at
 from roadint.intervention import RoadIntervention
 from roadint.layers import find_layers, site_path, text_config, width_of
 from roadint.prompt import Template, batch_prompts, check_template
@@ -72,15 +73,27 @@ class RoadModel(nn.Module):
         everything: list[CompositionLike] = [ALL] if len(self.names) > 1 else []
         return [Composition.parse(each, self.names) for each in alone + everything]
 
-    def forward(self, *, compose: Compose = ALL, prompt_length: Tensor | None = None, **inputs: Any) -> Any:
+    def forward(
+        self,
+        *,
+        compose: Compose = ALL,
+        prompt_length: Tensor | None = None,
+        logits_at: tuple[Tensor, Tensor] | None = None,
+        **inputs: Any,
+    ) -> Any:
         """The model's own forward, with its own output class, and a composition a row.
 
         inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
         those in past_key_values] (all ones by default).
         compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
         prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
-        so that "last" is the last token that the mask keeps. Raises RoadError for a composition or a mask that does not fit.
+        so that "last" is the last token that the mask keeps.
+        logits_at: (rows, columns), both [tokens]: compute the logits of these tokens only, as [tokens, vocabulary].
+        Raises RoadError for a composition or a mask that does not fit.
         """
+        if logits_at is not None:
+            with logits_only_at(self.model, *logits_at):
+                return self(compose=compose, prompt_length=prompt_length, **inputs)
         rows, columns = _shape(inputs)
         compositions = parse_rows(compose, rows, self.names)
         if not any(composition.terms for composition in compositions):
@@ -175,9 +188,7 @@ class RoadModel(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, model: nn.Module) -> "RoadModel":
         """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it does not fit or is damaged."""
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            folder = _download(str(name_or_path))
+        folder = checkpoint_folder(name_or_path)
         interventions, config = checkpoint.load(folder)
         width, layers = width_of(model), len(find_layers(model)[1])
         base = config["base_model"]
@@ -221,10 +232,15 @@ def _shape(inputs: dict[str, Any]) -> tuple[int, int]:
     raise RoadError("no input given: expected input_ids=… or inputs_embeds=…")
 
 
-def _download(repo_id: str) -> Path:
+def checkpoint_folder(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
     try:
-        files = huggingface_hub.snapshot_download(repo_id, allow_patterns=[checkpoint.CONFIG, checkpoint.TENSORS])
+        files = huggingface_hub.snapshot_download(
+            str(name_or_path), allow_patterns=[checkpoint.CONFIG, checkpoint.TENSORS]
+        )
     except Exception as error:  # whatever the hub, the network or the name's validation raise
-        reason = str(error).splitlines()[0]
-        raise RoadError(f"{repo_id!r} is neither a folder nor a reachable hub repository ({reason})") from error
+        reason = str(error).strip().splitlines()[0]
+        raise RoadError(f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({reason})") from error
     return Path(files)

@@ -128,7 +128,7 @@ def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, va
     strength: a number, or [..., blocks] for one rotation per leading row; 0 is exactly the identity. For RoAd1 strengths
     add (`R(s + t) = R(s) R(t)`), and −1 is the inverse. A negative α counts as |α| with θ + π, so every strength is real.
     """
-    angle, scale = theta + math.pi * (alpha < 0), alpha.abs()
+    angle, scale = _positive(theta, alpha)
     s = torch.as_tensor(strength, dtype=theta.dtype, device=theta.device)
     if s.ndim:
         s = s.reshape(*s.shape, *(1,) * (theta.ndim - 1))
@@ -143,8 +143,12 @@ def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, va
 
 def canonical(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """The same rotation at strength 1 with α ≥ 0 and θ in [−π, π): a negative α is |α| with θ + π."""
-    angle = theta + math.pi * (alpha < 0)
-    return (angle + math.pi).remainder(2 * math.pi) - math.pi, alpha.abs()
+    angle, scale = _positive(theta, alpha)
+    return (angle + math.pi).remainder(2 * math.pi) - math.pi, scale
+
+
+def _positive(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(alpha < 0, theta + math.pi, theta), alpha.abs()
 
 
 def _pairs(vector: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,7 @@ def _endpoint(text: str, width: int, whole: str) -> int:
             f"boundary {text!r} in subspace {whole!r} is not understood: expected an integer, d, or a fraction such as d/2 or 3d/4"
         ) from None
     if value.denominator != 1:
-        raise RoadError(f"boundary {text!r} in subspace {whole!r} is {float(value)} at width {width}: expected a whole number")
+        raise RoadError(f"boundary {text!r} in subspace {whole!r} is {float(value):.2f} at width {width}: expected a whole number")
     return int(value)
 
 
@@ -184,6 +184,8 @@ def _evaluate(node: ast.expr, width: int) -> Fraction:
             return Fraction(value)
         case ast.Name(id="d"):
             return Fraction(width)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand, width)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _evaluate(left, width) + _evaluate(right, width)
         case ast.BinOp(left=left, op=ast.Sub(), right=right):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from roadint.data.sources import Row
 from roadint.errors import RoadError
+from roadint.head import token_nll
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 IGNORED = -100  # the label that transformers counts as none
@@ -55,10 +56,10 @@ def tokenize(
 
 
 class Collator:
-    """Batches of Examples: prompts padded on the left, completions on the right, so that all completions start in one column.
+    """Batches of Examples: prompts padded on the left, completions on the right, so that all completions start in column P.
 
     Returns input_ids, attention_mask, position_ids [rows, P + C], prompt_length [rows], labels [rows, C] (IGNORED where there is
-    no token) and compose, a list of compositions. With `logits_to_keep=C + 1` the model's head works on no other columns.
+    no token) and compose, a list of compositions.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -87,7 +88,7 @@ def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")
-    logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    nll = torch.nn.functional.cross_entropy(logits[rows, columns].float(), labels[rows, columns], reduction="none")
-    return nll, rows
+    before_first = inputs["input_ids"].shape[1] - labels.shape[1] - 1  # a token is predicted one column before its own
+    logits = model(**inputs, use_cache=False, logits_at=(rows, columns + before_first)).logits
+    return token_nll(logits, labels[rows, columns]), rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from roadint import checkpoint
 from roadint.composition import Composition
@@ -18,6 +18,7 @@ from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.prompt import check_template
+from roadint.training.progress import ProgressBar
 from roadint.training.recipe import Recipe
 from roadint.training.trainer import RoadTrainer
 
@@ -40,7 +41,7 @@ def train(
     data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources); the recipe's by default.
     recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the interventions are those of `road`.
     out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there.
-    overrides: single settings of the recipe, such as lr=1e-2. Raises RoadError for bad input, before anything is written.
+    quiet: no progress bar. overrides: single settings of the recipe, such as lr=1e-2. Raises RoadError for bad input, before anything is written.
     """
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
@@ -55,10 +56,14 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RoadTrainer(
             road,
-            _arguments(settings, folder / CHECKPOINTS if folder else Path(scratch), save=folder is not None, quiet=quiet),
+            _arguments(settings, folder / CHECKPOINTS if folder else Path(scratch), save=folder is not None),
             train_dataset=examples,
             data_collator=Collator(tokenizer),
         )
+        for printing in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printing)
+        if not quiet:
+            trainer.add_callback(ProgressBar())
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
@@ -95,7 +100,7 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
     return examples
 
 
-def _arguments(recipe: Recipe, folder: Path, *, save: bool, quiet: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
@@ -116,7 +121,7 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool, quiet: bool) -> Trai
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
-        disable_tqdm=quiet,
+        disable_tqdm=True,
         log_level="error",
     )
 

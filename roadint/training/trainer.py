@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from roadint.checkpoint import load
 from roadint.data.collate import completion_nll
@@ -65,6 +66,13 @@ class RoadTrainer(Trainer):  # type: ignore[misc]
                 logs[f"loss/{composition}"] = round(total / count, 4)
             self._sums.clear()
         super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        # Rows of like length together: padding costs as much as tokens do.
+        examples = train_dataset if train_dataset is not None else self.train_dataset
+        generator = torch.Generator().manual_seed(self.args.seed)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=[len(example) for example in examples], generator=generator)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW over the interventions alone."""

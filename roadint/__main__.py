@@ -1,0 +1,5 @@
+"""`python -m roadint`."""
+
+from roadint.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""The command line: train, generate, eval, inspect. Results on stdout, as tables or (--json) for machines; the rest on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from roadint.errors import RoadError
+from roadint.version import __version__
+
+app = typer.Typer(
+    help="Learn, compose and inspect rotations of subspaces of a language model's hidden states.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# A table in a pipe or a file is not cut at 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
+Base = Annotated[str | None, typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own.")]
+Data = Annotated[
+    list[str] | None, typer.Option("--data", help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…")
+]
+Composed = Annotated[
+    list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")
+]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A preset (composition, composition-paper) or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trained checkpoint.")],
+    data: Data = None,
+    rows: Rows = None,
+    max_completion: Annotated[int | None, typer.Option(min=1, help="Cut completions at this many tokens.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, repeatable: a setting of the recipe.")] = None,
+    model: Base = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a finished checkpoint in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train all subspaces of a recipe at once, each data set through its own."""
+    from roadint import checkpoint
+    from roadint.training.recipe import Recipe
+
+    given = _pairs(data, "--data")
+    overrides = {**_pairs(settings, "--set"), "rows": rows, "max_completion": max_completion, "model": model}
+    chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
+    chosen.interventions()  # a setting that does not fit is told before a model is loaded
+    if (out / checkpoint.CONFIG).is_file() and not overwrite:
+        if not resume:
+            raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
+        summary = checkpoint.load(out)[1]["training"]
+    else:
+        from roadint.model import RoadModel
+        from roadint.pretrained import load
+        from roadint.training.run import train as run
+
+        base, tokenizer = load(chosen.model, dtype=chosen.dtype)
+        road = RoadModel(base, chosen.interventions())
+        summary = run(road, tokenizer, given or None, chosen, out=out, resume=resume, quiet=as_json)
+    size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))
+    if as_json:
+        _print_json({"checkpoint": str(out), "bytes": size, **summary})
+        return
+    losses = ", ".join(f"{name.removeprefix('loss/')} {value:.2f}" for name, value in summary["loss"].items() if "/" in name)
+    console.print(
+        f"{out}: {summary['trainable']:,} trained numbers, {size:,} bytes; {summary['steps']} steps in {summary['seconds']:.0f} s; "
+        f"last training loss (nats a token): {losses}",
+        highlight=False,
+    )
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; the paper's nine by default.")] = None,
+    prompt_file: Prompts = None,
+    compose: Composed = None,
+    max_new_tokens: NewTokens = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers in one batch, compositions mixed.")] = 36,
+    model: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Answer prompts through several compositions side by side, in mixed batches."""
+    from roadint.composition import Composition
+    from roadint.data.sources import load_prompts
+    from roadint.evaluation.report import answer_all
+
+    asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])] or load_prompts("bundled:prompts_paper")
+    road, tokenizer = _open(checkpoint, model, compose)
+    compositions = [Composition.parse(each, road.names) for each in compose] if compose else road.compositions()
+    answers = list(answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens))
+    if as_json:
+        _print_json(answers)
+        return
+    table = Table("prompt", *map(str, compositions), show_lines=True)
+    for index, prompt in enumerate(asked):
+        row = answers[index * len(compositions) : (index + 1) * len(compositions)]
+        table.add_row(prompt, *(_plain(answer["text"]) for answer in row))
+    console.print(table, markup=False)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Data = None,
+    prompts: Prompts = None,
+    compose: Composed = None,
+    rows: Rows = None,
+    max_completion: Annotated[int, typer.Option(min=1, help="Cut references at this many tokens.")] = 64,
+    max_new_tokens: NewTokens = 48,
+    out: Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")] = None,
+    model: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Measure compositions: likelihood of references, language of answers. Bundled development samples by default."""
+    from roadint.data.sources import load_prompts
+    from roadint.evaluation.report import evaluate as measure
+
+    if out is not None and not out.parent.is_dir():
+        raise RoadError(f"--out {out}: the folder {out.parent} does not exist")
+    given = _pairs(data, "--data") or None
+    asked = load_prompts(prompts) if prompts else None
+    road, tokenizer = _open(checkpoint, model, compose)
+    report = measure(
+        road,
+        tokenizer,
+        given,
+        asked,
+        compose=compose,
+        rows=rows,
+        max_completion=max_completion,
+        max_new_tokens=max_new_tokens,
+    )
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(report)
+        return
+    sets = list(next(iter(report["nll"].values())))
+    table = Table("composition", *(f"{name}, nats a token" for name in sets), "languages of the answers")
+    for composition, values in report["nll"].items():
+        shares = ", ".join(f"{code} {share:.0%}" for code, share in report["language"][composition].items())
+        table.add_row(composition, *(f"{values[name]:.2f}" for name in sets), shares)
+    console.print(table)
+
+
+@app.command()
+def inspect(
+    checkpoint: Checkpoint,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of all angles and scales (.png, .svg, .pdf).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Show which tokens of this prompt are edited (loads the tokenizer).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print angle and scale of the blocks of each subspace."""
+    from roadint.checkpoint import load
+    from roadint.inspection import block_values
+    from roadint.model import checkpoint_folder
+
+    interventions, config = load(checkpoint_folder(checkpoint))
+    values = [block_values(intervention) for intervention in interventions]
+    if plot is not None:
+        from roadint.plots import block_figure
+
+        if plot.suffix not in (".png", ".svg", ".pdf") or not plot.parent.is_dir():
+            raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file in a folder that exists")
+        block_figure(interventions).savefig(plot, dpi=150)
+    if as_json:
+        _print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
+        return
+    base = config["base_model"]
+    console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
+    for site in values:
+        title = f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}"
+        table = Table("subspace", "dims", "blocks", "mean |θ|", "max |θ|", "mean |log α|", "most turned (block: θ, α)", title=title)
+        for name, subspace in site["subspaces"].items():
+            turned = sorted(
+                zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True), key=lambda b: -max(map(abs, b[1]))
+            )
+            table.add_row(
+                name,
+                subspace["range"],
+                str(len(subspace["blocks"])),
+                *(f"{subspace[key]:.3f}" for key in ("mean_abs_angle", "max_abs_angle", "mean_abs_log_scale")),
+                ", ".join(f"{block}: {angle[0]:+.2f}, {scale[0]:.2f}" for block, angle, scale in turned[:3]),
+            )
+        console.print(table)
+    if prompt is not None:
+        road, tokenizer = _open(checkpoint, None, None)
+        road.describe(tokenizer, prompt)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Learn, compose and inspect rotations of subspaces of a language model's hidden states."""
+    if show:
+        print(__version__)
+
+
+def main() -> None:
+    """Run the command line; bad input ends it with exit code 2 and one line."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except RoadError as error:
+        print(f"roadint: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _open(checkpoint: str, model: str | None, compose: Sequence[str] | None) -> tuple[Any, Any]:
+    """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded."""
+    from roadint.checkpoint import load as load_checkpoint
+    from roadint.composition import Composition
+    from roadint.model import RoadModel, checkpoint_folder
+    from roadint.pretrained import load
+
+    folder = checkpoint_folder(checkpoint)
+    interventions, config = load_checkpoint(folder)
+    names = list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
+    for each in compose or ():
+        Composition.parse(each, names)
+    base, tokenizer = load(model or config["base_model"]["id"])
+    return RoadModel.from_pretrained(folder, base), tokenizer
+
+
+def _pairs(given: Sequence[str] | None, option: str) -> Mapping[str, str]:
+    pairs = {}
+    for each in given or ():
+        name, separator, value = each.partition("=")
+        if not separator or not name.strip() or not value:
+            raise RoadError(f"{option} {each!r}: expected NAME=VALUE")
+        pairs[name.strip()] = value
+    return pairs
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

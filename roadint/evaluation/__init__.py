@@ -1,0 +1,1 @@
+"""Measuring a composition: likelihood of references, language of answers."""

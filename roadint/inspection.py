@@ -1,0 +1,38 @@
+"""Angle and scale of every block, as numbers."""
+
+from typing import Any
+
+import torch
+
+from roadint.intervention import RoadIntervention
+from roadint.rotation import canonical
+
+
+def block_values(intervention: RoadIntervention) -> dict[str, Any]:
+    """The site, and for each subspace its blocks with their canonical angles (radians, in [−π, π)) and scales (≥ 0).
+
+    Returns {"layer", "component", "position", "variant", "subspaces": {name: {"range", "blocks", "angles", "scales", "mean_abs_angle",
+    "max_abs_angle", "mean_abs_log_scale"}}}; angles and scales hold one list a block, of 1, 2 or 4 numbers by variant.
+    """
+    theta, alpha = canonical(intervention.theta.detach().cpu(), intervention.alpha.detach().cpu())
+    subspaces = {}
+    for name, subspace in intervention.partition.items():
+        index = torch.tensor(subspace.blocks)
+        angles, scales = theta[index].reshape(len(index), -1), alpha[index].reshape(len(index), -1)
+        subspaces[name] = {
+            "range": str(subspace),
+            "blocks": subspace.blocks,
+            "angles": angles.tolist(),
+            "scales": scales.tolist(),
+            "mean_abs_angle": float(angles.abs().mean()),
+            "max_abs_angle": float(angles.abs().max()),
+            "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
+        }
+    return {
+        "layer": intervention.layer,
+        "component": intervention.component,
+        "position": str(intervention.position),
+        "phase": intervention.position.phase,
+        "variant": intervention.variant,
+        "subspaces": subspaces,
+    }

@@ -1,0 +1,39 @@
+"""Figures; each function returns a matplotlib Figure."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from roadint.inspection import block_values
+from roadint.intervention import RoadIntervention
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
+
+def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
+    """For each site a row: the angle of every block (degrees), its scale, and both as points of the plane, coloured by subspace."""
+    figure = Figure(figsize=(12, 3.2 * len(interventions)), layout="constrained")
+    for row, intervention in enumerate(interventions):
+        values = block_values(intervention)
+        angle_axes = figure.add_subplot(len(interventions), 3, 3 * row + 1)
+        scale_axes = figure.add_subplot(len(interventions), 3, 3 * row + 2)
+        plane = figure.add_subplot(len(interventions), 3, 3 * row + 3, projection="polar")
+        for (name, subspace), colour in zip(values["subspaces"].items(), _COLOURS * 8, strict=False):
+            entries = len(subspace["angles"][0])
+            blocks = [block for block in subspace["blocks"] for _ in range(entries)]
+            angles = [angle for block in subspace["angles"] for angle in block]
+            scales = [scale for block in subspace["scales"] for scale in block]
+            style = {"color": colour, "s": 7, "alpha": 0.75, "linewidths": 0}
+            angle_axes.scatter(blocks, [angle * 57.29578 for angle in angles], label=name, **style)
+            scale_axes.scatter(blocks, scales, **style)
+            plane.scatter(angles, scales, **style)
+        where = f"layer {values['layer']}, {values['variant']}"
+        angle_axes.set(xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block ({where})")
+        angle_axes.axhline(0, color="grey", linewidth=0.6)
+        angle_axes.legend(markerscale=3, frameon=False, loc="best")
+        scale_axes.set(xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)")
+        scale_axes.axhline(1, color="grey", linewidth=0.6)
+        plane.set_title("angle and scale together")
+        plane.set_rlabel_position(112)
+    return figure

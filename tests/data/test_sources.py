@@ -1,0 +1,123 @@
+"""Sources of rows: files of every kind, the bundled samples, the hub's forms; bad ones are named."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from roadint.data.sources import from_hellaswag_de, from_ultrafeedback, load_prompts, load_rows
+from roadint.errors import RoadError
+from roadint.evaluation.language import language_of, language_shares
+
+ROWS = [{"instruction": "Wie geht's?", "output": "Gut."}, {"instruction": "Why?", "output": "Line one\nline two, with a comma"}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    data = datasets.Dataset.from_list([{**row, "extra": 1} for row in ROWS])
+    if suffix == "parquet":
+        data.to_parquet(path)
+    elif suffix == "csv":
+        data.to_csv(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) if suffix == "jsonl" else json.dumps(ROWS))
+    assert load_rows(path) == ROWS
+    assert load_rows(str(path), limit=1) == ROWS[:1]
+
+
+def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for output in ("first", "other"):
+        path.write_text(json.dumps({"instruction": "a", "output": output}))
+        assert load_rows(path)[0]["output"] == output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"instruction": "a", "outptu": "b"}', "row 0 of .* has no field 'output'.*did you mean 'outptu'"),
+        ('{"instruction": "a", "output": " "}', "empty or non-text 'output'"),
+        ('{"instruction": "a", "output": 3}', "empty or non-text 'output': 3"),
+        ('{"instruction": "a", "output": "b"}\n{oops', "can't be read as json"),
+        ("", "can't be read as json|holds no rows"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(RoadError, match=message):
+        load_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing/rows.jsonl", "does not exist"),
+        ("rows.txt", "not understood"),
+        ("bundled:germn", "no bundled samples 'germn'.*did you mean 'german'"),
+        ([], "holds no rows"),
+        (["text"], "row 0 of the given rows is str"),
+    ],
+)
+def test_bad_sources_are_named(source: Any, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        load_rows(source)
+    with pytest.raises(RoadError, match="rows=0"):
+        load_rows("bundled:german", limit=0)
+
+
+def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    hellaswag = {"ctx": "A man sits.", "endings_de": ["Er geht.", "Er singt.", "Er isst.", "Er malt."], "label": "1"}
+    feedback = {
+        "instruction": "Why?",
+        "completions": [{"response": "bad", "overall_score": 2.0}, {"response": "good", "overall_score": 8.5}],
+    }
+    assert from_hellaswag_de(hellaswag) == {"instruction": "A man sits.", "output": "Er singt."}
+    assert from_ultrafeedback(feedback) == {"instruction": "Why?", "output": "good"}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [{"LeoLM/HellaSwag_de": hellaswag}[name]])
+    assert load_rows("hub:LeoLM/HellaSwag_de") == [{"instruction": "A man sits.", "output": "Er singt."}]
+    with pytest.raises(RoadError, match="can't be loaded from the hub"):
+        load_rows("hub:nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "language"),
+    [("german", 240, "de"), ("english", 240, "en"), ("german_dev", 40, "de"), ("english_dev", 40, "en"), ("cross_dev", 40, "de")],
+)
+def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, count: int, language: str) -> None:
+    rows = load_rows(f"bundled:{name}")
+    assert len(rows) >= count
+    assert len({row["instruction"] for row in rows}) == len({row["output"] for row in rows}) == len(rows)
+    assert language_shares([row["output"] for row in rows])[language] >= 0.98
+    assert language_shares([row["instruction"] for row in rows])["en"] >= 0.9
+    openings = [" ".join(re.findall(r"\w+", row["output"])[:3]) for row in rows]
+    assert len(set(openings)) > 0.95 * len(rows)  # no templates
+
+
+def test_samples_and_prompts_do_not_overlap() -> None:
+    names = ["german", "english", "german_dev", "english_dev", "cross_dev"]
+    instructions = [row["instruction"] for name in names for row in load_rows(f"bundled:{name}")]
+    prompts = load_prompts("bundled:prompts") + load_prompts("bundled:prompts_paper")
+    assert len(prompts) == 49
+    assert len(set(instructions) | set(prompts)) == len(instructions) + len(prompts)
+
+
+def test_prompts_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("One?\n\n  Two?  \n")
+    assert load_prompts(path) == ["One?", "Two?"]
+    path.write_text("\n")
+    with pytest.raises(RoadError, match="holds no prompt"):
+        load_prompts(path)
+    with pytest.raises(RoadError, match="can't be read"):
+        load_prompts(tmp_path / "none.txt")
+
+
+def test_languages() -> None:
+    assert language_of("Der Hund schläft unter dem alten Tisch.") == "de"
+    assert language_of("The dog is sleeping under the old table.") == "en"
+    assert language_of("123 …") == "none"

@@ -1,0 +1,138 @@
+"""Checkpoints: complete, whole or not at all, refused when damaged; the hub's side with a stand-in for its API."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from roadint import RoadError, RoadIntervention, RoadModel, checkpoint
+from roadint.checkpoint import CONFIG, TENSORS
+from tests.conftest import build, trained
+
+
+@pytest.fixture
+def saved(tmp_path: Path, llama: PreTrainedModel) -> Path:
+    trained(llama).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> None:
+    parts = {"a": "[0, 4) | [8, 12)", "b": "[12, d)"}
+    road = trained(
+        model,
+        RoadIntervention(layer=1, position="last(3)", phase="both", variant="road_4", subspaces=parts, basis="random", basis_seed=5),
+        RoadIntervention(layer=2, component="mlp_output", position="at(0, 2)", pairing="half"),
+    )
+    road.template, road.training_summary = "alpaca", {"steps": 3}
+    size = road.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CONFIG, TENSORS])
+    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    again = RoadModel.from_pretrained(tmp_path, model)
+    ids = torch.randint(3, 100, (3, 7))
+    compose = ["a", "b + road", "all"]
+    assert torch.equal(again(input_ids=ids, compose=compose).logits, road(input_ids=ids, compose=compose).logits)
+    assert (again.template, again.training_summary, again.names) == ("alpaca", {"steps": 3}, ["a", "b", "road"])
+    assert [checkpoint.spec_of(i) for i in again.interventions] == [checkpoint.spec_of(i) for i in road.interventions]
+
+
+def test_loads_with_no_other_knowledge(saved: Path) -> None:
+    (intervention,), config = checkpoint.load(saved)
+    assert intervention.theta.shape == (16,)
+    assert config["base_model"] == {"id": "", "model_type": "llama", "width": 32, "layers": 3}
+    assert config["dtype"] == "float32"
+    assert set(config["versions"]) == {"roadint", "torch", "transformers"}
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / TENSORS).write_bytes((p / TENSORS).read_bytes()[:-7]), "truncated or was altered"),
+        (lambda p: (p / TENSORS).write_bytes((p / TENSORS).read_bytes()[:-1] + b"\x01"), "truncated or was altered"),
+        (lambda p: (p / CONFIG).write_text((p / CONFIG).read_text()[:-40]), "truncated or no JSON"),
+        (lambda p: edit(p / CONFIG, template="chat"), "was altered"),
+        (lambda p: edit(p / CONFIG, format=2), "checkpoint format 2.*reads up to 1: update roadint"),
+        (lambda p: edit(p / CONFIG, format="x"), "format 'x'"),
+        (lambda p: (p / CONFIG).write_text("[]"), "format None"),
+        (lambda p: (p / TENSORS).unlink(), f"has no {TENSORS}"),
+        (lambda p: (p / CONFIG).unlink(), f"has no {CONFIG}"),
+    ],
+)
+def test_damage_is_refused(saved: Path, damage: Any, message: str) -> None:
+    damage(saved)
+    with pytest.raises(RoadError, match=message):
+        checkpoint.load(saved)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTrainedModel) -> None:
+    road = trained(llama)
+    with torch.no_grad():
+        road.interventions[0].theta[3] = float("nan")
+    road.save_pretrained(tmp_path)
+    with pytest.raises(RoadError, match="theta of intervention 0 is .*finite: False"):
+        checkpoint.load(tmp_path)
+
+
+def test_another_model_is_refused(saved: Path) -> None:
+    other = build("gpt2")
+    RoadModel.from_pretrained(saved, other)  # the same width and depth: a fork of the base model may be used
+    wide = type(other)(type(other.config)(vocab_size=64, n_embd=48, n_layer=3, n_head=4))
+    with pytest.raises(RoadError, match=r"trained on llama \(width 32, 3 layers\), this model has width 48"):
+        RoadModel.from_pretrained(saved, wide)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(saved: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("roadint.checkpoint.os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        trained(llama, RoadIntervention(layer=0)).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_what_is_neither_folder_nor_repository_is_named(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(RoadError, match=r"'someone/adapter' is neither a folder nor a reachable hub repository \(no connection\)"):
+        RoadModel.from_pretrained("someone/adapter", llama)
+
+
+def test_hub_round_trip(llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up through HfApi and down through snapshot_download, with a folder in the hub's place."""
+    hub = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> Any:
+            assert private
+            assert exist_ok
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
+            Path(folder_path).rename(hub / repo_id) if (hub / "me").mkdir(parents=True) is None else None
+            Path(folder_path).mkdir()
+            return type("Commit", (), {"commit_url": f"hub://{repo_id}"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, allow_patterns: str(hub / repo_id))
+    road = trained(llama)
+    assert road.push_to_hub("adapter", private=True, token="secret") == "hub://me/adapter"
+    card = (hub / "me" / "adapter" / "README.md").read_text()
+    assert "library_name: roadint" in card
+    assert 'RoadModel.from_pretrained("me/adapter", model)' in card
+    again = RoadModel.from_pretrained("me/adapter", llama)
+    assert torch.equal(again.interventions[0].theta, road.interventions[0].theta)

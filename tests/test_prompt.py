@@ -1,0 +1,98 @@
+"""From instruction to tokens: the last prompt position is the same in training and at inference."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from roadint.data.collate import IGNORED, Collator, tokenize
+from roadint.errors import RoadError
+from roadint.prompt import batch_prompts, check_template, pad_id, prompt_ids, render
+
+CHAT = "{% for m in messages %}<bos>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(instruction=texts, output=texts)
+def test_training_and_inference_share_the_prompt(tokenizer: Any, template: Any, instruction: str, output: str) -> None:
+    row = {"instruction": instruction, "output": output}
+    (example,) = tokenize([row], tokenizer, "a", template=template, max_length=512)
+    inference = batch_prompts(tokenizer, template, [instruction])
+    assert example.prompt == inference["input_ids"][0].tolist()
+    assert tokenizer.decode(example.completion) == output
+
+
+def test_templates(tokenizer: Any) -> None:
+    assert render("plain", "Why?", tokenizer) == "Why?"
+    assert render("alpaca", "Why?", tokenizer).endswith("### Instruction:\nWhy?\n\n### Response:\n")
+    tokenizer.chat_template = CHAT
+    try:
+        assert render("chat", "Why?", tokenizer) == "<bos>Why?\nA:"
+    finally:
+        tokenizer.chat_template = None
+    with pytest.raises(RoadError, match="needs a tokenizer with a chat template.*try 'alpaca'"):
+        render("chat", "Why?", tokenizer)
+    with pytest.raises(RoadError, match="unknown template 'alpacca'.*did you mean 'alpaca'"):
+        check_template("alpacca")
+
+
+def test_a_tokenizer_that_ends_texts_does_not_end_prompts(tokenizer: Any) -> None:
+    class Ending:
+        eos_token_id = 2
+        pad_token_id = None
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+            return {"input_ids": [*ids, 2] if add_special_tokens else ids}
+
+    ending = Ending()
+    assert prompt_ids(ending, "plain", "ab") == tokenizer("ab")["input_ids"]
+    (example,) = tokenize([{"instruction": "ab", "output": "cd"}], ending, "a", template="plain", max_length=64)
+    assert len(example.completion) == 2
+    assert pad_id(ending) == 2
+
+
+def test_long_prompts_lose_the_end_of_their_instruction(tokenizer: Any) -> None:
+    whole = len(prompt_ids(tokenizer, "alpaca", ""))
+    ids = prompt_ids(tokenizer, "alpaca", "x" * 100, max_length=whole + 10)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == render("alpaca", "x" * 10, tokenizer)
+    with pytest.raises(RoadError, match="leaves no room for the instruction"):
+        prompt_ids(tokenizer, "alpaca", "x" * 100, max_length=whole - 1)
+
+
+def test_completions_are_cut_and_end_as_told(tokenizer: Any) -> None:
+    rows = [{"instruction": "a", "output": "bcd"}]
+
+    def completion(**settings: Any) -> list[int]:
+        return tokenize(rows, tokenizer, "a", template="plain", max_length=64, **settings)[0].completion
+
+    letters = tokenizer("bcd", add_special_tokens=False)["input_ids"]
+    assert completion() == letters
+    assert completion(eos=True) == [*letters, 2]
+    assert completion(eos=True, max_completion=2) == letters[:2]
+
+
+def test_batches_align_prompts_and_completions(tokenizer: Any) -> None:
+    rows = [{"instruction": "ab", "output": "c"}, {"instruction": "a", "output": "bcd"}]
+    examples = tokenize(rows, tokenizer, "x", template="plain", max_length=64)
+    batch = Collator(tokenizer)(examples)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3, 3], [0, 0, 1, 2, 3, 4]]
+    assert batch["prompt_length"].tolist() == [3, 2]
+    assert (batch["labels"] == IGNORED).tolist() == [[False, True, True], [False, False, False]]
+    assert batch["labels"][1].tolist() == batch["input_ids"][1, 3:].tolist()
+    assert batch["compose"] == ["x", "x"]
+
+
+def test_prompts_without_tokens_are_named(tokenizer: Any) -> None:
+    class Bare:
+        pad_token_id = eos_token_id = None
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": []}
+
+    with pytest.raises(RoadError, match="prompt '' has no tokens"):
+        batch_prompts(Bare(), "plain", [""])

@@ -1,0 +1,59 @@
+"""Recipes: presets, files, overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from roadint.errors import RoadError
+from roadint.training.recipe import Recipe
+
+
+def test_the_papers_recipe() -> None:
+    recipe = Recipe.load("composition-paper")
+    assert (recipe.layers, recipe.variant, recipe.lr, recipe.epochs, recipe.batch_size) == ([15], "road_1", 5e-3, 5, 8)
+    assert (recipe.model, recipe.dtype, recipe.rows, recipe.max_length) == ("huggyllama/llama-7b", "bfloat16", 1000, 512)
+    assert recipe.data == {"german": "hub:LeoLM/HellaSwag_de", "english": "hub:openbmb/UltraFeedback"}
+    (intervention,) = recipe.interventions()
+    assert intervention.bind(4096).trainable_count == 4096
+
+
+def test_overrides_are_read_as_yaml_and_cast() -> None:
+    recipe = Recipe.load("composition", {"lr": "1e-2", "layers": "[8, 10]", "rows": "16", "pairing": "half", "eos": "german"})
+    assert (recipe.lr, recipe.layers, recipe.rows, recipe.pairing, recipe.eos) == (0.01, [8, 10], 16, "half", ["german"])
+    assert Recipe.load(recipe, {"layers": "4", "rows": None, "pairing": "16"}).override({}).layers == [4]
+    assert Recipe.load(recipe, {"pairing": "16"}).pairing == 16
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 2e-3\nsubspaces: {a: '[0, 64)'}\n")
+    recipe = Recipe.load(path, {"seed": 7})
+    assert (recipe.lr, recipe.subspaces, recipe.seed, recipe.batch_size) == (2e-3, {"a": "[0, 64)"}, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lrr": 1}, "no setting 'lrr'.*did you mean 'lr'"),
+        ({"lr": "fast"}, "lr='fast': expected a number"),
+        ({"epochs": 0}, "epochs=0.0 must be above 0"),
+        ({"rows": "many"}, "rows='many' does not fit"),
+        ({"variant": "road_3"}, "variant='road_3' does not fit: expected 'road_1'"),
+        ({"data": "file.jsonl"}, "expected a mapping"),
+        ({"batch_size": True}, "batch_size=True does not fit"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        Recipe.load("composition", settings)
+
+
+def test_bad_recipes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RoadError, match="no recipe 'compositon'.*did you mean 'composition'"):
+        Recipe.load("compositon")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(RoadError, match="is no YAML"):
+        Recipe.load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(RoadError, match="is a list"):
+        Recipe.load(tmp_path / "list.yaml")
