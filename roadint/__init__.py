@@ -1,4 +1,4 @@
-"""roadint: learn, compose, inspect and serve rotations of subspaces of a language model's hidden states (RoAd, arXiv 2409.00119)."""
+"""roadint: learn, compose, inspect and serve rotations of subspaces of a language model's hidden states (arXiv 2409.00119)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

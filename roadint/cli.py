@@ -27,7 +27,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 Base = Annotated[str | None, typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own.")]
 Data = Annotated[
-    list[str] | None, typer.Option("--data", help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…")
+    list[str] | None,
+    typer.Option("--data", help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…"),
 ]
 Composed = Annotated[
     list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")

@@ -20,7 +20,9 @@ def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -
     lines = []
     layers_of: dict[int, list[int]] = {}
     for intervention in interventions:
-        where = f"layer {intervention.layer} {intervention.component}, position {intervention.position}, {intervention.position.phase}"
+        where = (
+            f"layer {intervention.layer} {intervention.component}, position {intervention.position}, {intervention.position.phase}"
+        )
         parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
         lines.append(f"{where}: {intervention.variant}, {intervention.trainable_count} numbers in {parts}")
         for index, edited in enumerate(edited_tokens(intervention, len(tokens))):

@@ -17,3 +17,8 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
 def listing(options: Iterable[object]) -> str:
     """`"'german', 'english'"`: what could have been given."""
     return ", ".join(repr(option) for option in options) or "(none)"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

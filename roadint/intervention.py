@@ -21,7 +21,7 @@ from roadint.subspace import Partition, Subspace, SubspaceLike
 WHOLE = "road"  # the name of the one subspace of an intervention that names none
 
 
-class RoadIntervention(SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention):
+class RoadIntervention(SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
     layer: the layer, from 0. component: "block_output", "attention_output" or "mlp_output".
@@ -199,6 +199,7 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
         return super()._apply(move, recurse)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
+        """What `print` shows of it, inside and outside a model."""
         subspaces = dict(self.partition) if self.bound else dict(self._subspaces)
         listed = ", ".join(f"{name}={subspace}" for name, subspace in subspaces.items())
         return f"layer={self.layer}, component={self.component}, position={self.position}, variant={self.variant}, {listed}"
@@ -212,4 +213,3 @@ def _is_dims(entry: Any) -> bool:
     if torch.is_tensor(entry):
         return True
     return isinstance(entry, (Sequence, range)) and not isinstance(entry, str) and all(isinstance(i, int) for i in entry)
-

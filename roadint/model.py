@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from roadint import checkpoint, describe
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
-from roadint.errors import RoadError
+from roadint.errors import RoadError, first_line
 from roadint.head import logits_only_at
 from roadint.intervention import RoadIntervention
 from roadint.layers import find_layers, site_path, text_config, width_of
@@ -55,12 +55,12 @@ class RoadModel(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of all subspaces, in order: what a composition may use."""
-        return list(dict.fromkeys(name for intervention in self._interventions() for name in intervention.partition))
+        return list(dict.fromkeys(name for intervention in self.sites for name in intervention.partition))
 
     @property
     def trainable_count(self) -> int:
         """How many numbers train, over all interventions."""
-        return sum(intervention.trainable_count for intervention in self._interventions())
+        return sum(intervention.trainable_count for intervention in self.sites)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +108,7 @@ class RoadModel(nn.Module):
         elif self._takes_positions and inputs.get("position_ids") is None:
             # Without them, models with learned positions would count padding.
             inputs["position_ids"] = (kept.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
-        edit = Edit(self._interventions(), compositions, kept, prompt_length)
+        edit = Edit(self.sites, compositions, kept, prompt_length)
         with edit.applied(self.model, self._modules_at_sites()):
             return self.model(**inputs)
 
@@ -125,7 +125,7 @@ class RoadModel(nn.Module):
             kept = inputs["attention_mask"] = torch.ones(rows, columns, dtype=torch.long, device=self.device)
         if not any(composition.terms for composition in compositions):
             return self.model.generate(**inputs)  # type: ignore[operator]
-        edit = Edit(self._interventions(), compositions, kept)
+        edit = Edit(self.sites, compositions, kept)
         with edit.applied(self.model, self._modules_at_sites()):
             return self.model.generate(**inputs)  # type: ignore[operator]
 
@@ -166,7 +166,7 @@ class RoadModel(nn.Module):
         """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
         chosen = check_template(template or self.template, tokenizer)
         ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0]
-        text = describe.describe(self._interventions(), [tokenizer.decode([token]) for token in ids.tolist()])
+        text = describe.describe(self.sites, [tokenizer.decode([token]) for token in ids.tolist()])
         print(text)
         return text
 
@@ -183,19 +183,19 @@ class RoadModel(nn.Module):
             "template": self.template,
             "training": self.training_summary,
         }
-        return checkpoint.save(folder, self._interventions(), about)
+        return checkpoint.save(folder, self.sites, about)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, model: nn.Module) -> "RoadModel":
-        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it does not fit or is damaged."""
+        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged."""
         folder = checkpoint_folder(name_or_path)
         interventions, config = checkpoint.load(folder)
         width, layers = width_of(model), len(find_layers(model)[1])
         base = config["base_model"]
         if base["width"] != width or base["layers"] != layers:
             raise RoadError(
-                f"{name_or_path} was trained on {base['id'] or base['model_type']} (width {base['width']}, {base['layers']} layers), "
-                f"this model has width {width} and {layers} layers: load its own base model"
+                f"{name_or_path} was trained on {base['id'] or base['model_type']} "
+                f"(width {base['width']}, {base['layers']} layers), this model has width {width} and {layers} layers: load its own base model"
             )
         road = cls(model, interventions)
         road.template = check_template(config["template"])
@@ -208,7 +208,7 @@ class RoadModel(nn.Module):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            card = describe.model_card(repo_id, str(getattr(self.model, "name_or_path", "")), self._interventions())
+            card = describe.model_card(repo_id, str(getattr(self.model, "name_or_path", "")), self.sites)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with roadint").commit_url)
 
@@ -218,7 +218,9 @@ class RoadModel(nn.Module):
         self.interventions.train(mode)
         return self
 
-    def _interventions(self) -> list[RoadIntervention]:
+    @property
+    def sites(self) -> list[RoadIntervention]:
+        """The interventions, as a plain list of their own type."""
         return list(self.interventions)  # type: ignore[arg-type]
 
     def _modules_at_sites(self) -> list[nn.Module]:
@@ -237,10 +239,9 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     try:
-        files = huggingface_hub.snapshot_download(
-            str(name_or_path), allow_patterns=[checkpoint.CONFIG, checkpoint.TENSORS]
-        )
+        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=[checkpoint.CONFIG, checkpoint.TENSORS])
     except Exception as error:  # whatever the hub, the network or the name's validation raise
-        reason = str(error).strip().splitlines()[0]
-        raise RoadError(f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({reason})") from error
+        raise RoadError(
+            f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({first_line(error)})"
+        ) from error
     return Path(files)

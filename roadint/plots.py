@@ -1,6 +1,7 @@
 """Figures; each function returns a matplotlib Figure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
             blocks = [block for block in subspace["blocks"] for _ in range(entries)]
             angles = [angle for block in subspace["angles"] for angle in block]
             scales = [scale for block in subspace["scales"] for scale in block]
-            style = {"color": colour, "s": 7, "alpha": 0.75, "linewidths": 0}
+            style: dict[str, Any] = {"color": colour, "s": 7, "alpha": 0.75, "linewidths": 0}
             angle_axes.scatter(blocks, [angle * 57.29578 for angle in angles], label=name, **style)
             scale_axes.scatter(blocks, scales, **style)
             plane.scatter(angles, scales, **style)
@@ -35,5 +36,4 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
         scale_axes.set(xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)")
         scale_axes.axhline(1, color="grey", linewidth=0.6)
         plane.set_title("angle and scale together")
-        plane.set_rlabel_position(112)
     return figure

@@ -90,7 +90,8 @@ class Position:
             for index in self.numbers:
                 if not -shortest <= index < shortest:
                     raise RoadError(
-                        f"position {self} is outside a prompt of {shortest} tokens: expected indices from {-shortest} to {shortest - 1}"
+                        f"position {self} is outside a prompt of {shortest} tokens: "
+                        f"expected indices from {-shortest} to {shortest - 1}"
                     )
 
     def _selects(self, index: Tensor, length: Tensor | None) -> Tensor:
@@ -107,6 +108,6 @@ class Position:
         return chosen
 
     def __str__(self) -> str:
-        if self.kind == "all" or self.numbers == (1,) and self.kind == "last":
+        if self.kind == "all" or (self.numbers == (1,) and self.kind == "last"):
             return self.kind
         return f"{self.kind}({', '.join(map(str, self.numbers))})"

@@ -1,10 +1,13 @@
 """`roadint.load`: a base model and its tokenizer by hub id, folder, or short name; offline too for the short names."""
 
+import hashlib
 import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,11 +16,10 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from roadint.errors import RoadError, did_you_mean
-
-logger = logging.getLogger("roadint")
+from roadint.errors import RoadError, did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ def load(name: str | Path, *, dtype: str | torch.dtype = "auto", device: str | t
     else:
         source, origin = name, "the hub (or its cache)"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RoadError(f"model {name!r} can't be loaded ({reason}){did_you_mean(name, MODELS)}") from error
+        raise RoadError(f"model {name!r} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}") from error
     if name in MODELS:
         model.name_or_path = name
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -122,29 +124,38 @@ def _cache() -> Path:
 
 def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
     """De-quantise the package's GGUF file into a plain transformers folder, whole or not at all."""
-    from transformers.utils import logging as transformers_logging
-
-    logger.info("%s: preparing the offline model, once", name)
+    print(f"{name}: preparing the offline model, once (about a minute)", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    quiet = transformers_logging.get_verbosity()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
         gguf = _find_gguf(name, offline, Path(scratch), reason)
         where, file = str(gguf.parent), gguf.name
-        try:
-            transformers_logging.set_verbosity_error()
+        with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
-            model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.bfloat16)
-        finally:
-            transformers_logging.set_verbosity(quiet)
+            model: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.bfloat16)
         # transformers refuses to save what it believes to be quantised still.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         ready = Path(scratch) / "ready"
-        model.save_pretrained(ready)
-        tokenizer.save_pretrained(ready)
+        with _quietly():
+            model.save_pretrained(ready)
+            tokenizer.save_pretrained(ready)
         shutil.rmtree(folder, ignore_errors=True)
         ready.rename(folder)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars and advice; afterwards they are as they were."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
@@ -165,8 +176,6 @@ def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

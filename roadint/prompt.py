@@ -22,7 +22,9 @@ def check_template(template: str, tokenizer: Any | None = None) -> Template:
     if template not in options:
         raise RoadError(f"unknown template {template!r}: expected one of {listing(options)}{did_you_mean(str(template), options)}")
     if template == "chat" and tokenizer is not None and not getattr(tokenizer, "chat_template", None):
-        raise RoadError(f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'")
+        raise RoadError(
+            f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'"
+        )
     return template  # type: ignore[return-value]
 
 
@@ -72,7 +74,9 @@ def pad(sequences: Sequence[Sequence[int]], fill: int, side: Literal["left", "ri
     return torch.tensor(rows, dtype=dtype)
 
 
-def batch_prompts(tokenizer: Any, template: Template, instructions: Sequence[str], max_length: int | None = None) -> dict[str, Tensor]:
+def batch_prompts(
+    tokenizer: Any, template: Template, instructions: Sequence[str], max_length: int | None = None
+) -> dict[str, Tensor]:
     """input_ids and attention_mask, both [rows, longest] and padded on the left, ready for generation."""
     ids = [prompt_ids(tokenizer, template, instruction, max_length) for instruction in instructions]
     for instruction, sequence in zip(instructions, ids, strict=True):

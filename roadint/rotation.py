@@ -32,9 +32,7 @@ def check_variant(variant: str) -> Variant:
         if variant == known:
             return known  # type: ignore[no-any-return]
     options = get_args(Variant)
-    raise RoadError(
-        f"unknown variant {variant!r}: expected one of {listing(options)}{did_you_mean(str(variant), options)}"
-    )
+    raise RoadError(f"unknown variant {variant!r}: expected one of {listing(options)}{did_you_mean(str(variant), options)}")
 
 
 def parameter_shape(variant: Variant, blocks: int) -> tuple[int, ...]:
@@ -56,14 +54,12 @@ def group_size(pairing: Pairing, width: int) -> int:
         return width
     if isinstance(pairing, int) and pairing >= 2 and pairing % 2 == 0 and width % pairing == 0:
         return pairing
-    raise RoadError(
-        f"pairing {pairing!r} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of the width"
-    )
+    raise RoadError(f"pairing {pairing!r} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of the width")
 
 
 def swap(h: Tensor, group: int = 2) -> Tensor:
     """A quarter turn of every pair, `(a, b) → (−b, a)`. Shape [..., width], in and out."""
-    first, second = h.unflatten(-1, (-1, 2, group // 2)).unbind(-2)
+    first, second = h.reshape(*h.shape[:-1], -1, 2, group // 2).unbind(-2)
     return torch.stack((-second, first), dim=-2).flatten(-3)
 
 
@@ -153,13 +149,13 @@ def _positive(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pairs(vector: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """The first and the second member of each pair, each [..., blocks]."""
-    first, second = vector.unflatten(-1, (-1, 2, group // 2)).unbind(-2)
+    first, second = vector.reshape(*vector.shape[:-1], -1, 2, group // 2).unbind(-2)
     return first.flatten(-2), second.flatten(-2)
 
 
 def _from_entries(r11: Tensor, r12: Tensor, r21: Tensor, r22: Tensor, group: int) -> Rotation:
     def in_place(first: Tensor, second: Tensor) -> Tensor:
-        halves = [x.unflatten(-1, (-1, group // 2)) for x in (first, second)]
+        halves = [x.reshape(*x.shape[:-1], -1, group // 2) for x in (first, second)]
         return torch.stack(halves, dim=-2).flatten(-3)
 
     return Rotation(in_place(r11, r22), in_place(-r12, r21), group)

@@ -6,6 +6,7 @@ dimensions. Dimensions are counted in the order of the blocks: block i is [2i, 2
 """
 
 import ast
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Subspace:
         for start, end in dims:
             _check_range(spec, start, end, width)
         dims.sort()
-        for (_, end), (start, later) in zip(dims, dims[1:], strict=False):
+        for (_, end), (start, later) in itertools.pairwise(dims):
             if start < end:
                 raise RoadError(f"subspace {spec!r} overlaps itself on dims [{start}, {min(end, later)})")
         merged: list[tuple[int, int]] = []

@@ -37,7 +37,13 @@ _SHARED = {
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHARED, num_key_value_heads=2)),
     "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(**_SHARED, num_key_value_heads=1, head_dim=8, sliding_window=6, layer_types=["sliding_attention"] * 2 + ["full_attention"])
+        Gemma3TextConfig(
+            **_SHARED,
+            num_key_value_heads=1,
+            head_dim=8,
+            sliding_window=6,
+            layer_types=["sliding_attention"] * 2 + ["full_attention"],
+        )
     ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, num_key_value_heads=2, head_dim=8)),
     "gpt2": lambda: GPT2LMHeadModel(

@@ -24,7 +24,9 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
     parts = {"a": "[0, 4) | [8, 12)", "b": "[12, d)"}
     road = trained(
         model,
-        RoadIntervention(layer=1, position="last(3)", phase="both", variant="road_4", subspaces=parts, basis="random", basis_seed=5),
+        RoadIntervention(
+            layer=1, position="last(3)", phase="both", variant="road_4", subspaces=parts, basis="random", basis_seed=5
+        ),
         RoadIntervention(layer=2, component="mlp_output", position="at(0, 2)", pairing="half"),
     )
     road.template, road.training_summary = "alpaca", {"steps": 3}

@@ -43,7 +43,9 @@ def test_forward_equals_a_hand_written_hook(model: PreTrainedModel, position: st
     road = trained(model, RoadIntervention(layer=1, position=position, phase=phase, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}))
     ids = torch.stack(prompts([7, 7]))
     chosen = {"last": [6], "last(2)": [5, 6], "first(2)": [0, 1], "all": list(range(7)), "at(0, 2)": [0, 2]}[position]
-    dense = torch.stack([road.interventions[0].rotation(road.interventions[0].strengths([c]))(torch.eye(WIDTH)) for c in road.compositions()[1:3]])
+    dense = torch.stack(
+        [road.interventions[0].rotation(road.interventions[0].strengths([c]))(torch.eye(WIDTH)) for c in road.compositions()[1:3]]
+    )
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
@@ -90,7 +92,9 @@ def test_blocks_outside_the_composition_are_untouched(model: PreTrainedModel) ->
     with torch.no_grad():
         for compose in (None, "a"):
             # The next layer's input is what came out of the edited one.
-            look = next_layer.register_forward_pre_hook(lambda m, args, kwargs: seen.append((*args, *kwargs.values())[0]), with_kwargs=True)
+            look = next_layer.register_forward_pre_hook(
+                lambda m, args, kwargs: seen.append((*args, *kwargs.values())[0]), with_kwargs=True
+            )
             road(input_ids=ids, compose=compose)
             look.remove()
     base, edited = seen
@@ -130,7 +134,12 @@ def test_forward_with_prompt_length_equals_the_cached_continuation(model: PreTra
         with torch.no_grad():
             whole = road(input_ids=ids, compose=["a", "b"], prompt_length=torch.tensor([6, 6])).logits
             generated = road.generate_tokens(
-                input_ids=ids[:, :6], compose=["a", "b"], max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+                input_ids=ids[:, :6],
+                compose=["a", "b"],
+                max_new_tokens=1,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
         torch.testing.assert_close(whole[:, 5], generated.logits[0], rtol=1e-4, atol=1e-4)
 
@@ -141,7 +150,9 @@ def test_forward_continues_a_cache(model: PreTrainedModel) -> None:
     with torch.no_grad():
         first = model(input_ids=ids[:, :5], use_cache=True)
         output = road(input_ids=ids[:, 5:], past_key_values=first.past_key_values, compose=["a", "b"])
-        torch.testing.assert_close(output.logits[:, -1], road(input_ids=ids, compose=["a", "b"]).logits[:, -1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            output.logits[:, -1], road(input_ids=ids, compose=["a", "b"]).logits[:, -1], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_beams_and_returned_sequences_keep_their_rows_composition(model: PreTrainedModel) -> None:
@@ -254,7 +265,9 @@ def test_logits_at_selected_tokens_equal_the_whole(model: PreTrainedModel) -> No
 def test_generate_answers_texts(llama: PreTrainedModel, tokenizer: Any) -> None:
     road = trained(llama)
     road.template = "alpaca"
-    texts = road.generate(tokenizer, ["Why?", "A longer question, padded less.", "Why?"], compose=["a", "b", None], max_new_tokens=6)
+    texts = road.generate(
+        tokenizer, ["Why?", "A longer question, padded less.", "Why?"], compose=["a", "b", None], max_new_tokens=6
+    )
     assert texts[0] == road.generate(tokenizer, ["Why?"], compose="a", max_new_tokens=6)[0]
     assert texts[2] == road.generate(tokenizer, "Why?", compose=None, max_new_tokens=6)[0]
     assert len(road.generate(tokenizer, "Why?", compose=[None, "a"], max_new_tokens=2)) == 2

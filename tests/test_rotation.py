@@ -116,7 +116,9 @@ def test_disjoint_blocks_commute(variant: str, seed: int) -> None:
 def test_canonical_form_is_the_same_rotation(variant: str, seed: int) -> None:
     theta, alpha = parameters(variant, seed)
     angle, scale = canonical(theta, alpha)
-    assert bool((scale >= 0).all()) and bool((angle >= -math.pi).all()) and bool((angle < math.pi).all())
+    assert bool((scale >= 0).all())
+    assert bool((angle >= -math.pi).all())
+    assert bool((angle < math.pi).all())
     torch.testing.assert_close(
         rotation(angle, scale, variant=variant).dense(), dense_by_the_paper(theta, alpha, variant), rtol=1e-7, atol=1e-9
     )
@@ -126,8 +128,10 @@ def test_blocks_at_strength_zero_get_exactly_no_gradient() -> None:
     theta, alpha = (p.clone().requires_grad_() for p in parameters("road_2", 3))
     strengths = torch.tensor([[1.0] * 4 + [0.0] * 4], dtype=torch.float64)
     rotation(theta, alpha, strengths, variant="road_2")(torch.randn(6, WIDTH, dtype=torch.float64)).square().sum().backward()
-    assert torch.equal(theta.grad[4:], torch.zeros(4, 2, dtype=torch.float64)) and bool((theta.grad[:4] != 0).all())
-    assert torch.equal(alpha.grad[4:], torch.zeros(4, 2, dtype=torch.float64)) and bool((alpha.grad[:4] != 0).all())
+    assert torch.equal(theta.grad[4:], torch.zeros(4, 2, dtype=torch.float64))
+    assert bool((theta.grad[:4] != 0).all())
+    assert torch.equal(alpha.grad[4:], torch.zeros(4, 2, dtype=torch.float64))
+    assert bool((alpha.grad[:4] != 0).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -85,7 +85,12 @@ def test_partition_need_not_cover_the_width() -> None:
 
 @pytest.mark.parametrize(
     ("subspaces", "message"),
-    [({}, "no subspaces given"), ({"a b": "[0, 4)"}, "not a plain word"), ({"none": "[0, 4)"}, "reserved"), ({3: "[0, 4)"}, "plain word")],
+    [
+        ({}, "no subspaces given"),
+        ({"a b": "[0, 4)"}, "not a plain word"),
+        ({"none": "[0, 4)"}, "reserved"),
+        ({3: "[0, 4)"}, "plain word"),
+    ],
 )
 def test_bad_partitions_are_named(subspaces: dict, message: str) -> None:
     with pytest.raises(RoadError, match=message):

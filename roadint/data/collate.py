@@ -84,7 +84,7 @@ class Collator:
 def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The negative log-likelihood of every completion token, in nats, and the row that it belongs to.
 
-    model: a RoadModel (or a wrapper of one). batch: what Collator returns, on the model's device. Returns [tokens] float32, [tokens].
+    model: a RoadModel (or a wrapper of one). batch: what Collator returns, on its device. Returns [tokens] float32, [tokens] int.
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, did_you_mean, first_line, listing
 
 Row = dict[str, str]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -74,16 +74,16 @@ def _load_file(path: str, kind: str) -> list[Any]:
         # In memory: a private copy, so that an edited file is never served from a cache.
         return list(datasets.load_dataset(kind, data_files=path, split="train", streaming=True))
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise RoadError(f"data file {path!r} can't be read as {kind} ({reason})") from error
+        raise RoadError(f"data file {path!r} can't be read as {kind} ({first_line(error.__cause__ or error)})") from error
 
 
 def _load_hub(name: str) -> list[Any]:
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise RoadError(f"data set {name!r} can't be loaded from the hub ({reason}): give a local file instead") from error
+        raise RoadError(
+            f"data set {name!r} can't be loaded from the hub ({first_line(error)}): give a local file instead"
+        ) from error
     convert = HUB_FORMS.get(name)
     return [convert(row) for row in rows] if convert else list(rows)
 

@@ -2,24 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 EMPTY = "none"
-
-
-@lru_cache(maxsize=1)
-def _identifier() -> Any:
-    from py3langid.langid import LanguageIdentifier
-
-    return LanguageIdentifier.from_model()
 
 
 def language_of(text: str) -> str:
     """The ISO 639-1 code that py3langid gives the text; "none" where it has no letters."""
     if not any(character.isalpha() for character in text):
         return EMPTY
-    return str(_identifier().classify(text)[0])
+    import py3langid  # its model loads with it
+
+    return str(py3langid.classify(text)[0])
 
 
 def language_shares(texts: Sequence[str]) -> dict[str, float]:

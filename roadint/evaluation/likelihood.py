@@ -22,21 +22,21 @@ def reference_nll(
     max_completion: int = 64,
     batch_size: int = 8,
 ) -> list[float]:
-    """For each composition, the mean negative log-likelihood of the references in nats a token, over all their tokens.
+    """For each composition, the negative log-likelihood of the references: nats a token, then the mean over references.
 
-    The references are cut at `max_completion` tokens and have no end-of-sequence token. Raises RoadError for rows without text.
+    A reference is its tokens and its end-of-sequence token, cut at `max_completion`. Raises RoadError for rows without text.
     """
     examples = tokenize(
-        rows, tokenizer, None, template=road.template, max_length=max_length, max_completion=max_completion
+        rows, tokenizer, None, template=road.template, max_length=max_length, max_completion=max_completion, eos=True
     )
     examples.sort(key=len)
     collate = Collator(tokenizer)
-    totals, tokens = torch.zeros(len(compositions)), 0
+    totals = torch.zeros(len(compositions))
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
         batch = {name: value.to(road.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         for index, composition in enumerate(compositions):
-            nll, _ = completion_nll(road, {**batch, "compose": composition})
-            totals[index] += nll.sum().cpu()
-        tokens += len(nll)
-    return [float(total) / tokens for total in totals]
+            nll, rows = completion_nll(road, {**batch, "compose": composition})
+            tokens = torch.bincount(rows)
+            totals[index] += (nll / tokens[rows]).sum().cpu()
+    return [float(total) / len(examples) for total in totals]

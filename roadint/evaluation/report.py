@@ -29,8 +29,8 @@ def evaluate(
 
     data: name → source, the bundled development samples by default. prompts: the paper's nine by default.
     compose: what to compare; none, each subspace and all of them by default. rows: the first rows of each source, all by default.
-    Returns {"nll": {composition: {data set: nats a token}}, "language": {composition: {code: share of answers}},
-    "answers": [{prompt, composition, text}]}. Raises RoadError for sources or compositions that can't be read.
+    Returns {"nll": {composition: {data set: nats a token, mean over references}},
+    "language": {composition: {code: share of answers}}, "answers": [{prompt, composition, text}]}. Raises RoadError for sources or compositions that can't be read.
     """
     compositions = road.compositions() if compose is None else [Composition.parse(each, road.names) for each in compose]
     sets = {name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()}
@@ -39,9 +39,7 @@ def evaluate(
         raise RoadError("nothing to evaluate: expected at least one prompt and one composition")
     nll: dict[str, dict[str, float]] = {str(composition): {} for composition in compositions}
     for name, references in sets.items():
-        measured = reference_nll(
-            road, tokenizer, references, compositions, max_completion=max_completion, batch_size=batch_size
-        )
+        measured = reference_nll(road, tokenizer, references, compositions, max_completion=max_completion, batch_size=batch_size)
         for composition, value in zip(compositions, measured, strict=True):
             nll[str(composition)][name] = value
     answers = list(answer_all(road, tokenizer, asked, compositions, batch_size=4 * batch_size, max_new_tokens=max_new_tokens))

@@ -27,9 +27,7 @@ def pyvene_config(model: nn.Module, interventions: RoadIntervention | Sequence[R
     for intervention in listed:
         site_path(model, intervention.layer, intervention.component)
         intervention.bind(width_of(model))
-        representations.append(
-            {"layer": intervention.layer, "component": intervention.component, "intervention": intervention}
-        )
+        representations.append({"layer": intervention.layer, "component": intervention.component, "intervention": intervention})
     return pyvene.IntervenableConfig(representations, model_type=type(model))
 
 
@@ -43,4 +41,4 @@ def register(model: nn.Module) -> None:
         inside = site_path(model, 0, component).removeprefix(f"{path}.0")
         modules[component] = (f"{path}[%s]{inside}", "register_forward_hook")
     pyvene.type_to_module_mapping[type(model)] = modules
-    pyvene.type_to_dimension_mapping[type(model)] = {component: ("hidden_size",) for component in _COMPONENTS}
+    pyvene.type_to_dimension_mapping[type(model)] = dict.fromkeys(_COMPONENTS, ("hidden_size",))

@@ -45,8 +45,8 @@ class Recipe:
     # the optimisation: AdamW without weight decay, linear decay of the rate
     lr: float = 5e-3
     epochs: float = 5
-    batch_size: int = 8
-    accumulation: int = 1
+    batch_size: int = 8  # rows of a step, all compositions in proportion
+    micro_batch: int | None = None  # rows that run at once, of like length; a whole step by default
     schedule: str = "linear"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
@@ -81,12 +81,16 @@ class Recipe:
         changed = {}
         for name, value in settings.items():
             if name not in known:
-                raise RoadError(f"recipe has no setting {name!r}: expected one of {listing(sorted(known))}{did_you_mean(name, known)}")
+                raise RoadError(
+                    f"recipe has no setting {name!r}: expected one of {listing(sorted(known))}{did_you_mean(name, known)}"
+                )
             changed[name] = _cast(name, value, hints[name])
         recipe = replace(self, **changed)
-        for name in ("epochs", "batch_size", "accumulation", "lr", "max_length", "save_steps"):
+        for name in ("epochs", "batch_size", "lr", "max_length", "save_steps"):
             if getattr(recipe, name) <= 0:
                 raise RoadError(f"recipe setting {name}={getattr(recipe, name)!r} must be above 0")
+        if recipe.micro_batch is not None and (recipe.micro_batch < 1 or recipe.batch_size % recipe.micro_batch):
+            raise RoadError(f"recipe setting micro_batch={recipe.micro_batch} does not divide batch_size={recipe.batch_size}")
         return recipe
 
     def interventions(self) -> list[RoadIntervention]:

@@ -41,7 +41,8 @@ def train(
     data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources); the recipe's by default.
     recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the interventions are those of `road`.
     out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there.
-    quiet: no progress bar. overrides: single settings of the recipe, such as lr=1e-2. Raises RoadError for bad input, before anything is written.
+    quiet: no progress bar. overrides: single settings of the recipe, such as lr=1e-2.
+    Raises RoadError for bad input, before anything is written.
     """
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
@@ -101,10 +102,11 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
 
 
 def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:
+    micro_batch = recipe.micro_batch or recipe.batch_size
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=recipe.batch_size // micro_batch,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.lr,
         lr_scheduler_type=recipe.schedule,
@@ -129,7 +131,7 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
 def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> dict[str, Any]:
     """What must be the same for a run to go on: the optimisation, the sites and the data."""
     settings = {name: value for name, value in vars(recipe).items() if name not in ("data", "save_steps")}
-    sites = [checkpoint.spec_of(intervention) for intervention in road.interventions]
+    sites = [checkpoint.spec_of(intervention) for intervention in road.sites]
     return {"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}
 
 

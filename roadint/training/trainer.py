@@ -9,21 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from roadint.checkpoint import load
 from roadint.data.collate import completion_nll
 from roadint.errors import RoadError
 from roadint.model import RoadModel
+from roadint.training.sampler import MixedLengthSampler
 
 
-class RoadTrainer(Trainer):  # type: ignore[misc]
+class RoadTrainer(Trainer):
     """Trains the interventions of a RoadModel on Examples (roadint.data.collate), the base model frozen meanwhile.
 
     Everything of Trainer works: schedules, logging, checkpoints, resuming, accumulation, several processes. The loss is the mean
     negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
     Raises RoadError for weight decay: it would pull α to 0, not to the identity.
     """
+
+    model: Any  # a RoadModel; Trainer knows only PreTrainedModels
+    train_dataset: Any
 
     def __init__(self, model: RoadModel, args: TrainingArguments, **kwargs: Any) -> None:
         if args.weight_decay:
@@ -67,23 +70,20 @@ class RoadTrainer(Trainer):  # type: ignore[misc]
             self._sums.clear()
         super().log(logs, *args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        # Rows of like length together: padding costs as much as tokens do.
-        examples = train_dataset if train_dataset is not None else self.train_dataset
-        generator = torch.Generator().manual_seed(self.args.seed)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=[len(example) for example in examples], generator=generator)
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixedLengthSampler:
+        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return MixedLengthSampler(train_dataset if train_dataset is not None else self.train_dataset, step_rows, self.args.seed)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """AdamW over the interventions alone."""
+        """The chosen optimizer (AdamW) over the interventions alone, without the weight decay that is its default."""
         if self.optimizer is None:
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(self.model.interventions.parameters(), **settings)
+            self.optimizer = optimizer_class(self.model.interventions.parameters(), **{**settings, "weight_decay": 0.0})
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
-        self.model.save_pretrained(Path(output_dir or self.args.output_dir))
+        self.model.save_pretrained(Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         del model

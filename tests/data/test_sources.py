@@ -86,7 +86,13 @@ def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count", "language"),
-    [("german", 240, "de"), ("english", 240, "en"), ("german_dev", 40, "de"), ("english_dev", 40, "en"), ("cross_dev", 40, "de")],
+    [
+        ("german", 240, "de"),
+        ("english", 240, "en"),
+        ("german_dev", 40, "de"),
+        ("english_dev", 40, "en"),
+        ("cross_dev", 40, "de"),
+    ],
 )
 def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, count: int, language: str) -> None:
     rows = load_rows(f"bundled:{name}")

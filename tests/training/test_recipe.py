@@ -40,6 +40,7 @@ def test_a_file(tmp_path: Path) -> None:
         ({"rows": "many"}, "rows='many' does not fit"),
         ({"variant": "road_3"}, "variant='road_3' does not fit: expected 'road_1'"),
         ({"data": "file.jsonl"}, "expected a mapping"),
+        ({"micro_batch": 3}, "micro_batch=3 does not divide batch_size=8"),
         ({"batch_size": True}, "batch_size=True does not fit"),
     ],
 )

@@ -22,7 +22,16 @@ from roadint.training.trainer import frozen
 from tests.conftest import WIDTH, build
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
-SHORT = {"rows": 12, "max_completion": 8, "epochs": 2, "batch_size": 4, "lr": 5e-2, "template": "plain", "quiet": True, "eos": []}
+SHORT = {
+    "rows": 12,
+    "max_completion": 8,
+    "epochs": 2,
+    "batch_size": 4,
+    "lr": 5e-2,
+    "template": "plain",
+    "quiet": True,
+    "eos": [],
+}
 
 
 def rows(output: str, count: int = 12) -> list[dict[str, str]]:
@@ -63,9 +72,9 @@ def test_training_both_equals_training_each_alone(llama: PreTrainedModel, tokeni
 
 
 def test_learns_two_things_in_two_subspaces(llama: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
-    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
-    data = {"a": rows("aaaaaaaa"), "b": rows("zzzzzzzz")}
-    settings = {**SHORT, "epochs": 15}
+    road = RoadModel(llama, RoadIntervention(layer=1, position="all", phase="both", variant="road_4", subspaces=HALVES))
+    data = {"a": rows("aaaaaaaa"), "b": [*rows("zzzzzzzz", 11), {"instruction": "say 11", "output": "zz"}]}
+    settings = {**SHORT, "epochs": 30, "lr": 0.1}
     summary = roadint.train(road, tokenizer, data, out=tmp_path / "out", **settings)
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     for name in ("a", "b"):
@@ -80,27 +89,28 @@ def test_learns_two_things_in_two_subspaces(llama: PreTrainedModel, tokenizer: A
     assert report["nll"]["a"]["a"] < report["nll"]["none"]["a"]
     assert report["nll"]["b"]["b"] < report["nll"]["none"]["b"]
     assert report["nll"]["none"]["a"] == pytest.approx(plain_nll(llama, tokenizer, data["a"]), rel=1e-4)
+    assert report["nll"]["none"]["b"] == pytest.approx(plain_nll(llama, tokenizer, data["b"]), rel=1e-4)
     assert set(report["language"]) == {"none", "a", "b", "a + b"}
     assert [answer["composition"] for answer in report["answers"]] == ["none", "a", "b", "a + b"]
 
 
 def plain_nll(model: PreTrainedModel, tokenizer: Any, references: list[dict[str, str]]) -> float:
     """Row by row, without padding, through the model's own loss."""
-    total = tokens = 0.0
+    losses = []
     for row in references:
-        prompt, completion = tokenizer(row["instruction"])["input_ids"], tokenizer(row["output"], add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(row["instruction"])["input_ids"]
+        completion = [*tokenizer(row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         labels = torch.tensor([[-100] * len(prompt) + completion])
         with torch.no_grad():
-            loss = model(input_ids=torch.tensor([prompt + completion]), labels=labels).loss
-        total, tokens = total + loss.item() * len(completion), tokens + len(completion)
-    return total / tokens
+            losses.append(model(input_ids=torch.tensor([prompt + completion]), labels=labels).loss.item())
+    return sum(losses) / len(losses)
 
 
 def test_accumulation_equals_one_large_batch(llama: PreTrainedModel, tokenizer: Any) -> None:
     results = []
-    for batch_size, accumulation in ((8, 1), (2, 4)):
+    for micro_batch in (8, 2):
         road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
-        settings = {**SHORT, "batch_size": batch_size, "accumulation": accumulation}
+        settings = {**SHORT, "batch_size": 8, "micro_batch": micro_batch}
         roadint.train(road, tokenizer, {"a": load_rows("bundled:german", 8), "b": load_rows("bundled:english", 8)}, **settings)
         results.append(road.interventions[0].theta.detach().clone())
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3)
@@ -110,7 +120,7 @@ def test_evaluates_while_training(llama: PreTrainedModel, tokenizer: Any, tmp_pa
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
     examples = tokenize(rows("aaa"), tokenizer, "a", template="plain", max_length=32)
     arguments = TrainingArguments(
-        str(tmp_path), eval_strategy="epoch", num_train_epochs=1, report_to="none", remove_unused_columns=False,
+        str(tmp_path), eval_strategy="epoch", num_train_epochs=1, report_to="none", remove_unused_columns=False, dataloader_pin_memory=False,
         label_names=["labels"], prediction_loss_only=True, disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     trainer = RoadTrainer(road, arguments, train_dataset=examples, eval_dataset=examples, data_collator=Collator(tokenizer))
@@ -157,7 +167,7 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[4])
 road = roadint.RoadModel(build("gemma3"), roadint.RoadIntervention(layer=1, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}))
 data = {"a": "bundled:german", "b": "bundled:english"}
 roadint.train(road, tokenizer, data, out=out, resume=resume, quiet=True, rows=40, max_completion=8, epochs=2,
-              batch_size=4, lr=5e-2, save_steps=4, max_length=128)
+              batch_size=4, micro_batch=2, lr=5e-2, save_steps=4, max_length=256)
 """
 
 
@@ -176,7 +186,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_result(tokenizer: Any, tm
     killed = start("killed", "fresh", "slow")
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 200
-    while not (checkpoints / "checkpoint-8" / "trainer_state.json").exists():
+    while not (checkpoints / "checkpoint-24" / "trainer_state.json").exists():
         assert killed.poll() is None, killed.stderr.read() if killed.stderr else ""
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.05)

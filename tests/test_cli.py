@@ -1,0 +1,175 @@
+"""The command line, whole, on a tiny model in a folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roadint.cli import main
+from tests.conftest import build
+
+TRAIN = [
+    "train",
+    "composition",
+    "--rows",
+    "8",
+    "--max-completion",
+    "8",
+    "--set",
+    "epochs=1",
+    "--set",
+    "layers=1",
+    "--set",
+    "max_length=256",
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    build("gemma3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("runs") / "adapter")
+    code, _, errors = roadint("--", *TRAIN, "--model", base, "--out", out)
+    assert code == 0, errors
+    return out
+
+
+def roadint(*arguments: str) -> tuple[int, str, str]:
+    """In a process of its own, as a user runs it (after an optional --)."""
+    arguments = arguments[1:] if arguments[:1] == ("--",) else arguments
+    result = subprocess.run([sys.executable, "-m", "roadint", *arguments], capture_output=True, text=True, timeout=300)
+    return result.returncode, result.stdout, result.stderr
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """In this process, which is quicker."""
+    monkeypatch.setattr(sys, "argv", ["roadint", *arguments])
+    capsys.readouterr()
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_writes_a_checkpoint_and_says_what_it_is(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    assert sorted(path.name for path in Path(adapter).iterdir()) == ["log.jsonl", "road.json", "road.safetensors"]
+    code, out, errors = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", str(tmp_path / "other"), "--json")
+    assert code == 0, errors
+    summary = json.loads(out)
+    assert summary["trainable"] == 32
+    assert summary["rows"] == {"german": 8, "english": 8}
+    assert summary["bytes"] == sum((tmp_path / "other" / name).stat().st_size for name in ("road.json", "road.safetensors"))
+    code, _, errors = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter)
+    assert code == 2
+    assert "holds a finished checkpoint: choose another folder, or add --overwrite" in errors
+    code, out, _ = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter, "--resume")
+    assert code == 0
+    assert "32 trained numbers" in out
+
+
+def test_train_on_local_files(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n' * 5)
+    arguments = [*TRAIN, "--model", base, "--out", str(tmp_path / "out"), "--json"]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--data", f"german={file}", "--data", f"english={file}")
+    assert code == 0, errors
+    assert json.loads(out)["rows"] == {"german": 5, "english": 5}
+
+
+def test_generate(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Two?\nThree?\n")
+    arguments = ["generate", adapter, "One?", "--prompts", str(prompts), "--max-new-tokens", "4"]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--json", "--compose", "none", "--compose", "0.5*german - english")
+    assert code == 0, errors
+    answers = json.loads(out)
+    assert [(answer["prompt"], answer["composition"]) for answer in answers] == [
+        (prompt, composition) for prompt in ("One?", "Two?", "Three?") for composition in ("none", "0.5*german - english")
+    ]
+    assert all(set(answer) == {"prompt", "composition", "text"} for answer in answers)
+    code, out, _ = call(capsys, monkeypatch, *arguments)
+    assert code == 0
+    assert all(word in out for word in ("One?", "none", "german + english"))
+
+
+def test_eval(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    arguments = ["eval", adapter, "--rows", "3", "--max-new-tokens", "4", "--max-completion", "8"]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--json", "--out", str(tmp_path / "report.json"))
+    assert code == 0, errors
+    report = json.loads(out)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    compositions = ["none", "german", "english", "german + english"]
+    assert list(report["nll"]) == list(report["language"]) == compositions
+    assert all(list(values) == ["german", "english", "cross"] for values in report["nll"].values())
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in report["language"].values())
+    code, out, _ = call(capsys, monkeypatch, *arguments, "--compose", "german", "--data", "mine=bundled:german_dev")
+    assert code == 0
+    assert "mine, nats a token" in out
+
+
+def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    plot = tmp_path / "angles.png"
+    code, out, errors = call(capsys, monkeypatch, "inspect", adapter, "--plot", str(plot), "--prompt", "Why?")
+    assert code == 0, errors
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert all(word in out for word in ("german", "[16, 32)", "mean |θ|", "»⏎«[layer 1]"))
+    code, out, _ = call(capsys, monkeypatch, "inspect", adapter, "--json")
+    (site,) = json.loads(out)["sites"]
+    assert (site["layer"], site["variant"]) == (1, "road_1")
+    assert site["subspaces"]["english"]["blocks"] == list(range(8, 16))
+    assert len(site["subspaces"]["english"]["angles"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "compositon", "--out", "x"], "no recipe 'compositon'.*did you mean 'composition'"),
+        (["train", "composition", "--out", "x", "--set", "lrr=1"], "no setting 'lrr'.*did you mean 'lr'"),
+        (["train", "composition", "--out", "x", "--set", "lr"], "--set 'lr': expected NAME=VALUE"),
+        (["train", "composition", "--out", "x", "--set", "position=lst"], "unknown position 'lst'"),
+        (["generate", "ADAPTER", "Hi", "--compose", "germn"], "unknown subspace 'germn'.*did you mean 'german'"),
+        (["generate", "ADAPTER", "--prompts", "none.txt"], "prompts 'none.txt' can't be read"),
+        (["eval", "ADAPTER", "--data", "a=none.jsonl"], "data file 'none.jsonl' does not exist"),
+        (["eval", "ADAPTER", "--out", "no/such/report.json"], "the folder no/such does not exist"),
+        (["inspect", "ADAPTER", "--plot", "angles.txt"], "expected a .png, .svg or .pdf file"),
+        (["inspect", "nowhere/nothing"], "neither a folder nor a reachable hub repository"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_clear_line(
+    adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, errors = call(capsys, monkeypatch, *(adapter if each == "ADAPTER" else each for each in arguments))
+    assert code == 2
+    assert out == ""
+    assert re.search(message, errors)
+    if "No such command" not in message:
+        assert len([line for line in errors.splitlines() if line.startswith("roadint: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_help() -> None:
+    code, out, _ = roadint("--version")
+    assert code == 0
+    assert out.strip().count(".") == 2
+    code, out, _ = roadint("train", "--help")
+    assert code == 0
+    assert "--max-completion" in out
