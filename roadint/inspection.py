@@ -12,7 +12,8 @@ def block_values(intervention: RoadIntervention) -> dict[str, Any]:
     """The site, and for each subspace its blocks with their canonical angles (radians, in [−π, π)) and scales (≥ 0).
 
     Returns {"layer", "component", "position", "phase", "variant", "subspaces": {name: {"range", "blocks", "angles", "scales",
-    "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}}}; angles and scales hold one list a block, of 1, 2 or 4 numbers by variant.
+    "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}}}; angles and scales hold one list a block, of 1, 2
+    or 4 numbers by variant.
     """
     theta, alpha = canonical(intervention.theta.detach().cpu(), intervention.alpha.detach().cpu())
     subspaces = {}

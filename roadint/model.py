@@ -195,7 +195,8 @@ class RoadModel(nn.Module):
         if base["width"] != width or base["layers"] != layers:
             raise RoadError(
                 f"{name_or_path} was trained on {base['id'] or base['model_type']} "
-                f"(width {base['width']}, {base['layers']} layers), this model has width {width} and {layers} layers: load its own base model"
+                f"(width {base['width']}, {base['layers']} layers), "
+                f"this model has width {width} and {layers} layers: load its own base model"
             )
         road = cls(model, interventions)
         road.template = check_template(config["template"])

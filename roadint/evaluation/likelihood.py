@@ -36,7 +36,6 @@ def reference_nll(
         batch = collate(examples[start : start + batch_size])
         batch = {name: value.to(road.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         for index, composition in enumerate(compositions):
-            nll, rows = completion_nll(road, {**batch, "compose": composition})
-            tokens = torch.bincount(rows)
-            totals[index] += (nll / tokens[rows]).sum().cpu()
+            nll, row = completion_nll(road, {**batch, "compose": composition})
+            totals[index] += (nll / row.bincount()[row]).sum().cpu()
     return [float(total) / len(examples) for total in totals]

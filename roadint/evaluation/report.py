@@ -30,7 +30,8 @@ def evaluate(
     data: name → source, the bundled development samples by default. prompts: the paper's nine by default.
     compose: what to compare; none, each subspace and all of them by default. rows: the first rows of each source, all by default.
     Returns {"nll": {composition: {data set: nats a token, mean over references}},
-    "language": {composition: {code: share of answers}}, "answers": [{prompt, composition, text}]}. Raises RoadError for sources or compositions that can't be read.
+    "language": {composition: {code: share of answers}}, "answers": [{prompt, composition, text}]}.
+    Raises RoadError for sources or compositions that can't be read.
     """
     compositions = road.compositions() if compose is None else [Composition.parse(each, road.names) for each in compose]
     sets = {name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()}
