@@ -27,6 +27,7 @@ class Edit:
     interventions: of the whole model, in order. compositions: one a row.
     kept: [rows, columns] bool or int, the tokens of the call that are no padding, those in a cache included.
     prompt_length: [rows] int, how many kept tokens are the prompt; all of them by default.
+    learning: one a row, the compositions whose blocks get the row's gradient; all blocks by default.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Edit:
         compositions: Sequence[Composition],
         kept: Tensor,
         prompt_length: Tensor | None = None,
+        learning: Sequence[Composition] | None = None,
     ) -> None:
         self.columns = kept.shape[1]
         kept = kept.bool()
@@ -50,7 +52,8 @@ class Edit:
             )
             if intervention.position.kind == "at" and bool(acting.any()):
                 intervention.position.check(int(self._prompt_length[acting.to(kept.device)].min()))
-            self._sites.append((intervention, intervention.rotation(strengths), acting.to(kept.device)))
+            learned = None if learning is None else intervention.strengths(learning) != 0
+            self._sites.append((intervention, intervention.rotation(strengths, learned), acting.to(kept.device)))
 
     @contextmanager
     def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:

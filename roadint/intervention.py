@@ -121,10 +121,18 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
         index = torch.tensor([distinct.index(composition) for composition in compositions])
         return table[index].to(self.theta.device)
 
-    def rotation(self, strengths: Tensor | float = 1.0) -> Rotation:
-        """The Rotation at these strengths, one for each leading row; see roadint.rotation.rotation."""
+    def rotation(self, strengths: Tensor | float = 1.0, learning: Tensor | None = None) -> Rotation:
+        """The Rotation at these strengths, one for each leading row; see roadint.rotation.rotation.
+
+        learning: [rows, blocks] bool, the blocks that get a row's gradient; all of them by default.
+        """
         self._check_bound()
-        return rotation(self.theta, self.alpha, strengths, variant=self.variant, group=self.group)
+        theta: Tensor = self.theta
+        alpha: Tensor = self.alpha
+        if learning is not None:
+            learning = learning.reshape(*learning.shape, *(1,) * (theta.ndim - 1))
+            theta, alpha = torch.where(learning, theta, theta.detach()), torch.where(learning, alpha, alpha.detach())
+        return rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
 
     def edit(self, h: Tensor, rotation: Rotation) -> Tensor:
         """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""

@@ -77,6 +77,7 @@ class RoadModel(nn.Module):
         self,
         *,
         compose: Compose = ALL,
+        learning: Compose = ALL,
         prompt_length: Tensor | None = None,
         logits_at: tuple[Tensor, Tensor] | None = None,
         **inputs: Any,
@@ -88,12 +89,13 @@ class RoadModel(nn.Module):
         compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
         prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
         so that "last" is the last token that the mask keeps.
+        learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
         logits_at: (rows, columns), both [tokens]: compute the logits of these tokens only, as [tokens, vocabulary].
         Raises RoadError for a composition or a mask that does not fit.
         """
         if logits_at is not None:
             with logits_only_at(self.model, *logits_at):
-                return self(compose=compose, prompt_length=prompt_length, **inputs)
+                return self(compose=compose, learning=learning, prompt_length=prompt_length, **inputs)
         rows, columns = _shape(inputs)
         compositions = parse_rows(compose, rows, self.names)
         if not any(composition.terms for composition in compositions):
@@ -108,7 +110,8 @@ class RoadModel(nn.Module):
         elif self._takes_positions and inputs.get("position_ids") is None:
             # Without them, models with learned positions would count padding.
             inputs["position_ids"] = (kept.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
-        edit = Edit(self.sites, compositions, kept, prompt_length)
+        learned = None if learning == ALL else parse_rows(learning, rows, self.names)
+        edit = Edit(self.sites, compositions, kept, prompt_length, learned)
         with edit.applied(self.model, self._modules_at_sites()):
             return self.model(**inputs)
 

@@ -120,14 +120,14 @@ class Rotation:
 def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, variant: Variant, group: int = 2) -> Rotation:
     """The Rotation of the parameters θ (radians) and α at a strength s: θ → s·θ, α → α^s (entry by entry).
 
-    theta, alpha: [blocks], [blocks, 2] or [blocks, 2, 2], as `parameter_shape` says.
+    theta, alpha: [blocks], [blocks, 2] or [blocks, 2, 2], as `parameter_shape` says, or one of these for each leading row.
     strength: a number, or [..., blocks] for one rotation per leading row; 0 is exactly the identity. For RoAd1 strengths
     add (`R(s + t) = R(s) R(t)`), and −1 is the inverse. A negative α counts as |α| with θ + π, so every strength is real.
     """
     angle, scale = _positive(theta, alpha)
     s = torch.as_tensor(strength, dtype=theta.dtype, device=theta.device)
     if s.ndim:
-        s = s.reshape(*s.shape, *(1,) * (theta.ndim - 1))
+        s = s.reshape(*s.shape, *(1,) * len(_SHAPE_OF_A_BLOCK[variant]))
     size, angle = scale**s, angle * s
     cosine, sine = size * angle.cos(), size * angle.sin()
     if variant == "road_1":

@@ -46,6 +46,10 @@ def train(
     """
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
+    # A preset's companions are for its own data sets.
+    companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
+    for each in companions.values():
+        Composition.parse(each, road.names)
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     folder = Path(out) if out is not None else None
     last = None
@@ -60,6 +64,8 @@ def train(
             _arguments(settings, folder / CHECKPOINTS if folder else Path(scratch), save=folder is not None),
             train_dataset=examples,
             data_collator=Collator(tokenizer),
+            companions=companions,
+            companion_rate=settings.companion_rate,
         )
         for printing in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printing)

@@ -1,7 +1,7 @@
 """RoadTrainer: transformers' Trainer for a RoadModel; all subspaces at once, each example through its own."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,26 @@ class RoadTrainer(Trainer):
 
     Everything of Trainer works: schedules, logging, checkpoints, resuming, accumulation, several processes. The loss is the mean
     negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
+    companions: composition → composition. A share `companion_rate` of the examples of the first runs with the second acting too,
+    without gradients for it, so that the first learns to work beside it.
     Raises RoadError for weight decay: it would pull α to 0, not to the identity.
     """
 
     model: Any  # a RoadModel; Trainer knows only PreTrainedModels
     train_dataset: Any
 
-    def __init__(self, model: RoadModel, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: RoadModel,
+        args: TrainingArguments,
+        *,
+        companions: Mapping[str, str] | None = None,
+        companion_rate: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         if args.weight_decay:
             raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
+        self._companions, self._companion_rate = dict(companions or {}), companion_rate
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=model, args=args, **kwargs)
 
@@ -47,7 +58,8 @@ class RoadTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The mean over the tokens of the (accumulated) batch; notes each composition's share for the logs."""
-        nll, rows = completion_nll(model, inputs)
+        own = inputs["compose"]
+        nll, rows = completion_nll(model, {**inputs, **self._with_companions(own)} if model.training else inputs)
         if num_items_in_batch is None:
             loss = nll.mean()
         else:
@@ -55,11 +67,22 @@ class RoadTrainer(Trainer):
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
         if model.training:
-            per_row = torch.zeros(len(inputs["compose"]), 2, device=nll.device)
+            per_row = torch.zeros(len(own), 2, device=nll.device)
             per_row.index_add_(0, rows, torch.stack([nll.detach(), torch.ones_like(nll)], dim=1))
-            for composition, sums in zip(inputs["compose"], per_row, strict=True):
+            for composition, sums in zip(own, per_row, strict=True):
                 self._sums[str(composition)].append(sums)
         return (loss, {"nll": nll}) if return_outputs else loss
+
+    def _with_companions(self, own: Sequence[str]) -> dict[str, Sequence[str]]:
+        """What acts and what learns in each row; drawn from torch's generator, which a resumed run restores."""
+        if not self._companions:
+            return {}
+        drawn = (torch.rand(len(own)) < self._companion_rate).tolist()
+        acting = [
+            f"{name} + {self._companions[name]}" if name in self._companions and on else name
+            for name, on in zip(own, drawn, strict=True)
+        ]
+        return {"compose": acting, "learning": own}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add each composition's mean loss since the last log."""

@@ -19,7 +19,7 @@ from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
 from roadint.data.collate import Collator, tokenize
 from roadint.data.sources import load_rows
 from roadint.training.trainer import frozen
-from tests.conftest import WIDTH, build
+from tests.conftest import WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 SHORT = {
@@ -167,7 +167,7 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[4])
 road = roadint.RoadModel(build("gemma3"), roadint.RoadIntervention(layer=1, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}))
 data = {"a": "bundled:german", "b": "bundled:english"}
 roadint.train(road, tokenizer, data, out=out, resume=resume, quiet=True, rows=40, max_completion=8, epochs=2,
-              batch_size=4, micro_batch=2, lr=5e-2, save_steps=4, max_length=256)
+              batch_size=4, micro_batch=2, lr=5e-2, save_steps=4, companions={"a": "b"}, max_length=256)
 """
 
 
@@ -204,3 +204,32 @@ def test_killed_in_mid_training_it_resumes_to_the_same_result(tokenizer: Any, tm
     assert torch.equal(one.theta, other.theta)
     assert torch.equal(one.alpha, other.alpha)
     assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_a_companion_acts_and_does_not_learn(llama: PreTrainedModel, tokenizer: Any, variant: Any) -> None:
+    road = trained(llama, RoadIntervention(layer=1, variant=variant, subspaces=HALVES))
+    batch = Collator(tokenizer)(tokenize(rows("abc", 2), tokenizer, "a", template="plain", max_length=32))
+    nll_of = roadint.data.collate.completion_nll
+    together, _ = nll_of(road, {**batch, "compose": ["a + b", "a"], "learning": ["a", "a"]})
+    expected, _ = nll_of(road, {**batch, "compose": ["a + b", "a"]})
+    assert torch.equal(together, expected)
+    together.sum().backward()
+    half = WIDTH // 4
+    for parameter in road.interventions[0].parameters():
+        assert bool((parameter.grad[:half] != 0).any())
+        assert torch.equal(parameter.grad[half:], torch.zeros_like(parameter.grad[half:]))
+
+
+def test_training_with_companions_leaves_them_as_they_are(llama: PreTrainedModel, tokenizer: Any) -> None:
+    results = []
+    for companions in ({}, {"a": "b"}):
+        road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
+        with torch.no_grad():
+            road.interventions[0].theta[WIDTH // 4 :] = 1.0
+        roadint.train(road, tokenizer, {"a": rows("aaaaaaaa")}, **{**SHORT, "companions": companions, "companion_rate": 1.0})
+        results.append(road.interventions[0].theta.detach().clone())
+    assert torch.equal(results[0][WIDTH // 4 :], results[1][WIDTH // 4 :])
+    assert not torch.equal(results[0][: WIDTH // 4], results[1][: WIDTH // 4])
+    with pytest.raises(RoadError, match="unknown subspace 'c'"):
+        roadint.train(road, tokenizer, {"a": rows("a")}, **{**SHORT, "companions": {"a": "c"}})
