@@ -26,22 +26,6 @@ FORMAT = 1
 TENSORS, CONFIG = "road.safetensors", "road.json"
 
 
-def spec_of(intervention: RoadIntervention) -> dict[str, Any]:
-    """The arguments that make this intervention again, as plain JSON values."""
-    return {
-        "layer": intervention.layer,
-        "component": intervention.component,
-        "position": str(intervention.position),
-        "phase": intervention.position.phase,
-        "variant": intervention.variant,
-        "subspaces": {name: str(subspace) for name, subspace in intervention.partition.items()},
-        "embed_dim": intervention.width,
-        "pairing": intervention.pairing,
-        "basis": intervention.basis.kind,
-        "basis_seed": intervention.basis.seed,
-    }
-
-
 def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: Mapping[str, Any]) -> int:
     """Write the checkpoint, whole or not at all, and return its size in bytes.
 
@@ -59,7 +43,7 @@ def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: M
         "versions": {"roadint": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         **about,
         "dtype": "float32",
-        "interventions": [spec_of(intervention) for intervention in interventions],
+        "interventions": [intervention.spec() for intervention in interventions],
     }
     config["sha256"] = _digest(config, payload)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

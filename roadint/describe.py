@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from roadint.checkpoint import spec_of
 from roadint.intervention import RoadIntervention
 
 
@@ -40,7 +39,7 @@ def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -
 def model_card(repo_id: str, base_model: str, interventions: Sequence[RoadIntervention]) -> str:
     """The README of a checkpoint on the hub."""
     names = list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
-    sites = "\n".join(f"- `{spec_of(intervention)}`" for intervention in interventions)
+    sites = "\n".join(f"- `{intervention.spec()}`" for intervention in interventions)
     header = f"base_model: {base_model}\n" if "/" in base_model and not base_model.startswith(("/", ".")) else ""
     return f"""---
 {header}library_name: roadint

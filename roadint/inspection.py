@@ -11,8 +11,8 @@ from roadint.rotation import canonical
 def block_values(intervention: RoadIntervention) -> dict[str, Any]:
     """The site, and for each subspace its blocks with their canonical angles (radians, in [−π, π)) and scales (≥ 0).
 
-    Returns {"layer", "component", "position", "phase", "variant", "subspaces": {name: {"range", "blocks", "angles", "scales",
-    "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}}}; angles and scales hold one list a block, of 1, 2
+    Returns the intervention's `spec()` with "subspaces": {name: {"range", "blocks", "angles", "scales",
+    "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}}; angles and scales hold one list a block, of 1, 2
     or 4 numbers by variant.
     """
     theta, alpha = canonical(intervention.theta.detach().cpu(), intervention.alpha.detach().cpu())
@@ -29,11 +29,4 @@ def block_values(intervention: RoadIntervention) -> dict[str, Any]:
             "max_abs_angle": float(angles.abs().max()),
             "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
         }
-    return {
-        "layer": intervention.layer,
-        "component": intervention.component,
-        "position": str(intervention.position),
-        "phase": intervention.position.phase,
-        "variant": intervention.variant,
-        "subspaces": subspaces,
-    }
+    return {**intervention.spec(), "subspaces": subspaces}

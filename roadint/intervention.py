@@ -111,6 +111,21 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
         self._check_bound()
         return 2 * self.partition.covered() * self.theta[0].numel()
 
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this intervention again, without its values, as plain JSON values."""
+        return {
+            "layer": self.layer,
+            "component": self.component,
+            "position": str(self.position),
+            "phase": self.position.phase,
+            "variant": self.variant,
+            "subspaces": {name: str(subspace) for name, subspace in self.partition.items()},
+            "embed_dim": self.width,
+            "pairing": self.pairing,
+            "basis": self.basis.kind,
+            "basis_seed": self.basis.seed,
+        }
+
     def strengths(self, compositions: Sequence[Composition]) -> Tensor:
         """[rows, blocks] float32 on the parameters' device: how strongly each block acts for each composition."""
         self._check_bound()

@@ -38,7 +38,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
     compose = ["a", "b + road", "all"]
     assert torch.equal(again(input_ids=ids, compose=compose).logits, road(input_ids=ids, compose=compose).logits)
     assert (again.template, again.training_summary, again.names) == ("alpaca", {"steps": 3}, ["a", "b", "road"])
-    assert [checkpoint.spec_of(i) for i in again.interventions] == [checkpoint.spec_of(i) for i in road.interventions]
+    assert [i.spec() for i in again.interventions] == [i.spec() for i in road.interventions]
 
 
 def test_loads_with_no_other_knowledge(saved: Path) -> None:

@@ -46,11 +46,11 @@ def train(
     """
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
+    examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     # A preset's companions are for its own data sets.
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
     for each in companions.values():
         Composition.parse(each, road.names)
-    examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     folder = Path(out) if out is not None else None
     last = None
     if folder is not None:
@@ -137,7 +137,7 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
 def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> dict[str, Any]:
     """What must be the same for a run to go on: the optimisation, the sites and the data."""
     settings = {name: value for name, value in vars(recipe).items() if name not in ("data", "save_steps")}
-    sites = [checkpoint.spec_of(intervention) for intervention in road.sites]
+    sites = [intervention.spec() for intervention in road.sites]
     return {"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}
 
 
