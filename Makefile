@@ -10,15 +10,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
 
-.PHONY: run test lint types unit real clean
+.PHONY: run test lint types unit real wheel clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --out $(OUT) --resume
 	$(BIN)/roadint inspect $(OUT)
 	$(BIN)/roadint generate $(OUT) --max-new-tokens 48
-	$(BIN)/roadint eval $(OUT) --rows 48
+	$(BIN)/roadint eval $(OUT) --rows 24
 
-test: lint types unit real
+test: lint types unit wheel real
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -32,6 +32,13 @@ unit: $(VENV)/.installed
 
 real: $(VENV)/.installed
 	$(BIN)/pytest tests/real
+
+# the wheel holds all that the package needs, samples and recipes included
+wheel: $(VENV)/.installed
+	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
+	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
+		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition')"
 
 # torch first and by itself, so that nothing else chooses another build of it
 $(VENV)/.installed: pyproject.toml

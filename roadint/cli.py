@@ -162,6 +162,7 @@ def evaluate(
 def inspect(
     checkpoint: Checkpoint,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of all angles and scales (.png, .svg, .pdf).")] = None,
+    blocks: Annotated[bool, typer.Option(help="Print every block instead of the most turned ones.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Show which tokens of this prompt are edited (loads the tokenizer).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -184,20 +185,7 @@ def inspect(
     base = config["base_model"]
     console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
     for site in values:
-        title = f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}"
-        table = Table("subspace", "dims", "blocks", "mean |θ|", "max |θ|", "mean |log α|", "most turned (block: θ, α)", title=title)
-        for name, subspace in site["subspaces"].items():
-            turned = sorted(
-                zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True), key=lambda b: -max(map(abs, b[1]))
-            )
-            table.add_row(
-                name,
-                subspace["range"],
-                str(len(subspace["blocks"])),
-                *(f"{subspace[key]:.3f}" for key in ("mean_abs_angle", "max_abs_angle", "mean_abs_log_scale")),
-                ", ".join(f"{block}: {angle[0]:+.2f}, {scale[0]:.2f}" for block, angle, scale in turned[:3]),
-            )
-        console.print(table)
+        console.print(_blocks_table(site) if blocks else _subspaces_table(site))
     if prompt is not None:
         road, tokenizer = _open(checkpoint, None, None)
         road.describe(tokenizer, prompt)
@@ -234,6 +222,36 @@ def _open(checkpoint: str, model: str | None, compose: Sequence[str] | None) -> 
         Composition.parse(each, names)
     base, tokenizer = load(model or config["base_model"]["id"])
     return RoadModel.from_pretrained(folder, base), tokenizer
+
+
+def _subspaces_table(site: Mapping[str, Any]) -> Table:
+    columns = ("subspace", "dims", "blocks", "mean |θ|", "max |θ|", "mean |log α|", "most turned (block: θ, α)")
+    table = Table(*columns, title=_title(site))
+    for name, subspace in site["subspaces"].items():
+        listed = zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True)
+        turned = sorted(listed, key=lambda block: -max(map(abs, block[1])))
+        table.add_row(
+            name,
+            subspace["range"],
+            str(len(subspace["blocks"])),
+            *(f"{subspace[key]:.3f}" for key in ("mean_abs_angle", "max_abs_angle", "mean_abs_log_scale")),
+            ", ".join(f"{block}: {angle[0]:+.2f}, {scale[0]:.2f}" for block, angle, scale in turned[:3]),
+        )
+    return table
+
+
+def _blocks_table(site: Mapping[str, Any]) -> Table:
+    table = Table("block", "dims", "subspace", "θ (radians)", "α", title=_title(site))
+    for name, subspace in site["subspaces"].items():
+        for block, angles, scales in zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True):
+            values = (", ".join(f"{value:+.3f}" for value in angles), ", ".join(f"{value:.3f}" for value in scales))
+            table.add_row(str(block), f"[{2 * block}, {2 * block + 2})", name, *values)
+    return table
+
+
+def _title(site: Mapping[str, Any]) -> str:
+    basis = "" if site["basis"] == "identity" else f", {site['basis']} basis"
+    return f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}{basis}"
 
 
 def _pairs(given: Sequence[str] | None, option: str) -> Mapping[str, str]:

@@ -127,6 +127,9 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
     assert code == 0, errors
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert all(word in out for word in ("german", "[16, 32)", "mean |θ|", "»⏎«[layer 1]"))
+    code, out, _ = call(capsys, monkeypatch, "inspect", adapter, "--blocks")
+    assert code == 0
+    assert len([line for line in out.splitlines() if "english" in line]) == 8
     code, out, _ = call(capsys, monkeypatch, "inspect", adapter, "--json")
     (site,) = json.loads(out)["sites"]
     assert (site["layer"], site["variant"]) == (1, "road_1")

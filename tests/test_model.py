@@ -119,7 +119,7 @@ def test_generation_is_the_same_with_and_without_cache_and_in_chunks(model: PreT
     inputs = {**padded(prompts([5, 9, 3, 7, 8]), "left"), "compose": COMPOSE, "max_new_tokens": 8, "do_sample": False}
     cached = road.generate_tokens(**inputs)
     assert torch.equal(cached, road.generate_tokens(**inputs, use_cache=False))
-    assert torch.equal(cached, road.generate_tokens(**inputs, prefill_chunk_size=4))
+    assert torch.equal(cached, road.generate_tokens(**inputs, prefill_chunk_size=4, use_cache=True))
     for index, row in enumerate(prompts([5, 9, 3, 7, 8])):
         alone = road.generate_tokens(input_ids=row[None], compose=COMPOSE[index], max_new_tokens=8, do_sample=False)[0, len(row) :]
         ended = alone.tolist() + [0] * 8

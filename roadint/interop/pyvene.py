@@ -25,8 +25,8 @@ def pyvene_config(model: nn.Module, interventions: RoadIntervention | Sequence[R
     register(model)
     representations = []
     for intervention in listed:
-        site_path(model, intervention.layer, intervention.component)
-        intervention.bind(width_of(model))
+        site_path(model, intervention.layer, intervention.component)  # refuses what the model does not have
+        intervention.bind(width_of(model)).to(next(model.parameters()).device)
         representations.append({"layer": intervention.layer, "component": intervention.component, "intervention": intervention})
     return pyvene.IntervenableConfig(representations, model_type=type(model))
 

@@ -110,7 +110,7 @@ def test_long_prompts_past_the_sliding_window(gemma: tuple[Any, Any]) -> None:
     with torch.no_grad():
         cached = road.generate_tokens(**settings)
         uncached = road.generate_tokens(**settings, use_cache=False)
-        chunked = road.generate_tokens(**settings, prefill_chunk_size=128)
+        chunked = road.generate_tokens(**settings, prefill_chunk_size=128, use_cache=True)
         base = model(input_ids=ids).logits[0, -1].float()
     for other in (uncached, chunked):
         torch.testing.assert_close(other.logits[0].float(), cached.logits[0].float(), rtol=0.05, atol=0.4)
