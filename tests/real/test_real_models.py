@@ -1,5 +1,7 @@
 """Real weights: what holds on tiny models holds here, and German is learned."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,24 @@ def near_identity(model: Any, *interventions: RoadIntervention) -> RoadModel:
     return road
 
 
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """So that rounding does not hide a mistake; without gradients."""
+    dtype = model.dtype
+    model.float()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.to(dtype)
+
+
 @pytest.fixture(scope="module")
 def adapter(gemma: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """German and English learned for a minute."""
     model, tokenizer = gemma
     out = tmp_path_factory.mktemp("runs") / "german-english"
-    recipe = roadint.Recipe.load("composition", {"rows": 40, "max_completion": 32, "epochs": 3})
+    recipe = roadint.Recipe.load("composition", {"rows": 48, "max_completion": 32, "epochs": 4})
     road = RoadModel(model, recipe.interventions())
     before = {name: value.clone() for name, value in model.state_dict().items() if "layers.9" in name or "embed" in name}
     summary = roadint.train(road, tokenizer, recipe=recipe, out=out, quiet=True)
@@ -82,22 +96,16 @@ def test_none_in_a_mixed_batch_is_the_base_models_answer(gemma: tuple[Any, Any],
 @pytest.mark.parametrize("name", ["gemma", "smollm"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_alone_and_in_a_padded_batch(name: str, side: Any, request: pytest.FixtureRequest) -> None:
-    """In float32, so that rounding does not hide a mistake."""
     model, tokenizer = request.getfixturevalue(name)
-    dtype = model.dtype
-    model.float()
-    try:
+    with in_float32(model):
         road = near_identity(model, RoadIntervention(layer=9, subspaces=HALVES, basis="random"))
         ids = [tokenizer(question)["input_ids"] for question in QUESTIONS]
         batch = {"input_ids": pad(ids, 0, side), "attention_mask": pad([[1] * len(row) for row in ids], 0, side)}
-        with torch.no_grad():
-            logits = road(**batch, compose=COMPOSE).logits
-            for index, row in enumerate(ids):
-                own = logits[index, -len(row) :] if side == "left" else logits[index, : len(row)]
-                alone = road(input_ids=torch.tensor([row]), compose=COMPOSE[index]).logits[0]
-                torch.testing.assert_close(own, alone, rtol=1e-3, atol=2e-3)
-    finally:
-        model.to(dtype)
+        logits = road(**batch, compose=COMPOSE).logits
+        for index, row in enumerate(ids):
+            own = logits[index, -len(row) :] if side == "left" else logits[index, : len(row)]
+            alone = road(input_ids=torch.tensor([row]), compose=COMPOSE[index]).logits[0]
+            torch.testing.assert_close(own, alone, rtol=1e-3, atol=2e-3)
 
 
 def test_long_prompts_past_the_sliding_window(gemma: tuple[Any, Any]) -> None:
@@ -107,14 +115,15 @@ def test_long_prompts_past_the_sliding_window(gemma: tuple[Any, Any]) -> None:
     ids = torch.tensor([tokenizer("The garden was quiet that day. " * 120)["input_ids"][:700]])
     settings = {"input_ids": ids, "compose": "german", "max_new_tokens": 4, "do_sample": False}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
-    with torch.no_grad():
+    with in_float32(model):
         cached = road.generate_tokens(**settings)
         uncached = road.generate_tokens(**settings, use_cache=False)
         chunked = road.generate_tokens(**settings, prefill_chunk_size=128, use_cache=True)
-        base = model(input_ids=ids).logits[0, -1].float()
+        base = model(input_ids=ids).logits[0, -1]
     for other in (uncached, chunked):
-        torch.testing.assert_close(other.logits[0].float(), cached.logits[0].float(), rtol=0.05, atol=0.4)
-    assert (cached.logits[0].float() - base).abs().max() > 1
+        assert torch.equal(other.sequences, cached.sequences)
+        torch.testing.assert_close(torch.stack(other.logits), torch.stack(cached.logits), rtol=1e-3, atol=2e-3)
+    assert (cached.logits[0] - base).abs().max() > 1
 
 
 def test_equals_pyvene_on_real_weights(gemma: tuple[Any, Any]) -> None:
@@ -138,7 +147,7 @@ def test_chat_template(smollm: tuple[Any, Any], capsys: pytest.CaptureFixture[st
     road.template = "chat"
     road.describe(tokenizer, QUESTIONS[0])
     shown = capsys.readouterr().out
-    assert "assistant|»⏎«[layer 15]" in shown
+    assert "istant|»⏎«[layer 15]" in shown
     texts = road.generate(tokenizer, QUESTIONS[0], compose=COMPOSE, max_new_tokens=16)
     assert texts[0] == road.generate(tokenizer, QUESTIONS[0], compose=None, max_new_tokens=16)[0]
     assert len(set(texts)) > 1
