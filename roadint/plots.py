@@ -19,7 +19,7 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
         values = block_values(intervention)
         angle_axes = figure.add_subplot(len(interventions), 3, 3 * row + 1)
         scale_axes = figure.add_subplot(len(interventions), 3, 3 * row + 2)
-        plane = figure.add_subplot(len(interventions), 3, 3 * row + 3, projection="polar")
+        plane: Any = figure.add_subplot(len(interventions), 3, 3 * row + 3, projection="polar")
         for (name, subspace), colour in zip(values["subspaces"].items(), _COLOURS * 8, strict=False):
             entries = len(subspace["angles"][0])
             blocks = [block for block in subspace["blocks"] for _ in range(entries)]
@@ -29,11 +29,13 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
             angle_axes.scatter(blocks, [angle * 57.29578 for angle in angles], label=name, **style)
             scale_axes.scatter(blocks, scales, **style)
             plane.scatter(angles, scales, **style)
-        where = f"layer {values['layer']}, {values['variant']}"
+        where = f"layer {values['layer']}, {values['variant']}, basis {values['basis']}"
         angle_axes.set(xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block ({where})")
         angle_axes.axhline(0, color="grey", linewidth=0.6)
         angle_axes.legend(markerscale=3, frameon=False, loc="best")
         scale_axes.set(xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)")
         scale_axes.axhline(1, color="grey", linewidth=0.6)
-        plane.set_title("angle and scale together")
+        plane.set_title("angle and scale together (1, 0° = unchanged)")
+        plane.set_rlabel_position(180)
+        plane.set_yticks([0.5, 1.0, 1.5, 2.0])
     return figure
