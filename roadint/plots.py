@@ -30,12 +30,15 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
             scale_axes.scatter(blocks, scales, **style)
             plane.scatter(angles, scales, **style)
         where = f"layer {values['layer']}, {values['variant']}, basis {values['basis']}"
-        angle_axes.set(xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block ({where})")
+        angle_axes.set(xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block: {where}")
         angle_axes.axhline(0, color="grey", linewidth=0.6)
         angle_axes.legend(markerscale=3, frameon=False, loc="best")
         scale_axes.set(xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)")
+        scale_axes.title.set_fontsize(10)
+        angle_axes.title.set_fontsize(10)
         scale_axes.axhline(1, color="grey", linewidth=0.6)
-        plane.set_title("angle and scale together (1, 0° = unchanged)")
+        plane.set_title("both (1 at 0° = unchanged)", fontsize=10)
+        plane.tick_params(labelsize=8)
         plane.set_rlabel_position(180)
         plane.set_yticks([0.5, 1.0, 1.5, 2.0])
     return figure
