@@ -4,6 +4,7 @@ It holds θ and α of one site and says where it acts: layer and component, posi
 IntervenableModel and in roadint's RoadModel alike; both turn a row's composition into strengths a block, and those into a Rotation.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,14 @@ from torch import Tensor, nn
 from roadint._pyvene import DistributedRepresentationIntervention, SourcelessIntervention, TrainableIntervention
 from roadint.basis import Basis, BasisKind, rotate
 from roadint.composition import ALL, Composition
-from roadint.errors import RoadError
+from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Pairing, Rotation, Variant, check_variant, group_size, parameter_shape, rotation
 from roadint.subspace import Partition, Subspace, SubspaceLike
+
+# The other fields of pyvene's RepresentationConfig; they say nothing that a rotation needs.
+_PYVENE_FIELDS = {"unit", "low_rank_dimension", "intervention_type", "intervention", "group_key", "intervention_link_key"}
+_PYVENE_FIELDS |= {"moe_key", "source_representation", "hidden_source_representation", "latent_dim", "use_fast", "keep_last_dim"}
 
 WHOLE = "road"  # the name of the one subspace of an intervention that names none
 
@@ -56,9 +61,15 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
         basis_seed: int = 0,
         subspace_partition: Sequence[Sequence[int]] | None = None,
         max_number_of_units: int = 1,
-        **kwargs: Any,  # the other fields of pyvene's RepresentationConfig
+        **kwargs: Any,  # what pyvene gives an intervention_type besides; see _PYVENE_FIELDS
     ) -> None:
         super().__init__(keep_last_dim=True, use_fast=kwargs.get("use_fast", False))
+        for name in kwargs:
+            if name not in _PYVENE_FIELDS:
+                own = [*inspect.signature(RoadIntervention).parameters][:-1]
+                raise RoadError(
+                    f"RoadIntervention has no argument {name!r}: expected one of {listing(own)}{did_you_mean(name, own)}"
+                )
         if sum(given is not None for given in (subspace, subspaces, subspace_partition)) > 1:
             raise RoadError("subspace, subspaces and subspace_partition say the same thing: expected only one of them")
         if not isinstance(layer, int) or layer < 0:

@@ -17,7 +17,7 @@ from roadint.errors import RoadError, first_line
 from roadint.head import logits_only_at
 from roadint.intervention import RoadIntervention
 from roadint.layers import find_layers, site_path, text_config, width_of
-from roadint.prompt import Template, batch_prompts, check_template
+from roadint.prompt import Template, batch_prompts, check_template, pad_id
 
 Compose = CompositionLike | Sequence[CompositionLike]
 DECODING = {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5, "max_new_tokens": 128}
@@ -158,7 +158,7 @@ class RoadModel(nn.Module):
         first = batch["input_ids"].gather(1, kept.long().argmax(dim=1, keepdim=True))
         batch["input_ids"] = torch.where(kept, batch["input_ids"], first)
         columns = kept.shape[1]
-        settings = {"pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id, **DECODING, **generation}
+        settings = {"pad_token_id": pad_id(tokenizer), **DECODING, **generation}
         tokens = self.generate_tokens(
             compose=compose, **{name: tensor.to(self.device) for name, tensor in batch.items()}, **settings
         )

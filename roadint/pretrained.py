@@ -140,8 +140,9 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
         with _quietly():
             model.save_pretrained(ready)
             tokenizer.save_pretrained(ready)
-        shutil.rmtree(folder, ignore_errors=True)
-        ready.rename(folder)
+        if not (folder / "config.json").is_file():  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            ready.rename(folder)
 
 
 @contextmanager

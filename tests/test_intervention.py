@@ -151,6 +151,8 @@ def test_bad_subspaces_at_the_call_are_named(arguments: dict[str, Any], subspace
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(RoadError, match="only one of them"):
         RoadIntervention(subspace="[0, 4)", subspaces=HALVES)
+    with pytest.raises(RoadError, match="no argument 'varient'.*did you mean 'variant'"):
+        RoadIntervention(varient="road_2")
     with pytest.raises(RoadError, match="layer -1 is no index"):
         RoadIntervention(layer=-1)
     with pytest.raises(RoadError, match="does not know its width yet"):
