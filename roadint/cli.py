@@ -102,7 +102,7 @@ def generate(
     asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])] or load_prompts("bundled:prompts_paper")
     road, tokenizer = _open(checkpoint, model, compose)
     compositions = [Composition.parse(each, road.names) for each in compose] if compose else road.compositions()
-    answers = list(answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens))
+    answers = answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens, quiet=as_json)
     if as_json:
         _print_json(answers)
         return
@@ -144,6 +144,7 @@ def evaluate(
         rows=rows,
         max_completion=max_completion,
         max_new_tokens=max_new_tokens,
+        quiet=as_json,
     )
     if out is not None:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from roadint.composition import Composition
 from roadint.data.collate import Collator, completion_nll, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
+from roadint.progress import track
 
 
 @torch.no_grad()
@@ -21,6 +22,7 @@ def reference_nll(
     max_length: int = 512,
     max_completion: int = 64,
     batch_size: int = 8,
+    quiet: bool = True,
 ) -> list[float]:
     """For each composition, the negative log-likelihood of the references: nats a token, then the mean over references.
 
@@ -32,7 +34,8 @@ def reference_nll(
     examples.sort(key=len)
     collate = Collator(tokenizer)
     totals = torch.zeros(len(compositions))
-    for start in range(0, len(examples), batch_size):
+    starts = range(0, len(examples), batch_size)
+    for start in track(starts, len(starts), "likelihood", quiet=quiet):
         batch = collate(examples[start : start + batch_size])
         batch = {name: value.to(road.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         for index, composition in enumerate(compositions):
