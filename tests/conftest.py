@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
@@ -22,6 +23,8 @@ from transformers import (
 
 import roadint
 
+settings.register_profile("roadint", deadline=None)  # a busy machine is no failure
+settings.load_profile("roadint")
 torch.set_num_threads(1)  # tiny models are quicker without hand-over between threads
 VOCABULARY, WIDTH, LAYERS = 128, 32, 3
 _SHARED = {

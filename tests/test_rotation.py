@@ -151,7 +151,7 @@ def test_swap_turns_by_a_quarter() -> None:
     torch.testing.assert_close(swap(swap(h, 4), 4), -h)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(variants, seeds)
 def test_basis_equals_the_dense_formula(variant: str, seed: int) -> None:
     q = Basis("random", 7).matrix(WIDTH)
