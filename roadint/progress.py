@@ -14,4 +14,5 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
     if quiet:
         yield from items
     else:
-        yield from rich_track(items, description, total=total, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        yield from rich_track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
