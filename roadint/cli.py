@@ -164,7 +164,7 @@ def inspect(
     checkpoint: Checkpoint,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of all angles and scales (.png, .svg, .pdf).")] = None,
     blocks: Annotated[bool, typer.Option(help="Print every block instead of the most turned ones.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Show which tokens of this prompt are edited (loads the tokenizer).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Show which tokens of this prompt are edited (loads the model).")] = None,
     as_json: Json = False,
 ) -> None:
     """Print angle and scale of the blocks of each subspace."""
@@ -213,12 +213,13 @@ def _open(checkpoint: str, model: str | None, compose: Sequence[str] | None) -> 
     """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded."""
     from roadint.checkpoint import load as load_checkpoint
     from roadint.composition import Composition
+    from roadint.intervention import subspace_names
     from roadint.model import RoadModel, checkpoint_folder
     from roadint.pretrained import load
 
     folder = checkpoint_folder(checkpoint)
     interventions, config = load_checkpoint(folder)
-    names = list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
+    names = subspace_names(interventions)
     for each in compose or ():
         Composition.parse(each, names)
     base, tokenizer = load(model or config["base_model"]["id"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from roadint.intervention import RoadIntervention
+from roadint.intervention import RoadIntervention, subspace_names
 
 
 def edited_tokens(intervention: RoadIntervention, count: int) -> list[bool]:
@@ -38,7 +38,7 @@ def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -
 
 def model_card(repo_id: str, base_model: str, interventions: Sequence[RoadIntervention]) -> str:
     """The README of a checkpoint on the hub."""
-    names = list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
+    names = subspace_names(interventions)
     sites = "\n".join(f"- `{intervention.spec()}`" for intervention in interventions)
     header = f"base_model: {base_model}\n" if "/" in base_model and not base_model.startswith(("/", ".")) else ""
     return f"""---

@@ -5,7 +5,7 @@ IntervenableModel and in roadint's RoadModel alike; both turn a row's compositio
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -240,6 +240,11 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
 
     def __str__(self) -> str:
         return f"RoadIntervention({self.extra_repr()})"
+
+
+def subspace_names(interventions: Iterable[RoadIntervention]) -> list[str]:
+    """The names of all their subspaces, in order, each once: what a composition may use."""
+    return list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
 
 
 def _is_dims(entry: Any) -> bool:

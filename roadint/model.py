@@ -15,7 +15,7 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
 from roadint.errors import RoadError, first_line
 from roadint.head import logits_only_at
-from roadint.intervention import RoadIntervention
+from roadint.intervention import RoadIntervention, subspace_names
 from roadint.layers import find_layers, site_path, text_config, width_of
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
 
@@ -55,7 +55,7 @@ class RoadModel(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of all subspaces, in order: what a composition may use."""
-        return list(dict.fromkeys(name for intervention in self.sites for name in intervention.partition))
+        return subspace_names(self.sites)
 
     @property
     def trainable_count(self) -> int:

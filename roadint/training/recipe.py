@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from roadint.basis import BasisKind
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, did_you_mean, first_line, listing
 from roadint.intervention import RoadIntervention
 from roadint.position import Phase
 from roadint.prompt import Template
@@ -71,7 +71,7 @@ class Recipe:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RoadError(f"recipe {path} is no YAML ({str(error).splitlines()[0]})") from None
+            raise RoadError(f"recipe {path} is no YAML ({first_line(error)})") from None
         if not isinstance(content, dict):
             raise RoadError(f"recipe {path} is a {type(content).__name__}: expected a mapping of settings")
         return cls().override(content).override(overrides or {})

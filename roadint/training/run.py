@@ -54,7 +54,7 @@ def train(
     folder = Path(out) if out is not None else None
     last = None
     if folder is not None:
-        last = _last_checkpoint(folder / CHECKPOINTS, {"recipe": _fingerprint(road, settings, examples)}, resume)
+        last = _last_checkpoint(folder / CHECKPOINTS, _fingerprint(road, settings, examples), resume)
     set_seed(settings.seed)
     road.template = template
     started = time.perf_counter()
@@ -74,7 +74,7 @@ def train(
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
-        "recipe": {**vars(settings), "data": {name: str(source) for name, source in _named(data or settings.data).items()}},
+        "recipe": {**vars(settings), "data": _named(data or settings.data)},
         "rows": {name: sum(e.composition == name for e in examples) for name in dict.fromkeys(e.composition for e in examples)},
         "steps": int(result.global_step),
         "seconds": round(time.perf_counter() - started, 1),
