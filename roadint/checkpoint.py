@@ -24,6 +24,7 @@ from roadint.version import __version__
 
 FORMAT = 1
 TENSORS, CONFIG = "road.safetensors", "road.json"
+WHILE_TRAINING = "checkpoints"  # the folder inside the output of a run that is not finished
 
 
 def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: Mapping[str, Any]) -> int:

@@ -59,7 +59,8 @@ def train(
     overrides = {**_pairs(settings, "--set"), "rows": rows, "max_completion": max_completion, "model": model}
     chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
     chosen.interventions()  # a setting that does not fit is told before a model is loaded
-    if (out / checkpoint.CONFIG).is_file() and not overwrite:
+    unfinished = (out / checkpoint.WHILE_TRAINING).is_dir()  # also over an older checkpoint, where --overwrite was cut short
+    if (out / checkpoint.CONFIG).is_file() and not overwrite and not unfinished:
         if not resume:
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
         summary = checkpoint.load(out)[1]["training"]

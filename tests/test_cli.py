@@ -1,6 +1,7 @@
 """The command line, whole, on a tiny model in a folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,16 @@ def test_train_writes_a_checkpoint_and_says_what_it_is(
     code, out, _ = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter, "--resume")
     assert code == 0
     assert "32 trained numbers" in out
+
+
+def test_an_overwriting_run_that_was_cut_short_is_not_taken_for_finished(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    code, _, errors = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "holds an unfinished run: add --resume" in errors
 
 
 def test_train_on_local_files(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:

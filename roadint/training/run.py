@@ -22,8 +22,6 @@ from roadint.training.progress import ProgressBar
 from roadint.training.recipe import Recipe
 from roadint.training.trainer import RoadTrainer
 
-CHECKPOINTS = "checkpoints"  # inside the output folder, while a run is not finished
-
 
 def train(
     road: RoadModel,
@@ -54,14 +52,14 @@ def train(
     folder = Path(out) if out is not None else None
     last = None
     if folder is not None:
-        last = _last_checkpoint(folder / CHECKPOINTS, _fingerprint(road, settings, examples), resume)
+        last = _last_checkpoint(folder / checkpoint.WHILE_TRAINING, _fingerprint(road, settings, examples), resume)
     set_seed(settings.seed)
     road.template = template
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RoadTrainer(
             road,
-            _arguments(settings, folder / CHECKPOINTS if folder else Path(scratch), save=folder is not None),
+            _arguments(settings, folder / checkpoint.WHILE_TRAINING if folder else Path(scratch), save=folder is not None),
             train_dataset=examples,
             data_collator=Collator(tokenizer),
             companions=companions,
@@ -84,7 +82,7 @@ def train(
     if folder is not None and trainer.is_world_process_zero():
         road.save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(folder / checkpoint.WHILE_TRAINING, ignore_errors=True)
     return road.training_summary
 
 
