@@ -1,70 +1,135 @@
-"""The language-model head only where it is needed, and its loss without a float32 copy of all logits.
+"""The language-model head only where it is needed, and its loss without ever holding all logits.
 
-A vocabulary of 262,144 makes the head dearer than the layers. Selecting the tokens in front of it, by a hook on the model's own
-head, leaves everything that the model does with its logits (soft-caps, scales) to the model.
+A vocabulary of 262,144 makes the head dearer than the layers. Here it runs on the tokens that are to be scored, some at a time, and
+each piece of logits is gone, with its gradient, before the next one comes. What a model does with its logits (soft-caps, scales)
+is done by its own forward, in which only the layers do nothing.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from roadint.errors import RoadError
+from roadint.layers import find_layers, text_config
+from roadint.partial import Enough, resumed
 
-_CHUNK = 1 << 23  # numbers in a float32 piece of the logits: 32 MB
+_LOGITS = 3 << 23  # numbers in a piece of logits: 96 tokens of 262,144, 50 MB in bfloat16
+_FLOATS = 1 << 20  # how many of them are float32 at a time: 4 MB, which stay in the processor's cache
 
 
-@contextmanager
-def logits_only_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Inside, in this thread, the model's logits are [tokens, vocabulary]: those of the tokens (rows[i], columns[i]).
+def score(model: nn.Module, inputs: dict[str, Any], where: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood, in nats, of labels [tokens] as the tokens after those at `where`: [tokens] float32.
 
-    Raises RoadError where the model has no head that transformers knows.
+    inputs: of the model's forward. where: [2, tokens] int, rows and columns. Raises RoadError where the model has no head.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        raise RoadError(f"{type(model).__name__} has no language-model head: expected a causal language model")
-    thread = threading.get_ident()
+    hidden, as_tuple = _input_of_head(model, inputs)
+    rows, columns = where
 
-    def select(module: nn.Module, args: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        return (args[0][rows, columns], *args[1:])
+    def logits_of(piece: Tensor) -> Tensor:
+        return _logits(model, piece, as_tuple)
 
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """The negative log-likelihood of each token in nats, [tokens] float32, from logits [tokens, vocabulary] in any dtype."""
-    nll: Tensor = _TokenNLL.apply(logits, labels)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in _head(model).parameters()):
+        return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
+    pieces = min(len(labels), -(-len(labels) * int(text_config(model).vocab_size) // _LOGITS))
+    nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
     return nll
 
 
-class _TokenNLL(torch.autograd.Function):
-    """Cross-entropy in float32, a few tokens at a time; keeps the gradient, in the dtype of the logits, instead of the logits."""
+class _PiecewiseNLL(torch.autograd.Function):
+    """Cross-entropy in float32, in pieces of like size; keeps the gradient of the hidden states, computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        nll = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        chunk = max(1, _CHUNK // logits.shape[-1])
-        for start in range(0, len(labels), chunk):
-            part = slice(start, start + chunk)
-            log_p = logits[part].float().log_softmax(dim=-1)
-            target = labels[part, None]
-            nll[part] = -log_p.gather(1, target)[:, 0]
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, pieces: int, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+        learning = ctx.needs_input_grad[0]
+        nll, gradients = [], []
+        for part, targets in zip(hidden.detach().tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+            with torch.set_grad_enabled(learning):
+                logits = logits_of(part.requires_grad_(learning))
+            losses, gradient = _cross_entropy(logits.detach(), targets, learning)
+            nll.append(losses)
             if gradient is not None:
-                gradient[part] = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0))
-        ctx.save_for_backward(gradient)
-        return nll
+                gradients.append(torch.autograd.grad(logits, part, gradient)[0])
+        if learning:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(nll)
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0][:, None].to(gradient.dtype), None
+        return gradient * outputs[0][:, None].to(gradient.dtype), None, None, None
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor | None]:
+    """The losses [tokens] and, where `learning`, their gradient in the logits' dtype; float32 for a few tokens at a time."""
+    nll = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    gradient = torch.empty_like(logits) if learning else None
+    rows = max(1, (_FLOATS if logits.device.type == "cpu" else _LOGITS) // logits.shape[-1])
+    buffer = torch.empty(
+        rows, logits.shape[-1], dtype=torch.float32, device=logits.device
+    )  # fresh memory costs as much as the work
+    for start in range(0, len(labels), rows):
+        part, target = logits[start : start + rows], labels[start : start + rows, None]
+        shifted = torch.sub(part, part.amax(dim=-1, keepdim=True).float(), out=buffer[: len(part)])
+        wanted = shifted.gather(1, target)
+        total = shifted.exp_().sum(dim=-1, keepdim=True)
+        nll[start : start + rows] = (total.log() - wanted)[:, 0]
+        if gradient is not None:
+            torch.mul(shifted.scatter_add_(1, target, -total), 1 / total, out=gradient[start : start + rows])
+    return nll, gradient
+
+
+def _head(model: nn.Module) -> nn.Module:
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise RoadError(f"{type(model).__name__} has no language-model head: expected a causal language model")
+    return head
+
+
+def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
+    """What the model's forward gives to its head, [rows, columns, width]; the head itself does not run.
+
+    And whether the model's layers return tuples, which those that `resumed` puts in their place must do too.
+    """
+    found: list[Tensor] = []
+    forms: list[bool] = []
+    thread = threading.get_ident()
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            forms.append(isinstance(output, tuple))
+
+    def stop(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            found.append(args[0])
+            raise Enough
+
+    hooks = [find_layers(model)[1][0].register_forward_hook(look), _head(model).register_forward_pre_hook(stop)]
+    try:
+        model(**inputs)
+    except Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0], forms[0]
+
+
+def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
+    """The model's own logits [tokens, vocabulary] for the head's input [tokens, width]."""
+    thread = threading.get_ident()
+
+    def replace(module: nn.Module, args: Any) -> Any:
+        return (hidden[None], *args[1:]) if threading.get_ident() == thread else None
+
+    handle = _head(model).register_forward_pre_hook(replace)
+    try:
+        with resumed(model, len(find_layers(model)[1]), None, as_tuple=as_tuple):
+            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits.squeeze(0)
+            return logits
+    finally:
+        handle.remove()

@@ -1,5 +1,6 @@
 """Sites: where in a transformers model a layer and a component are."""
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,11 @@ def text_config(model: nn.Module) -> Any:
 def width_of(model: nn.Module) -> int:
     """The width d of the hidden states."""
     return int(text_config(model).hidden_size)
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model's forward takes position_ids; the others count by the attention mask."""
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

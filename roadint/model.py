@@ -1,6 +1,5 @@
 """RoadModel: interventions on a transformers model, with a composition for each row of the batch."""
 
-import inspect
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from roadint import checkpoint, describe
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
 from roadint.errors import RoadError, first_line
-from roadint.head import logits_only_at
+from roadint.head import score
 from roadint.intervention import RoadIntervention, subspace_names
-from roadint.layers import find_layers, site_path, text_config, width_of
+from roadint.layers import find_layers, site_path, takes_positions, text_config, width_of
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
 
 Compose = CompositionLike | Sequence[CompositionLike]
@@ -50,7 +49,7 @@ class RoadModel(nn.Module):
         self.interventions = nn.ModuleList(listed)
         self.template: Template = "plain"
         self.training_summary: dict[str, Any] = {}
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes_positions = takes_positions(model)
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +78,7 @@ class RoadModel(nn.Module):
         compose: Compose = ALL,
         learning: Compose = ALL,
         prompt_length: Tensor | None = None,
-        logits_at: tuple[Tensor, Tensor] | None = None,
+        scored: tuple[Tensor, Tensor] | None = None,
         **inputs: Any,
     ) -> Any:
         """The model's own forward, with its own output class, and a composition a row.
@@ -90,16 +89,14 @@ class RoadModel(nn.Module):
         prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
         so that "last" is the last token that the mask keeps.
         learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
-        logits_at: (rows, columns), both [tokens]: compute the logits of these tokens only, as [tokens, vocabulary].
+        scored: ([2, tokens] rows and columns, [tokens] labels), int: return, instead of the output, the negative log-likelihood in
+        nats of each label as the token after its place, [tokens] float32; the head runs there alone, and no logits are kept.
         Raises RoadError for a composition or a mask that does not fit.
         """
-        if logits_at is not None:
-            with logits_only_at(self.model, *logits_at):
-                return self(compose=compose, learning=learning, prompt_length=prompt_length, **inputs)
         rows, columns = _shape(inputs)
         compositions = parse_rows(compose, rows, self.names)
         if not any(composition.terms for composition in compositions):
-            return self.model(**inputs)
+            return self._run(inputs, scored)
         kept = inputs.get("attention_mask")
         if kept is None:
             cache = inputs.get("past_key_values")
@@ -113,7 +110,7 @@ class RoadModel(nn.Module):
         learned = None if learning == ALL else parse_rows(learning, rows, self.names)
         edit = Edit(self.sites, compositions, kept, prompt_length, learned)
         with edit.applied(self.model, self._modules_at_sites()):
-            return self.model(**inputs)
+            return self._run(inputs, scored)
 
     def generate_tokens(self, *, compose: Compose = ALL, **inputs: Any) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
@@ -226,6 +223,9 @@ class RoadModel(nn.Module):
     def sites(self) -> list[RoadIntervention]:
         """The interventions, as a plain list of their own type."""
         return list(self.interventions)  # type: ignore[arg-type]
+
+    def _run(self, inputs: dict[str, Any], scored: tuple[Tensor, Tensor] | None) -> Any:
+        return self.model(**inputs) if scored is None else score(self.model, inputs, *scored)
 
     def _modules_at_sites(self) -> list[nn.Module]:
         return [self.model.get_submodule(path) for path in self._paths]

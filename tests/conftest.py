@@ -91,6 +91,10 @@ def llama() -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character, with <pad>, <bos> (added to every text) and <eos>."""
     from tokenizers.processors import TemplateProcessing
 

@@ -253,13 +253,45 @@ def test_several_interventions_and_components(model: PreTrainedModel) -> None:
     assert not torch.allclose(own(batch[0], rows[0], "left")[-1], base[-1], atol=1e-3)
 
 
-def test_logits_at_selected_tokens_equal_the_whole(model: PreTrainedModel) -> None:
-    road = trained(model)
+@pytest.mark.parametrize("compose", ["a", None])
+def test_scores_of_selected_tokens_equal_those_from_all_logits(model: PreTrainedModel, compose: str | None) -> None:
+    road = trained(model.requires_grad_(False))
     inputs = padded(prompts([5, 9]), "left")
-    rows, columns = torch.tensor([0, 1, 1]), torch.tensor([8, 3, 7])
-    selected = road(**inputs, compose="a", logits_at=(rows, columns)).logits
-    torch.testing.assert_close(selected, road(**inputs, compose="a").logits[rows, columns], rtol=1e-5, atol=1e-5)
+    rows, columns, labels = torch.tensor([0, 1, 1]), torch.tensor([8, 3, 7]), torch.tensor([7, 5, 100])
+    results = []
+    for _ in range(2):
+        road.zero_grad()
+        if not results:
+            nll = torch.nn.functional.cross_entropy(road(**inputs, compose=compose).logits[rows, columns], labels, reduction="none")
+        else:
+            nll = road(**inputs, compose=compose, scored=(torch.stack([rows, columns]), labels))
+        if compose:
+            (nll * torch.tensor([1.0, 2.0, 0.5])).sum().backward()
+        results.append([nll.detach(), road.interventions[0].theta.grad])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert hooks_of(model) == []
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_pieces_of_logits_change_nothing_and_a_soft_cap_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gemma3").requires_grad_(False)
+    model.config.final_logit_softcapping = 2.0
+    road = trained(model)
+    inputs = padded(prompts([5, 9]), "right")
+    where, labels = torch.tensor([[0, 0, 1, 1, 1], [1, 4, 2, 3, 8]]), torch.tensor([7, 5, 100, 3, 9])
+    expected = torch.nn.functional.cross_entropy(road(**inputs).logits[where[0], where[1]], labels, reduction="none")
+    assert float(expected.max()) < 9  # capped: log(128) + 2 · 2
+    for piece in (1, 2 * model.config.vocab_size, 1 << 20):
+        monkeypatch.setattr("roadint.head._LOGITS", piece)
+        monkeypatch.setattr("roadint.head._FLOATS", piece)
+        torch.testing.assert_close(road(**inputs, scored=(where, labels)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_that_trains_gets_its_gradient_from_scores(llama: PreTrainedModel) -> None:
+    road = trained(llama.requires_grad_(False))
+    llama.lm_head.weight.requires_grad_(True)
+    road(**padded(prompts([5]), "right"), scored=(torch.tensor([[0], [2]]), torch.tensor([7]))).sum().backward()
+    assert bool(llama.lm_head.weight.grad.any())
 
 
 def test_generate_answers_texts(llama: PreTrainedModel, tokenizer: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roadint.data.collate import IGNORED, Collator, tokenize
+from roadint.data.collate import Collator, tokenize
 from roadint.errors import RoadError
 from roadint.prompt import batch_prompts, check_template, pad_id, prompt_ids, render
 
@@ -75,15 +75,14 @@ def test_completions_are_cut_and_end_as_told(tokenizer: Any) -> None:
     assert completion(eos=True, max_completion=2) == letters[:2]
 
 
-def test_batches_align_prompts_and_completions(tokenizer: Any) -> None:
+def test_a_batch_says_which_token_predicts_which(tokenizer: Any) -> None:
     rows = [{"instruction": "ab", "output": "c"}, {"instruction": "a", "output": "bcd"}]
     examples = tokenize(rows, tokenizer, "x", template="plain", max_length=64)
     batch = Collator(tokenizer)(examples)
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3, 3], [0, 0, 1, 2, 3, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]  # the last token predicts nothing
     assert batch["prompt_length"].tolist() == [3, 2]
-    assert (batch["labels"] == IGNORED).tolist() == [[False, True, True], [False, False, False]]
-    assert batch["labels"][1].tolist() == batch["input_ids"][1, 3:].tolist()
+    assert batch["places"].tolist() == [[0, 1, 1, 1], [2, 1, 2, 3]]
+    assert batch["labels"].tolist() == [token for example in examples for token in example.completion]
     assert batch["compose"] == ["x", "x"]
 
 

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from roadint.data.sources import Row
 from roadint.errors import RoadError
-from roadint.head import token_nll
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
-
-IGNORED = -100  # the label that transformers counts as none
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,11 @@ class Example:
     prompt: list[int]
     completion: list[int]
     composition: str | None
+
+    @property
+    def inputs(self) -> list[int]:
+        """The tokens that predict something: all but the last."""
+        return [*self.prompt, *self.completion[:-1]]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -56,10 +58,11 @@ def tokenize(
 
 
 class Collator:
-    """Batches of Examples: prompts padded on the left, completions on the right, so that all completions start in column P.
+    """Batches of Examples: each row is a prompt and its completion, padded on the right.
 
-    Returns input_ids, attention_mask, position_ids [rows, P + C], prompt_length [rows], labels [rows, C] (IGNORED where there is
-    no token) and compose, a list of compositions.
+    Returns input_ids and attention_mask [rows, columns], prompt_length [rows], compose (one a row), labels [tokens], the ids of
+    all completions row by row, and places [2, tokens], the row and the column of the token that predicts each label. The last
+    token of a completion predicts nothing, so it is no input.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -67,18 +70,29 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Make one batch."""
-        prompts, completions = [e.prompt for e in examples], [e.completion for e in examples]
-        mask = torch.cat(
-            [pad([[1] * len(p) for p in prompts], 0, "left"), pad([[1] * len(c) for c in completions], 0, "right")], dim=1
-        )
+        inputs = [example.inputs for example in examples]
         return {
-            "input_ids": torch.cat([pad(prompts, self.fill, "left"), pad(completions, self.fill, "right")], dim=1),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "prompt_length": torch.tensor([len(p) for p in prompts]),
-            "labels": pad(completions, IGNORED, "right"),
-            "compose": [e.composition for e in examples],
+            "input_ids": pad(inputs, self.fill, "right"),
+            "attention_mask": pad([[1] * len(each) for each in inputs], 0, "right"),
+            **targets(examples, torch.zeros(len(examples), dtype=torch.long)),
         }
+
+
+def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
+    """What a batch says besides its inputs: prompt_length, compose, labels and places, as `Collator` returns them.
+
+    starts: [rows] int, which token of its example each row begins with.
+    """
+    prompts = torch.tensor([len(example.prompt) for example in examples])
+    counts = torch.tensor([len(example.completion) for example in examples])
+    rows = torch.arange(len(examples)).repeat_interleave(counts)
+    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    return {
+        "prompt_length": prompts,
+        "compose": [example.composition for example in examples],
+        "labels": torch.tensor([token for example in examples for token in example.completion]),
+        "places": torch.stack([rows, (prompts - 1 - starts)[rows] + within]),
+    }
 
 
 def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -87,8 +101,5 @@ def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     model: a RoadModel (or a wrapper of one). batch: what Collator returns, on its device. Returns [tokens] float32, [tokens] int.
     """
     inputs = dict(batch)
-    labels = inputs.pop("labels")
-    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    before_first = inputs["input_ids"].shape[1] - labels.shape[1] - 1  # a token is predicted one column before its own
-    logits = model(**inputs, use_cache=False, logits_at=(rows, columns + before_first)).logits
-    return token_nll(logits, labels[rows, columns]), rows
+    scored = inputs.pop("places"), inputs.pop("labels")
+    return model(**inputs, scored=scored, use_cache=False), scored[0][0]

@@ -54,6 +54,8 @@ class Recipe:
     max_grad_norm: float = 1.0
     seed: int = 42
     save_steps: int = 50
+    prefix_reuse: bool = True  # compute once what the edit can't change
+    prefix_memory: float | None = None  # GB for it, then less is kept, or files are used; a quarter of what is free by default
 
     @classmethod
     def load(cls, name: "str | Path | Recipe", overrides: Mapping[str, Any] | None = None) -> "Recipe":

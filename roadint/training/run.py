@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def train(
             data_collator=Collator(tokenizer),
             companions=companions,
             companion_rate=settings.companion_rate,
+            prefix_reuse=settings.prefix_reuse,
+            prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
+            quiet=quiet,
         )
         for printing in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printing)
@@ -77,6 +81,7 @@ def train(
         "steps": int(result.global_step),
         "seconds": round(time.perf_counter() - started, 1),
         "trainable": road.trainable_count,
+        "prefix_reuse": asdict(trainer.prefix_report) if trainer.prefix_report else None,
         "loss": {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("loss")},
     }
     if folder is not None and trainer.is_world_process_zero():
@@ -126,6 +131,8 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Without this, torchrun on a machine without a GPU would train one and the same run in every process.
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
         disable_tqdm=True,
         log_level="error",
@@ -134,7 +141,8 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
 
 def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> dict[str, Any]:
     """What must be the same for a run to go on: the optimisation, the sites and the data."""
-    settings = {name: value for name, value in vars(recipe).items() if name not in ("data", "save_steps")}
+    how = ("data", "save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these, or the rest tells
+    settings = {name: value for name, value in vars(recipe).items() if name not in how}
     sites = [intervention.spec() for intervention in road.sites]
     return {"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}
 

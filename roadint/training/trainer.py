@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from roadint.checkpoint import load
-from roadint.data.collate import completion_nll
+from roadint.data.collate import Collator, completion_nll
 from roadint.errors import RoadError
 from roadint.model import RoadModel
+from roadint.training.prefix_cache import PrefixCache, Report, build
 from roadint.training.sampler import MixedLengthSampler
 
 
@@ -24,6 +25,9 @@ class RoadTrainer(Trainer):
     negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
     companions: composition → composition. A share `companion_rate` of the examples of the first runs with the second acting too,
     without gradients for it, so that the first learns to work beside it.
+    prefix_reuse: compute once what the edit can't change (roadint.training.prefix_cache), where the data_collator is roadint's;
+    prefix_memory: its budget in bytes, a quarter of what is free by default. `prefix_report` says what was chosen. quiet: no
+    progress bar for it.
     Raises RoadError for weight decay: it would pull α to 0, not to the identity.
     """
 
@@ -37,18 +41,41 @@ class RoadTrainer(Trainer):
         *,
         companions: Mapping[str, str] | None = None,
         companion_rate: float = 0.5,
+        prefix_reuse: bool = True,
+        prefix_memory: float | None = None,
+        quiet: bool = True,
         **kwargs: Any,
     ) -> None:
         if args.weight_decay:
             raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
         self._companions, self._companion_rate = dict(companions or {}), companion_rate
+        self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
+        self._prefix_cache: PrefixCache | None = None
+        self.prefix_report: Report | None = None
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=model, args=args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's train, with the base model frozen while it runs and left as it was found."""
-        with frozen(self.model.model):
+        """Trainer's train, with the base model frozen while it runs and left as it was found, and the prefix computed once."""
+        own = self.data_collator
+        with frozen(self.model.model), ExitStack() as undo:
+            if self._prefix_reuse and isinstance(own, Collator):
+                sampler = self._get_train_sampler()
+                self._prefix_cache = build(
+                    self.model,
+                    [self.train_dataset[index] for index in sampler.shard(self.args.process_index)],
+                    own,
+                    memory=self._prefix_memory,
+                    folder=Path(self.args.output_dir or "."),
+                    quiet=self._quiet,
+                )
+                undo.callback(self._forget_prefix, own)
+                self.data_collator = self._prefix_cache or own
+                self.prefix_report = self._prefix_cache.report if self._prefix_cache else None
             return super().train(*args, **kwargs)
+
+    def _forget_prefix(self, collator: Collator) -> None:
+        self.data_collator, self._prefix_cache = collator, None
 
     def compute_loss(
         self,
@@ -59,7 +86,8 @@ class RoadTrainer(Trainer):
     ) -> Any:
         """The mean over the tokens of the (accumulated) batch; notes each composition's share for the logs."""
         own = inputs["compose"]
-        nll, rows = completion_nll(model, {**inputs, **self._with_companions(own)} if model.training else inputs)
+        nll_of = self._prefix_cache.nll if self._prefix_cache else completion_nll
+        nll, rows = nll_of(model, {**inputs, **self._with_companions(own)} if model.training else inputs)
         if num_items_in_batch is None:
             loss = nll.mean()
         else:
@@ -94,8 +122,14 @@ class RoadTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedLengthSampler:
-        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return MixedLengthSampler(train_dataset if train_dataset is not None else self.train_dataset, step_rows, self.args.seed)
+        micro_batch, processes = self.args.train_batch_size, self.args.world_size
+        return MixedLengthSampler(
+            train_dataset if train_dataset is not None else self.train_dataset,
+            micro_batch * self.args.gradient_accumulation_steps * processes,
+            self.args.seed,
+            processes=processes,
+            micro_batch=micro_batch,
+        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The chosen optimizer (AdamW) over the interventions alone, without the weight decay that is its default."""

@@ -1,0 +1,60 @@
+"""The rival: RoAd as a pyvene user writes it, and pyreft's training step around it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyvene
+import torch
+from torch import Tensor, nn
+
+from roadint._pyvene import DistributedRepresentationIntervention, SourcelessIntervention, TrainableIntervention
+from roadint.data.collate import Example
+from roadint.interop.pyvene import register
+from roadint.prompt import pad
+
+
+class PlainRoad(SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
+    """RoAd1 on adjacent pairs with a mask of blocks a row (paper equation 4), straight from the formula."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, keep_last_dim=True)
+        blocks = int(self.embed_dim) // 2
+        self.theta = nn.Parameter(torch.zeros(blocks))
+        self.alpha = nn.Parameter(torch.ones(blocks))
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None) -> Tensor:
+        """base: [rows, positions, width]; subspaces: the acting blocks of each row."""
+        del source
+        mask = torch.zeros(len(base), len(self.theta))
+        for row, blocks in enumerate(subspaces):
+            mask[row, blocks] = 1
+        theta, alpha = mask * self.theta, self.alpha**mask
+        cosine = (alpha * theta.cos()).repeat_interleave(2, dim=-1)[:, None]
+        sine = (alpha * theta.sin()).repeat_interleave(2, dim=-1)[:, None]
+        turned = torch.stack([-base[..., 1::2], base[..., ::2]], dim=-1).flatten(-2)
+        return (cosine * base + sine * turned).to(base.dtype)
+
+
+def wrapped(model: nn.Module, layer: int, width: int) -> tuple[Any, PlainRoad]:
+    """The model in pyvene, with one PlainRoad at the output of a layer."""
+    register(model)
+    intervention = PlainRoad(embed_dim=width)
+    config = pyvene.IntervenableConfig([{"layer": layer, "component": "block_output", "intervention": intervention}])
+    intervenable = pyvene.IntervenableModel(config, model)
+    intervenable.disable_model_gradients()
+    return intervenable, intervention
+
+
+def loss(intervenable: Any, examples: Sequence[Example], blocks: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """pyreft's step: rows padded to the longest, the model's own loss over all logits. blocks: the acting ones of each row."""
+    ids = pad([[*e.prompt, *e.completion] for e in examples], fill, "right")
+    mask = pad([[1] * len(e) for e in examples], 0, "right")
+    labels = pad([[-100] * len(e.prompt) + e.completion for e in examples], -100, "right")
+    _, output = intervenable(
+        {"input_ids": ids, "attention_mask": mask},
+        unit_locations={"sources->base": (None, [[[len(e.prompt) - 1] for e in examples]])},
+        labels=labels,
+        subspaces=[list(blocks)],
+    )
+    result: Tensor = output.loss
+    return result

@@ -1,0 +1,67 @@
+"""Parts of a forward pass: the same numbers as the whole, and a model that is left as it was."""
+
+import threading
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
+
+from roadint.partial import output_after, resumed
+from tests.conftest import LAYERS, build
+
+IDS = torch.arange(3, 12)[None]
+
+
+@pytest.mark.parametrize("layers", range(1, LAYERS + 1))
+def test_stopped_and_resumed_is_the_whole(model: PreTrainedModel, layers: int) -> None:
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        hidden = output_after(model, layers, input_ids=IDS)
+        with resumed(model, layers, hidden):
+            torch.testing.assert_close(model(input_ids=IDS * 0).logits, expected)
+        assert torch.equal(model(input_ids=IDS).logits, expected)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_layers_that_return_tuples() -> None:
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4)).eval()
+    with torch.no_grad():
+        output = output_after(model, 2, input_ids=IDS)
+        assert isinstance(output, tuple)
+        with resumed(model, 2, output[0], as_tuple=True):
+            torch.testing.assert_close(model(input_ids=IDS * 0).logits, model(input_ids=IDS * 0).logits)
+            resumed_logits = model(input_ids=IDS * 0).logits
+    torch.testing.assert_close(resumed_logits, model(input_ids=IDS).logits)
+
+
+def test_other_threads_and_other_forwards_stay(llama: PreTrainedModel) -> None:
+    """accelerate, for one, sets a forward of its own on a layer."""
+    layer = llama.model.layers[0]
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    before = layer.forward
+    seen = []
+    with torch.no_grad():
+        expected = llama(input_ids=IDS).logits
+        with pytest.raises(ZeroDivisionError), resumed(llama, 2, torch.zeros(1, 9, 32)):
+            other = threading.Thread(target=lambda: seen.append(llama(input_ids=IDS).logits))
+            other.start()
+            other.join()
+            assert not torch.allclose(llama(input_ids=IDS).logits, expected)
+            raise ZeroDivisionError
+    torch.testing.assert_close(seen[0], expected)
+    assert layer.forward is before
+    assert "forward" not in vars(llama.model.layers[1])
+
+
+def test_only_what_is_asked_for_runs() -> None:
+    model = build("llama")
+    ran = []
+    for index, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    hidden = output_after(model, 2, input_ids=IDS)
+    assert ran == [0, 1]
+    with resumed(model, 2, hidden):
+        model(input_ids=IDS)
+    assert ran == [0, 1, 2]
