@@ -1,6 +1,7 @@
-"""The command line: train, generate, eval, inspect. Results on stdout, as tables or (--json) for machines; the rest on stderr."""
+"""The command line: train, generate, eval, inspect, bench. Results on stdout (tables, or --json), the rest on stderr."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from roadint.bench.cli import app as bench
 from roadint.errors import RoadError
+from roadint.terminal import Data, Json, Rows, console, pairs, print_json
 from roadint.version import __version__
 
 app = typer.Typer(
@@ -20,22 +22,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# A table in a pipe or a file is not cut at 80 columns.
-console = Console(width=None if sys.stdout.isatty() else 160)
+app.add_typer(bench, name="bench")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 Base = Annotated[str | None, typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own.")]
-Data = Annotated[
-    list[str] | None,
-    typer.Option("--data", help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…"),
-]
 Composed = Annotated[
     list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")
 ]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
 
 
 @app.command()
@@ -55,8 +50,8 @@ def train(
     from roadint import checkpoint
     from roadint.training.recipe import Recipe
 
-    given = _pairs(data, "--data")
-    overrides = {**_pairs(settings, "--set"), "rows": rows, "max_completion": max_completion, "model": model}
+    given = pairs(data, "--data")
+    overrides = {**pairs(settings, "--set"), "rows": rows, "max_completion": max_completion, "model": model}
     chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
     chosen.interventions()  # a setting that does not fit is told before a model is loaded
     unfinished = (out / checkpoint.WHILE_TRAINING).is_dir()  # also over an older checkpoint, where --overwrite was cut short
@@ -74,7 +69,7 @@ def train(
         summary = run(road, tokenizer, given or None, chosen, out=out, resume=resume, quiet=as_json)
     size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))
     if as_json:
-        _print_json({"checkpoint": str(out), "bytes": size, **summary})
+        print_json({"checkpoint": str(out), "bytes": size, **summary})
         return
     losses = ", ".join(f"{name.removeprefix('loss/')} {value:.2f}" for name, value in summary["loss"].items() if "/" in name)
     console.print(
@@ -105,7 +100,7 @@ def generate(
     compositions = [Composition.parse(each, road.names) for each in compose] if compose else road.compositions()
     answers = answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens, quiet=as_json)
     if as_json:
-        _print_json(answers)
+        print_json(answers)
         return
     table = Table("prompt", *map(str, compositions), show_lines=True)
     for index, prompt in enumerate(asked):
@@ -133,7 +128,7 @@ def evaluate(
 
     if out is not None and not out.parent.is_dir():
         raise RoadError(f"--out {out}: the folder {out.parent} does not exist")
-    given = _pairs(data, "--data") or None
+    given = pairs(data, "--data") or None
     asked = load_prompts(prompts) if prompts else None
     road, tokenizer = _open(checkpoint, model, compose)
     report = measure(
@@ -150,7 +145,7 @@ def evaluate(
     if out is not None:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     sets = list(next(iter(report["nll"].values())))
     table = Table("composition", *(f"{name}, nats a token" for name in sets), "languages of the answers")
@@ -182,7 +177,7 @@ def inspect(
             raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file in a folder that exists")
         block_figure(interventions).savefig(plot, dpi=150)
     if as_json:
-        _print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
+        print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
         return
     base = config["base_model"]
     console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
@@ -203,6 +198,8 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line; bad input ends it with exit code 2 and one line."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("roadint").setLevel(logging.INFO)
     try:
         app()
     except RoadError as error:
@@ -257,19 +254,5 @@ def _title(site: Mapping[str, Any]) -> str:
     return f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}{basis}"
 
 
-def _pairs(given: Sequence[str] | None, option: str) -> Mapping[str, str]:
-    pairs = {}
-    for each in given or ():
-        name, separator, value = each.partition("=")
-        if not separator or not name.strip() or not value:
-            raise RoadError(f"{option} {each!r}: expected NAME=VALUE")
-        pairs[name.strip()] = value
-    return pairs
-
-
 def _plain(text: str) -> str:
     return " ".join(text.split())
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,6 +1,6 @@
 """Figures; each function returns a matplotlib Figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -8,6 +8,12 @@ from matplotlib.figure import Figure
 from roadint.inspection import block_values
 from roadint.intervention import RoadIntervention
 
+_AXES = {
+    "prompt": "tokens of the prompt",
+    "completion": "tokens of the completion",
+    "rows": "rows of a step",
+    "compositions": "different compositions in a step",
+}
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
@@ -41,4 +47,30 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
         plane.tick_params(labelsize=8)
         plane.set_rlabel_position(180)
         plane.set_yticks([0.5, 1.0, 1.5, 2.0])
+    return figure
+
+
+def bench_figure(report: Mapping[str, Any]) -> Figure:
+    """A `roadint bench` report: the median time of each system, minimum to maximum, and step times along each measured axis."""
+    cases = report["cases"]
+    axes_of = {case["name"].removeprefix("step by "): None for case in cases if case["name"].startswith("step by ")}
+    colours = dict(zip(dict.fromkeys(case["system"] for case in cases), _COLOURS, strict=False))
+    figure = Figure(figsize=(4 + 3.2 * len(axes_of), 3.4), layout="constrained")
+    panels: Any = figure.subplots(1, 1 + len(axes_of), squeeze=False, width_ratios=[1.3] + [1] * len(axes_of))[0]
+    bars = [case for case in cases if not case["name"].startswith(("step by ", "whole job"))]
+    for place, case in enumerate(bars):
+        label = case["system"] if case["name"] == "step" else f"{case['system']}, {case['name']}"
+        low, high = case["median_s"] - case["min_s"], case["max_s"] - case["median_s"]
+        panels[0].barh(place, case["median_s"], xerr=[[low], [high]], color=colours[case["system"]], ecolor="grey", capsize=3)
+        panels[0].text(0, place - 0.45, label, va="bottom", fontsize=8)
+    panels[0].set(
+        yticks=[], xlabel="seconds (median, min to max)", title="a training step" if axes_of else "", ylim=(len(bars) - 0.4, -0.8)
+    )
+    for panel, axis in zip(panels[1:], axes_of, strict=True):
+        for system, colour in colours.items():
+            points = sorted((c[axis], c["median_s"]) for c in cases if c["name"] == f"step by {axis}" and c["system"] == system)
+            panel.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=system)
+        panel.set(xlabel=_AXES[axis], ylabel="seconds a step", yscale="log")
+    if axes_of:
+        panels[1].legend(fontsize=7, frameon=False)
     return figure

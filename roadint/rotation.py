@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from roadint.errors import RoadError, did_you_mean, listing
+from roadint.fused import swap, turn
 
 Variant = Literal["road_1", "road_2", "road_4"]
 Pairing = Literal["adjacent", "half"] | int
@@ -57,12 +58,6 @@ def group_size(pairing: Pairing, width: int) -> int:
     raise RoadError(f"pairing {pairing!r} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of the width")
 
 
-def swap(h: Tensor, group: int = 2) -> Tensor:
-    """A quarter turn of every pair, `(a, b) → (−b, a)`. Shape [..., width], in and out."""
-    first, second = h.reshape(*h.shape[:-1], -1, 2, group // 2).unbind(-2)
-    return torch.stack((-second, first), dim=-2).flatten(-3)
-
-
 @dataclass(frozen=True)
 class Rotation:
     """All blocks of one site, for one or many rows: `z = direct ⊙ h + cross ⊙ swap(h)`.
@@ -77,11 +72,11 @@ class Rotation:
 
     def __call__(self, h: Tensor) -> Tensor:
         """Rotate `h` ([..., width]); computed in float32 at least, returned in the dtype of `h`."""
-        return (self.direct * h + self.cross * swap(h, self.group)).to(h.dtype)
+        return turn(h, self.direct, self.cross, self.group).to(h.dtype)
 
     def minus_identity(self, h: Tensor) -> Tensor:
         """`(R − I) h`: what the rotation adds to `h`. Exactly zero where a block is the identity."""
-        return (self.direct - 1) * h + self.cross * swap(h, self.group)
+        return turn(h, self.direct - 1, self.cross, self.group)
 
     def __matmul__(self, first: "Rotation") -> "Rotation":
         """The product `self · first` (first acts first), block by block."""

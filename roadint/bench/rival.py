@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pyvene
 import torch
 from torch import Tensor, nn
 
-from roadint._pyvene import DistributedRepresentationIntervention, SourcelessIntervention, TrainableIntervention
+from roadint._pyvene import DistributedRepresentationIntervention, SourcelessIntervention, TrainableIntervention, pyvene
 from roadint.data.collate import Example
 from roadint.interop.pyvene import register
 from roadint.prompt import pad
@@ -23,12 +22,10 @@ class PlainRoad(SourcelessIntervention, TrainableIntervention, DistributedRepres
         self.alpha = nn.Parameter(torch.ones(blocks))
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None) -> Tensor:
-        """base: [rows, positions, width]; subspaces: the acting blocks of each row."""
+        """base: [rows, positions, width]; subspaces: for each row the strengths of its blocks, 0 where one does not act."""
         del source
-        mask = torch.zeros(len(base), len(self.theta))
-        for row, blocks in enumerate(subspaces):
-            mask[row, blocks] = 1
-        theta, alpha = mask * self.theta, self.alpha**mask
+        strengths = torch.stack(list(subspaces)).to(base.device)
+        theta, alpha = strengths * self.theta, self.alpha**strengths
         cosine = (alpha * theta.cos()).repeat_interleave(2, dim=-1)[:, None]
         sine = (alpha * theta.sin()).repeat_interleave(2, dim=-1)[:, None]
         turned = torch.stack([-base[..., 1::2], base[..., ::2]], dim=-1).flatten(-2)
@@ -45,16 +42,24 @@ def wrapped(model: nn.Module, layer: int, width: int) -> tuple[Any, PlainRoad]:
     return intervenable, intervention
 
 
-def loss(intervenable: Any, examples: Sequence[Example], blocks: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """pyreft's step: rows padded to the longest, the model's own loss over all logits. blocks: the acting ones of each row."""
-    ids = pad([[*e.prompt, *e.completion] for e in examples], fill, "right")
-    mask = pad([[1] * len(e) for e in examples], 0, "right")
-    labels = pad([[-100] * len(e.prompt) + e.completion for e in examples], -100, "right")
+def batch(examples: Sequence[Example], fill: int, device: torch.device) -> dict[str, Tensor]:
+    """Whole rows, padded to the longest, with labels as the model's own loss takes them."""
+    tensors = {
+        "input_ids": pad([[*e.prompt, *e.completion] for e in examples], fill, "right"),
+        "attention_mask": pad([[1] * len(e) for e in examples], 0, "right"),
+        "labels": pad([[-100] * len(e.prompt) + e.completion for e in examples], -100, "right"),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def loss(intervenable: Any, examples: Sequence[Example], strengths: Sequence[Tensor], inputs: dict[str, Tensor]) -> Tensor:
+    """pyreft's step: the rows of `batch` through pyvene, the model's own loss over all logits. strengths: [blocks] a row."""
+    labels = inputs.pop("labels")
     _, output = intervenable(
-        {"input_ids": ids, "attention_mask": mask},
+        inputs,
         unit_locations={"sources->base": (None, [[[len(e.prompt) - 1] for e in examples]])},
         labels=labels,
-        subspaces=[list(blocks)],
+        subspaces=[list(strengths)],
     )
     result: Tensor = output.loss
     return result

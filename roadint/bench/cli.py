@@ -1,0 +1,121 @@
+"""`roadint bench train` and `roadint bench generate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from roadint.errors import RoadError
+from roadint.terminal import Data, Json, Rows, console, pairs, print_json
+
+app = typer.Typer(help="Measure roadint against pyvene and the bare model, on this machine in one run.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Option(help="Hub id, folder or short name (gemma-3-270m, smollm2-135m).")]
+Layer = Annotated[int | None, typer.Option(min=0, help="Where the edit is; the middle layer by default.")]
+Out = Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")]
+Plot = Annotated[Path | None, typer.Option(help="Write a picture of the report (.png, .svg, .pdf).")]
+
+
+@app.command()
+def train(
+    model: Model = "gemma-3-270m",
+    layer: Layer = None,
+    data: Data = None,
+    rows: Rows = None,
+    max_completion: Annotated[int, typer.Option(min=1, help="Cut completions at this many tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the whole job.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Measure this many steps, evenly over an epoch.")] = 20,
+    whole: Annotated[bool, typer.Option("--whole", help="Measure every step of the whole job instead.")] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Also step times by prompt, completion, rows and compositions.")
+    ] = False,
+    system: Annotated[list[str] | None, typer.Option(help="Only these systems, repeatable; roadint is always one.")] = None,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Time training steps: the same weights, rows, order, optimizer and dtype in every system, each in a process of its own."""
+    from roadint.bench.systems import BUNDLED, SYSTEMS, Job
+    from roadint.bench.train import bench_train
+    from roadint.errors import did_you_mean, listing
+
+    for each in system or ():
+        if each not in SYSTEMS:
+            raise RoadError(f"unknown system {each!r}: expected one of {listing(SYSTEMS)}{did_you_mean(each, SYSTEMS)}")
+    _check(out, plot)
+    chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
+    given = pairs(data, "--data") or BUNDLED
+    if not set(given) <= set(BUNDLED):
+        raise RoadError(f"--data names {listing(given)}: expected german and english, the two halves that are trained")
+    job = Job(model, layer, given, rows, max_completion, batch_size, epochs=epochs)
+    report = bench_train(job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json)
+    _show(report, out, plot, as_json)
+
+
+@app.command()
+def generate(
+    model: Model = "gemma-3-270m",
+    layer: Layer = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in the batch.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 32,
+    compositions: Annotated[list[int] | None, typer.Option(min=1, help="Different ones in the batch, repeatable.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of every system, in turns.")] = 7,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Time `generate`: the bare model, 1 to 64 different compositions in one batch, and pyvene."""
+    from roadint.bench.generate import bench_generate
+
+    _check(out, plot)
+    counts = tuple(compositions or (1, 8, 64))
+    report = bench_generate(
+        model, layer=layer, batch_size=batch_size, new_tokens=new_tokens, compositions=counts, runs=runs, quiet=as_json
+    )
+    _show(report, out, plot, as_json)
+
+
+def _check(out: Path | None, plot: Path | None) -> None:
+    """Before hours of measuring."""
+    for option, path in (("--out", out), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            raise RoadError(f"{option} {path}: the folder {path.parent} does not exist")
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file")
+
+
+def _show(report: dict[str, Any], out: Path | None, plot: Path | None, as_json: bool) -> None:
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot is not None:
+        from roadint.plots import bench_figure
+
+        bench_figure(report).savefig(plot, dpi=150)
+    if as_json:
+        print_json(report)
+        return
+    about = report["machine"]
+    console.print(
+        f"{about['processor']}, {about['threads']} threads, {about['dtype']}, "
+        f"matrix products {about['matmul_gflops']:.0f} GFLOP/s, torch {about['torch']}, transformers {about['transformers']}",
+        highlight=False,
+    )
+    ratios = {(each["name"], each["over"]): each["value"] for each in report["ratios"]}
+    table = Table("case", "system", "median", "min to max", "runs", "peak memory", "of the matrix-multiply rate", "roadint is")
+    for each in report["cases"]:
+        axis = next((f"{each[key]} " for key in ("prompt", "completion", "rows", "compositions") if key in each), "")
+        faster = ratios.get((each["name"], each["system"]))
+        table.add_row(
+            each["name"] + (f" = {axis}" if axis else ""),
+            each["system"],
+            f"{each['median_s']:.2f} s",
+            f"{each['min_s']:.2f} to {each['max_s']:.2f}",
+            str(each["runs"]),
+            "" if each["peak_mb"] is None else f"{each['peak_mb']:,.0f} MB",
+            f"{each['matmul_fraction']:.0%}" if "matmul_fraction" in each else "",
+            "" if faster is None else f"{faster:.2f} × as fast",
+        )
+    console.print(table)
