@@ -17,7 +17,7 @@ from roadint.errors import RoadError
 from roadint.layers import find_layers, text_config
 from roadint.partial import Enough, resumed
 
-_LOGITS = 3 << 23  # numbers in a piece of logits: 96 tokens of 262,144, 50 MB in bfloat16
+_LOGITS = 5 << 23  # numbers in a piece of logits: 160 tokens of 262,144, 84 MB in bfloat16
 _FLOATS = 1 << 20  # how many of them are float32 at a time: 4 MB, which stay in the processor's cache
 
 

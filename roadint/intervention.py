@@ -140,11 +140,11 @@ class RoadIntervention(SourcelessIntervention, TrainableIntervention, Distribute
     def strengths(self, compositions: Sequence[Composition]) -> Tensor:
         """[rows, blocks] float32 on the parameters' device: how strongly each block acts for each composition."""
         self._check_bound()
-        distinct = list(dict.fromkeys(compositions))
+        distinct = {composition: index for index, composition in enumerate(dict.fromkeys(compositions))}
         table = torch.stack([self.partition.strengths(dict(composition.terms)) for composition in distinct])
         if bool((table < 0).any()) and bool((self.alpha == 0).any()):
             raise RoadError("a scale α of zero has no inverse: negative strengths are undefined here")
-        index = torch.tensor([distinct.index(composition) for composition in compositions])
+        index = torch.tensor([distinct[composition] for composition in compositions])
         return table[index].to(self.theta.device)
 
     def rotation(self, strengths: Tensor | float = 1.0, learning: Tensor | None = None) -> Rotation:

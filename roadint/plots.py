@@ -61,8 +61,10 @@ def bench_figure(report: Mapping[str, Any]) -> Figure:
     for place, case in enumerate(bars):
         label = case["system"] if case["name"] == "step" else f"{case['system']}, {case['name']}"
         low, high = case["median_s"] - case["min_s"], case["max_s"] - case["median_s"]
-        panels[0].barh(place, case["median_s"], xerr=[[low], [high]], color=colours[case["system"]], ecolor="grey", capsize=3)
-        panels[0].text(0, place - 0.45, label, va="bottom", fontsize=8)
+        panels[0].barh(
+            place, case["median_s"], height=0.5, xerr=[[low], [high]], color=colours[case["system"]], ecolor="grey", capsize=3
+        )
+        panels[0].text(0, place - 0.42, label, va="bottom", fontsize=8)
     panels[0].set(
         yticks=[], xlabel="seconds (median, min to max)", title="a training step" if axes_of else "", ylim=(len(bars) - 0.4, -0.8)
     )

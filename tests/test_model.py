@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TextIteratorStreamer
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
@@ -363,3 +363,26 @@ def test_bad_calls_are_named(llama: PreTrainedModel) -> None:
 def _no_leftover_edit() -> Iterator[None]:
     yield
     assert roadint.edit._active.get() == ()
+
+
+def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:
+    road = trained(llama)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    arguments = {"compose": "a + b", "max_new_tokens": 8, "streamer": streamer}
+    thread = threading.Thread(target=road.generate, args=(tokenizer, "Why?"), kwargs=arguments)
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    assert len(pieces) > 2
+    assert "".join(pieces).strip() == road.generate(tokenizer, "Why?", compose="a + b", max_new_tokens=8)[0]
+
+
+def test_the_edit_is_made_once_whatever_the_length_and_the_number_of_compositions(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road, edited = trained(llama), []
+    edit = RoadIntervention.edit
+    monkeypatch.setattr(RoadIntervention, "edit", lambda self, h, rotation: edited.append(h.shape) or edit(self, h, rotation))
+    inputs = padded(prompts([5, 9, 7, 3]), "left")
+    road.generate_tokens(**inputs, compose=["a", "0.5*a - b", None, "b"], max_new_tokens=12, do_sample=False)
+    assert edited == [(3, WIDTH)]  # the last prompt token of three rows, at the prefill

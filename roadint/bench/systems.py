@@ -90,7 +90,7 @@ class _Training:
         order = list(MixedLengthSampler(examples, batch_size, self.job.seed))
         self.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         self.parameters = self._fresh()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0) if self.parameters else None
         started = time.perf_counter()
         self._build()
         return time.perf_counter() - started
@@ -111,7 +111,7 @@ class _Training:
         rows = [self.listed[index] for index in self.batches[number % len(self.batches)]]
         started = time.perf_counter()
         loss = self._backward(rows)
-        if self.parameters:
+        if self.optimizer:
             torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -1,6 +1,8 @@
 """One process a system: its memory is its own, its state stays warm, and all of them take turns."""
 
 import multiprocessing
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,8 +38,9 @@ class Worker:
 
     def stop(self) -> None:
         """End the process and give its memory back."""
+        self._pipe.close()  # it waits for the next task, and takes this as the end
+        self._process.join(timeout=5)
         self._process.terminate()
-        self._process.join()
 
 
 @contextmanager
@@ -60,6 +63,7 @@ def in_turns(items: list[Any], round_number: int) -> list[Any]:
 
 
 def _serve(pipe: Any, make: Callable[..., System], arguments: tuple[Any, ...]) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (four times the same line about the model; errors go through the pipe)
     system: System | None = None
     while True:
         try:

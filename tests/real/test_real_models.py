@@ -11,8 +11,11 @@ import torch
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint._pyvene import pyvene as pv
+from roadint.data.collate import Collator, completion_nll, tokenize
+from roadint.data.sources import load_rows
 from roadint.evaluation.language import language_of
 from roadint.prompt import batch_prompts, pad
+from roadint.training.prefix_cache import PrefixCache
 from tests.conftest import trained
 
 HALVES = {"german": "[0, d/2)", "english": "[d/2, d)"}
@@ -158,3 +161,37 @@ def test_the_prepared_model_is_used_again(gemma: tuple[Any, Any], monkeypatch: p
     model, _ = roadint.load("gemma-3-270m")
     assert model.name_or_path == "gemma-3-270m"
     assert torch.equal(model.get_input_embeddings().weight, gemma[0].get_input_embeddings().weight)
+
+
+def test_prefix_reuse_trains_as_the_plain_way_does_within_the_rounding_of_bfloat16(gemma: tuple[Any, Any], tmp_path: Path) -> None:
+    """Two plain runs whose rows lie differently in their batches show what rounding alone does."""
+    model, tokenizer = gemma
+    model.requires_grad_(False)
+    collator = Collator(tokenizer)
+    settings = {"template": "alpaca", "max_length": 256, "max_completion": 16}
+    examples = [
+        example
+        for name in HALVES
+        for example in tokenize(load_rows(f"bundled:{name}", 12), tokenizer, name, **settings)  # type: ignore[arg-type]
+    ]
+    curves = {}
+    for kind in ("plain", "one by one", "reuse"):
+        road = RoadModel(model, RoadIntervention(layer=9, basis="random", subspaces=HALVES))
+        cache = PrefixCache(road, examples, collator, folder=tmp_path) if kind == "reuse" else None
+        optimizer = torch.optim.AdamW(road.interventions.parameters(), lr=1e-2, weight_decay=0.0)
+        curves[kind] = []
+        for step in range(6):
+            rows = examples[2 * step : 2 * step + 2] + examples[12 + 2 * step : 14 + 2 * step]
+            parts = [[row] for row in rows] if kind == "one by one" else [rows]
+            tokens, total = sum(len(row.completion) for row in rows), 0.0
+            for part in parts:
+                nll, _ = cache.nll(road, cache(part)) if cache else completion_nll(road, collator(part))
+                (nll.sum() / tokens).backward()
+                total += nll.detach().sum().item() / tokens
+            optimizer.step()
+            optimizer.zero_grad()
+            curves[kind].append(total)
+    plain, other, reuse = (torch.tensor(curve) for curve in curves.values())
+    noise = float((plain - other).abs().mean())
+    assert float((plain - reuse).abs().mean()) < 3 * noise + 0.005
+    assert noise < 0.1

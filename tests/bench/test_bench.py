@@ -1,0 +1,165 @@
+"""The benchmarks: that they compare the same thing, count what they say, and report in the form that others read."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.bench import rival
+from roadint.bench.measure import case, matmul_rate, ratio
+from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
+from roadint.bench.workers import in_turns, workers
+from roadint.data.collate import Collator, Example, completion_nll
+from roadint.training.prefix_cache import PrefixCache
+from tests.conftest import VOCABULARY, WIDTH, build
+from tests.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    build("gemma3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def rows(count: int = 5) -> list[Example]:
+    draw = torch.Generator().manual_seed(0)
+    compositions = ["german", "english", "0.5*german + english", "none", "german - english"]
+    return [
+        Example(*torch.randint(3, VOCABULARY, (2, 6 + index), generator=draw).tolist(), compositions[index % 5])
+        for index in range(count)
+    ]
+
+
+def test_the_rival_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
+    model = build("gemma3").requires_grad_(False)
+    road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
+    ours = road.interventions[0]
+    intervenable, theirs = rival.wrapped(model, 1, WIDTH)
+    with torch.no_grad():
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.add_(0.3 * torch.randn_like(one))
+            other.copy_(one)
+    system = Pyvene.__new__(Pyvene)
+    system.width = WIDTH
+    strengths = [system._strengths(row.composition) for row in rows()]
+    loss = rival.loss(intervenable, rows(), strengths, rival.batch(rows(), 0, torch.device("cpu")))
+    loss.backward()
+    expected = completion_nll(road, Collator(tokenizer)(rows()))[0].mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(theirs.theta.grad, ours.theta.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(theirs.alpha.grad, ours.alpha.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_operations_are_counted_as_torch_counts_them(architecture: str, tokenizer: Any, tmp_path: Path) -> None:
+    """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
+    model = build(architecture).requires_grad_(False)
+    road, row = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES)), rows(1)
+    cache = PrefixCache(road, row, Collator(tokenizer), folder=tmp_path)
+    batch = cache(row)
+    with FlopCounterMode(display=False) as counter:
+        cache.nll(road, batch)[0].sum().backward()
+    counted = {str(key): value for key, value in counter.get_flop_counts()["Global"].items()}
+    linear = sum(value for key, value in counted.items() if "bmm" not in key)
+    attention = counter.get_total_flops() - linear
+    pairs = len(row[0].completion) * (len(row[0].inputs))
+    mine = needed_flops(model, 1, row)
+    masked = len(row[0].completion) * (len(row[0].completion) - 1) / 2
+    assert attention == 12 * pairs * WIDTH * 2
+    assert mine == linear + attention - 12 * masked * WIDTH * 2
+
+
+def test_bench_train_reports_what_tools_read(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = f"--model {base} --layer 1 --rows 8 --max-completion 8 --steps 2 --epochs 3".split()
+    systems = ["--system", "pyvene", "--system", "bare model, forward only"]
+    command = ["bench", "train", *arguments, *systems, "--json", "--out", str(out), "--plot", str(plot)]
+    code, shown, _ = call(capsys, monkeypatch, *command)
+    assert code == 0
+    report = json.loads(shown)
+    assert report == json.loads(out.read_text())
+    assert plot.stat().st_size > 1000
+    assert {"processor", "cores", "matmul_gflops", "dtype", "torch"} <= set(report["machine"])
+    assert [(each["name"], each["system"]) for each in report["cases"]] == [
+        (name, system) for system in ("roadint", "pyvene", "bare model, forward only") for name in ("step", "whole job")
+    ]
+    for each in report["cases"]:
+        assert 0 < each["min_s"] <= each["median_s"] <= each["max_s"]
+        assert each["peak_mb"] > 10
+        assert each["runs"] == (2 if each["name"] == "step" else 1)
+    ours, whole = report["cases"][0], report["cases"][1]
+    assert 0 < ours["matmul_fraction"] < 1
+    assert whole["steps"] == 3 * 2
+    assert whole["median_s"] == pytest.approx(whole["preparation_s"] + 6 * ours["mean_s"], abs=0.02)
+    theirs = {(each["name"], each["system"]): each for each in report["cases"]}
+    assert {(each["name"], each["over"]) for each in report["ratios"]} == {key for key in theirs if key[1] != "roadint"}
+    for each in report["ratios"]:
+        key = "mean_s" if each["name"] == "step" else "median_s"
+        assert each["value"] == pytest.approx(
+            theirs[each["name"], each["over"]][key] / theirs[each["name"], "roadint"][key], rel=0.01
+        )
+
+
+def test_bench_generate_reports_what_tools_read(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = f"--model {base} --batch-size 4 --new-tokens 3 --compositions 1 --compositions 4 --runs 2".split()
+    code, shown, _ = call(capsys, monkeypatch, "bench", "generate", *arguments, "--out", str(tmp_path / "bench.json"))
+    assert code == 0
+    assert "4 compositions" in shown
+    assert "× as fast" in shown
+    report = json.loads((tmp_path / "bench.json").read_text())
+    expected = [
+        ("untouched", "bare model"),
+        ("1 composition", "roadint"),
+        ("4 compositions", "roadint"),
+        ("1 composition", "pyvene"),
+    ]
+    assert [(each["name"], each["system"]) for each in report["cases"]] == expected
+    assert all(each["runs"] == 2 for each in report["cases"])
+    assert [each["over"] for each in report["ratios"]] == ["bare model", "bare model", "pyvene"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--system", "pyven"], r"unknown system 'pyven': .*did you mean 'pyvene'"),
+        (["train", "--plot", "bench.txt"], r"--plot bench.txt: expected a .png, .svg or .pdf file"),
+        (["generate", "--out", "nowhere/bench.json"], r"--out nowhere/bench.json: the folder nowhere does not exist"),
+        (["train", "--data", "french=x.jsonl"], r"--data names 'french': expected german and english"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_measured(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call(capsys, monkeypatch, "bench", *arguments)
+    assert code == 2
+    assert re.search(message, errors)
+
+
+def test_a_failing_system_is_named_with_its_error(tmp_path: Path) -> None:
+    with (
+        workers({"pyvene": Pyvene}, Job(str(tmp_path / "no-model"))) as (worker,),
+        pytest.raises(RoadError, match=r"(?s)of pyvene failed:.*no-model"),
+    ):
+        worker.ask("prepare")
+
+
+def test_figures_of_merit() -> None:
+    assert case("step", "roadint", [3.0, 1.0, 2.0], None, rows=8) == {
+        "name": "step", "system": "roadint", "median_s": 2.0, "min_s": 1.0, "max_s": 3.0, "runs": 3, "peak_mb": None, "rows": 8,
+    }  # fmt: skip
+    assert ratio("step", "pyvene", 6.0, 2.0) == {"name": "step", "over": "pyvene", "value": 3.0}
+    assert [in_turns(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert matmul_rate(torch.device("cpu"), torch.float32, runs=1) > 1e8
