@@ -73,7 +73,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tens
     )  # fresh memory costs as much as the work
     for start in range(0, len(labels), rows):
         part, target = logits[start : start + rows], labels[start : start + rows, None]
-        shifted = torch.sub(part, part.amax(dim=-1, keepdim=True).float(), out=buffer[: len(part)])
+        shifted = buffer[: len(part)].copy_(part)
+        shifted.sub_(shifted.amax(dim=-1, keepdim=True))
         wanted = shifted.gather(1, target)
         total = shifted.exp_().sum(dim=-1, keepdim=True)
         nll[start : start + rows] = (total.log() - wanted)[:, 0]

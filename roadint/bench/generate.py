@@ -37,7 +37,7 @@ def bench_generate(
     pyvene's with one composition for all. Raises RoadError for bad input.
     """
     base, tokenizer = load(model, dtype=dtype)
-    base.requires_grad_(False).eval()
+    base.eval()
     device = next(base.parameters()).device
     layer = len(find_layers(base)[1]) // 2 if layer is None else layer
     road = RoadModel(base, RoadIntervention(layer=layer, subspaces=HALVES))
@@ -96,6 +96,8 @@ def _named(compositions: int) -> str:
 
 def _pyvene(base: Any, layer: int, inputs: dict[str, Tensor], length: dict[str, Any]) -> Callable[[], Any]:
     intervenable, _ = rival.wrapped(base, layer, width_of(base))
+    # It froze the model for all systems; on a CPU torch would then copy the head once for every row of a prefill.
+    base.requires_grad_(True)
     rows, columns = inputs["input_ids"].shape
     strengths = [torch.ones(width_of(base) // 2)] * rows
 

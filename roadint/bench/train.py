@@ -60,10 +60,10 @@ def _run(each: list[Worker], numbers: Sequence[int], quiet: bool) -> dict[str, l
 
 _BASE = {"prompt": 128, "completion": 32, "rows": 8, "compositions": 2}
 _CURVES: dict[str, Sequence[int]] = {
-    "prompt": (32, 128, 256, 480),
-    "completion": (8, 32, 64, 128),
+    "prompt": (32, 128, 480),
+    "completion": (8, 32, 128),
     "rows": (2, 8, 16),
-    "compositions": (1, 2, 4, 8),
+    "compositions": (1, 2, 8),
 }
 
 

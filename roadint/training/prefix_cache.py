@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadint.data.collate import Collator, Example, completion_nll, targets
+from roadint.errors import RoadError, first_line
 from roadint.layers import takes_positions
 from roadint.model import RoadModel
 from roadint.partial import output_after, resumed, run_until_enough
@@ -87,11 +88,16 @@ class _Plan:
 def build(
     road: RoadModel, examples: Sequence[Example], collator: Collator, *, memory: float | None, folder: Path, quiet: bool = True
 ) -> "PrefixCache | None":
-    """A PrefixCache, or None where the prefix can't be reused; one line in the log says which, and why."""
+    """A PrefixCache, or None where the prefix can't be reused; one line in the log says which, and why. Raises RoadError."""
     try:
         cache = PrefixCache(road, examples, collator, memory=memory, folder=folder, quiet=quiet)
+    except RoadError:
+        raise
     except (CannotReuseError, UnknownCacheError, NoRoomError) as reason:
         logger.warning("no prefix reuse, training runs the plain way: %s", reason)
+        return None
+    except Exception as error:  # whatever a model that keeps other things than keys and values may raise
+        logger.warning("no prefix reuse, training runs the plain way: %s (%s)", type(error).__name__, first_line(error))
         return None
     logger.info("%s", cache.report)
     return cache

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 import roadint
 from roadint import RoadIntervention, RoadModel
@@ -181,6 +181,16 @@ def test_where_it_cannot_be_used_it_says_why(collator: Collator, tmp_path: Path,
     assert "begins at the first token" in reason(
         build_model("llama").requires_grad_(False), layer=0, component="mlp_output", position="first"
     )
+
+
+def test_a_model_without_keys_and_values_trains_all_the_same(
+    collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4))
+    road = trained(model.requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES))
+    assert build(road, examples(), collator, memory=None, folder=tmp_path) is None
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["no prefix reuse, training runs the plain way"]
+    assert bool(completion_nll(road, collator(examples()))[0].isfinite().all())
 
 
 def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -> None:
