@@ -72,7 +72,8 @@ def bench_figure(report: Mapping[str, Any]) -> Figure:
         for system, colour in colours.items():
             points = sorted((c[axis], c["median_s"]) for c in cases if c["name"] == f"step by {axis}" and c["system"] == system)
             panel.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=system)
-        panel.set(xlabel=_AXES[axis], ylabel="seconds a step", yscale="log")
+        panel.set(xlabel=_AXES[axis], ylabel="seconds a step")
+        panel.set_ylim(bottom=0)
     if axes_of:
         panels[1].legend(fontsize=7, frameon=False)
     return figure
