@@ -1,6 +1,5 @@
 """The command line: train, generate, eval, inspect, bench. Results on stdout (tables, or --json), the rest on stderr."""
 
-import json
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from roadint.bench.cli import app as bench
 from roadint.errors import RoadError
-from roadint.terminal import Data, Json, Rows, console, pairs, print_json
+from roadint.terminal import Data, Json, Rows, check_folder, console, pairs, print_json, report_json
 from roadint.version import __version__
 
 app = typer.Typer(
@@ -126,8 +125,7 @@ def evaluate(
     from roadint.data.sources import load_prompts
     from roadint.evaluation.report import evaluate as measure
 
-    if out is not None and not out.parent.is_dir():
-        raise RoadError(f"--out {out}: the folder {out.parent} does not exist")
+    check_folder("--out", out)
     given = pairs(data, "--data") or None
     asked = load_prompts(prompts) if prompts else None
     road, tokenizer = _open(checkpoint, model, compose)
@@ -142,10 +140,8 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         quiet=as_json,
     )
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report_json(report, out, as_json)
     if as_json:
-        print_json(report)
         return
     sets = list(next(iter(report["nll"].values())))
     table = Table("composition", *(f"{name}, nats a token" for name in sets), "languages of the answers")

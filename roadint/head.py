@@ -7,6 +7,7 @@ is done by its own forward, in which only the layers do nothing.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -110,9 +111,8 @@ def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bo
 
     hooks = [find_layers(model)[1][0].register_forward_hook(look), _head(model).register_forward_pre_hook(stop)]
     try:
-        model(**inputs)
-    except Enough:
-        pass
+        with suppress(Enough):
+            model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -128,7 +128,7 @@ def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
 
     handle = _head(model).register_forward_pre_hook(replace)
     try:
-        with resumed(model, len(find_layers(model)[1]), None, as_tuple=as_tuple):
+        with resumed(model, int(text_config(model).num_hidden_layers), None, as_tuple=as_tuple):
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
             logits: Tensor = model(input_ids=ids, use_cache=False).logits.squeeze(0)
             return logits

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,20 @@ def pairs(given: Sequence[str] | None, option: str) -> Mapping[str, str]:
             raise RoadError(f"{option} {each!r}: expected NAME=VALUE")
         found[name.strip()] = value
     return found
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Raises RoadError where a file could not be written, before the work that it is for."""
+    if path is not None and not path.parent.is_dir():
+        raise RoadError(f"{option} {path}: the folder {path.parent} does not exist")
+
+
+def report_json(value: Any, out: Path | None, printed: bool) -> None:
+    """A report as indented JSON, in a file and on stdout, where wanted."""
+    if out is not None:
+        out.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if printed:
+        print_json(value)
 
 
 def print_json(value: Any) -> None:

@@ -107,3 +107,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A folder with a tiny Gemma 3 and its tokenizer, as the command line takes a model."""
+    folder = tmp_path_factory.mktemp("base")
+    build("gemma3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

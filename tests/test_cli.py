@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from roadint.cli import main
-from tests.conftest import build
 
 TRAIN = [
     "train",
@@ -26,14 +25,6 @@ TRAIN = [
     "--set",
     "max_length=256",
 ]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    build("gemma3").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`roadint bench train` and `roadint bench generate`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from rich.table import Table
 
 from roadint.errors import RoadError
-from roadint.terminal import Data, Json, Rows, console, pairs, print_json
+from roadint.terminal import Data, Json, Rows, check_folder, console, pairs, report_json
 
 app = typer.Typer(help="Measure roadint against pyvene and the bare model, on this machine in one run.", no_args_is_help=True)
 
@@ -80,22 +79,19 @@ def generate(
 
 def _check(out: Path | None, plot: Path | None) -> None:
     """Before hours of measuring."""
-    for option, path in (("--out", out), ("--plot", plot)):
-        if path is not None and not path.parent.is_dir():
-            raise RoadError(f"{option} {path}: the folder {path.parent} does not exist")
+    check_folder("--out", out)
+    check_folder("--plot", plot)
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file")
 
 
 def _show(report: dict[str, Any], out: Path | None, plot: Path | None, as_json: bool) -> None:
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report_json(report, out, as_json)
     if plot is not None:
         from roadint.plots import bench_figure
 
         bench_figure(report).savefig(plot, dpi=150)
     if as_json:
-        print_json(report)
         return
     about = report["machine"]
     console.print(

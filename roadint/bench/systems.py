@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from roadint.bench import rival
 from roadint.bench.measure import forget_peak, machine, peak_mb, wait_for
 from roadint.composition import Composition
-from roadint.data.collate import Collator, Example, completion_nll, tokenize
+from roadint.data.collate import Collator, Example, completion_nll, moved, tokenize
 from roadint.data.sources import load_rows
 from roadint.errors import RoadError
 from roadint.intervention import RoadIntervention
@@ -44,10 +45,8 @@ class Job:
     seed: int = 42
 
 
-class _Training:
+class _Training(ABC):
     """What all systems share: weights, tokens, order of rows, optimizer."""
-
-    name = ""
 
     def __init__(self, job: Job) -> None:
         torch.manual_seed(job.seed)
@@ -95,20 +94,24 @@ class _Training:
         self._build()
         return time.perf_counter() - started
 
+    @abstractmethod
     def _fresh(self) -> list[nn.Parameter]:
         """New parameters, at the identity."""
-        raise NotImplementedError
 
-    def _build(self) -> None:
+    def _build(self) -> None:  # noqa: B027  (most have nothing to prepare)
         """What a system does before its first step."""
 
+    @abstractmethod
     def _backward(self, rows: list[Example]) -> Tensor:
         """Gradients of the mean loss over the rows' tokens; returns the loss."""
-        raise NotImplementedError
+
+    def _rows(self, number: int) -> list[Example]:
+        """The batch of a step; the epochs repeat."""
+        return [self.listed[index] for index in self.batches[number % len(self.batches)]]
 
     def step(self, number: int) -> tuple[float, float]:
         """One optimizer step on a batch: seconds, loss."""
-        rows = [self.listed[index] for index in self.batches[number % len(self.batches)]]
+        rows = self._rows(number)
         started = time.perf_counter()
         loss = self._backward(rows)
         if self.optimizer:
@@ -132,8 +135,7 @@ class _Training:
             case "machine":
                 return machine(self.device, self.model.dtype)
             case "flops":
-                rows = [self.listed[index] for index in self.batches[argument % len(self.batches)]]
-                return needed_flops(self.model, self.layer + 1, rows)
+                return needed_flops(self.model, self.layer + 1, self._rows(argument))
         raise RoadError(f"no such task {task!r}")
 
 
@@ -146,7 +148,7 @@ class Plain(_Training):
 
     def _nll(self, rows: list[Example]) -> Tensor:
         """Of one micro-batch, [tokens]."""
-        return completion_nll(self.road, _moved(self.collator(rows), self.device))[0]
+        return completion_nll(self.road, moved(self.collator(rows), self.device))[0]
 
     def _backward(self, rows: list[Example]) -> Tensor:
         tokens = sum(len(row.completion) for row in rows)
@@ -165,7 +167,7 @@ class Roadint(Plain):
         self.cache = PrefixCache(self.road, self.listed, self.collator, folder=Path(tempfile.gettempdir()))
 
     def _nll(self, rows: list[Example]) -> Tensor:
-        return self.cache.nll(self.road, _moved(self.cache(rows), self.device))[0]
+        return self.cache.nll(self.road, moved(self.cache(rows), self.device))[0]
 
 
 class Pyvene(_Training):
@@ -224,7 +226,3 @@ def needed_flops(model: Any, skipped: int, rows: Sequence[Example]) -> float:
         pairs = tokens * before + tokens * (tokens + 1) / 2
         total += 4 * tokens * (weights + head) + 12 * pairs * channels * len(layers)
     return total
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}

@@ -95,6 +95,11 @@ def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
     }
 
 
+def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on a device."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
 def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The negative log-likelihood of every completion token, in nats, and the row that it belongs to.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, completion_nll, tokenize
+from roadint.data.collate import Collator, completion_nll, moved, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -36,8 +36,7 @@ def reference_nll(
     totals = torch.zeros(len(compositions))
     starts = range(0, len(examples), batch_size)
     for start in track(starts, len(starts), "likelihood", quiet=quiet):
-        batch = collate(examples[start : start + batch_size])
-        batch = {name: value.to(road.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        batch = moved(collate(examples[start : start + batch_size]), road.device)
         for index, composition in enumerate(compositions):
             nll, row = completion_nll(road, {**batch, "compose": composition})
             totals[index] += (nll / row.bincount()[row]).sum().cpu()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roadint.data.collate import Collator, Example, completion_nll, targets
+from roadint.data.collate import Collator, Example, completion_nll, moved, targets
 from roadint.errors import RoadError, first_line
 from roadint.layers import takes_positions
 from roadint.model import RoadModel
@@ -253,17 +253,14 @@ class PrefixCache:
     @torch.no_grad()
     def _check_same(self, road: RoadModel, example: Example) -> None:
         """Whatever a model does that is not foreseen here, it shows in the likelihood of an example."""
-        plain = completion_nll(road, self._moved(self._collator([example])))[0]
-        reused = self.nll(road, self._moved(self([example])))[0]
+        plain = completion_nll(road, moved(self._collator([example]), self._device))[0]
+        reused = self.nll(road, moved(self([example]), self._device))[0]
         allowed = 1e-3 if self._layout.dtype.itemsize >= 4 else 0.1
         difference = float((plain - reused).abs().mean())
         if not difference <= allowed:
             raise CannotReuseError(
                 f"{type(self._base).__name__} gives other likelihoods with it (by {difference:.2g} nats a token)"
             )
-
-    def _moved(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {name: value.to(self._device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 def _key(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,6 +1,5 @@
 """Rows of numbers, many of them: in memory, on the model's device, or in a file that is mapped into memory and leaves no trace."""
 
-import math
 import os
 import shutil
 import tempfile
@@ -37,18 +36,23 @@ def free_memory(device: torch.device) -> int:
     """Bytes, for each of the processes that share the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(psutil.virtual_memory().available) // _processes()
 
 
 def free_disk(folder: Path) -> int:
     """Bytes, for each of the processes of this machine."""
-    return shutil.disk_usage(folder).free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return shutil.disk_usage(folder).free // _processes()
+
+
+def _processes() -> int:
+    """How many torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Tensor:
     if not count:
         return torch.empty(0, dtype=dtype)
-    size = math.ceil(count * dtype.itemsize)
+    size = count * dtype.itemsize
     handle, name = tempfile.mkstemp(prefix="prefix-", suffix=".bin", dir=folder)
     try:
         # A sparse file on a full disk would kill the process when it is written to.

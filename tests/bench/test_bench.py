@@ -20,14 +20,6 @@ from tests.conftest import VOCABULARY, WIDTH, build
 from tests.test_cli import call
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    build("gemma3").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def rows(count: int = 5) -> list[Example]:
     draw = torch.Generator().manual_seed(0)
     compositions = ["german", "english", "0.5*german + english", "none", "german - english"]
