@@ -19,7 +19,8 @@ import transformers
 from torch import Tensor
 
 from roadint.errors import RoadError
-from roadint.intervention import RoadIntervention
+from roadint.kinds import kind_of
+from roadint.site import SubspaceIntervention
 from roadint.version import __version__
 
 FORMAT = 1
@@ -27,7 +28,7 @@ TENSORS, CONFIG = "road.safetensors", "road.json"
 WHILE_TRAINING = "checkpoints"  # the folder inside the output of a run that is not finished
 
 
-def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: Mapping[str, Any]) -> int:
+def save(folder: str | Path, interventions: Sequence[SubspaceIntervention], about: Mapping[str, Any]) -> int:
     """Write the checkpoint, whole or not at all, and return its size in bytes.
 
     about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
@@ -36,15 +37,15 @@ def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: M
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for index, intervention in enumerate(interventions):
-        tensors[f"{index}.theta"] = intervention.theta.detach().cpu().contiguous()
-        tensors[f"{index}.alpha"] = intervention.alpha.detach().cpu().contiguous()
+        for name, value in intervention.values().items():
+            tensors[f"{index}.{name}"] = value.cpu().contiguous()
     payload = safetensors.torch.save(tensors)
     config = {
         "format": FORMAT,
         "versions": {"roadint": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         **about,
         "dtype": "float32",
-        "interventions": [intervention.spec() for intervention in interventions],
+        "interventions": [{"kind": intervention.kind, **intervention.spec()} for intervention in interventions],
     }
     config["sha256"] = _digest(config, payload)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -53,7 +54,7 @@ def save(folder: str | Path, interventions: Sequence[RoadIntervention], about: M
     return len(payload) + len(text.encode())
 
 
-def load(folder: str | Path) -> tuple[list[RoadIntervention], dict[str, Any]]:
+def load(folder: str | Path) -> tuple[list[SubspaceIntervention], dict[str, Any]]:
     """The interventions with their values, and the JSON. Raises RoadError where anything is missing, altered or too new."""
     folder = Path(folder)
     for name in (CONFIG, TENSORS):
@@ -80,10 +81,11 @@ def load(folder: str | Path) -> tuple[list[RoadIntervention], dict[str, Any]]:
     return [_restore(index, spec, tensors, folder) for index, spec in enumerate(config["interventions"])], config
 
 
-def _restore(index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> RoadIntervention:
-    intervention = RoadIntervention(**spec)
+def _restore(index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> SubspaceIntervention:
+    arguments = dict(spec)
+    intervention = kind_of(arguments.pop("kind", "road"))(**arguments)  # the first checkpoints knew one kind
     with torch.no_grad():
-        for name, parameter in (("theta", intervention.theta), ("alpha", intervention.alpha)):
+        for name, parameter in intervention.values().items():
             value = tensors.get(f"{index}.{name}")
             if value is None or value.shape != parameter.shape or not bool(value.isfinite().all()):
                 got = "nothing" if value is None else f"{tuple(value.shape)}, finite: {bool(value.isfinite().all())}"

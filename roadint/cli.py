@@ -1,9 +1,9 @@
-"""The command line: train, generate, eval, inspect, bench. Results on stdout (tables, or --json), the rest on stderr."""
+"""The command line: train, generate, eval, sweep, inspect, bench. Results on stdout (tables, or --json), the rest on stderr."""
 
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,22 @@ from rich.table import Table
 
 from roadint.bench.cli import app as bench
 from roadint.errors import RoadError
-from roadint.terminal import Data, Json, Rows, check_folder, console, pairs, print_json, report_json
+from roadint.evaluation.cli import evaluate
+from roadint.sweep.cli import sweep
+from roadint.terminal import (
+    Base,
+    Composed,
+    Data,
+    Json,
+    NewTokens,
+    Prompts,
+    Rows,
+    check_picture,
+    console,
+    open_checkpoint,
+    pairs,
+    print_json,
+)
 from roadint.version import __version__
 
 app = typer.Typer(
@@ -22,14 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.command(name="eval")(evaluate)
+app.command()(sweep)
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
-Base = Annotated[str | None, typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own.")]
-Composed = Annotated[
-    list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")
-]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
 
 
 @app.command()
@@ -92,10 +103,10 @@ def generate(
     """Answer prompts through several compositions side by side, in mixed batches."""
     from roadint.composition import Composition
     from roadint.data.sources import load_prompts
-    from roadint.evaluation.report import answer_all
+    from roadint.evaluation.answers import answer_all
 
     asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])] or load_prompts("bundled:prompts_paper")
-    road, tokenizer = _open(checkpoint, model, compose)
+    road, tokenizer = open_checkpoint(checkpoint, model, compose)
     compositions = [Composition.parse(each, road.names) for each in compose] if compose else road.compositions()
     answers = answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens, quiet=as_json)
     if as_json:
@@ -106,49 +117,6 @@ def generate(
         row = answers[index * len(compositions) : (index + 1) * len(compositions)]
         table.add_row(prompt, *(_plain(answer["text"]) for answer in row))
     console.print(table, markup=False)
-
-
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Checkpoint,
-    data: Data = None,
-    prompts: Prompts = None,
-    compose: Composed = None,
-    rows: Rows = None,
-    max_completion: Annotated[int, typer.Option(min=1, help="Cut references at this many tokens.")] = 64,
-    max_new_tokens: NewTokens = 48,
-    out: Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")] = None,
-    model: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Measure compositions: likelihood of references, language of answers. Bundled development samples by default."""
-    from roadint.data.sources import load_prompts
-    from roadint.evaluation.report import evaluate as measure
-
-    check_folder("--out", out)
-    given = pairs(data, "--data") or None
-    asked = load_prompts(prompts) if prompts else None
-    road, tokenizer = _open(checkpoint, model, compose)
-    report = measure(
-        road,
-        tokenizer,
-        given,
-        asked,
-        compose=compose,
-        rows=rows,
-        max_completion=max_completion,
-        max_new_tokens=max_new_tokens,
-        quiet=as_json,
-    )
-    report_json(report, out, as_json)
-    if as_json:
-        return
-    sets = list(next(iter(report["nll"].values())))
-    table = Table("composition", *(f"{name}, nats a token" for name in sets), "languages of the answers")
-    for composition, values in report["nll"].items():
-        shares = ", ".join(f"{code} {share:.0%}" for code, share in report["language"][composition].items())
-        table.add_row(composition, *(f"{values[name]:.2f}" for name in sets), shares)
-    console.print(table)
 
 
 @app.command()
@@ -164,13 +132,12 @@ def inspect(
     from roadint.inspection import block_values
     from roadint.model import checkpoint_folder
 
+    check_picture("--plot", plot)
     interventions, config = load(checkpoint_folder(checkpoint))
     values = [block_values(intervention) for intervention in interventions]
     if plot is not None:
         from roadint.plots import block_figure
 
-        if plot.suffix not in (".png", ".svg", ".pdf") or not plot.parent.is_dir():
-            raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file in a folder that exists")
         block_figure(interventions).savefig(plot, dpi=150)
     if as_json:
         print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
@@ -180,7 +147,7 @@ def inspect(
     for site in values:
         console.print(_blocks_table(site) if blocks else _subspaces_table(site))
     if prompt is not None:
-        road, tokenizer = _open(checkpoint, None, None)
+        road, tokenizer = open_checkpoint(checkpoint, None, None)
         road.describe(tokenizer, prompt)
 
 
@@ -201,23 +168,6 @@ def main() -> None:
     except RoadError as error:
         print(f"roadint: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _open(checkpoint: str, model: str | None, compose: Sequence[str] | None) -> tuple[Any, Any]:
-    """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded."""
-    from roadint.checkpoint import load as load_checkpoint
-    from roadint.composition import Composition
-    from roadint.intervention import subspace_names
-    from roadint.model import RoadModel, checkpoint_folder
-    from roadint.pretrained import load
-
-    folder = checkpoint_folder(checkpoint)
-    interventions, config = load_checkpoint(folder)
-    names = subspace_names(interventions)
-    for each in compose or ():
-        Composition.parse(each, names)
-    base, tokenizer = load(model or config["base_model"]["id"])
-    return RoadModel.from_pretrained(folder, base), tokenizer
 
 
 def _subspaces_table(site: Mapping[str, Any]) -> Table:

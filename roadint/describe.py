@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 import torch
 
-from roadint.intervention import RoadIntervention, subspace_names
+from roadint.site import SubspaceIntervention, subspace_names
 
 
-def edited_tokens(intervention: RoadIntervention, count: int) -> list[bool]:
+def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
     """For a prompt of `count` tokens: which of them the intervention edits."""
     intervention.position.check(count)
     edited = intervention.position.edited(torch.arange(count)[None], torch.tensor([count]))[0]
     return [bool(flag) for flag in edited]
 
 
-def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -> str:
+def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str]) -> str:
     """Sites, subspaces and the prompt's tokens; an edited token stands in »…« and names its layers."""
     lines = []
     layers_of: dict[int, list[int]] = {}
@@ -22,8 +22,9 @@ def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -
         where = (
             f"layer {intervention.layer} {intervention.component}, position {intervention.position}, {intervention.position.phase}"
         )
+        what = getattr(intervention, "variant", intervention.kind)
         parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
-        lines.append(f"{where}: {intervention.variant}, {intervention.trainable_count} numbers in {parts}")
+        lines.append(f"{where}: {what}, {intervention.trainable_count} numbers in {parts}")
         for index, edited in enumerate(edited_tokens(intervention, len(tokens))):
             if edited:
                 layers_of.setdefault(index, []).append(intervention.layer)
@@ -36,7 +37,7 @@ def describe(interventions: Sequence[RoadIntervention], tokens: Sequence[str]) -
     return "\n".join(lines)
 
 
-def model_card(repo_id: str, base_model: str, interventions: Sequence[RoadIntervention]) -> str:
+def model_card(repo_id: str, base_model: str, interventions: Sequence[SubspaceIntervention]) -> str:
     """The README of a checkpoint on the hub."""
     names = subspace_names(interventions)
     sites = "\n".join(f"- `{intervention.spec()}`" for intervention in interventions)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.composition import Composition
-from roadint.intervention import RoadIntervention
-from roadint.rotation import Rotation
+from roadint.site import Rows, SubspaceIntervention
 
 _active: ContextVar[tuple["Edit", ...]] = ContextVar("roadint_active_edits", default=())
 _registering = threading.Lock()  # torch numbers its hooks without one
@@ -32,7 +31,7 @@ class Edit:
 
     def __init__(
         self,
-        interventions: Sequence[RoadIntervention],
+        interventions: Sequence[SubspaceIntervention],
         compositions: Sequence[Composition],
         kept: Tensor,
         prompt_length: Tensor | None = None,
@@ -44,7 +43,7 @@ class Edit:
         self._kept_count = kept.sum(dim=1)
         self._prompt_length = self._kept_count if prompt_length is None else prompt_length.to(kept.device)
         self._start = 0
-        self._sites: list[tuple[RoadIntervention, Rotation, Tensor]] = []
+        self._sites: list[tuple[SubspaceIntervention, Rows, Tensor]] = []
         for intervention in interventions:
             strengths = intervention.strengths(compositions)
             acting = torch.tensor(
@@ -53,7 +52,7 @@ class Edit:
             if intervention.position.kind == "at" and bool(acting.any()):
                 intervention.position.check(int(self._prompt_length[acting.to(kept.device)].min()))
             learned = None if learning is None else intervention.strengths(learning) != 0
-            self._sites.append((intervention, intervention.rotation(strengths, learned), acting.to(kept.device)))
+            self._sites.append((intervention, intervention.rows(strengths, learned), acting.to(kept.device)))
 
     @contextmanager
     def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -91,7 +90,7 @@ class Edit:
 
     def _edited(self, index: int, hidden: Tensor) -> Tensor | None:
         """The edited hidden states [rows, columns, width], or None where this pass holds no token to edit."""
-        intervention, rotation, acting = self._sites[index]
+        intervention, edits, acting = self._sites[index]
         start, stop = self._start, self._start + hidden.shape[1]
         if start >= self.columns and not intervention.position.after_prompt:
             return None
@@ -101,7 +100,7 @@ class Edit:
         rows, columns = where.repeat_interleave(copies, dim=0).to(hidden.device).nonzero(as_tuple=True)
         if not len(rows):
             return None
-        chosen = rotation.row(rows // copies)
+        chosen = edits.row(rows // copies)
         return hidden.index_put((rows, columns), intervention.edit(hidden[rows, columns], chosen))
 
     def _rank_of(self, start: int, stop: int) -> Tensor:

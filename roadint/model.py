@@ -14,9 +14,9 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
 from roadint.errors import RoadError, first_line
 from roadint.head import score
-from roadint.intervention import RoadIntervention, subspace_names
 from roadint.layers import find_layers, site_path, takes_positions, text_config, width_of
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
+from roadint.site import SubspaceIntervention, subspace_names
 
 Compose = CompositionLike | Sequence[CompositionLike]
 DECODING = {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5, "max_new_tokens": 128}
@@ -24,7 +24,7 @@ DECODING = {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size
 
 
 class RoadModel(nn.Module):
-    """One or several RoadInterventions on a decoder-only transformers model.
+    """One or several interventions, RoadInterventions above all, on a decoder-only transformers model.
 
     model: the model, which stays the caller's: never changed, never copied. interventions: where it is edited; one without a
     width gets the model's. Raises RoadError where a layer, a component or a width does not fit the model.
@@ -33,9 +33,9 @@ class RoadModel(nn.Module):
     training_summary: what a checkpoint tells of its training.
     """
 
-    def __init__(self, model: nn.Module, interventions: RoadIntervention | Sequence[RoadIntervention]) -> None:
+    def __init__(self, model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]) -> None:
         super().__init__()
-        listed = [interventions] if isinstance(interventions, RoadIntervention) else list(interventions)
+        listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
         if not listed:
             raise RoadError("no interventions given: expected at least one RoadIntervention")
         width = width_of(model)
@@ -220,7 +220,7 @@ class RoadModel(nn.Module):
         return self
 
     @property
-    def sites(self) -> list[RoadIntervention]:
+    def sites(self) -> list[SubspaceIntervention]:
         """The interventions, as a plain list of their own type."""
         return list(self.interventions)  # type: ignore[arg-type]
 

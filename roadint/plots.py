@@ -50,6 +50,50 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
     return figure
 
 
+def composition_figure(report: Mapping[str, Any]) -> Figure:
+    """A `roadint eval` report: nats gained over the base model, composition by data set, and shares of answers with their range.
+
+    The range is the 95 % bootstrap interval of one checkpoint, or over several the sample standard deviation to either side.
+    """
+    names, sets = list(report["nll"]), list(next(iter(report["nll"].values())))
+    base = report["nll"].get("none") or report["nll"][names[0]]
+    figure = Figure(figsize=(5.5 + 1.1 * len(sets), 1.6 + 0.55 * len(names)), layout="constrained")
+    panels: Any = figure.subplots(1, 2, width_ratios=[len(sets) + 1, 6])
+    gains = [[base[each] - report["nll"][name][each] for each in sets] for name in names]
+    bound = max(max(abs(value) for row in gains for value in row), 1e-3)
+    picture = panels[0].imshow(gains, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    for row, values in enumerate(gains):
+        for column, value in enumerate(values):
+            colour = "white" if abs(value) > 0.6 * bound else "black"
+            panels[0].text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour)
+    panels[0].set_xticks(range(len(sets)), sets)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_title(
+        "nats better than the base model" if "none" in names else f"nats better than {names[0]}", fontsize=9
+    )
+    figure.colorbar(picture, ax=panels[0], label="nats a token")
+    shown = [each for each in ("success", "on_topic", "degenerate") if report["shares"][names[0]][each] is not None]
+    height = 0.8 / len(shown)
+    for place, (each, colour) in enumerate(zip(shown, _COLOURS, strict=False)):
+        values = [report["shares"][name][each] for name in names]
+        bars = [[abs(bound - value) for bound in _range(report, name, each)] for name, value in zip(names, values, strict=True)]
+        rows = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(names))]
+        label = each.replace("_", " ")
+        panels[1].barh(rows, values, height=height, xerr=list(zip(*bars, strict=True)), color=colour, ecolor="grey", label=label)
+    panels[1].set(yticks=[], xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of the answers")
+    panels[1].legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown))
+    return figure
+
+
+def _range(report: Mapping[str, Any], composition: str, what: str) -> tuple[float, float]:
+    """From where to where a share may well lie."""
+    if "spread" in report:
+        value, spread = report["shares"][composition][what], report["spread"]["shares"][composition][what]
+        return value - spread, value + spread
+    low, high = report["intervals"]["shares"][composition][what]
+    return low, high
+
+
 def bench_figure(report: Mapping[str, Any]) -> Figure:
     """A `roadint bench` report: the median time of each system, minimum to maximum, and step times along each measured axis."""
     cases = report["cases"]

@@ -3,6 +3,9 @@
 The grammar: half-open ranges over the dimensions 0 … d, `"[0, d/2)"`, with integers, `d`, fractions (`d/4`, `3d/4`, `d - 64`) and
 unions (`"[0, 64) | [128, 192)"`). Also accepted: `(0, 64)`, `slice(0, 64)`, `range(0, 64)`, lists of those, and lists of
 dimensions. Dimensions are counted in the order of the blocks: block i is [2i, 2i + 2), whatever the pairing or the basis.
+
+Other interventions are cut into other units than blocks of two dims: LoReFT of rank r into its r rows, one by one. The grammar is
+the same, with `unit=1` and r as the width; "[0, d/2)" is the first half of the rows.
 """
 
 import ast
@@ -26,12 +29,13 @@ _UNION = re.compile(r"\s*(\||∪|\+|,)?\s*")
 
 @dataclass(frozen=True)
 class Subspace:
-    """A set of whole blocks: sorted, disjoint, half-open ranges of blocks."""
+    """A set of whole blocks: sorted, disjoint, half-open ranges of blocks of `unit` dims each."""
 
     ranges: tuple[tuple[int, int], ...]
+    unit: int = 2
 
     @classmethod
-    def parse(cls, spec: SubspaceLike, width: int) -> "Subspace":
+    def parse(cls, spec: SubspaceLike, width: int, unit: int = 2) -> "Subspace":
         """Read any form of the grammar for hidden states of `width` dimensions.
 
         Raises RoadError where the form is unknown, a boundary is odd or outside the width, ranges overlap or nothing is left.
@@ -42,23 +46,23 @@ class Subspace:
         if not dims:
             raise RoadError(f"subspace {spec!r} is empty: expected at least one range such as '[0, d/2)'")
         for start, end in dims:
-            _check_range(spec, start, end, width)
+            _check_range(spec, start, end, width, unit)
         dims.sort()
         for (_, end), (start, later) in itertools.pairwise(dims):
             if start < end:
                 raise RoadError(f"subspace {spec!r} overlaps itself on dims [{start}, {min(end, later)})")
         merged: list[tuple[int, int]] = []
         for start, end in dims:
-            if merged and merged[-1][1] == start // 2:
-                merged[-1] = (merged[-1][0], end // 2)
+            if merged and merged[-1][1] == start // unit:
+                merged[-1] = (merged[-1][0], end // unit)
             else:
-                merged.append((start // 2, end // 2))
-        return cls(tuple(merged))
+                merged.append((start // unit, end // unit))
+        return cls(tuple(merged), unit)
 
     @classmethod
-    def from_dims(cls, dims: Iterable[int], width: int) -> "Subspace":
+    def from_dims(cls, dims: Iterable[int], width: int, unit: int = 2) -> "Subspace":
         """The subspace of these dimensions, in any order; they must make up whole blocks (RoadError)."""
-        return cls.parse([range(start, end) for start, end in _runs(sorted({int(dim) for dim in dims}))], width)
+        return cls.parse([range(start, end) for start, end in _runs(sorted({int(dim) for dim in dims}))], width, unit)
 
     @property
     def blocks(self) -> list[int]:
@@ -69,27 +73,27 @@ class Subspace:
         return sum(end - start for start, end in self.ranges)
 
     def __str__(self) -> str:
-        return " | ".join(f"[{2 * start}, {2 * end})" for start, end in self.ranges)
+        return " | ".join(f"[{self.unit * start}, {self.unit * end})" for start, end in self.ranges)
 
 
 class Partition(Mapping[str, Subspace]):
     """Named, disjoint subspaces of one site, in the order given. They need not cover the width."""
 
-    def __init__(self, subspaces: Mapping[str, SubspaceLike], width: int) -> None:
+    def __init__(self, subspaces: Mapping[str, SubspaceLike], width: int, unit: int = 2) -> None:
         """Raises RoadError where there is none, a name is no plain word, or two subspaces share a block."""
         if not subspaces:
             raise RoadError("no subspaces given: expected at least one, such as {'german': '[0, d/2)'}")
         for name in subspaces:
             check_name(name)
-        self.width = width
-        self._subspaces = {name: Subspace.parse(spec, width) for name, spec in subspaces.items()}
+        self.width, self.unit = width, unit
+        self._subspaces = {name: Subspace.parse(spec, width, unit) for name, spec in subspaces.items()}
         owner: dict[int, str] = {}
         for name, subspace in self._subspaces.items():
             for block in subspace.blocks:
                 if block in owner:
                     raise RoadError(
                         f"subspaces {owner[block]!r} ({self[owner[block]]}) and {name!r} ({subspace}) overlap at dims "
-                        f"[{2 * block}, {2 * block + 2}): the subspaces of a partition must be disjoint"
+                        f"[{unit * block}, {unit * block + unit}): the subspaces of a partition must be disjoint"
                     )
                 owner[block] = name
 
@@ -104,11 +108,16 @@ class Partition(Mapping[str, Subspace]):
 
     def strengths(self, by_name: Mapping[str, float]) -> Tensor:
         """[blocks] float32: each block's strength; 0 (the identity) where no named subspace holds it."""
-        strengths = torch.zeros(self.width // 2)
+        strengths = torch.zeros(self.count)
         for name, strength in by_name.items():
             for start, end in self[name].ranges if name in self else ():
                 strengths[start:end] = strength
         return strengths
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are, held by some subspace or not."""
+        return self.width // self.unit
 
     def covered(self) -> int:
         """How many blocks belong to some subspace."""
@@ -198,9 +207,9 @@ def _evaluate(node: ast.expr, width: int) -> Fraction:
     raise TypeError(ast.dump(node))
 
 
-def _check_range(spec: SubspaceLike, start: int, end: int, width: int) -> None:
+def _check_range(spec: SubspaceLike, start: int, end: int, width: int, unit: int) -> None:
     for boundary in (start, end):
-        if boundary % 2:
+        if boundary % unit:
             below, above = boundary - 1, boundary + 1
             raise RoadError(
                 f"boundary {boundary} in subspace {spec!r} cuts the block [{below}, {above}): expected even boundaries; "

@@ -19,6 +19,12 @@ Data = Annotated[
     list[str] | None,
     typer.Option("--data", help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…"),
 ]
+Base = Annotated[str | None, typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own.")]
+Composed = Annotated[
+    list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")
+]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
 
 
@@ -39,6 +45,12 @@ def check_folder(option: str, path: Path | None) -> None:
         raise RoadError(f"{option} {path}: the folder {path.parent} does not exist")
 
 
+def check_picture(option: str, path: Path | None) -> None:
+    """Raises RoadError where a figure could not be written."""
+    if path is not None and (path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir()):
+        raise RoadError(f"{option} {path}: expected a .png, .svg or .pdf file in a folder that exists")
+
+
 def report_json(value: Any, out: Path | None, printed: bool) -> None:
     """A report as indented JSON, in a file and on stdout, where wanted."""
     if out is not None:
@@ -50,3 +62,25 @@ def report_json(value: Any, out: Path | None, printed: bool) -> None:
 def print_json(value: Any) -> None:
     """On stdout, indented."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def open_checkpoint(
+    checkpoint: str, model: str | None, compose: Sequence[str] | None, base: tuple[Any, Any] | None = None
+) -> tuple[Any, Any]:
+    """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded.
+
+    base: a model and its tokenizer that are loaded already.
+    """
+    from roadint.checkpoint import load as load_checkpoint
+    from roadint.composition import Composition
+    from roadint.model import RoadModel, checkpoint_folder
+    from roadint.pretrained import load
+    from roadint.site import subspace_names
+
+    folder = checkpoint_folder(checkpoint)
+    interventions, config = load_checkpoint(folder)
+    names = subspace_names(interventions)
+    for each in compose or ():
+        Composition.parse(each, names)
+    loaded, tokenizer = base or load(model or config["base_model"]["id"])
+    return RoadModel.from_pretrained(folder, loaded), tokenizer

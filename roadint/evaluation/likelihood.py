@@ -23,21 +23,22 @@ def reference_nll(
     max_completion: int = 64,
     batch_size: int = 8,
     quiet: bool = True,
-) -> list[float]:
-    """For each composition, the negative log-likelihood of the references: nats a token, then the mean over references.
+) -> list[list[float]]:
+    """For each composition and reference, the negative log-likelihood: nats a token.
 
     A reference is its tokens and its end-of-sequence token, cut at `max_completion`. Raises RoadError for rows without text.
     """
     examples = tokenize(
         rows, tokenizer, None, template=road.template, max_length=max_length, max_completion=max_completion, eos=True
     )
-    examples.sort(key=len)
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
     collate = Collator(tokenizer)
-    totals = torch.zeros(len(compositions))
+    found = torch.zeros(len(compositions), len(examples))
     starts = range(0, len(examples), batch_size)
     for start in track(starts, len(starts), "likelihood", quiet=quiet):
-        batch = moved(collate(examples[start : start + batch_size]), road.device)
+        chosen = order[start : start + batch_size]
+        batch = moved(collate([examples[index] for index in chosen]), road.device)
         for index, composition in enumerate(compositions):
             nll, row = completion_nll(road, {**batch, "compose": composition})
-            totals[index] += (nll / row.bincount()[row]).sum().cpu()
-    return [float(total) / len(examples) for total in totals]
+            found[index, chosen] = (torch.zeros(len(chosen), device=nll.device).index_add_(0, row, nll) / row.bincount()).cpu()
+    return found.tolist()

@@ -7,19 +7,19 @@ from torch import nn
 
 from roadint._pyvene import pyvene
 from roadint.errors import RoadError
-from roadint.intervention import RoadIntervention
 from roadint.layers import find_layers, site_path, width_of
+from roadint.site import SubspaceIntervention
 
 _COMPONENTS = ("block_output", "attention_output", "mlp_output")
 
 
-def pyvene_config(model: nn.Module, interventions: RoadIntervention | Sequence[RoadIntervention]) -> Any:
+def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]) -> Any:
     """The `pv.IntervenableConfig` of these interventions on this model, as `pv.IntervenableModel(config, model)` takes it.
 
     Interventions without a width get the model's, and a model type that pyvene does not know (Gemma 3, Qwen 3, …) is
     registered. Layers count from 0, as in pyvene. pyvene's `unit_locations` say the position there. Raises RoadError.
     """
-    listed = [interventions] if isinstance(interventions, RoadIntervention) else list(interventions)
+    listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
     if not listed:
         raise RoadError("no interventions given: expected at least one RoadIntervention")
     register(model)

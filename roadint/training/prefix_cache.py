@@ -103,6 +103,13 @@ def build(
     return cache
 
 
+@dataclass
+class Kept:
+    """A place for a PrefixCache between trainings on one model: those with the same lowest layer and examples share it."""
+
+    cache: "PrefixCache | None" = None
+
+
 class PrefixCache:
     """A collator in place of `Collator`, whose batches hold only what a step must compute; `nll` is their loss.
 
@@ -125,7 +132,7 @@ class PrefixCache:
         _check_deterministic(road.model)
         self._base, self._device, self._collator = road.model, road.device, collator
         self._positions = takes_positions(road.model)
-        self._skipped = min(each.layer + (each.component == "block_output") for each in road.sites)
+        self._skipped = _skipped_layers(road)
         distinct = {_key(example): example for example in examples}
         self._index = {key: index for index, key in enumerate(distinct)}
         listed = list(distinct.values())
@@ -179,6 +186,16 @@ class PrefixCache:
             resumed(self._base, self._skipped if "hidden" in batch else 0, batch.get("hidden"), as_tuple=self._as_tuple),
         ):
             return completion_nll(model, inputs)
+
+    def fits(self, road: RoadModel, examples: Sequence[Example], collator: Collator) -> bool:
+        """Whether this is what would be stored for another training: same model, lowest layer, first edited tokens and examples."""
+        if self._base is not road.model or self._skipped != _skipped_layers(road) or self._collator.fill != collator.fill:
+            return False
+        numbers = [self._index.get(_key(example), -1) for example in examples]
+        needed = [_first_needed(road, example) for example in examples]
+        return min(numbers) >= 0 and all(
+            int(self._plan.starts[number]) <= first for number, first in zip(numbers, needed, strict=True)
+        )
 
     def _allocate(
         self, road: RoadModel, examples: Sequence[Example], width: int, dtype: torch.dtype, memory: float | None, folder: Path
@@ -261,6 +278,11 @@ class PrefixCache:
             raise CannotReuseError(
                 f"{type(self._base).__name__} gives other likelihoods with it (by {difference:.2g} nats a token)"
             )
+
+
+def _skipped_layers(road: RoadModel) -> int:
+    """How many of the lowest layers no edit reaches."""
+    return min(each.layer + (each.component == "block_output") for each in road.sites)
 
 
 def _key(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:

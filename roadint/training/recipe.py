@@ -10,10 +10,11 @@ import yaml
 
 from roadint.basis import BasisKind
 from roadint.errors import RoadError, did_you_mean, first_line, listing
-from roadint.intervention import RoadIntervention
+from roadint.kinds import kind_of
 from roadint.position import Phase
 from roadint.prompt import Template
 from roadint.rotation import Pairing, Variant
+from roadint.site import SubspaceIntervention
 
 _PRESETS = Path(str(files("roadint.training"))) / "recipes"
 
@@ -26,6 +27,7 @@ class Recipe:
     model: str = "gemma-3-270m"  # for roadint.load
     dtype: str = "auto"  # the base model's; the rotations are float32 always
     # the interventions: the same at every layer of the list
+    kind: str = "road"  # or a baseline: "loreft", "direft", "steering"
     layers: list[int] = field(default_factory=lambda: [9])
     component: str = "block_output"
     position: str = "last"
@@ -35,6 +37,7 @@ class Recipe:
     pairing: Pairing = "adjacent"
     basis: BasisKind = "identity"
     basis_seed: int = 0
+    rank: int = 8  # of a baseline
     # the data: composition → source, see roadint.data.sources
     data: dict[str, str] = field(default_factory=dict)
     rows: int | None = None  # of each source; all by default
@@ -46,6 +49,10 @@ class Recipe:
     eos: list[str] = field(default_factory=list)  # whose completions end with the end-of-sequence token
     # the optimisation: AdamW without weight decay, linear decay of the rate
     lr: float = 5e-3
+    lrs: dict[str, float] = field(default_factory=dict)  # subspace → its own rate
+    decay: float = 0.0  # toward the identity, times the rate, at every step
+    max_log_scale: float | None = None  # bound of |log α|; 0: pure rotations
+    strengths: dict[str, float] = field(default_factory=dict)  # subspace → the strength, after training, that becomes its 1
     epochs: float = 5
     batch_size: int = 8  # rows of a step, all compositions in proportion
     micro_batch: int | None = None  # rows that run at once, of like length; a whole step by default
@@ -97,22 +104,12 @@ class Recipe:
             raise RoadError(f"recipe setting micro_batch={recipe.micro_batch} does not divide batch_size={recipe.batch_size}")
         return recipe
 
-    def interventions(self) -> list[RoadIntervention]:
+    def interventions(self) -> list[SubspaceIntervention]:
         """New interventions, one a layer, untrained. Raises RoadError where a setting does not fit."""
-        return [
-            RoadIntervention(
-                layer=layer,
-                component=self.component,
-                position=self.position,
-                phase=self.phase,
-                variant=self.variant,
-                subspaces=self.subspaces,
-                pairing=self.pairing,
-                basis=self.basis,
-                basis_seed=self.basis_seed,
-            )
-            for layer in self.layers
-        ]
+        names = ["component", "position", "phase", "subspaces"]
+        names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
+        arguments = {name: getattr(self, name) for name in names}
+        return [kind_of(self.kind)(layer=layer, **arguments) for layer in self.layers]
 
 
 def _cast(name: str, value: Any, hint: Any) -> Any:
@@ -126,7 +123,7 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
             raise RoadError(f"recipe setting {name}={value!r}: expected a mapping such as {{german: …}}")
-        return value
+        return {key: each if options[1] is Any else _cast(f"{name}.{key}", each, options[1]) for key, each in value.items()}
     if value is None and type(None) in options:
         return None
     if float in options and isinstance(value, (int, float, str)) and not isinstance(value, bool):

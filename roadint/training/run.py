@@ -13,12 +13,14 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from roadint import checkpoint
-from roadint.composition import Composition
+from roadint.composition import Composition, CompositionLike
 from roadint.data.collate import Collator, Example, tokenize
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.prompt import check_template
+from roadint.training.constraints import Constraints
+from roadint.training.prefix_cache import Kept
 from roadint.training.progress import ProgressBar
 from roadint.training.recipe import Recipe
 from roadint.training.trainer import RoadTrainer
@@ -33,6 +35,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    kept: Kept | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Train all subspaces of `road` at once, each data set through its own composition, and return the summary.
@@ -40,7 +43,8 @@ def train(
     data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources); the recipe's by default.
     recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the interventions are those of `road`.
     out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there.
-    quiet: no progress bar. overrides: single settings of the recipe, such as lr=1e-2.
+    quiet: no progress bar. kept: keeps what prefix reuse stored for the next run, which takes it where it fits.
+    overrides: single settings of the recipe, such as lr=1e-2.
     Raises RoadError for bad input, before anything is written.
     """
     settings = Recipe.load(recipe, overrides)
@@ -48,7 +52,8 @@ def train(
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     # A preset's companions are for its own data sets.
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    for each in companions.values():
+    acting: list[CompositionLike] = [*companions.values(), settings.strengths]
+    for each in acting:
         Composition.parse(each, road.names)
     folder = Path(out) if out is not None else None
     last = None
@@ -65,8 +70,12 @@ def train(
             data_collator=Collator(tokenizer),
             companions=companions,
             companion_rate=settings.companion_rate,
+            constraints=Constraints(
+                {name: rate / settings.lr for name, rate in settings.lrs.items()}, settings.decay, settings.max_log_scale
+            ),
             prefix_reuse=settings.prefix_reuse,
             prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
+            kept=kept,
             quiet=quiet,
         )
         for printing in (PrinterCallback, ProgressCallback):
@@ -74,6 +83,8 @@ def train(
         if not quiet:
             trainer.add_callback(ProgressBar())
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+        for site in road.sites if settings.strengths else ():
+            site.rescale({name: strength for name, strength in settings.strengths.items() if name in site.partition})
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},

@@ -14,7 +14,8 @@ from roadint.checkpoint import load
 from roadint.data.collate import Collator, completion_nll
 from roadint.errors import RoadError
 from roadint.model import RoadModel
-from roadint.training.prefix_cache import PrefixCache, Report, build
+from roadint.training.constraints import Constraints
+from roadint.training.prefix_cache import Kept, PrefixCache, Report, build
 from roadint.training.sampler import MixedLengthSampler
 
 
@@ -25,9 +26,10 @@ class RoadTrainer(Trainer):
     negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
     companions: composition → composition. A share `companion_rate` of the examples of the first runs with the second acting too,
     without gradients for it, so that the first learns to work beside it.
+    constraints: what happens to the values around each step; see roadint.training.constraints.
     prefix_reuse: compute once what the edit can't change (roadint.training.prefix_cache), where the data_collator is roadint's;
-    prefix_memory: its budget in bytes, a quarter of what is free by default. `prefix_report` says what was chosen. quiet: no
-    progress bar for it.
+    prefix_memory: its budget in bytes, a quarter of what is free by default. `prefix_report` says what was chosen.
+    kept: where what is stored stays for the next training. quiet: no progress bar for it.
     Raises RoadError for weight decay: it would pull α to 0, not to the identity.
     """
 
@@ -41,16 +43,20 @@ class RoadTrainer(Trainer):
         *,
         companions: Mapping[str, str] | None = None,
         companion_rate: float = 0.5,
+        constraints: Constraints | None = None,
         prefix_reuse: bool = True,
         prefix_memory: float | None = None,
+        kept: Kept | None = None,
         quiet: bool = True,
         **kwargs: Any,
     ) -> None:
         if args.weight_decay:
             raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
         self._companions, self._companion_rate = dict(companions or {}), companion_rate
+        self._constraints = constraints
         self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
         self._prefix_cache: PrefixCache | None = None
+        self._kept = kept or Kept()
         self.prefix_report: Report | None = None
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=model, args=args, **kwargs)
@@ -61,13 +67,19 @@ class RoadTrainer(Trainer):
         with frozen(self.model.model), ExitStack() as undo:
             if self._prefix_reuse and isinstance(own, Collator):
                 sampler = self._get_train_sampler()
-                self._prefix_cache = build(
-                    self.model,
-                    [self.train_dataset[index] for index in sampler.shard(self.args.process_index)],
-                    own,
-                    memory=self._prefix_memory,
-                    folder=Path(self.args.output_dir or "."),
-                    quiet=self._quiet,
+                examples = [self.train_dataset[index] for index in sampler.shard(self.args.process_index)]
+                before = self._kept.cache
+                self._prefix_cache = self._kept.cache = (
+                    before
+                    if before is not None and before.fits(self.model, examples, own)
+                    else build(
+                        self.model,
+                        examples,
+                        own,
+                        memory=self._prefix_memory,
+                        folder=Path(self.args.output_dir or "."),
+                        quiet=self._quiet,
+                    )
                 )
                 undo.callback(self._forget_prefix, own)
                 self.data_collator = self._prefix_cache or own
@@ -136,6 +148,8 @@ class RoadTrainer(Trainer):
         if self.optimizer is None:
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.model.interventions.parameters(), **{**settings, "weight_decay": 0.0})
+            if self._constraints is not None:
+                self._constraints.install(self.optimizer, self.model.sites)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -147,8 +161,8 @@ class RoadTrainer(Trainer):
         interventions, _ = load(resume_from_checkpoint)
         with torch.no_grad():
             for own, saved in zip(self.model.interventions, interventions, strict=True):
-                own.theta.copy_(saved.theta)
-                own.alpha.copy_(saved.alpha)
+                for name, value in own.values().items():
+                    value.copy_(saved.values()[name])
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""What RoAd is compared with, at the same sites, trained by the same trainer and composed by the same expressions.
+
+LoReFT and DiReFT ("ReFT", arXiv 2404.03592, equations 2 and 4) edit in a subspace of rank r; its rows are the units of a partition,
+as in pyreft's composition experiment. A steering vector adds one direction for each subspace. Strengths multiply what is added.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from roadint.errors import RoadError
+from roadint.position import Phase, Position
+from roadint.site import SubspaceIntervention
+from roadint.subspace import Partition, SubspaceLike
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """The strengths of each row's units, [..., units], and which of them get the row's gradient (all where None)."""
+
+    values: Tensor
+    learning: Tensor | None = None
+
+    def row(self, index: Tensor) -> "Strengths":
+        """Those of the rows `index`."""
+        return Strengths(self.values[index], None if self.learning is None else self.learning[index])
+
+
+class Baseline(SubspaceIntervention):
+    """`h + s ⊙ e(h) · D`: an edit of `units` numbers e(h), scaled by the strengths s, along the rows of D.
+
+    rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half). The rest is as in RoadIntervention.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int = 8,
+        layer: int = 0,
+        component: str = "block_output",
+        position: str | Position = "last",
+        phase: Phase = "prompt",
+        subspace: SubspaceLike = None,
+        subspaces: Mapping[str, SubspaceLike] | None = None,
+        embed_dim: int | Tensor | None = None,
+        subspace_partition: Sequence[Sequence[int]] | None = None,
+        max_number_of_units: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            layer=layer,
+            component=component,
+            position=position,
+            phase=phase,
+            subspace=subspace,
+            subspaces=subspaces,
+            subspace_partition=subspace_partition,
+            **kwargs,
+        )
+        self.rank = int(rank)
+        if embed_dim is not None:
+            self.bind(int(embed_dim) // max_number_of_units)
+
+    def _build(self, width: int) -> Partition:
+        if not 0 < self.rank <= width:
+            raise RoadError(f"rank {self.rank} does not fit width {width}: expected 1 to {width}")
+        partition = Partition(self._subspaces, self.rank, unit=1)
+        self._make(width)
+        return partition
+
+    def _make(self, width: int) -> None:
+        """Make the parameters."""
+        raise NotImplementedError
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train."""
+        return (self.width and sum(parameter.numel() for parameter in self.parameters())) or 0
+
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this intervention again, without its values, as plain JSON values."""
+        return {**super().spec(), "rank": self.rank}
+
+    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Strengths:
+        """What the rows are edited with: their strengths."""
+        return Strengths(strengths, learning)
+
+    def edit(self, h: Tensor, rows: Strengths) -> Tensor:
+        """The edited hidden states [..., width], computed in float32; same dtype out."""
+        parameters = self._current()
+        if rows.learning is None:
+            added = self._added(h.float(), rows.values, *parameters)
+        else:
+            still = [each.detach() for each in parameters]
+            added = self._added(h.float(), rows.values * rows.learning, *parameters)
+            added = added + self._added(h.float(), rows.values * ~rows.learning, *still)
+        return (h + added).to(h.dtype)
+
+    def _current(self) -> tuple[Tensor, ...]:
+        """The values that `_added` takes, for one call."""
+        raise NotImplementedError
+
+    def _added(self, h: Tensor, strengths: Tensor, *parameters: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What `print` shows of it, inside and outside a model."""
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class LoreftIntervention(Baseline):
+    """LoReFT with subspaces: `h + Rᵀ(W h + b − R h)`, R [rank, width] with orthonormal rows, of which a subspace holds some.
+
+    learned_source holds W and b, rotate_layer Rᵀ, as in pyreft. All rows of R share one orthogonal parametrisation: training some
+    rows moves the others, unlike RoAd's blocks.
+    """
+
+    kind = "loreft"
+
+    def _make(self, width: int) -> None:
+        self.learned_source = nn.Linear(width, self.rank)
+        self.rotate_layer = nn.Module()
+        self.rotate_layer.weight = nn.Parameter(torch.empty(width, self.rank))
+        nn.init.orthogonal_(self.rotate_layer.weight)
+        orthogonal(self.rotate_layer, use_trivialization=False)
+
+    def _current(self) -> tuple[Tensor, ...]:
+        rotate: Tensor = self.rotate_layer.weight  # type: ignore[assignment]
+        return self.learned_source.weight, self.learned_source.bias, rotate
+
+    def _added(self, h: Tensor, strengths: Tensor, *parameters: Tensor) -> Tensor:
+        weight, bias, rotate = parameters
+        return (strengths * (h @ weight.T + bias - h @ rotate)) @ rotate.T
+
+    def _rescale(self, strengths: Tensor) -> None:
+        weight, bias, rotate = self._current()
+        weight.copy_(rotate.T + strengths[:, None] * (weight - rotate.T))
+        bias.mul_(strengths)
+
+
+class DireftIntervention(Baseline):
+    """DiReFT with subspaces, `h + W2ᵀ(W1 h + b)`: LoReFT without the orthogonality, each row of W2 its own."""
+
+    kind = "direft"
+
+    def _make(self, width: int) -> None:
+        self.learned_source = nn.Linear(width, self.rank)
+        self.proj_layer = nn.Linear(width, self.rank, bias=False)
+
+    def _current(self) -> tuple[Tensor, ...]:
+        return self.learned_source.weight, self.learned_source.bias, self.proj_layer.weight
+
+    def _added(self, h: Tensor, strengths: Tensor, *parameters: Tensor) -> Tensor:
+        weight, bias, project = parameters
+        return (strengths * (h @ weight.T + bias)) @ project
+
+    def _rescale(self, strengths: Tensor) -> None:
+        self.learned_source.weight.mul_(strengths[:, None])
+        self.learned_source.bias.mul_(strengths)
+
+
+class SteeringIntervention(Baseline):
+    """`h + s·v`: one learned vector for each unit, zero at the start; `rank` units, for one a subspace give their number."""
+
+    kind = "steering"
+
+    def _make(self, width: int) -> None:
+        self.vectors = nn.Parameter(torch.zeros(self.rank, width))
+
+    def _current(self) -> tuple[Tensor, ...]:
+        return (self.vectors,)
+
+    def _added(self, h: Tensor, strengths: Tensor, *parameters: Tensor) -> Tensor:
+        del h
+        return strengths @ parameters[0]
+
+    def _rescale(self, strengths: Tensor) -> None:
+        self.vectors.mul_(strengths[:, None])

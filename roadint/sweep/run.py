@@ -1,0 +1,130 @@
+"""`roadint.sweep`: every run of a plan, one after the other or through Ray, resumable; the table is its one result."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from roadint.data.sources import load_prompts
+from roadint.errors import RoadError, did_you_mean, first_line, listing
+from roadint.evaluation.report import evaluate
+from roadint.model import RoadModel
+from roadint.pretrained import load
+from roadint.sweep.plan import Plan, Settings, key
+from roadint.training.prefix_cache import Kept
+from roadint.training.run import train
+
+logger = logging.getLogger(__name__)
+Engine = Literal["sequential", "ray"]
+TABLE = "runs.jsonl"
+_kept = Kept()  # the prefix that runs of one process share
+
+
+def sweep(
+    plan: str | Plan, out: str | Path, *, engine: Engine = "sequential", workers: int | None = None, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Train and measure every run of a plan; returns the table's rows, in the order of the plan.
+
+    out: the folder of the table (runs.jsonl, a row a run) and of the checkpoints. Runs that the table has are not done again, one
+    that was cut short goes on. A run that fails is a row with its "error", tried again by the next call.
+    engine: "sequential", where runs share what prefix reuse stores, or "ray": on all GPUs of a Ray cluster, or `workers` processes.
+    Raises RoadError for a plan that does not fit, or another plan's table in `out`.
+    """
+    known = get_args(Engine)
+    if engine not in known:
+        raise RoadError(f"unknown engine {engine!r}: expected one of {listing(known)}{did_you_mean(engine, known)}")
+    chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
+    out = Path(out)
+    rows = _open_table(chosen, out)
+    todo = [settings for settings in chosen.runs() if "error" in rows.get(key(settings), {"error": None})]
+    logger.info("%d runs, %d of them done", len(chosen.runs()), len(chosen.runs()) - len(todo))
+    results = _through_ray(chosen, out, todo, workers) if engine == "ray" else _in_turn(chosen, out, todo, quiet)
+    with (out / TABLE).open("a", encoding="utf-8") as table:
+        for row in results:
+            table.write(json.dumps(row, ensure_ascii=False) + "\n")
+            table.flush()
+            rows[row["run"]] = row
+            logger.info("%s %s", row["settings"], row.get("error") or f"{row['seconds']:.0f} s")
+    return [rows[key(settings)] for settings in chosen.runs()]
+
+
+def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> dict[str, Any]:
+    """Train and measure one run: its row of the table. A RoadError becomes the row's "error"."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"run": key(settings), "settings": settings}
+    try:
+        recipe = plan.recipe_of(settings)
+        base, tokenizer = _base(recipe.model, recipe.dtype)
+        road = RoadModel(base, recipe.interventions())
+        summary = train(road, tokenizer, None, recipe, out=out / key(settings), resume=True, quiet=quiet, kept=_kept)
+        report = evaluate(
+            road,
+            tokenizer,
+            plan.data,
+            load_prompts(plan.prompts, plan.max_prompts),
+            compose=plan.compose,
+            rows=plan.rows,
+            language=plan.language,
+            max_new_tokens=plan.max_new_tokens,
+            quiet=quiet,
+        )
+    except RoadError as error:
+        return {**row, "error": str(error)}
+    figures = ("nll", "language", "shares", "kl", "gain", "interference")
+    row |= {"trainable": summary["trainable"], "loss": summary["loss"], "training_seconds": summary["seconds"]}
+    return {**row, "seconds": round(time.perf_counter() - started, 1), **{name: report[name] for name in figures}}
+
+
+@lru_cache(maxsize=1)
+def _base(model: str, dtype: str) -> tuple[Any, Any]:
+    return load(model, dtype=dtype)
+
+
+def _in_turn(plan: Plan, out: Path, todo: Sequence[Settings], quiet: bool) -> Iterator[dict[str, Any]]:
+    for settings in todo:
+        yield one_run(plan, out, settings, quiet)
+
+
+def _through_ray(plan: Plan, out: Path, todo: Sequence[Settings], workers: int | None) -> Iterator[dict[str, Any]]:
+    try:
+        import ray
+    except ImportError:
+        raise RoadError("engine 'ray' needs the package ray: pip install 'roadint[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(logging_level="ERROR", log_to_driver=False)
+    have = ray.cluster_resources()
+    gpus = 1 if have.get("GPU") else 0
+    at_once = workers or int(have["GPU"] if gpus else 1)
+    remote = ray.remote(num_cpus=have["CPU"] / at_once if not gpus else 1, num_gpus=gpus)(one_run)
+    waiting = {remote.remote(plan, out.resolve(), settings): settings for settings in todo}
+    while waiting:
+        (done,), _ = ray.wait(list(waiting))
+        settings = waiting.pop(done)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayError as error:  # a worker that was killed, or ran out of memory
+            yield {"run": key(settings), "settings": settings, "error": first_line(error)}
+
+
+def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
+    """The rows that are done, by run; a last line that a kill cut short is dropped. Raises RoadError for another plan's table."""
+    out.mkdir(parents=True, exist_ok=True)
+    said = json.loads(json.dumps({name: value for name, value in asdict(plan).items() if name != "over"}))
+    file = out / "plan.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != said:
+        raise RoadError(f"{out} holds a sweep that differs in more than what it varies: choose another folder")
+    file.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    rows = {}
+    for line in (out / TABLE).read_text(encoding="utf-8").splitlines() if (out / TABLE).is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows[row["run"]] = row
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+    (out / TABLE).write_text(whole, encoding="utf-8")
+    return rows
