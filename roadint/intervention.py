@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, rotate
+from roadint.basis import Basis, BasisKind, Frame, Matrix, rotate
 from roadint.errors import RoadError
 from roadint.position import Phase, Position
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
@@ -68,7 +68,7 @@ class RoadIntervention(SubspaceIntervention):
         self.pairing, self.basis = pairing, Basis(basis, basis_seed)
         self.register_parameter("theta", None)
         self.register_parameter("alpha", None)
-        self.register_buffer("q", None, persistent=False)
+        self.frame: Frame | None = None
         if embed_dim is not None:
             # pyvene multiplies the width by the number of positions, although keep_last_dim keeps them apart.
             self.bind(int(embed_dim) // max_number_of_units)
@@ -78,7 +78,7 @@ class RoadIntervention(SubspaceIntervention):
         partition = Partition(self._subspaces, width)
         shape = parameter_shape(self.variant, width // 2)
         self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
-        self.q = self.basis.matrix(width)
+        self.frame = self.basis.frame(width)
         return partition
 
     @property
@@ -90,6 +90,11 @@ class RoadIntervention(SubspaceIntervention):
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         own = {"variant": self.variant, "pairing": self.pairing, "basis": self.basis.kind, "basis_seed": self.basis.seed}
         return {**super().spec(), **own}
+
+    def values(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
+        measured = {"basis": self.frame.q} if self.basis.kind == "pca" and isinstance(self.frame, Matrix) else {}
+        return {**super().values(), **measured}
 
     def _check_strengths(self, strengths: Tensor) -> None:
         if bool((strengths < 0).any()) and bool((self.alpha == 0).any()):
@@ -112,7 +117,7 @@ class RoadIntervention(SubspaceIntervention):
 
     def edit(self, h: Tensor, rotation: Rotation) -> Tensor:
         """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""
-        return rotate(h, rotation, self.q)
+        return rotate(h, rotation, self.frame)
 
     def _rescale(self, strengths: Tensor) -> None:
         strengths = strengths.reshape(-1, *(1,) * (self.theta.ndim - 1))

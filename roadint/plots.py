@@ -68,9 +68,7 @@ def composition_figure(report: Mapping[str, Any]) -> Figure:
             panels[0].text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour)
     panels[0].set_xticks(range(len(sets)), sets)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_title(
-        "nats better than the base model" if "none" in names else f"nats better than {names[0]}", fontsize=9
-    )
+    panels[0].set_title("nats better than the base model" if "none" in names else f"nats better than {names[0]}", fontsize=9)
     figure.colorbar(picture, ax=panels[0], label="nats a token")
     shown = [each for each in ("success", "on_topic", "degenerate") if report["shares"][names[0]][each] is not None]
     height = 0.8 / len(shown)

@@ -1,8 +1,9 @@
 """Subspaces: sets of whole blocks, written as ranges of dimensions; partitions: named, disjoint subspaces (paper section 4.3).
 
 The grammar: half-open ranges over the dimensions 0 … d, `"[0, d/2)"`, with integers, `d`, fractions (`d/4`, `3d/4`, `d - 64`) and
-unions (`"[0, 64) | [128, 192)"`). Also accepted: `(0, 64)`, `slice(0, 64)`, `range(0, 64)`, lists of those, and lists of
-dimensions. Dimensions are counted in the order of the blocks: block i is [2i, 2i + 2), whatever the pairing or the basis.
+unions (`"[0, 64) | [128, 192)"`), or every n-th block, `"blocks[::2]"` and `"blocks[1::2]"` (Python's slices). Also accepted:
+`(0, 64)`, `slice(0, 64)`, `range(0, 64)`, lists of those, and lists of dimensions. Dimensions are counted in the order of the
+blocks: block i is [2i, 2i + 2), whatever the pairing or the basis.
 
 Other interventions are cut into other units than blocks of two dims: LoReFT of rank r into its r rows, one by one. The grammar is
 the same, with `unit=1` and r as the width; "[0, d/2)" is the first half of the rows.
@@ -24,6 +25,7 @@ from roadint.errors import RoadError
 # str, slice, range, (start, end), dims, or a sequence of these
 SubspaceLike = Any
 _RANGE = re.compile(r"\[\s*([^\[\](),]+?)\s*,\s*([^\[\](),]+?)\s*\)")
+_SLICE = re.compile(r"\s*blocks\[\s*(\d*)\s*:\s*(\d*)\s*:\s*(\d+)\s*\]\s*")
 _UNION = re.compile(r"\s*(\||∪|\+|,)?\s*")
 
 
@@ -42,7 +44,7 @@ class Subspace:
         """
         if isinstance(spec, Subspace):
             return spec
-        dims = list(_dim_ranges(spec, width))
+        dims = list(_dim_ranges(spec, width, unit))
         if not dims:
             raise RoadError(f"subspace {spec!r} is empty: expected at least one range such as '[0, d/2)'")
         for start, end in dims:
@@ -73,6 +75,10 @@ class Subspace:
         return sum(end - start for start, end in self.ranges)
 
     def __str__(self) -> str:
+        starts = [start for start, _ in self.ranges]
+        steps = {later - start for start, later in itertools.pairwise(starts)}
+        if len(starts) > 2 and len(steps) == 1 and len(self) == len(starts):
+            return f"blocks[{starts[0]}:{starts[-1] + 1}:{steps.pop()}]"
         return " | ".join(f"[{self.unit * start}, {self.unit * end})" for start, end in self.ranges)
 
 
@@ -133,8 +139,14 @@ def check_name(name: object) -> str:
     return name
 
 
-def _dim_ranges(spec: SubspaceLike, width: int) -> Iterator[tuple[int, int]]:
-    if isinstance(spec, str):
+def _dim_ranges(spec: SubspaceLike, width: int, unit: int) -> Iterator[tuple[int, int]]:
+    if isinstance(spec, str) and (every := _SLICE.fullmatch(spec)):
+        start, end, step = (int(number) if number else None for number in every.groups())
+        if not step:
+            raise RoadError(f"subspace {spec!r} has step 0: expected at least 1")
+        for block in range(width // unit)[start:end:step]:
+            yield unit * block, unit * block + unit
+    elif isinstance(spec, str):
         yield from _parse_text(spec, width)
     elif isinstance(spec, (slice, range)):
         if spec.step not in (None, 1):
@@ -148,7 +160,7 @@ def _dim_ranges(spec: SubspaceLike, width: int) -> Iterator[tuple[int, int]]:
             yield from _runs(sorted(spec))
     elif isinstance(spec, Sequence):
         for part in spec:
-            yield from _dim_ranges(part, width)
+            yield from _dim_ranges(part, width, unit)
     else:
         raise RoadError(f"subspace {spec!r} is not understood: expected text such as '[0, d/2)', a slice or a list of ranges")
 

@@ -120,7 +120,15 @@ def test_eval(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> No
     assert all(sum(shares.values()) == pytest.approx(1) for shares in report["language"].values())
     code, out, _ = call(capsys, monkeypatch, *arguments, "--compose", "german", "--data", "mine=bundled:german_dev")
     assert code == 0
-    assert "mine, nats a token" in out
+    assert "references, nats a token" in out
+    assert "mine" in out
+    plot = tmp_path / "report.png"
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    code, out, errors = call(capsys, monkeypatch, *arguments, str(other), "--plot", str(plot), "--max-prompts", "2")
+    assert code == 0, errors
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert "± 0.00" in out
 
 
 def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
@@ -149,6 +157,9 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
         (["generate", "ADAPTER", "Hi", "--compose", "germn"], "unknown subspace 'germn'.*did you mean 'german'"),
         (["generate", "ADAPTER", "--prompts", "none.txt"], "prompts 'none.txt' can't be read"),
         (["eval", "ADAPTER", "--data", "a=none.jsonl"], "data file 'none.jsonl' does not exist"),
+        (["eval", "ADAPTER", "ADAPTER"], "a checkpoint is given twice"),
+        (["eval", "ADAPTER", "--plot", "report.txt"], "expected a .png, .svg or .pdf file"),
+        (["sweep", "composition", "--out", "x", "--over", "lr=1"], "over lr=1: expected a list"),
         (["eval", "ADAPTER", "--out", "no/such/report.json"], "the folder no/such does not exist"),
         (["inspect", "ADAPTER", "--plot", "angles.txt"], "expected a .png, .svg or .pdf file"),
         (["inspect", "nowhere/nothing"], "neither a folder nor a reachable hub repository"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roadint.basis import Basis, rotate
+from roadint.basis import Basis, BasisKind, Frame, Matrix, rotate
 from roadint.errors import RoadError
 from roadint.fused import swap, turn
 from roadint.rotation import Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
@@ -152,26 +152,51 @@ def test_swap_turns_by_a_quarter() -> None:
     torch.testing.assert_close(swap(swap(h, 4), 4), -h)
 
 
+def dense(frame: Frame, width: int) -> torch.Tensor:
+    """Q, column by column."""
+    return frame.out(torch.eye(width)).T
+
+
 @settings(max_examples=10)
-@given(variants, seeds)
-def test_basis_equals_the_dense_formula(variant: str, seed: int) -> None:
-    q = Basis("random", 7).matrix(WIDTH)
-    assert q is not None
-    torch.testing.assert_close(q @ q.T, torch.eye(WIDTH), atol=1e-6, rtol=0)
+@given(variants, seeds, st.sampled_from(["random", "hadamard", "pca"]))
+def test_basis_equals_the_dense_formula(variant: str, seed: int, kind: BasisKind) -> None:
+    frame = Basis(kind, 7).frame(WIDTH)
+    assert frame is not None
+    if isinstance(frame, Matrix) and kind == "pca":
+        frame.fit(torch.randn(99, WIDTH))
+    q = dense(frame, WIDTH)
+    torch.testing.assert_close(q @ q.T, torch.eye(WIDTH), atol=1e-5, rtol=0)
     theta, alpha = (p.float() for p in parameters(variant, seed))
     r = rotation(theta, alpha, variant=variant)
     h = torch.randn(3, WIDTH)
+    torch.testing.assert_close(frame.into(h), h @ q, rtol=1e-4, atol=1e-4)
     expected = h + h @ (q @ (r.dense() - torch.eye(WIDTH)) @ q.T).T
-    torch.testing.assert_close(rotate(h, r, q), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(rotate(h, rotation(theta, alpha, 0.0, variant=variant), q), h)
+    torch.testing.assert_close(rotate(h, r, frame), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(rotate(h, rotation(theta, alpha, 0.0, variant=variant), frame), h)
 
 
 def test_basis_is_told_by_kind_and_seed() -> None:
-    assert Basis().matrix(8) is None
-    assert torch.equal(Basis("random", 1).matrix(8), Basis("random", 1).matrix(8))
-    assert not torch.allclose(Basis("random", 1).matrix(8), Basis("random", 2).matrix(8))
+    assert Basis().frame(8) is None
+    for kind in ("random", "hadamard"):
+        first, again, other = (dense(Basis(kind, seed).frame(48), 48) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, other)
     with pytest.raises(RoadError, match="did you mean 'random'"):
         Basis("randm")
+
+
+@pytest.mark.parametrize("width", [8, 12, 640, 576, 14])
+def test_hadamard_spreads_every_dim_over_many(width: int) -> None:
+    q = dense(Basis("hadamard", 3).frame(width), width)
+    torch.testing.assert_close(q @ q.T, torch.eye(width), atol=1e-5, rtol=0)
+    assert float(q.abs().max()) < 0.9
+
+
+def test_principal_axes_come_largest_first() -> None:
+    frame = Basis("pca").frame(6)
+    scales = torch.tensor([1.0, 5, 2, 9, 3, 0.1])
+    frame.fit(torch.randn(4000, 6) * scales)
+    assert frame.into(torch.eye(6)).abs().argmax(0).tolist() == [3, 1, 4, 2, 0, 5]
 
 
 def test_bad_input_is_named() -> None:

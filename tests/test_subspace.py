@@ -95,3 +95,18 @@ def test_partition_need_not_cover_the_width() -> None:
 def test_bad_partitions_are_named(subspaces: dict, message: str) -> None:
     with pytest.raises(RoadError, match=message):
         Partition(subspaces, 32)
+
+
+def test_every_nth_block_and_other_units() -> None:
+    even, odd = Subspace.parse("blocks[::2]", 32), Subspace.parse("blocks[1::2]", 32)
+    assert even.blocks == list(range(0, 16, 2))
+    assert odd.blocks == list(range(1, 16, 2))
+    assert Subspace.parse(str(odd), 32) == odd
+    assert str(Subspace.parse("blocks[3:9:3]", 32)) == "[6, 8) | [12, 14)"
+    assert Subspace.parse("[0, d/2)", 9 - 1, unit=1).blocks == [0, 1, 2, 3]
+    assert Subspace.parse([1, 2, 5], 8, unit=1).blocks == [1, 2, 5]
+    assert str(Subspace.parse("[3, 7)", 8, unit=1)) == "[3, 7)"
+    with pytest.raises(RoadError, match="step 0"):
+        Subspace.parse("blocks[::0]", 32)
+    with pytest.raises(RoadError, match="overlap at dims"):
+        Partition({"a": "blocks[::2]", "b": "blocks[::3]"}, 32)

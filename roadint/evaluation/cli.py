@@ -81,17 +81,17 @@ def evaluate(
 
 def _tables(report: Mapping[str, Any], language: str) -> list[Table]:
     """References and answers by composition; gains and interference below, where there are any."""
-    spread = report.get("spread", {})
+    spread = report.get("spread")
 
     def figure(value: float | None, *path: str, share: bool = False) -> str:
         """With ± the spread over seeds, where there are several."""
         if value is None:
             return "–"
-        around = spread
+        form = ".0%" if share else ".2f"
+        around: Any = spread
         for name in path:
-            around = around.get(name) or {}
-        text = f"{value:.0%}" if share else f"{value:.2f}"
-        return f"{text} ± {around:.0%}" if around and share else f"{text} ± {around:.2f}" if around else text
+            around = around.get(name) if around else None
+        return f"{value:{form}}" if around is None else f"{value:{form}} ± {around:{form}}"
 
     sets = list(next(iter(report["nll"].values())))
     likelihood = Table("composition", *sets, "KL from none", title="references, nats a token")

@@ -95,7 +95,7 @@ def _through_ray(plan: Plan, out: Path, todo: Sequence[Settings], workers: int |
     except ImportError:
         raise RoadError("engine 'ray' needs the package ray: pip install 'roadint[ray]'") from None
     if not ray.is_initialized():
-        ray.init(logging_level="ERROR", log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     have = ray.cluster_resources()
     gpus = 1 if have.get("GPU") else 0
     at_once = workers or int(have["GPU"] if gpus else 1)

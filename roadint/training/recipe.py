@@ -44,7 +44,7 @@ class Recipe:
     template: Template = "alpaca"
     max_length: int = 512  # tokens of prompt and completion together
     max_completion: int | None = None  # tokens; half of max_length by default
-    companions: dict[str, str] = field(default_factory=dict)  # composition → what acts beside it in training, without gradients
+    companions: dict[str, list[str]] = field(default_factory=dict)  # composition → what acts beside it in training, one at a time
     companion_rate: float = 0.5  # the share of its examples that have their companion
     eos: list[str] = field(default_factory=list)  # whose completions end with the end-of-sequence token
     # the optimisation: AdamW without weight decay, linear decay of the rate

@@ -19,6 +19,7 @@ from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.prompt import check_template
+from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept
 from roadint.training.progress import ProgressBar
@@ -52,7 +53,7 @@ def train(
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     # A preset's companions are for its own data sets.
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    acting: list[CompositionLike] = [*companions.values(), settings.strengths]
+    acting: list[CompositionLike] = [settings.strengths, *(each for several in companions.values() for each in several)]
     for each in acting:
         Composition.parse(each, road.names)
     folder = Path(out) if out is not None else None
@@ -62,6 +63,8 @@ def train(
     set_seed(settings.seed)
     road.template = template
     started = time.perf_counter()
+    if last is None:  # a checkpoint keeps them
+        fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RoadTrainer(
             road,

