@@ -130,22 +130,29 @@ def inspect(
     """Print angle and scale of the blocks of each subspace."""
     from roadint.checkpoint import load
     from roadint.inspection import block_values
+    from roadint.intervention import RoadIntervention
     from roadint.model import checkpoint_folder
 
     check_picture("--plot", plot)
     interventions, config = load(checkpoint_folder(checkpoint))
-    values = [block_values(intervention) for intervention in interventions]
+    turning = [each for each in interventions if isinstance(each, RoadIntervention)]
     if plot is not None:
         from roadint.plots import block_figure
 
-        block_figure(interventions).savefig(plot, dpi=150)
+        if not turning:
+            raise RoadError(f"--plot {plot}: {checkpoint} has no rotations to draw, only {interventions[0].kind}")
+        block_figure(turning).savefig(plot, dpi=150)
+    values = [block_values(each) if isinstance(each, RoadIntervention) else each.spec() for each in interventions]
     if as_json:
         print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
         return
     base = config["base_model"]
     console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
-    for site in values:
-        console.print(_blocks_table(site) if blocks else _subspaces_table(site))
+    for intervention, site in zip(interventions, values, strict=True):
+        if intervention in turning:
+            console.print(_blocks_table(site) if blocks else _subspaces_table(site))
+        else:
+            console.print(f"{intervention}: {intervention.trainable_count:,} numbers", highlight=False)
     if prompt is not None:
         road, tokenizer = open_checkpoint(checkpoint, None, None)
         road.describe(tokenizer, prompt)

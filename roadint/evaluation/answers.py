@@ -1,5 +1,6 @@
 """Generated answers and what is wrong with them: every prompt through every composition, in mixed batches."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ def answer_all(
         for (prompt, composition), text in zip(batch, texts, strict=True):
             answers.append({"prompt": prompt, "composition": str(composition), "text": text})
     return answers
+
+
+def is_list(text: str) -> bool:
+    """Whether an answer is a numbered list: its lines begin with 1., 2., … (one that was cut after its first item counts)."""
+    numbers = [int(number) for number in re.findall(r"^\s*(\d+)[.)]\s", text, flags=re.MULTILINE)]
+    return bool(re.match(r"\s*1[.)]\s", text)) and numbers == list(range(1, len(numbers) + 1))
 
 
 def degeneration(text: str) -> str | None:

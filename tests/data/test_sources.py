@@ -88,6 +88,7 @@ def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "count", "language"),
     [
         ("german", 240, "de"),
+        ("german_scenes", 240, "de"),
         ("english", 240, "en"),
         ("german_dev", 40, "de"),
         ("english_dev", 40, "en"),
@@ -108,7 +109,7 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, coun
 
 
 def test_samples_and_prompts_do_not_overlap() -> None:
-    names = ["german", "english", "german_dev", "english_dev", "cross_dev", "list", "list_dev", "unrelated"]
+    names = ["german", "english", "german_dev", "english_dev", "cross_dev", "list", "list_dev", "unrelated", "german_scenes"]
     instructions = [row["instruction"] for name in names for row in load_rows(f"bundled:{name}")]
     prompts = [each for name in ("", "_paper", "_dev", "_test") for each in load_prompts(f"bundled:prompts{name}")]
     assert len(prompts) == 40 + 9 + 128 + 128

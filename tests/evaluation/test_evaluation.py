@@ -11,7 +11,7 @@ import roadint
 from roadint import RoadError
 from roadint.composition import Composition
 from roadint.data.sources import load_prompts, load_rows
-from roadint.evaluation.answers import degeneration
+from roadint.evaluation.answers import degeneration, is_list
 from roadint.evaluation.divergence import divergence
 from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.report import over_seeds
@@ -56,6 +56,21 @@ def test_every_answer_is_one_among_as_many_prompts() -> None:
 )
 def test_degenerate_answers(text: str, expected: str | None) -> None:
     assert degeneration(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1. Erst\n2. Dann", True),
+        (" 1) One", True),
+        ("1. a\n3. b", False),
+        ("Im Jahr 1. Mai", False),
+        ("2. b\n1. a", False),
+        ("", False),
+    ],
+)
+def test_numbered_lists(text: str, expected: bool) -> None:
+    assert is_list(text) == expected
 
 
 def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any) -> None:
