@@ -82,5 +82,6 @@ def open_checkpoint(
     names = subspace_names(interventions)
     for each in compose or ():
         Composition.parse(each, names)
-    loaded, tokenizer = base or load(model or config["base_model"]["id"])
+    recipe = config["training"].get("recipe", {})  # the base model in the dtype of its training
+    loaded, tokenizer = base or load(model or config["base_model"]["id"], dtype=recipe.get("dtype", "auto"))
     return RoadModel.from_pretrained(folder, loaded), tokenizer
