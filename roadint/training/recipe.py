@@ -115,7 +115,8 @@ class Recipe:
 def _cast(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type that the setting has; YAML reads 1e-2 and the like as text."""
     options = get_args(hint) if get_origin(hint) is not None else (hint,)
-    if isinstance(value, str) and str not in options and not any(isinstance(option, str) for option in options):
+    plain = str in options or any(isinstance(option, str) for option in options)
+    if isinstance(value, str) and (get_origin(hint) is dict or not plain):
         value = yaml.safe_load(value)
     if get_origin(hint) is list or hint is list:
         listed = value if isinstance(value, list) else [value]

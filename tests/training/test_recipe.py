@@ -18,6 +18,7 @@ def test_the_papers_recipe() -> None:
 
 
 def test_overrides_are_read_as_yaml_and_cast() -> None:
+    assert Recipe.load("composition", {"lrs": "{english: 1e-3}", "companions": "{}"}).lrs == {"english": 1e-3}
     recipe = Recipe.load("composition", {"lr": "1e-2", "layers": "[8, 10]", "rows": "16", "pairing": "half", "eos": "german"})
     assert (recipe.lr, recipe.layers, recipe.rows, recipe.pairing, recipe.eos) == (0.01, [8, 10], 16, "half", ["german"])
     assert Recipe.load(recipe, {"layers": "4", "rows": None, "pairing": "16"}).override({}).layers == [4]
