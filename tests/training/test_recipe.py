@@ -59,3 +59,15 @@ def test_bad_recipes_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(RoadError, match="is a list"):
         Recipe.load(tmp_path / "list.yaml")
+
+
+def test_every_preset_fits_its_model() -> None:
+    from roadint.training.recipe import _PRESETS
+
+    widths = {"gemma-3-270m": 640, "huggyllama/llama-7b": 4096}
+    for preset in _PRESETS.glob("*.yaml"):
+        recipe = Recipe.load(preset.stem)
+        for intervention in recipe.interventions():
+            intervention.bind(widths[recipe.model])
+            assert set(intervention.partition) == set(recipe.data) == set(recipe.subspaces)
+            assert {*recipe.companions, *recipe.lrs, *recipe.eos} <= set(recipe.subspaces)
