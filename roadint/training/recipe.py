@@ -106,6 +106,12 @@ class Recipe:
 
     def interventions(self) -> list[SubspaceIntervention]:
         """New interventions, one a layer, untrained. Raises RoadError where a setting does not fit."""
+        for setting in ("lrs", "strengths"):
+            for name in getattr(self, setting):
+                if name not in self.subspaces:
+                    raise RoadError(
+                        f"recipe setting {setting} names {name!r}: expected one of {listing(self.subspaces)}, or {setting}={{}}"
+                    )
         names = ["component", "position", "phase", "subspaces"]
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
         arguments = {name: getattr(self, name) for name in names}

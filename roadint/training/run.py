@@ -51,9 +51,10 @@ def train(
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
-    # A preset's companions are for its own data sets.
+    # A preset's companions and rates are for its own data sets and subspaces.
+    rates = {name: rate / settings.lr for name, rate in settings.lrs.items() if name in road.names or "lrs" in overrides}
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    acting: list[CompositionLike] = [settings.strengths, *(each for several in companions.values() for each in several)]
+    acting: list[CompositionLike] = [rates, settings.strengths, *(each for several in companions.values() for each in several)]
     for each in acting:
         Composition.parse(each, road.names)
     folder = Path(out) if out is not None else None
@@ -73,9 +74,7 @@ def train(
             data_collator=Collator(tokenizer),
             companions=companions,
             companion_rate=settings.companion_rate,
-            constraints=Constraints(
-                {name: rate / settings.lr for name, rate in settings.lrs.items()}, settings.decay, settings.max_log_scale
-            ),
+            constraints=Constraints(rates, settings.decay, settings.max_log_scale),
             prefix_reuse=settings.prefix_reuse,
             prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
             kept=kept,

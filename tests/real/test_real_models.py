@@ -55,12 +55,12 @@ def adapter(gemma: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) ->
     """German and English learned for a minute."""
     model, tokenizer = gemma
     out = tmp_path_factory.mktemp("runs") / "german-english"
-    recipe = roadint.Recipe.load("composition", {"rows": 48, "max_completion": 32, "epochs": 4})
+    recipe = roadint.Recipe.load("composition", {"rows": 48, "max_completion": 32, "epochs": 4, "lr": 2e-2, "lrs": {}})
     road = RoadModel(model, recipe.interventions())
-    before = {name: value.clone() for name, value in model.state_dict().items() if "layers.9" in name or "embed" in name}
+    before = {name: value.clone() for name, value in model.state_dict().items() if "layers.6" in name or "embed" in name}
     summary = roadint.train(road, tokenizer, recipe=recipe, out=out, quiet=True)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    assert summary["trainable"] == 640
+    assert summary["trainable"] == 1280
     return out
 
 
@@ -79,7 +79,7 @@ def test_short_training_teaches_german_and_the_rest_stays(gemma: tuple[Any, Any]
 def test_checkpoint_is_a_few_kb_and_gives_the_same_answers(gemma: tuple[Any, Any], adapter: Path, tmp_path: Path) -> None:
     model, tokenizer = gemma
     road = RoadModel.from_pretrained(adapter, model)
-    assert road.save_pretrained(tmp_path) < 8192
+    assert road.save_pretrained(tmp_path) < 10_000
     again = RoadModel.from_pretrained(tmp_path, model)
     settings = {"compose": COMPOSE, "max_new_tokens": 12}
     assert again.generate(tokenizer, QUESTIONS, **settings) == road.generate(tokenizer, QUESTIONS, **settings)

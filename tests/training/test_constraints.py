@@ -83,7 +83,7 @@ def test_principal_axes_are_measured_where_the_edit_is(llama: Any, tokenizer: An
 
 def test_what_does_not_fit_is_named(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     for settings, message in (
-        ({"lrs": {"c": 1e-2}}, "no subspace 'c' to give a rate"),
+        ({"lrs": {"c": 1e-2}}, "unknown subspace 'c'"),
         ({"strengths": {"c": 1}}, "unknown subspace 'c'"),
         ({"lrs": {"a": "fast"}}, "lrs.a='fast': expected a number"),
     ):

@@ -25,6 +25,12 @@ def test_overrides_are_read_as_yaml_and_cast() -> None:
     assert Recipe.load(recipe, {"pairing": "16"}).pairing == 16
 
 
+def test_what_names_no_subspace_is_told() -> None:
+    for settings in ({"lrs": {"germn": 1e-2}}, {"strengths": {"germn": 1}}, {"subspaces": {"a": "[0, d)"}}):
+        with pytest.raises(RoadError, match="expected one of"):
+            Recipe.load("composition", settings).interventions()
+
+
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 2e-3\nsubspaces: {a: '[0, 64)'}\n")
