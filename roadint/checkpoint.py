@@ -6,8 +6,6 @@ and one SHA-256 over both files, so that a truncated or altered checkpoint is re
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import transformers
 from torch import Tensor
 
 from roadint.errors import RoadError
+from roadint.files import write_whole
 from roadint.kinds import kind_of
 from roadint.site import SubspaceIntervention
 from roadint.version import __version__
@@ -49,8 +48,8 @@ def save(folder: str | Path, interventions: Sequence[SubspaceIntervention], abou
     }
     config["sha256"] = _digest(config, payload)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / TENSORS, payload)
-    _replace(folder / CONFIG, text.encode())
+    write_whole(folder / TENSORS, payload)
+    write_whole(folder / CONFIG, text)
     return len(payload) + len(text.encode())
 
 
@@ -97,18 +96,3 @@ def _restore(index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], fo
 def _digest(config: Mapping[str, Any], payload: bytes) -> str:
     described = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(described.encode() + b"\0" + payload).hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the file, then move over it: a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from roadint.errors import RoadError
+from roadint.files import write_whole
 
 # A table in a pipe or a file is not cut at 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -54,7 +55,7 @@ def check_picture(option: str, path: Path | None) -> None:
 def report_json(value: Any, out: Path | None, printed: bool) -> None:
     """A report as indented JSON, in a file and on stdout, where wanted."""
     if out is not None:
-        out.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     if printed:
         print_json(value)
 

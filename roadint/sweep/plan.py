@@ -52,6 +52,7 @@ class Plan:
         for name in content:
             if name not in known:
                 raise RoadError(f"sweep has no setting {name!r}: expected one of {listing(known)}{did_you_mean(str(name), known)}")
+        changes["set"] = {**(content.get("set") or {}), **(changes.get("set") or {})}
         content |= {name: value for name, value in changes.items() if value is not None}
         grids = content.get("over") or {}
         content["over"] = [{**grid, **(over or {})} for grid in (grids if isinstance(grids, list) else [grids])]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, did_you_mean, first_line, listing
 from roadint.evaluation.report import evaluate
+from roadint.files import write_whole
 from roadint.model import RoadModel
 from roadint.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
@@ -117,7 +118,7 @@ def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     file = out / "plan.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != said:
         raise RoadError(f"{out} holds a sweep that differs in more than what it varies: choose another folder")
-    file.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(said, indent=2) + "\n")
     rows = {}
     for line in (out / TABLE).read_text(encoding="utf-8").splitlines() if (out / TABLE).is_file() else ():
         try:
@@ -126,5 +127,5 @@ def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
             continue
         rows[row["run"]] = row
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
-    (out / TABLE).write_text(whole, encoding="utf-8")
+    write_whole(out / TABLE, whole)
     return rows
