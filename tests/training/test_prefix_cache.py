@@ -155,7 +155,8 @@ def test_without_any_room_it_says_so_in_one_line(
     monkeypatch.setattr("roadint.training.prefix_cache.free_disk", lambda folder: 10)
     road = road_on(build_model("llama"), [{"layer": 0}])
     assert build(road, examples(), collator, memory=0, folder=tmp_path) is None
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["no prefix reuse, training runs the plain way"]
+    said = [record.getMessage().partition(":")[0] for record in caplog.records if record.name.startswith("roadint")]
+    assert said == ["no prefix reuse, training runs the plain way"]
     assert "0 MB allowed in memory" in caplog.text
 
 
@@ -189,7 +190,8 @@ def test_a_model_without_keys_and_values_trains_all_the_same(
     model = MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4))
     road = trained(model.requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES))
     assert build(road, examples(), collator, memory=None, folder=tmp_path) is None
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["no prefix reuse, training runs the plain way"]
+    said = [record.getMessage().partition(":")[0] for record in caplog.records if record.name.startswith("roadint")]
+    assert said == ["no prefix reuse, training runs the plain way"]
     assert bool(completion_nll(road, collator(examples()))[0].isfinite().all())
 
 
