@@ -79,7 +79,8 @@ class Baseline(SubspaceIntervention):
     @property
     def trainable_count(self) -> int:
         """How many numbers train."""
-        return (self.width and sum(parameter.numel() for parameter in self.parameters())) or 0
+        self._check_bound()
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def spec(self) -> dict[str, Any]:
         """The arguments that make this intervention again, without its values, as plain JSON values."""

@@ -84,7 +84,8 @@ class RoadIntervention(SubspaceIntervention):
     @property
     def trainable_count(self) -> int:
         """How many numbers train: those of the blocks that some subspace holds."""
-        return 2 * (self.width and self.partition.covered()) * self.theta[0].numel()
+        self._check_bound()
+        return 2 * self.partition.covered() * self.theta[0].numel()
 
     def spec(self) -> dict[str, Any]:
         """The arguments that make this intervention again, without its values, as plain JSON values."""
@@ -105,7 +106,7 @@ class RoadIntervention(SubspaceIntervention):
 
         learning: [rows, blocks] bool, the blocks that get a row's gradient; all of them by default.
         """
-        assert self.width  # RoadError where it is not known yet
+        self._check_bound()
         theta: Tensor = self.theta
         alpha: Tensor = self.alpha
         if learning is not None:

@@ -71,7 +71,6 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
         if subspace_partition is not None:
             subspaces = {f"subspace_{index}": part for index, part in enumerate(subspace_partition)}
         self._subspaces = subspaces if subspaces is not None else {WHOLE: "[0, d)" if subspace is None else subspace}
-        self._width: int | None = None
 
     def bind(self, width: int) -> "SubspaceIntervention":
         """Settle the width: check the subspaces against it and make the parameters. Returns self; raises RoadError."""
@@ -80,7 +79,6 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
                 raise RoadError(f"the intervention at layer {self.layer} has width {self.width}, the model has {width}")
             return self
         self.partition = self._build(width)
-        self._width = width
         self.embed_dim = torch.tensor(width)
         self.interchange_dim = torch.tensor(width)
         return self
@@ -92,17 +90,13 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
     @property
     def bound(self) -> bool:
         """Whether the width is known and the parameters exist."""
-        return self._width is not None
+        return hasattr(self, "partition")
 
     @property
     def width(self) -> int:
         """The width of the hidden state. Raises RoadError before it is known."""
-        if self._width is None:
-            raise RoadError(
-                f"the intervention at layer {self.layer} does not know its width yet: "
-                "give embed_dim=…, or hand it to RoadModel or pyvene_config"
-            )
-        return self._width
+        self._check_bound()
+        return int(self.embed_dim)
 
     @property
     def trainable_count(self) -> int:
@@ -126,6 +120,7 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
 
     def strengths(self, compositions: Sequence[Composition]) -> Tensor:
         """[rows, units] float32 on the parameters' device: how strongly each unit acts for each composition."""
+        self._check_bound()
         distinct = {composition: index for index, composition in enumerate(dict.fromkeys(compositions))}
         table = torch.stack([self.partition.strengths(dict(composition.terms)) for composition in distinct])
         self._check_strengths(table)
@@ -205,6 +200,13 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
                 name = names[int(item)]
             chosen[name] = 1.0
         return chosen
+
+    def _check_bound(self) -> None:
+        if not self.bound:
+            raise RoadError(
+                f"the intervention at layer {self.layer} does not know its width yet: "
+                "give embed_dim=…, or hand it to RoadModel or pyvene_config"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SubspaceIntervention":
         # .to(), .half(), .bfloat16() of a surrounding model move the parameters but never change their dtype.
