@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from roadint.checkpoint import load
-from roadint.data.collate import Collator, completion_nll
+from roadint.data.collate import Collator, Example, completion_nll
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.training.constraints import Constraints
@@ -57,7 +57,7 @@ class RoadTrainer(Trainer):
         self._constraints = constraints
         self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
         self._prefix_cache: PrefixCache | None = None
-        self._kept = kept or Kept()
+        self._kept = kept
         self.prefix_report: Report | None = None
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=model, args=args, **kwargs)
@@ -68,24 +68,28 @@ class RoadTrainer(Trainer):
         with frozen(self.model.model), ExitStack() as undo:
             if self._prefix_reuse and isinstance(own, Collator):
                 sampler = self._get_train_sampler()
-                examples = [self.train_dataset[index] for index in sampler.shard(self.args.process_index)]
-                before = self._kept.cache
-                self._prefix_cache = self._kept.cache = (
-                    before
-                    if before is not None and before.fits(self.model, examples, own)
-                    else build(
-                        self.model,
-                        examples,
-                        own,
-                        memory=self._prefix_memory,
-                        folder=Path(self.args.output_dir or "."),
-                        quiet=self._quiet,
-                    )
+                self._prefix_cache = self._stored(
+                    [self.train_dataset[index] for index in sampler.shard(self.args.process_index)], own
                 )
                 undo.callback(self._forget_prefix, own)
                 self.data_collator = self._prefix_cache or own
                 self.prefix_report = self._prefix_cache.report if self._prefix_cache else None
             return super().train(*args, **kwargs)
+
+    def _stored(self, examples: Sequence[Example], collator: Collator) -> PrefixCache | None:
+        """What an earlier training kept, where it fits, or a new one; a new one takes the kept one's place, not its memory too."""
+        kept = self._kept or Kept()
+        if kept.cache is None or not kept.cache.fits(self.model, examples, collator):
+            kept.cache = None
+            kept.cache = build(
+                self.model,
+                examples,
+                collator,
+                memory=self._prefix_memory,
+                folder=Path(self.args.output_dir or "."),
+                quiet=self._quiet,
+            )
+        return kept.cache
 
     def _forget_prefix(self, collator: Collator) -> None:
         self.data_collator, self._prefix_cache = collator, None
@@ -163,8 +167,9 @@ class RoadTrainer(Trainer):
         interventions, _ = load(resume_from_checkpoint)
         with torch.no_grad():
             for own, saved in zip(self.model.interventions, interventions, strict=True):
+                values = saved.values()
                 for name, value in own.values().items():
-                    value.copy_(saved.values()[name])
+                    value.copy_(values[name])
 
 
 @contextmanager
