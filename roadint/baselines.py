@@ -4,7 +4,6 @@ LoReFT and DiReFT ("ReFT", arXiv 2404.03592, equations 2 and 4) edit in a subspa
 as in pyreft's composition experiment. A steering vector adds one direction for each subspace. Strengths multiply what is added.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from roadint.errors import RoadError
-from roadint.position import Phase, Position
 from roadint.site import SubspaceIntervention
-from roadint.subspace import Partition, SubspaceLike
+from roadint.subspace import Partition
 
 
 @dataclass(frozen=True)
@@ -36,34 +34,10 @@ class Baseline(SubspaceIntervention):
     rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half). The rest is as in RoadIntervention.
     """
 
-    def __init__(
-        self,
-        *,
-        rank: int = 8,
-        layer: int = 0,
-        component: str = "block_output",
-        position: str | Position = "last",
-        phase: Phase = "prompt",
-        subspace: SubspaceLike = None,
-        subspaces: Mapping[str, SubspaceLike] | None = None,
-        embed_dim: int | Tensor | None = None,
-        subspace_partition: Sequence[Sequence[int]] | None = None,
-        max_number_of_units: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            layer=layer,
-            component=component,
-            position=position,
-            phase=phase,
-            subspace=subspace,
-            subspaces=subspaces,
-            subspace_partition=subspace_partition,
-            **kwargs,
-        )
+    def __init__(self, *, rank: int = 8, **site: Any) -> None:
+        super().__init__(**site)
         self.rank = int(rank)
-        if embed_dim is not None:
-            self.bind(int(embed_dim) // max_number_of_units)
+        self._bind_as_told()
 
     def _build(self, width: int) -> Partition:
         if not 0 < self.rank <= width:

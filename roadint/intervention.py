@@ -61,7 +61,9 @@ class RoadIntervention(SubspaceIntervention):
             phase=phase,
             subspace=subspace,
             subspaces=subspaces,
+            embed_dim=embed_dim,
             subspace_partition=subspace_partition,
+            max_number_of_units=max_number_of_units,
             **kwargs,
         )
         self.variant = check_variant(variant)
@@ -69,9 +71,7 @@ class RoadIntervention(SubspaceIntervention):
         self.register_parameter("theta", None)
         self.register_parameter("alpha", None)
         self.frame: Frame | None = None
-        if embed_dim is not None:
-            # pyvene multiplies the width by the number of positions, although keep_last_dim keeps them apart.
-            self.bind(int(embed_dim) // max_number_of_units)
+        self._bind_as_told()
 
     def _build(self, width: int) -> Partition:
         self.group = group_size(self.pairing, width)

@@ -44,19 +44,21 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
     def __init__(
         self,
         *,
-        layer: int,
-        component: str,
-        position: str | Position,
-        phase: Phase,
-        subspace: SubspaceLike,
-        subspaces: Mapping[str, SubspaceLike] | None,
-        subspace_partition: Sequence[Sequence[int]] | None,
+        layer: int = 0,
+        component: str = "block_output",
+        position: str | Position = "last",
+        phase: Phase = "prompt",
+        subspace: SubspaceLike = None,
+        subspaces: Mapping[str, SubspaceLike] | None = None,
+        embed_dim: int | Tensor | None = None,
+        subspace_partition: Sequence[Sequence[int]] | None = None,
+        max_number_of_units: int = 1,
         **kwargs: Any,  # what pyvene gives an intervention_type besides; see _PYVENE_FIELDS
     ) -> None:
         super().__init__(keep_last_dim=True, use_fast=kwargs.get("use_fast", False))
         for name in kwargs:
             if name not in _PYVENE_FIELDS:
-                own = [*inspect.signature(type(self)).parameters][:-1]
+                own = list(dict.fromkeys([*_arguments(type(self)), *_arguments(SubspaceIntervention)]))
                 raise RoadError(
                     f"{type(self).__name__} has no argument {name!r}: expected one of {listing(own)}{did_you_mean(name, own)}"
                 )
@@ -71,6 +73,13 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
         if subspace_partition is not None:
             subspaces = {f"subspace_{index}": part for index, part in enumerate(subspace_partition)}
         self._subspaces = subspaces if subspaces is not None else {WHOLE: "[0, d)" if subspace is None else subspace}
+        # pyvene multiplies the width by the number of positions, although keep_last_dim keeps them apart.
+        self._told_width = None if embed_dim is None else int(embed_dim) // max_number_of_units
+
+    def _bind_as_told(self) -> None:
+        """The last thing that a kind's own __init__ does: settle the width, where it was given."""
+        if self._told_width is not None:
+            self.bind(self._told_width)
 
     def bind(self, width: int) -> "SubspaceIntervention":
         """Settle the width: check the subspaces against it and make the parameters. Returns self; raises RoadError."""
@@ -229,6 +238,12 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
 def subspace_names(interventions: Iterable[SubspaceIntervention]) -> list[str]:
     """The names of all their subspaces, in order, each once: what a composition may use."""
     return list(dict.fromkeys(name for intervention in interventions for name in intervention.partition))
+
+
+def _arguments(kind: type) -> list[str]:
+    """The names that its __init__ gives its arguments, but for the rest that it passes on."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _is_dims(entry: Any) -> bool:
