@@ -149,7 +149,7 @@ def inspect(
     base = config["base_model"]
     console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
     for intervention, site in zip(interventions, values, strict=True):
-        if intervention in turning:
+        if isinstance(intervention, RoadIntervention):
             console.print(_blocks_table(site) if blocks else _subspaces_table(site))
         else:
             console.print(f"{intervention}: {intervention.trainable_count:,} numbers", highlight=False)

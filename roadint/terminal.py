@@ -48,8 +48,9 @@ def check_folder(option: str, path: Path | None) -> None:
 
 def check_picture(option: str, path: Path | None) -> None:
     """Raises RoadError where a figure could not be written."""
-    if path is not None and (path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir()):
-        raise RoadError(f"{option} {path}: expected a .png, .svg or .pdf file in a folder that exists")
+    check_folder(option, path)
+    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
+        raise RoadError(f"{option} {path}: expected a .png, .svg or .pdf file")
 
 
 def report_json(value: Any, out: Path | None, printed: bool) -> None:

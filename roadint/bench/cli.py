@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from roadint.errors import RoadError
-from roadint.terminal import Data, Json, Rows, check_folder, console, pairs, report_json
+from roadint.terminal import Data, Json, Rows, check_folder, check_picture, console, pairs, report_json
 
 app = typer.Typer(help="Measure roadint against pyvene and the bare model, on this machine in one run.", no_args_is_help=True)
 
@@ -80,9 +80,7 @@ def generate(
 def _check(out: Path | None, plot: Path | None) -> None:
     """Before hours of measuring."""
     check_folder("--out", out)
-    check_folder("--plot", plot)
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise RoadError(f"--plot {plot}: expected a .png, .svg or .pdf file")
+    check_picture("--plot", plot)
 
 
 def _show(report: dict[str, Any], out: Path | None, plot: Path | None, as_json: bool) -> None:

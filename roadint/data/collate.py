@@ -95,6 +95,12 @@ def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
     }
 
 
+def row_means(values: Tensor, rows: Tensor) -> Tensor:
+    """[rows] the mean of each row's values. values: [tokens]. rows: [tokens] int, the row of each; no row is without tokens."""
+    counts = rows.bincount()
+    return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, rows, values) / counts
+
+
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on a device."""
     return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}

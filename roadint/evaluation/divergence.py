@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, moved, tokenize
+from roadint.data.collate import Collator, moved, row_means, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -40,8 +40,7 @@ def divergence(
             if composition.terms:
                 edited = _log_probabilities(road, batch, composition)
                 each = (base.exp() * (base - edited)).sum(-1)
-                sums = torch.zeros(count, device=each.device).index_add_(0, row, each)
-                values += (sums / row.bincount(minlength=count)).tolist()
+                values += row_means(each, row).tolist()
             else:
                 values += [0.0] * count
     return found

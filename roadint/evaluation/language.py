@@ -17,5 +17,9 @@ def language_of(text: str) -> str:
 
 def language_shares(texts: Sequence[str]) -> dict[str, float]:
     """The share of texts in each language, largest first."""
-    counts = Counter(language_of(text) for text in texts)
-    return {code: count / len(texts) for code, count in counts.most_common()}
+    return shares_of([language_of(text) for text in texts])
+
+
+def shares_of(codes: Sequence[str]) -> dict[str, float]:
+    """The share of each code, largest first."""
+    return {code: count / len(codes) for code, count in Counter(codes).most_common()}

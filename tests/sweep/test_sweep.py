@@ -133,7 +133,8 @@ def test_the_command(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -
 
 
 def test_through_ray(plan: Plan, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    import ray
+
     try:
         found = sweep(plan, tmp_path / "ray", engine="ray", workers=1, quiet=True)
     finally:
