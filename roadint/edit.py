@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.composition import Composition
+from roadint.layers import cached_columns
 from roadint.site import Rows, SubspaceIntervention
 
 _active: ContextVar[tuple["Edit", ...]] = ContextVar("roadint_active_edits", default=())
@@ -73,8 +74,7 @@ class Edit:
     def _on_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
         """Note where this pass starts: how many columns are in the cache already."""
         if self in _active.get():
-            cache = (kwargs or {}).get("past_key_values")
-            self._start = 0 if cache is None else int(cache.get_seq_length())
+            self._start = cached_columns(kwargs or {})
 
     def _hook_of(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,6 +1,7 @@
 """Sites: where in a transformers model a layer and a component are."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,17 @@ def width_of(model: nn.Module) -> int:
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model's forward takes position_ids; the others count by the attention mask."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def cache_name(model: nn.Module) -> str:
+    """The argument of the model's forward that takes a cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def cached_columns(inputs: Mapping[str, Any]) -> int:
+    """How many columns the cache in a forward's arguments holds, under either name; 0 where there is none."""
+    caches = [inputs[name] for name in ("cache", "past_key_values") if inputs.get(name) is not None]
+    return int(caches[0].get_seq_length()) if caches else 0
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

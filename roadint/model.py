@@ -14,7 +14,7 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit
 from roadint.errors import RoadError, first_line
 from roadint.head import score
-from roadint.layers import find_layers, site_path, takes_positions, text_config, width_of
+from roadint.layers import cached_columns, find_layers, site_path, takes_positions, text_config, width_of
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
 from roadint.site import SubspaceIntervention, subspace_names
 
@@ -84,7 +84,7 @@ class RoadModel(nn.Module):
         """The model's own forward, with its own output class, and a composition a row.
 
         inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
-        those in past_key_values] (all ones by default).
+        those in the cache] (all ones by default).
         compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
         prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
         so that "last" is the last token that the mask keeps.
@@ -99,9 +99,7 @@ class RoadModel(nn.Module):
             return self._run(inputs, scored)
         kept = inputs.get("attention_mask")
         if kept is None:
-            cache = inputs.get("past_key_values")
-            past = 0 if cache is None else int(cache.get_seq_length())
-            kept = torch.ones(rows, past + columns, dtype=torch.long, device=self.device)
+            kept = torch.ones(rows, cached_columns(inputs) + columns, dtype=torch.long, device=self.device)
         elif kept.ndim != 2 or kept.shape[0] != rows:
             raise RoadError(f"attention_mask of shape {tuple(kept.shape)} for {rows} rows: expected [rows, columns]")
         elif self._takes_positions and inputs.get("position_ids") is None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TextIteratorStreamer
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.layers import cache_name
 from tests.conftest import VOCABULARY, WIDTH, build, trained
 
 COMPOSE = [None, "a", "b", "a + b", "0.5*a - b"]
@@ -149,7 +150,7 @@ def test_forward_continues_a_cache(model: PreTrainedModel) -> None:
     ids = torch.stack(prompts([8, 8]))
     with torch.no_grad():
         first = model(input_ids=ids[:, :5], use_cache=True)
-        output = road(input_ids=ids[:, 5:], past_key_values=first.past_key_values, compose=["a", "b"])
+        output = road(input_ids=ids[:, 5:], **{cache_name(model): first[cache_name(model)]}, compose=["a", "b"])
         torch.testing.assert_close(
             output.logits[:, -1], road(input_ids=ids, compose=["a", "b"]).logits[:, -1], rtol=1e-4, atol=1e-4
         )

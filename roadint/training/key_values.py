@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from roadint.layers import text_config
+from roadint.layers import cache_name, text_config
 from roadint.partial import Enough, run_until_enough
 
 
@@ -106,7 +106,7 @@ def layout_of(model: nn.Module, ids: Tensor) -> Layout:
     sliding = (sliding + [False] * count)[:count]
     recorder = Recorder(count)
     layers: list[Any] = [_Layer(index, 0, None, None, each, recorder) for index, each in enumerate(sliding)]
-    run_until_enough(model, input_ids=ids, past_key_values=Cache(layers=layers))
+    run_until_enough(model, input_ids=ids, **{cache_name(model): Cache(layers=layers)})
     shapes, dtypes = [], []
     for index, pair in enumerate(recorder.added):
         if pair is None or any(part.ndim != 4 for part in pair):

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadint.data.collate import Collator, Example, completion_nll, moved, targets
 from roadint.errors import RoadError, first_line
-from roadint.layers import takes_positions
+from roadint.layers import cache_name, takes_positions
 from roadint.model import RoadModel
 from roadint.partial import output_after, resumed, run_until_enough
 from roadint.progress import track
@@ -178,7 +178,7 @@ class PrefixCache:
         """`completion_nll` of a batch, its own or a plain one. model: the RoadModel or a wrapper of it."""
         inputs = {name: value for name, value in batch.items() if name not in ("hidden", "prefix")}
         if "prefix" in batch:
-            inputs["past_key_values"] = self._layout.past(batch["prefix"])
+            inputs[cache_name(self._base)] = self._layout.past(batch["prefix"])
         # A few queries over a long prefix: torch's fused attention is half as fast as plain products on a CPU, gradients included.
         attention = sdpa_kernel(SDPBackend.MATH) if "prefix" in batch and self._device.type == "cpu" else nullcontext()
         with (
@@ -234,7 +234,7 @@ class PrefixCache:
         if shared:
             recorder = Recorder(len(layout.shapes))
             ids = torch.tensor([examples[0].prompt[:shared]], device=self._device)
-            run_until_enough(self._base, input_ids=ids, past_key_values=layout.past(header, recorder))
+            run_until_enough(self._base, input_ids=ids, **{cache_name(self._base): layout.past(header, recorder)})
             header = layout.joined(recorder)
             self._prefix.put(torch.arange(shared), header[0, :, layout.width - self._layout.width :])
         batches = list(_batches(plan.lengths - shared))
@@ -265,7 +265,7 @@ class PrefixCache:
         """What the base model takes, for tokens that follow the shared ones."""
         mask = torch.cat([torch.ones(len(ids), self._plan.shared, dtype=torch.long), kept.long()], dim=1)
         inputs = {"input_ids": ids, "attention_mask": mask, **({"position_ids": rank} if self._positions else {})}
-        return {**{name: value.to(self._device) for name, value in inputs.items()}, "past_key_values": past}
+        return {**{name: value.to(self._device) for name, value in inputs.items()}, cache_name(self._base): past}
 
     @torch.no_grad()
     def _check_same(self, road: RoadModel, example: Example) -> None:
