@@ -51,10 +51,11 @@ def train(
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
-    # A preset's companions and rates are for its own data sets and subspaces.
+    # A preset's companions, rates and strengths are for its own data sets and subspaces.
     rates = {name: rate / settings.lr for name, rate in settings.lrs.items() if name in road.names or "lrs" in overrides}
+    strengths = {name: each for name, each in settings.strengths.items() if name in road.names or "strengths" in overrides}
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    acting: list[CompositionLike] = [rates, settings.strengths, *(each for several in companions.values() for each in several)]
+    acting: list[CompositionLike] = [rates, strengths, *(each for several in companions.values() for each in several)]
     for each in acting:
         Composition.parse(each, road.names)
     folder = Path(out) if out is not None else None
@@ -85,8 +86,8 @@ def train(
         if not quiet:
             trainer.add_callback(ProgressBar())
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-        for site in road.sites if settings.strengths else ():
-            site.rescale({name: strength for name, strength in settings.strengths.items() if name in site.partition})
+        for site in road.sites if strengths else ():
+            site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},

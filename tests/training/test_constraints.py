@@ -89,6 +89,8 @@ def test_what_does_not_fit_is_named(llama: Any, tokenizer: Any, tmp_path: Path) 
     ):
         with pytest.raises(RoadError, match=message):
             values(llama, tokenizer, out=tmp_path / "run", **settings)
-    recipe = roadint.Recipe.load("composition", {"kind": "loreft", "layers": [1], "subspaces": HALVES, "lrs": {"a": 1e-2}})
+    recipe = roadint.Recipe.load(
+        "composition", {"kind": "loreft", "layers": [1], "subspaces": HALVES, "lrs": {"a": 1e-2}, "strengths": {}}
+    )
     with pytest.raises(RoadError, match="are for RoadInterventions"):
         roadint.train(RoadModel(llama, recipe.interventions()), tokenizer, DATA, recipe, quiet=True, **{"rows": 4, "eos": []})
