@@ -13,7 +13,7 @@ OUT ?= runs/german-english
 .PHONY: run test lint types unit real wheel clean
 
 run: $(VENV)/.installed
-	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --out $(OUT) --resume
+	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
 	$(BIN)/roadint inspect $(OUT)
 	$(BIN)/roadint generate $(OUT) --max-new-tokens 48
 	$(BIN)/roadint eval $(OUT) --rows 16
