@@ -1,4 +1,4 @@
-"""`roadint bench train` and `roadint bench generate`."""
+"""`roadint bench train`, `roadint bench generate` and `roadint bench align`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +75,41 @@ def generate(
         model, layer=layer, batch_size=batch_size, new_tokens=new_tokens, compositions=counts, runs=runs, quiet=as_json
     )
     _show(report, out, plot, as_json)
+
+
+@app.command()
+def align(
+    width: Annotated[int, typer.Option(min=4, help="Width of the hidden layer.")] = 2048,
+    steps: Annotated[int, typer.Option(min=1, help="Of every system, in turns.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 256,
+    task_steps: Annotated[int, typer.Option(min=1, help="To train the network that is looked into.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of network and data.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Interchange accuracy and step times of RoadInterchange and pyvene's DAS classes, on hierarchical equality."""
+    from roadint.bench.align import bench_align
+
+    _check(out, None)
+    report = bench_align(width, steps=steps, batch_size=batch_size, task_steps=task_steps, seed=seed, quiet=as_json)
+    report_json(report, out, as_json)
+    if as_json:
+        return
+    table = Table(
+        "system", "numbers", "interchange accuracy", "median step", "over roadint's", title=f"width {width}, {steps} steps"
+    )
+    ratios = {each["over"]: each["value"] for each in report["ratios"]}
+    for each in report["cases"]:
+        slower = ratios.get(each["system"])
+        table.add_row(
+            each["system"],
+            f"{each['numbers']:,}",
+            f"{each['accuracy']:.1%}",
+            f"{1000 * each['median_s']:.1f} ms",
+            "" if slower is None else f"{slower:.1f} ×",
+        )
+    console.print(table)
+    console.print(f"The network itself is right on {report['job']['task_accuracy']:.1%} of new inputs.", highlight=False)
 
 
 def _check(out: Path | None, plot: Path | None) -> None:

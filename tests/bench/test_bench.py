@@ -122,9 +122,26 @@ def test_bench_generate_reports_what_tools_read(
     assert [each["over"] for each in report["ratios"]] == ["bare model", "bare model", "pyvene"]
 
 
+def test_bench_align_finds_the_variables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a small network: log2(width) rotations as right as a full rotation, one rotation not."""
+    arguments = ["--width", "64", "--steps", "300", "--task-steps", "600"]
+    code, shown, _ = call(capsys, monkeypatch, "bench", "align", *arguments, "--out", str(tmp_path / "align.json"))
+    assert code == 0
+    assert "interchange accuracy" in shown
+    report = json.loads((tmp_path / "align.json").read_text())
+    assert report["job"]["task_accuracy"] > 0.97
+    one, several, full, low, boundless = report["cases"]
+    assert [each["numbers"] for each in (one, several, full)] == [32, 6 * 32, 64 * 64]
+    assert several["accuracy"] > max(0.8, one["accuracy"] + 0.05, full["accuracy"] - 0.05)
+    assert [each["over"] for each in report["ratios"]] == [each["system"] for each in (full, low, boundless)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["align", "--width", "30"], r"width 30: expected a multiple of 4"),
         (["train", "--system", "pyven"], r"unknown system 'pyven': .*did you mean 'pyvene'"),
         (["train", "--plot", "bench.txt"], r"--plot bench.txt: expected a .png, .svg or .pdf file"),
         (["generate", "--out", "nowhere/bench.json"], r"--out nowhere/bench.json: the folder nowhere does not exist"),
