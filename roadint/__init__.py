@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from roadint.composition import Composition
     from roadint.errors import RoadError
     from roadint.evaluation.report import evaluate
+    from roadint.interchange import RoadInterchange
     from roadint.interop.pyvene import pyvene_config
     from roadint.intervention import RoadIntervention
     from roadint.model import RoadModel
@@ -29,6 +30,7 @@ _HOMES = {
     "Position": "position",
     "Recipe": "training.recipe",
     "RoadError": "errors",
+    "RoadInterchange": "interchange",
     "RoadIntervention": "intervention",
     "RoadModel": "model",
     "RoadTrainer": "training.trainer",
@@ -47,6 +49,7 @@ __all__ = [
     "Position",
     "Recipe",
     "RoadError",
+    "RoadInterchange",
     "RoadIntervention",
     "RoadModel",
     "RoadTrainer",

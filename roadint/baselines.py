@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from roadint.errors import RoadError
-from roadint.site import SubspaceIntervention
+from roadint.site import EditIntervention
 from roadint.subspace import Partition
 
 
@@ -28,7 +28,7 @@ class Strengths:
         return Strengths(self.values[index], None if self.learning is None else self.learning[index])
 
 
-class Baseline(SubspaceIntervention):
+class Baseline(EditIntervention):
     """`h + s ⊙ e(h) · D`: an edit of `units` numbers e(h), scaled by the strengths s, along the rows of D.
 
     rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half). The rest is as in RoadIntervention.
@@ -64,7 +64,7 @@ class Baseline(SubspaceIntervention):
         """What the rows are edited with: their strengths."""
         return Strengths(strengths, learning)
 
-    def edit(self, h: Tensor, rows: Strengths) -> Tensor:
+    def edit(self, h: Tensor, rows: Strengths, source: Tensor | None = None) -> Tensor:
         """The edited hidden states [..., width], computed in float32; same dtype out."""
         parameters = self._current()
         if rows.learning is None:

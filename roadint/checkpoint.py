@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import safetensors
 import safetensors.torch
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, first_line
 from roadint.files import write_whole
 from roadint.kinds import kind_of
+from roadint.layers import find_layers, width_of
 from roadint.site import SubspaceIntervention
 from roadint.version import __version__
 
@@ -53,8 +55,11 @@ def save(folder: str | Path, interventions: Sequence[SubspaceIntervention], abou
     return len(payload) + len(text.encode())
 
 
-def load(folder: str | Path) -> tuple[list[SubspaceIntervention], dict[str, Any]]:
-    """The interventions with their values, and the JSON. Raises RoadError where anything is missing, altered or too new."""
+def load(folder: str | Path, label: str | None = None) -> tuple[list[SubspaceIntervention], dict[str, Any]]:
+    """The interventions with their values, and the JSON. Raises RoadError where anything is missing, altered or too new.
+
+    label: makes the subspaces' names "name@label", to tell them from those of other checkpoints.
+    """
     folder = Path(folder)
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
@@ -77,11 +82,44 @@ def load(folder: str | Path) -> tuple[list[SubspaceIntervention], dict[str, Any]
         tensors = safetensors.torch.load(payload)
     except safetensors.SafetensorError as error:
         raise RoadError(f"{folder / TENSORS} is no safetensors file ({error}): copy the checkpoint again") from None
-    return [_restore(index, spec, tensors, folder) for index, spec in enumerate(config["interventions"])], config
+    return [_restore(index, spec, tensors, folder, label) for index, spec in enumerate(config["interventions"])], config
 
 
-def _restore(index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> SubspaceIntervention:
+def load_for(
+    model: nn.Module, name_or_path: str | Path, label: str | None = None
+) -> tuple[list[SubspaceIntervention], dict[str, Any]]:
+    """As `load`, from a folder or the hub. Raises RoadError also where it is another base model's."""
+    interventions, config = load(folder_of(name_or_path), label)
+    width, layers = width_of(model), len(find_layers(model)[1])
+    base = config["base_model"]
+    if base["width"] != width or base["layers"] != layers:
+        raise RoadError(
+            f"{name_or_path} was trained on {base['id'] or base['model_type']} "
+            f"(width {base['width']}, {base['layers']} layers), "
+            f"this model has width {width} and {layers} layers: load its own base model"
+        )
+    return interventions, config
+
+
+def folder_of(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    try:
+        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=[CONFIG, TENSORS])
+    except Exception as error:  # whatever the hub, the network or the name's validation raise
+        raise RoadError(
+            f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({first_line(error)})"
+        ) from error
+    return Path(files)
+
+
+def _restore(
+    index: int, spec: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path, label: str | None
+) -> SubspaceIntervention:
     arguments = dict(spec)
+    if label is not None:
+        arguments["subspaces"] = {f"{name}@{label}": each for name, each in spec["subspaces"].items()}
     intervention = kind_of(arguments.pop("kind", "road"))(**arguments)  # the first checkpoints knew one kind
     with torch.no_grad():
         for name, parameter in intervention.values().items():

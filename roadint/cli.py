@@ -128,13 +128,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print angle and scale of the blocks of each subspace."""
-    from roadint.checkpoint import load
+    from roadint.checkpoint import folder_of, load
     from roadint.inspection import block_values
     from roadint.intervention import RoadIntervention
-    from roadint.model import checkpoint_folder
 
     check_picture("--plot", plot)
-    interventions, config = load(checkpoint_folder(checkpoint))
+    interventions, config = load(folder_of(checkpoint))
     turning = [each for each in interventions if isinstance(each, RoadIntervention)]
     if plot is not None:
         from roadint.plots import block_figure

@@ -8,7 +8,9 @@ from typing import Final
 
 from roadint.errors import RoadError, did_you_mean, listing
 
-_TERM = re.compile(r"\s*(?P<sign>[+-])?\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?(?P<name>[^\W\d]\w*)\s*")
+_TERM = re.compile(
+    r"\s*(?P<sign>[+-])?\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?(?P<name>[^\W\d]\w*(?:@\w+)?)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Composition:
     def parse(cls, text: "CompositionLike", names: Iterable[str]) -> "Composition":
         """Read an expression over `names`; None and "none" are the identity, "all" is every name at strength 1.
 
+        "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is all of its subspaces.
         A mapping of names to strengths is taken as it is. Strengths of a repeated name add up; zeros are dropped.
         Raises RoadError for an unknown name, a strength that is not finite, or text that is no such expression.
         """
@@ -37,14 +40,15 @@ class Composition:
             raise RoadError(f"composition {text!r} is not understood: expected text such as 'german + 0.5*english', or None")
         strengths: dict[str, float] = {}
         for name, strength in pairs:
-            if name not in names and name != "all":
+            meant = _meant(name, names)
+            if not meant:
                 raise RoadError(
                     f"unknown subspace {name!r} in composition {str(text)!r}: "
                     f"expected one of {listing(names)}{did_you_mean(name, names)}"
                 )
             if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
                 raise RoadError(f"strength {strength!r} of {name!r} is no finite number: expected one such as 0.5 or -1")
-            for each in names if name == "all" else [name]:
+            for each in meant:
                 strengths[each] = strengths.get(each, 0.0) + float(strength)
         return cls(tuple((name, strengths[name]) for name in names if strengths.get(name)))
 
@@ -55,6 +59,13 @@ class Composition:
             factor = "" if abs(strength) == 1 else f"{abs(strength):g}*"
             text += f" {sign} {factor}{name}" if text else f"{'-' if strength < 0 else ''}{factor}{name}"
         return text or "none"
+
+
+def _meant(name: str, names: Sequence[str]) -> list[str]:
+    """The subspaces that a name stands for: itself, all of a checkpoint's, or all."""
+    if name == "all":
+        return list(names)
+    return [name] if name in names else [each for each in names if each.partition("@")[2] == name]
 
 
 CompositionLike = Composition | str | Mapping[str, float] | None

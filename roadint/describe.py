@@ -9,8 +9,9 @@ from roadint.site import SubspaceIntervention, subspace_names
 
 def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
     """For a prompt of `count` tokens: which of them the intervention edits."""
-    intervention.position.check(count)
-    edited = intervention.position.edited(torch.arange(count)[None], torch.tensor([count]))[0]
+    length = torch.tensor([count])
+    intervention.position.check(length)
+    edited = intervention.position.edited(torch.arange(count)[None], length)[0]
     return [bool(flag) for flag in edited]
 
 

@@ -8,17 +8,24 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roadint.composition import Composition
+from roadint.errors import RoadError
 from roadint.layers import cached_columns
+from roadint.partial import Enough
+from roadint.position import Position, Tokens
 from roadint.site import Rows, SubspaceIntervention
 
 _active: ContextVar[tuple["Edit", ...]] = ContextVar("roadint_active_edits", default=())
 _registering = threading.Lock()  # torch numbers its hooks without one
+
+
+Source = Tensor | Sequence[Tensor]  # [rows, tokens, width], or [tokens, width] for each row
 
 
 class Edit:
@@ -28,6 +35,10 @@ class Edit:
     kept: [rows, columns] bool or int, the tokens of the call that are no padding, those in a cache included.
     prompt_length: [rows] int, how many kept tokens are the prompt; all of them by default.
     learning: one a row, the compositions whose blocks get the row's gradient; all blocks by default.
+    positions: where, instead of the interventions' own positions.
+    sources: for each intervention, what it takes from: the hidden states of another input at each row's edited tokens, in order,
+    [tokens, width] a row; None where it takes nothing (an interchange does not act then).
+    Raises RoadError where a position is outside a row, or a row has more or fewer edited tokens than its source.
     """
 
     def __init__(
@@ -37,6 +48,8 @@ class Edit:
         kept: Tensor,
         prompt_length: Tensor | None = None,
         learning: Sequence[Composition] | None = None,
+        positions: Position | Tokens | None = None,
+        sources: Sequence[Source | None] | None = None,
     ) -> None:
         self.columns = kept.shape[1]
         kept = kept.bool()
@@ -44,16 +57,23 @@ class Edit:
         self._kept_count = kept.sum(dim=1)
         self._prompt_length = self._kept_count if prompt_length is None else prompt_length.to(kept.device)
         self._start = 0
-        self._sites: list[tuple[SubspaceIntervention, Rows, Tensor]] = []
-        for intervention in interventions:
+        self._sites: list[_Site] = []
+        given: Sequence[Source | None] = sources or [None] * len(interventions)
+        for intervention, source in zip(interventions, given, strict=True):
             strengths = intervention.strengths(compositions)
             acting = torch.tensor(
                 [any(name in intervention.partition for name, _ in composition.terms) for composition in compositions]
-            )
-            if intervention.position.kind == "at" and bool(acting.any()):
-                intervention.position.check(int(self._prompt_length[acting.to(kept.device)].min()))
+            ).to(kept.device)
+            if intervention.takes_source and sources is not None and source is None:
+                acting = torch.zeros_like(acting)
+            position = positions or intervention.position
+            position.check(self._prompt_length if isinstance(position, Tokens) else self._prompt_length[acting])
             learned = None if learning is None else intervention.strengths(learning) != 0
-            self._sites.append((intervention, intervention.rows(strengths, learned), acting.to(kept.device)))
+            taken = None
+            if source is not None:
+                where = position.edited(self._rank, self._prompt_length) & acting[:, None]
+                taken = Taken.of(source, where, intervention.layer)
+            self._sites.append(_Site(intervention, position, intervention.rows(strengths, learned), acting, taken))
 
     @contextmanager
     def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -90,21 +110,85 @@ class Edit:
 
     def _edited(self, index: int, hidden: Tensor) -> Tensor | None:
         """The edited hidden states [rows, columns, width], or None where this pass holds no token to edit."""
-        intervention, edits, acting = self._sites[index]
-        start, stop = self._start, self._start + hidden.shape[1]
-        if start >= self.columns and not intervention.position.after_prompt:
+        site = self._sites[index]
+        rows, columns, copies = self._places(site, hidden)
+        if not len(rows):
             return None
-        where = intervention.position.edited(self._rank_of(start, stop), self._prompt_length) & acting[:, None]
+        own = rows // copies
+        source = None if site.taken is None else site.taken.at(own, columns + self._start)
+        edited = site.intervention.edit(hidden[rows, columns], site.rows.row(own), source)
+        return hidden.index_put((rows, columns), edited)
+
+    def _places(self, site: "_Site", hidden: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The rows and columns of the tokens of this pass to edit, and how often each row of the call is repeated in it."""
+        start, stop = self._start, self._start + hidden.shape[1]
+        if start >= self.columns and not site.position.after_prompt:
+            nowhere = torch.empty(0, dtype=torch.long, device=hidden.device)
+            return nowhere, nowhere, 1
+        where = site.position.edited(self._rank_of(start, stop), self._prompt_length) & site.acting[:, None]
         # Beams and returned sequences repeat each row in place.
         copies = hidden.shape[0] // where.shape[0]
         rows, columns = where.repeat_interleave(copies, dim=0).to(hidden.device).nonzero(as_tuple=True)
-        if not len(rows):
-            return None
-        chosen = edits.row(rows // copies)
-        return hidden.index_put((rows, columns), intervention.edit(hidden[rows, columns], chosen))
+        return rows, columns, copies
 
     def _rank_of(self, start: int, stop: int) -> Tensor:
         """[rows, stop − start]: the rank of each token of the pass; columns past the call's own are generated ones."""
         given = self._rank[:, start:stop]
         new = torch.arange(max(start, self.columns), max(stop, self.columns), device=given.device) - self.columns
         return torch.cat([given, self._kept_count[:, None] + new], dim=1)
+
+
+class Reading(Edit):
+    """The hidden states at the sites' tokens, read and left as they are: `found`, by site, [tokens, width] for each row.
+
+    Raises Enough inside the forward pass when all sites are read; no layer above them needs to run.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.found: list[list[Tensor]] = [[] for _ in self._sites]
+
+    def _edited(self, index: int, hidden: Tensor) -> None:
+        rows, columns, _ = self._places(self._sites[index], hidden)
+        counts = torch.bincount(rows, minlength=len(hidden)).tolist()
+        self.found[index] = list(torch.split(hidden[rows, columns], counts))
+        if all(self.found):
+            raise Enough
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A source's hidden states, beside the base's tokens that take from them. order: [rows, columns], which of its row's, or −1."""
+
+    states: Tensor  # [rows, most, width]
+    order: Tensor
+
+    @classmethod
+    def of(cls, source: Source, where: Tensor, layer: int) -> "Taken":
+        """where: [rows, columns] bool, the base's tokens. Raises RoadError where their number is not the source's."""
+        if len(source) != len(where):
+            raise RoadError(f"a source of {len(source)} rows for {len(where)} rows of the base: expected one a row")
+        for row, (states, count) in enumerate(zip(source, where.sum(1).tolist(), strict=True)):
+            if count and len(states) != count:
+                raise RoadError(
+                    f"row {row} has {count} tokens to edit at layer {layer}, its source {len(states)}: expected as many; "
+                    "name the source's own with source_positions"
+                )
+        states = nn.utils.rnn.pad_sequence(list(source), batch_first=True)
+        return cls(states, (where.long().cumsum(1) - 1).masked_fill(~where, -1).to(states.device))
+
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """[tokens, width], for the base's tokens in these rows and columns."""
+        found: Tensor = self.states[rows, self.order[rows, columns]]
+        return found
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One intervention of the call: where it acts, what each row is edited with, which rows, and what it takes."""
+
+    intervention: SubspaceIntervention
+    position: Position | Tokens
+    rows: Rows
+    acting: Tensor
+    taken: Taken | None

@@ -4,26 +4,30 @@ It holds θ and α of one site and turns the strengths of a row's composition in
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from roadint.basis import Basis, BasisKind, Frame, Matrix, rotate
-from roadint.errors import RoadError
+from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
-from roadint.site import SubspaceIntervention
+from roadint.site import EditIntervention
 from roadint.subspace import Partition, SubspaceLike
 
+Form = Literal["rotation", "interchange"]
 
-class RoadIntervention(SubspaceIntervention):
+
+class RoadIntervention(EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
     layer: the layer, from 0. component: "block_output", "attention_output" or "mlp_output".
     position, phase: which tokens; see roadint.position.Position. pyvene's own `unit_locations` say it there.
     variant: "road_1", "road_2" or "road_4". pairing: "adjacent" (the paper's), "half" or a group size.
     subspaces: named subspaces, {"german": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: the whole width.
+    form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only while α = 1, else, for RoAd1,
+    `R h + (1 − α²) h`.
     basis, basis_seed: the fixed orthogonal basis in which pairs are formed; see roadint.basis.Basis.
     embed_dim: the width of the hidden state. Without it the parameters wait until a model tells the width (`bind`).
 
@@ -50,6 +54,7 @@ class RoadIntervention(SubspaceIntervention):
         pairing: Pairing = "adjacent",
         basis: BasisKind = "identity",
         basis_seed: int = 0,
+        form: Form = "rotation",
         subspace_partition: Sequence[Sequence[int]] | None = None,
         max_number_of_units: int = 1,
         **kwargs: Any,
@@ -68,6 +73,9 @@ class RoadIntervention(SubspaceIntervention):
         )
         self.variant = check_variant(variant)
         self.pairing, self.basis = pairing, Basis(basis, basis_seed)
+        if form not in get_args(Form):
+            raise RoadError(f"unknown form {form!r}: expected one of {listing(get_args(Form))}{did_you_mean(form, get_args(Form))}")
+        self.form = form
         self.register_parameter("theta", None)
         self.register_parameter("alpha", None)
         self.frame: Frame | None = None
@@ -90,7 +98,7 @@ class RoadIntervention(SubspaceIntervention):
     def spec(self) -> dict[str, Any]:
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         own = {"variant": self.variant, "pairing": self.pairing, "basis": self.basis.kind, "basis_seed": self.basis.seed}
-        return {**super().spec(), **own}
+        return {**super().spec(), **own, "form": self.form}
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
@@ -112,11 +120,12 @@ class RoadIntervention(SubspaceIntervention):
         if learning is not None:
             learning = learning.reshape(*learning.shape, *(1,) * (theta.ndim - 1))
             theta, alpha = torch.where(learning, theta, theta.detach()), torch.where(learning, alpha, alpha.detach())
-        return rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
+        found = rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
+        return found if self.form == "rotation" else found.as_interchange()
 
     rows = rotation  # what the rows of a batch are edited with
 
-    def edit(self, h: Tensor, rotation: Rotation) -> Tensor:
+    def edit(self, h: Tensor, rotation: Rotation, source: Tensor | None = None) -> Tensor:
         """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""
         return rotate(h, rotation, self.frame)
 

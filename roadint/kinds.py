@@ -2,11 +2,12 @@
 
 from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
 from roadint.errors import RoadError, did_you_mean, listing
+from roadint.interchange import RoadInterchange
 from roadint.intervention import RoadIntervention
 from roadint.site import SubspaceIntervention
 
 _KINDS: dict[str, type[SubspaceIntervention]] = {
-    each.kind: each for each in (RoadIntervention, LoreftIntervention, DireftIntervention, SteeringIntervention)
+    each.kind: each for each in (RoadIntervention, RoadInterchange, LoreftIntervention, DireftIntervention, SteeringIntervention)
 }
 
 

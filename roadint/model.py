@@ -1,7 +1,7 @@
 """RoadModel: interventions on a transformers model, with a composition for each row of the batch."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from roadint import checkpoint, describe
+from roadint.arithmetic import check_sums
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
-from roadint.edit import Edit
-from roadint.errors import RoadError, first_line
+from roadint.edit import Edit, Source
+from roadint.errors import RoadError, listing
+from roadint.exchange import Mode, gather, read
 from roadint.head import score
-from roadint.layers import cached_columns, find_layers, site_path, takes_positions, text_config, width_of
+from roadint.inputs import Prompts, kept_tokens, shape_of, tokens_of
+from roadint.layers import site_path, takes_positions, text_config, width_of
+from roadint.position import Position, PositionLike, Tokens, parse_positions
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
 from roadint.site import SubspaceIntervention, subspace_names
 
@@ -38,15 +42,9 @@ class RoadModel(nn.Module):
         listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
         if not listed:
             raise RoadError("no interventions given: expected at least one RoadIntervention")
-        width = width_of(model)
-        self._paths = [site_path(model, intervention.layer, intervention.component) for intervention in listed]
-        for intervention, path in zip(listed, self._paths, strict=True):
-            intervention.bind(width)
-            placed = next(model.get_submodule(path).parameters(), None)
-            if placed is not None and placed.device.type != "meta":
-                intervention.to(placed.device)
         self.model = model
-        self.interventions = nn.ModuleList(listed)
+        self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
+        self._place(listed)
         self.template: Template = "plain"
         self.training_summary: dict[str, Any] = {}
         self._takes_positions = takes_positions(model)
@@ -79,6 +77,8 @@ class RoadModel(nn.Module):
         learning: Compose = ALL,
         prompt_length: Tensor | None = None,
         scored: tuple[Tensor, Tensor] | None = None,
+        positions: PositionLike | None = None,
+        sources: Sequence[Source | None] | None = None,
         **inputs: Any,
     ) -> Any:
         """The model's own forward, with its own output class, and a composition a row.
@@ -91,39 +91,33 @@ class RoadModel(nn.Module):
         learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
         scored: ([2, tokens] rows and columns, [tokens] labels), int: return, instead of the output, the negative log-likelihood in
         nats of each label as the token after its place, [tokens] float32; the head runs there alone, and no logits are kept.
+        positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
+        sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it; None where it takes nothing.
         Raises RoadError for a composition or a mask that does not fit.
         """
-        rows, columns = _shape(inputs)
-        compositions = parse_rows(compose, rows, self.names)
+        compositions = self._parse(compose, shape_of(inputs)[0])
         if not any(composition.terms for composition in compositions):
             return self._run(inputs, scored)
-        kept = inputs.get("attention_mask")
-        if kept is None:
-            kept = torch.ones(rows, cached_columns(inputs) + columns, dtype=torch.long, device=self.device)
-        elif kept.ndim != 2 or kept.shape[0] != rows:
-            raise RoadError(f"attention_mask of shape {tuple(kept.shape)} for {rows} rows: expected [rows, columns]")
-        elif self._takes_positions and inputs.get("position_ids") is None:
-            # Without them, models with learned positions would count padding.
-            inputs["position_ids"] = (kept.long().cumsum(1) - 1).clamp(min=0)[:, -columns:]
-        learned = None if learning == ALL else parse_rows(learning, rows, self.names)
-        edit = Edit(self.sites, compositions, kept, prompt_length, learned)
+        kept = kept_tokens(inputs, self._takes_positions, self.device)
+        learned = None if learning == ALL else parse_rows(learning, len(compositions), self.names)
+        edit = Edit(self.sites, compositions, kept, prompt_length, learned, _places(positions), self._check_sources(sources))
         with edit.applied(self.model, self._modules_at_sites()):
             return self._run(inputs, scored)
 
-    def generate_tokens(self, *, compose: Compose = ALL, **inputs: Any) -> Any:
+    def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
 
         input_ids [rows, columns], padded on the left where rows differ, with their attention_mask. Beams and returned
-        sequences share their row's composition. Raises RoadError as `forward` does.
+        sequences share their row's composition and sources. Raises RoadError as `forward` does.
         """
-        rows, columns = _shape(inputs)
-        compositions = parse_rows(compose, rows, self.names)
+        rows, columns = shape_of(inputs)
+        compositions = self._parse(compose, rows)
         kept = inputs.get("attention_mask")
         if kept is None:
             kept = inputs["attention_mask"] = torch.ones(rows, columns, dtype=torch.long, device=self.device)
         if not any(composition.terms for composition in compositions):
             return self.model.generate(**inputs)  # type: ignore[operator]
-        edit = Edit(self.sites, compositions, kept)
+        edit = Edit(self.sites, compositions, kept, sources=self._check_sources(sources))
         with edit.applied(self.model, self._modules_at_sites()):
             return self.model.generate(**inputs)  # type: ignore[operator]
 
@@ -134,12 +128,14 @@ class RoadModel(nn.Module):
         compose: Compose = ALL,
         *,
         template: Template | None = None,
+        sources: Sequence[Source | None] | None = None,
         **generation: Any,
     ) -> list[str]:
         """Answer prompts in one batch, each through its own composition.
 
         prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
-        template: overrides the model's. generation: for transformers' `generate`, over roadint.model.DECODING.
+        template: overrides the model's. sources: as in `forward`.
+        generation: for transformers' `generate`, over roadint.model.DECODING.
         Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
         """
         if isinstance(prompts, str):
@@ -155,10 +151,59 @@ class RoadModel(nn.Module):
         columns = kept.shape[1]
         settings = {"pad_token_id": pad_id(tokenizer), **DECODING, **generation}
         tokens = self.generate_tokens(
-            compose=compose, **{name: tensor.to(self.device) for name, tensor in batch.items()}, **settings
+            compose=compose, sources=sources, **{name: tensor.to(self.device) for name, tensor in batch.items()}, **settings
         )
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         return [str(text).strip() for text in tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)]
+
+    def collect(
+        self, tokenizer: Any, prompts: Prompts, positions: PositionLike | None = None, *, template: Template | None = None
+    ) -> list[list[Tensor]]:
+        """The model's own hidden states where the interventions act: for each of them and each prompt, [tokens, width].
+
+        prompts: instructions, or tokens: {"input_ids": [rows, columns], "attention_mask": …}; positions: instead of the
+        interventions' own, as in `forward`. No layer above the highest site runs. Raises RoadError for bad input.
+        """
+        with torch.no_grad():
+            return self._read(self._tokens(tokenizer, prompts, template), positions)
+
+    def interchange(
+        self,
+        tokenizer: Any,
+        base: Prompts,
+        source: Prompts | Sequence[Prompts | None],
+        *,
+        compose: Compose = ALL,
+        positions: PositionLike | None = None,
+        source_positions: PositionLike | None = None,
+        mode: Mode = "parallel",
+        template: Template | None = None,
+    ) -> Any:
+        """The model's output for `base`, into which every RoadInterchange has put its part of `source`.
+
+        base: prompts, or tokens (see `collect`). source: as many, for all interchanges; or a list of such, one for each interchange
+        in the order of the interventions, None where one takes nothing. Hidden states are taken at source_positions (by default
+        where the base is edited) and put in place at positions (by default the interventions' own), in order.
+        mode: "parallel": all sources run unedited. "serial": each source runs with what the one before it gave put in place, and
+        the last is put into the base: a chain, as in pyvene's mode of that name. Other interventions act on the base alone.
+        Logits and the rest are as `forward` returns them, with padding on the left. Raises RoadError for bad input.
+        """
+        takes = [site.takes_source for site in self.sites]
+        if not any(takes):
+            raise RoadError("no intervention takes a source: expected a RoadInterchange among them")
+        several = not isinstance(source, (str, Mapping)) and not all(isinstance(each, str) for each in source)
+        given: list[Any] = list(source) if several else [source] * sum(takes)
+        if len(given) != sum(takes):
+            raise RoadError(f"{len(given)} sources for {sum(takes)} interchanges: expected one each, or prompts for all of them")
+        inputs = self._tokens(tokenizer, base, template)
+        compositions = self._parse(compose, shape_of(inputs)[0])
+
+        def read_source(prompts: Prompts, taken: Sequence[Source | None]) -> list[list[Tensor]]:
+            tokens = self._tokens(tokenizer, prompts, template)
+            return self._read(tokens, source_positions or positions, compositions, positions, taken)
+
+        sources = gather(takes, given, mode, read_source)
+        return self(compose=compositions, positions=positions, sources=sources, **inputs)
 
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
         """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
@@ -184,18 +229,43 @@ class RoadModel(nn.Module):
         return checkpoint.save(folder, self.sites, about)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, model: nn.Module) -> "RoadModel":
-        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged."""
-        folder = checkpoint_folder(name_or_path)
-        interventions, config = checkpoint.load(folder)
-        width, layers = width_of(model), len(find_layers(model)[1])
-        base = config["base_model"]
-        if base["width"] != width or base["layers"] != layers:
-            raise RoadError(
-                f"{name_or_path} was trained on {base['id'] or base['model_type']} "
-                f"(width {base['width']}, {base['layers']} layers), "
-                f"this model has width {width} and {layers} layers: load its own base model"
-            )
+    def from_pretrained(cls, name_or_path: str | Path | Mapping[str, str | Path], model: nn.Module) -> "RoadModel":
+        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged.
+
+        A mapping of labels to checkpoints loads several, to compose across them: see `add_checkpoint`.
+        """
+        if not isinstance(name_or_path, Mapping):
+            return cls._with(model, *checkpoint.load_for(model, name_or_path))
+        if not name_or_path:
+            raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
+        (label, first), *others = name_or_path.items()
+        road = cls._with(model, *checkpoint.load_for(model, first, label))
+        for label, each in others:
+            road.add_checkpoint(each, label)
+        return road
+
+    def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
+        """Load another checkpoint beside what is there; its subspaces are "name@label" in compositions, all of them "label".
+
+        Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
+        RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
+        """
+        if label in {name.partition("@")[2] for name in self.names} or label in self.names:
+            raise RoadError(f"label {label!r} is taken: expected another one than {listing(self.names)}")
+        interventions, config = checkpoint.load_for(self.model, name_or_path, label)
+        if config["template"] != self.template:
+            raise RoadError(f"{name_or_path} was trained with template {config['template']!r}, this one with {self.template!r}")
+        self._place([*self.sites, *interventions])
+
+    def remove_checkpoint(self, label: str) -> None:
+        """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing (else) is."""
+        left = [site for site in self.sites if next(iter(site.partition)).partition("@")[2] != label]
+        if not left or len(left) == len(self.sites):
+            raise RoadError(f"no checkpoint {label!r} to remove, or it is the only one: the subspaces are {listing(self.names)}")
+        self._place(left)
+
+    @classmethod
+    def _with(cls, model: nn.Module, interventions: Sequence[SubspaceIntervention], config: dict[str, Any]) -> "RoadModel":
         road = cls(model, interventions)
         road.template = check_template(config["template"])
         road.training_summary = config["training"]
@@ -222,28 +292,57 @@ class RoadModel(nn.Module):
         """The interventions, as a plain list of their own type."""
         return list(self.interventions)  # type: ignore[arg-type]
 
+    def _tokens(self, tokenizer: Any, prompts: Prompts, template: Template | None) -> dict[str, Tensor]:
+        return tokens_of(tokenizer, prompts, template or self.template, self.device)
+
+    def _read(
+        self,
+        inputs: dict[str, Any],
+        where: PositionLike | None,
+        compositions: Sequence[Composition] = (),
+        positions: PositionLike | None = None,
+        taken: Sequence[Source | None] = (),
+    ) -> list[list[Tensor]]:
+        """The hidden states at the sites; the interchanges that have something in `taken` act in the pass."""
+        kept = kept_tokens(inputs, self._takes_positions, self.device)
+        edit = None
+        if any(states is not None for states in taken):
+            of_takers = {name for site in self.sites if site.takes_source for name in site.partition}
+            acting = [Composition(tuple(term for term in each.terms if term[0] in of_takers)) for each in compositions]
+            edit = Edit(self.sites, acting, kept, positions=_places(positions), sources=taken)
+        return read(self.model, self.sites, self._modules_at_sites(), inputs, kept, _places(where), edit)
+
+    def _check_sources(self, sources: Sequence[Source | None] | None) -> Sequence[Source | None] | None:
+        if sources is not None and len(sources) != len(self.sites):
+            raise RoadError(
+                f"{len(sources)} sources for {len(self.sites)} interventions: expected one each, None where none is taken"
+            )
+        return sources
+
+    def _place(self, interventions: Sequence[SubspaceIntervention]) -> None:
+        """Settle the interventions: their width, and the device of the layer that each one edits."""
+        width = width_of(self.model)
+        for intervention in interventions:
+            path = site_path(self.model, intervention.layer, intervention.component)
+            self._paths[intervention.layer, intervention.component] = path
+            intervention.bind(width)
+            placed = next(self.model.get_submodule(path).parameters(), None)
+            if placed is not None and placed.device.type != "meta":
+                intervention.to(placed.device)
+        self.interventions = nn.ModuleList(interventions)
+
+    def _parse(self, compose: Compose, rows: int) -> list[Composition]:
+        """One composition a row. Raises RoadError."""
+        compositions = parse_rows(compose, rows, self.names)
+        check_sums(self.sites, compositions)
+        return compositions
+
     def _run(self, inputs: dict[str, Any], scored: tuple[Tensor, Tensor] | None) -> Any:
         return self.model(**inputs) if scored is None else score(self.model, inputs, *scored)
 
     def _modules_at_sites(self) -> list[nn.Module]:
-        return [self.model.get_submodule(path) for path in self._paths]
+        return [self.model.get_submodule(self._paths[site.layer, site.component]) for site in self.sites]
 
 
-def _shape(inputs: dict[str, Any]) -> tuple[int, int]:
-    for name in ("input_ids", "inputs_embeds", "inputs"):
-        if inputs.get(name) is not None:
-            return int(inputs[name].shape[0]), int(inputs[name].shape[1])
-    raise RoadError("no input given: expected input_ids=… or inputs_embeds=…")
-
-
-def checkpoint_folder(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    try:
-        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=[checkpoint.CONFIG, checkpoint.TENSORS])
-    except Exception as error:  # whatever the hub, the network or the name's validation raise
-        raise RoadError(
-            f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({first_line(error)})"
-        ) from error
-    return Path(files)
+def _places(positions: PositionLike | None) -> Position | Tokens | None:
+    return None if positions is None else parse_positions(positions)

@@ -6,6 +6,7 @@ passes; this is why the edit is the same with and without a cache, with beams an
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -84,9 +85,10 @@ class Position:
             selected |= follows & (self._selects(rank - length, None) if self.kind != "last" else follows)
         return selected
 
-    def check(self, shortest: int) -> None:
-        """Raises RoadError where `at(i)` names a token that a prompt of `shortest` tokens does not have."""
-        if self.kind == "at" and self.phase != "generated":
+    def check(self, lengths: Tensor) -> None:
+        """Raises RoadError where `at(i)` names a token that a prompt does not have; lengths: [rows] int, of those that matter."""
+        if self.kind == "at" and self.phase != "generated" and len(lengths):
+            shortest = int(lengths.min())
             for index in self.numbers:
                 if not -shortest <= index < shortest:
                     raise RoadError(
@@ -111,3 +113,45 @@ class Position:
         if self.kind == "all" or (self.numbers == (1,) and self.kind == "last"):
             return self.kind
         return f"{self.kind}({', '.join(map(str, self.numbers))})"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Each row's own tokens of the prompt, for one call: indices[row], from 0; negative from the end of the row's prompt."""
+
+    indices: tuple[tuple[int, ...], ...]
+    after_prompt = False
+
+    def edited(self, rank: Tensor, prompt_length: Tensor) -> Tensor:
+        """Which tokens are edited; as Position.edited."""
+        selected = torch.zeros_like(rank, dtype=torch.bool)
+        for row, (indices, length) in enumerate(zip(self.indices, prompt_length.tolist(), strict=True)):
+            for index in indices:
+                selected[row] |= rank[row] == (index if index >= 0 else length + index)
+        return selected
+
+    def check(self, lengths: Tensor) -> None:
+        """Raises RoadError where a row's prompt, of lengths[row] tokens, does not have a token, or rows are too few or many."""
+        if len(self.indices) != len(lengths):
+            raise RoadError(
+                f"positions of {len(self.indices)} rows for {len(lengths)}: expected a list of token indices for each row"
+            )
+        for row, (indices, length) in enumerate(zip(self.indices, lengths.tolist(), strict=True)):
+            for index in indices:
+                if not -length <= index < length:
+                    raise RoadError(
+                        f"position {index} of row {row} is outside its {length} tokens: expected {-length} to {length - 1}"
+                    )
+
+
+PositionLike = Position | str | Sequence[Sequence[int]]
+
+
+def parse_positions(positions: PositionLike) -> Position | Tokens:
+    """A position for all rows, or explicit indices, a list for each row. Raises RoadError."""
+    if isinstance(positions, (str, Position)):
+        return Position.parse(positions)
+    rows = [list(row) if isinstance(row, Sequence) else row for row in positions]
+    if not all(isinstance(row, list) and row and all(isinstance(index, int) for index in row) for row in rows):
+        raise RoadError(f"positions {positions!r} are not understood: {_EXPECTED}, or a list of token indices for each row")
+    return Tokens(tuple(tuple(row) for row in rows))

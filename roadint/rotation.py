@@ -86,6 +86,15 @@ class Rotation:
         e, f, g, h = first._entries()
         return _from_entries(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h, self.group)
 
+    def as_interchange(self) -> "Rotation":
+        """The paper's other form, `h + R (h − Rᵀ h)` (section 4.3): `R + I − R Rᵀ`.
+
+        It is the same as R only while R is orthogonal (α = 1). For RoAd1 it is `R h + (1 − α²) h`.
+        """
+        a, b, c, d = self._entries()
+        off = a * c + b * d
+        return _from_entries(a + 1 - a * a - b * b, b - off, c - off, d + 1 - c * c - d * d, self.group)
+
     def inverse(self) -> "Rotation":
         """The closed-form inverse of every 2×2 block. Raises RoadError where a block is singular."""
         a, b, c, d = self._entries()

@@ -5,6 +5,7 @@ one a unit (a block of RoAd, a row of LoReFT), and those into what the row's hid
 """
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -31,12 +32,14 @@ class Rows(Protocol):
         """Those of the rows `index`, int of any shape: the leading shape of the hidden states that they edit."""
 
 
-class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
+class SubspaceIntervention(TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
     """The base class: a site, a partition of the intervention's units into named subspaces, and an edit at given strengths.
 
     A kind of intervention says what its units are (`_build`), what a row is edited with (`rows`) and how (`edit`), which
     arguments make it again (`spec`), and what its values at another strength are (`rescale`).
     """
+
+    takes_source = False  # whether an edit needs the hidden states of another input
 
     kind: str  # the name of this kind in recipes and checkpoints
     partition: Partition
@@ -143,8 +146,11 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
         """What the rows are edited with. strengths: [rows, units]. learning: [rows, units] bool, what gets a row's gradient."""
         raise NotImplementedError
 
-    def edit(self, h: Tensor, rows: Any) -> Tensor:
-        """The edited hidden states; h: [..., width], rows: of the same leading shape. Same dtype out."""
+    def edit(self, h: Tensor, rows: Any, source: Tensor | None = None) -> Tensor:
+        """The edited hidden states; h: [..., width], rows: of the same leading shape. Same dtype out.
+
+        source: [..., width], the hidden states of another input, where the intervention takes them.
+        """
         raise NotImplementedError
 
     def rescale(self, strengths: Mapping[str, float]) -> None:
@@ -165,12 +171,12 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
         subspaces: None (all of them), or one entry a row: a composition ("german", "a + 0.5*b"), or a list of names, of indices
         into the partition or, where the intervention names no subspaces, of dims (whole blocks). Raises RoadError otherwise.
         """
-        del source, kwargs
+        del kwargs
         if base.shape[-1] != self.width:
             raise RoadError(f"hidden states of width {base.shape[-1]} for an intervention of width {self.width}")
         index = torch.arange(base.shape[0], device=base.device)
         rows = self.rows(self._strengths_of(subspaces, base.shape[0]))
-        return self.edit(base, rows.row(index[:, None] if base.ndim == 3 else index))
+        return self.edit(base, rows.row(index[:, None] if base.ndim == 3 else index), source if self.takes_source else None)
 
     def _strengths_of(self, subspaces: Any, rows: int) -> Tensor:
         names = list(self.partition)
@@ -210,6 +216,25 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
             chosen[name] = 1.0
         return chosen
 
+    def get_extra_state(self) -> Tensor:
+        """The arguments as JSON bytes, for state_dict: pyvene's `save` keeps the values alone."""
+        return torch.frombuffer(bytearray(json.dumps(self.spec()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: `_load_from_state_dict` has read it before the values."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            arguments = json.loads(bytes(state.tolist()).decode())
+            if not self.bound or arguments != self.spec():
+                # What pyvene's `load` has built from its own fields alone.
+                device = next((parameter.device for parameter in self.parameters()), None)
+                self.__dict__.clear()
+                self.__init__(**arguments)  # type: ignore[misc]
+                self.to(device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _check_bound(self) -> None:
         if not self.bound:
             raise RoadError(
@@ -233,6 +258,10 @@ class SubspaceIntervention(SourcelessIntervention, TrainableIntervention, Distri
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class EditIntervention(SourcelessIntervention, SubspaceIntervention):  # type: ignore[misc]
+    """The base class of the interventions that edit a hidden state by itself, without a source."""
 
 
 def subspace_names(interventions: Iterable[SubspaceIntervention]) -> list[str]:

@@ -25,7 +25,7 @@ from roadint.errors import RoadError
 # str, slice, range, (start, end), dims, or a sequence of these
 SubspaceLike = Any
 _RANGE = re.compile(r"\[\s*([^\[\](),]+?)\s*,\s*([^\[\](),]+?)\s*\)")
-_SLICE = re.compile(r"\s*blocks\[\s*(\d*)\s*:\s*(\d*)\s*:\s*(\d+)\s*\]\s*")
+_SLICE = re.compile(r"\s*(?:blocks|rows)\[\s*(\d*)\s*:\s*(\d*)\s*:\s*(\d+)\s*\]\s*")
 _UNION = re.compile(r"\s*(\||∪|\+|,)?\s*")
 
 
@@ -78,7 +78,7 @@ class Subspace:
         starts = [start for start, _ in self.ranges]
         steps = {later - start for start, later in itertools.pairwise(starts)}
         if len(starts) > 2 and len(steps) == 1 and len(self) == len(starts):
-            return f"blocks[{starts[0]}:{starts[-1] + 1}:{steps.pop()}]"
+            return f"{'blocks' if self.unit == 2 else 'rows'}[{starts[0]}:{starts[-1] + 1}:{steps.pop()}]"
         return " | ".join(f"[{self.unit * start}, {self.unit * end})" for start, end in self.ranges)
 
 
@@ -131,8 +131,8 @@ class Partition(Mapping[str, Subspace]):
 
 
 def check_name(name: object) -> str:
-    """Return `name`; raise RoadError where it can't be used in a composition."""
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
+    """Return `name`; raise RoadError where it can't be used in a composition. "name@checkpoint" is of a loaded checkpoint."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(@\w+)?", name):
         raise RoadError(f"subspace name {name!r} is not a plain word: expected letters, digits and '_', such as 'german'")
     if name in ("none", "all"):
         raise RoadError(f"subspace name {name!r} is reserved: 'none' is the base model, 'all' is every subspace")

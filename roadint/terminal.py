@@ -73,13 +73,14 @@ def open_checkpoint(
 
     base: a model and its tokenizer that are loaded already.
     """
+    from roadint.checkpoint import folder_of
     from roadint.checkpoint import load as load_checkpoint
     from roadint.composition import Composition
-    from roadint.model import RoadModel, checkpoint_folder
+    from roadint.model import RoadModel
     from roadint.pretrained import load
     from roadint.site import subspace_names
 
-    folder = checkpoint_folder(checkpoint)
+    folder = folder_of(checkpoint)
     interventions, config = load_checkpoint(folder)
     names = subspace_names(interventions)
     for each in compose or ():

@@ -383,7 +383,9 @@ def test_the_edit_is_made_once_whatever_the_length_and_the_number_of_composition
 ) -> None:
     road, edited = trained(llama), []
     edit = RoadIntervention.edit
-    monkeypatch.setattr(RoadIntervention, "edit", lambda self, h, rotation: edited.append(h.shape) or edit(self, h, rotation))
+    monkeypatch.setattr(
+        RoadIntervention, "edit", lambda self, h, rotation, source=None: edited.append(h.shape) or edit(self, h, rotation)
+    )
     inputs = padded(prompts([5, 9, 7, 3]), "left")
     road.generate_tokens(**inputs, compose=["a", "0.5*a - b", None, "b"], max_new_tokens=12, do_sample=False)
     assert edited == [(3, WIDTH)]  # the last prompt token of three rows, at the prefill

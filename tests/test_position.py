@@ -61,4 +61,4 @@ def test_bad_positions_are_named(text: object, phase: str, message: str) -> None
 
 def test_an_index_outside_the_prompt_is_refused() -> None:
     with pytest.raises(RoadError, match=r"at\(5\) is outside a prompt of 4 tokens: expected indices from -4 to 3"):
-        Position.parse("at(5)").check(4)
+        Position.parse("at(5)").check(torch.tensor([6, 4]))

@@ -1,8 +1,12 @@
 """roadint's interventions as a plain pyvene configuration."""
 
+import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from roadint._pyvene import pyvene
@@ -29,6 +33,35 @@ def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequen
         intervention.bind(width_of(model)).to(next(model.parameters()).device)
         representations.append({"layer": intervention.layer, "component": intervention.component, "intervention": intervention})
     return pyvene.IntervenableConfig(representations, model_type=type(model))
+
+
+def load(folder: str | Path, model: nn.Module) -> Any:
+    """`pv.IntervenableModel.load` for a model type that pyvene may not know, on whatever device the model is.
+
+    pyvene's `save` needs nothing of ours: roadint's interventions write their arguments beside their values, so that dtype,
+    variant, partition and basis come back. Raises RoadError where the folder holds none.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise RoadError(f"{folder} holds no pyvene model: expected a config.json, as IntervenableModel.save writes it")
+    register(model)
+    with tempfile.TemporaryDirectory() as here:
+        # pyvene loads to the device that the values were saved from.
+        shutil.copy(Path(folder) / "config.json", here)
+        for path in Path(folder).glob("*.bin"):
+            torch.save(torch.load(path, map_location="cpu", weights_only=True), Path(here) / path.name)
+        loaded = pyvene.IntervenableModel.load(here, model)
+    for intervention in loaded.interventions.values():
+        intervention.to(next(model.parameters()).device)
+    return loaded
+
+
+def state_of(folder: str | Path, key: str) -> dict[str, Any]:
+    """What pyvene's `save` or `save_intervention` wrote of one intervention, on the CPU. Raises RoadError where it is not there."""
+    path = Path(folder) / f"intkey_{key}.bin"
+    if not path.is_file():
+        raise RoadError(f"{folder} has no {path.name}: expected what save or save_intervention of the same interventions wrote")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def register(model: nn.Module) -> None:

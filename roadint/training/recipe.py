@@ -112,6 +112,10 @@ class Recipe:
                     raise RoadError(
                         f"recipe setting {setting} names {name!r}: expected one of {listing(self.subspaces)}, or {setting}={{}}"
                     )
+        if kind_of(self.kind).takes_source:
+            raise RoadError(
+                f"recipe kind {self.kind!r} learns from counterfactual outputs, not from rows: see RoadModel.interchange"
+            )
         names = ["component", "position", "phase", "subspaces"]
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
         arguments = {name: getattr(self, name) for name in names}

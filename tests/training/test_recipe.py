@@ -26,6 +26,8 @@ def test_overrides_are_read_as_yaml_and_cast() -> None:
 
 
 def test_what_names_no_subspace_is_told() -> None:
+    with pytest.raises(RoadError, match="recipe kind 'interchange' learns from counterfactual outputs"):
+        Recipe.load("composition", {"kind": "interchange"}).interventions()
     for settings in ({"lrs": {"germn": 1e-2}}, {"strengths": {"germn": 1}}, {"subspaces": {"a": "[0, d)"}}):
         with pytest.raises(RoadError, match="expected one of"):
             Recipe.load("composition", settings).interventions()

@@ -1,0 +1,212 @@
+"""RoadInterchange: the distributed interchange intervention in RoAd's basis, with a source (DAS, arXiv 2303.02536, in O(d)).
+
+`b + R_Sᵀ (R_S s − R_S b)` puts the part of a source's hidden state s that lies in the rows S of a rotation R in the place of the
+base's own. R is orthogonal (α = 1): no matrix, and no orthogonal parametrisation to keep up at each step. One rotation turns each
+pair of neighbouring dimensions; a product of log2(d) of them, at strides 1, 2, 4, … as the butterflies of a fast Fourier
+transform, lets every dimension meet every other, in O(d log d).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from roadint.basis import Basis, BasisKind, Frame, Matrix
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.position import Phase, Position
+from roadint.rotation import Rotation, group_size, rotation
+from roadint.site import SubspaceIntervention
+from roadint.subspace import Partition, Subspace, SubspaceLike
+
+RowsOfBlock = Literal["first", "second", "both", "explicit"]
+Selection = Literal["mask", "boundary"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`P u = Rᵀ (w ⊙ R u)`: R the product of `stages`, the first acting first; weights w of its rows, [..., width]."""
+
+    stages: tuple[Rotation, ...]
+    weights: Tensor
+
+    def row(self, index: Tensor) -> "Projection":
+        """Those of the rows `index`."""
+        return Projection(self.stages, self.weights[index])
+
+    def __call__(self, difference: Tensor) -> Tensor:
+        """P of `difference`, [..., width] float32."""
+        for stage in self.stages:
+            difference = stage(difference)
+        difference = self.weights * difference
+        for stage in reversed(self.stages):
+            difference = Rotation(stage.direct, -stage.cross, stage.group)(difference)  # the inverse: α = 1
+        return difference
+
+
+class RoadInterchange(SubspaceIntervention):
+    """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component, S by each row's own subspaces.
+
+    layer, component, position, phase, basis, basis_seed, embed_dim: as in RoadIntervention.
+    stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from 1 again where the width is no longer
+    divisible). log2(d) stages come close to any rotation; 1 turns pairs of neighbours alone.
+    subspaces: named subspaces of blocks, {"left": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: all blocks.
+    rows: which rows of R a subspace takes in each of its blocks, "first", "second" or "both", or a mapping of names to these. With
+    both and one stage, a block's rotation cancels and its raw pair is swapped: θ matters where one row is taken. So the default is
+    "first" for one stage, "both" for more. "explicit": the subspaces, or pyvene's subspace_partition, are themselves sets of rows
+    of R, boundaries anywhere. Row i is coordinate i of R h.
+    learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of a subspace's rows, from its first,
+    that is taken: Boundless DAS). Gates are soft while training, at `temperature`, which the user lowers; 0 or 1 in eval().
+
+    theta (stages, blocks), radians, and mask (width,), logits, or boundary (subspaces,), shares, are float32 parameters. A strength
+    multiplies what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
+    """
+
+    kind = "interchange"
+    takes_source = True
+    theta: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        layer: int = 0,
+        component: str = "block_output",
+        position: str | Position = "last",
+        phase: Phase = "prompt",
+        subspace: SubspaceLike = None,
+        subspaces: Mapping[str, SubspaceLike] | None = None,
+        stages: int = 1,
+        rows: RowsOfBlock | Mapping[str, RowsOfBlock] | None = None,
+        learn: Selection | None = None,
+        embed_dim: int | Tensor | None = None,
+        basis: BasisKind = "identity",
+        basis_seed: int = 0,
+        subspace_partition: Sequence[Sequence[int]] | None = None,
+        max_number_of_units: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            layer=layer,
+            component=component,
+            position=position,
+            phase=phase,
+            subspace=subspace,
+            subspaces=subspaces,
+            embed_dim=embed_dim,
+            subspace_partition=subspace_partition,
+            max_number_of_units=max_number_of_units,
+            **kwargs,
+        )
+        if not isinstance(stages, int) or stages < 1:
+            raise RoadError(f"stages={stages!r}: expected a count of at least 1, such as log2 of the width")
+        self.stages = stages
+        self._default: RowsOfBlock = "first" if stages == 1 else "both"
+        chosen = "explicit" if subspace_partition is not None else rows or self._default
+        self.rows_of_block = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self._subspaces, chosen)
+        for name, each in self.rows_of_block.items():
+            _check_option("rows", each, get_args(RowsOfBlock))
+            if name not in self._subspaces:
+                raise RoadError(f"rows names {name!r}: expected one of {listing(self._subspaces)}")
+        if learn is not None:
+            _check_option("learn", learn, get_args(Selection))
+        self.learn, self.temperature = learn, 1.0
+        self.basis = Basis(basis, basis_seed)
+        for name in ("theta", "mask", "boundary"):
+            self.register_parameter(name, None)
+        self.frame: Frame | None = None
+        self._bind_as_told()
+
+    def _build(self, width: int) -> Partition:
+        group_size("adjacent", width)  # refuses an odd one
+        taken = {name: _rows_of(spec, width, self.rows_of_block.get(name, self._default)) for name, spec in self._subspaces.items()}
+        partition = Partition(taken, width, unit=1)
+        self.theta = nn.Parameter(torch.zeros(self.stages, width // 2))
+        if self.learn == "mask":
+            self.mask = nn.Parameter(torch.zeros(width))
+        elif self.learn == "boundary":
+            self.boundary = nn.Parameter(torch.full((len(partition),), 0.5))
+        self.frame = self.basis.frame(width)
+        return partition
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train: the angles (with one stage, of the blocks that some subspace holds) and gates or boundaries."""
+        self._check_bound()
+        held = [row for subspace in self.partition.values() for row in subspace.blocks]
+        gates = {None: 0, "mask": len(held), "boundary": len(self.partition)}[self.learn]
+        return (len({row // 2 for row in held}) if self.stages == 1 else self.theta.numel()) + gates
+
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this intervention again, without its values, as plain JSON values."""
+        own = {"stages": self.stages, "rows": "explicit", "learn": self.learn}
+        return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
+
+    def values(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""
+        measured = {"basis": self.frame.q} if self.basis.kind == "pca" and isinstance(self.frame, Matrix) else {}
+        return {**super().values(), **measured}
+
+    def gates(self) -> Tensor:
+        """[width] in 0 … 1: how much of each row of R is exchanged by a subspace that holds it; 1 where nothing is learned."""
+        self._check_bound()
+        if self.learn is None:
+            return torch.ones(self.width, device=self.theta.device)
+        if self.learn == "mask":
+            logits = self.mask / self.temperature
+            return torch.sigmoid(logits) if self.training else (logits > 0).float()
+        gates = torch.ones(self.width, device=self.theta.device)
+        for boundary, subspace in zip(self.boundary, self.partition.values(), strict=True):
+            held = torch.tensor(subspace.blocks, device=gates.device)
+            # pyvene's form: soft within `temperature` rows of the boundary
+            logits = (boundary.clamp(0, 1) * len(held) - torch.arange(len(held), device=gates.device) - 0.5) / self.temperature
+            gates = gates.index_put((held,), torch.sigmoid(logits) if self.training else (logits > 0).float())
+        return gates
+
+    def sparsity(self) -> Tensor:
+        """The mean gate of the rows that some subspace holds, 0 … 1, to add to a loss where fewer are wanted."""
+        held = [row for subspace in self.partition.values() for row in subspace.blocks]
+        return self.gates()[torch.tensor(held, device=self.theta.device)].mean()
+
+    def taken(self) -> dict[str, Subspace | None]:
+        """The rows of R that each subspace exchanges when its gates are 0 or 1; None where there are none left."""
+        was = self.training
+        gates = self.eval().gates()
+        self.train(was)
+        left = {name: [row for row in subspace.blocks if bool(gates[row])] for name, subspace in self.partition.items()}
+        return {name: Subspace.from_dims(rows, self.width, 1) if rows else None for name, rows in left.items()}
+
+    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Projection:
+        """The Projection of each row of a batch. strengths: [rows, width]. Raises RoadError for `learning`: R is all rows' own."""
+        if learning is not None:
+            raise RoadError("an interchange is trained on counterfactual outputs (RoadModel.interchange), not by RoadTrainer")
+        one = torch.ones_like(self.theta[0])
+        depth = (self.width & -self.width).bit_length() - 1  # how often 2 divides the width
+        stages = [rotation(theta, one, variant="road_1", group=2 ** (stage % depth + 1)) for stage, theta in enumerate(self.theta)]
+        return Projection(tuple(stages), strengths * self.gates())
+
+    def edit(self, h: Tensor, rows: Projection, source: Tensor | None = None) -> Tensor:
+        """`h + P (source − h)`; h, source: [..., width]. Same dtype out. Raises RoadError where there is no source."""
+        if source is None:
+            raise RoadError(f"the interchange at layer {self.layer} needs a source: give one, or compose without it")
+        difference = source.to(self.theta.dtype) - h
+        if self.frame is None:
+            return (h + rows(difference)).to(h.dtype)
+        return (h + self.frame.out(rows(self.frame.into(difference)))).to(h.dtype)
+
+    def _rescale(self, strengths: Tensor) -> None:
+        raise RoadError("an interchange has no strength to settle: give it in the composition, such as '0.5*road'")
+
+
+def _rows_of(spec: SubspaceLike, width: int, rows: RowsOfBlock) -> Subspace:
+    """The rows of R that a subspace takes."""
+    if rows == "explicit":
+        return Subspace.parse(spec, width, unit=1)
+    blocks = Subspace.parse(spec, width).blocks
+    first, second = [2 * block for block in blocks], [2 * block + 1 for block in blocks]
+    return Subspace.from_dims({"first": first, "second": second, "both": first + second}[rows], width, unit=1)
+
+
+def _check_option(argument: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise RoadError(f"{argument}={value!r}: expected one of {listing(options)}{did_you_mean(str(value), options)}")
