@@ -140,7 +140,16 @@ def test_training_one_subspace_of_loreft_moves_the_others() -> None:
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_trainer_trains_and_counts(llama: Any, tokenizer: Any, kind: str, tmp_path: Path) -> None:
     rows = [{"instruction": f"say {index}", "output": "zzzzzz"} for index in range(8)]
-    settings = {"kind": kind, "rank": 4, "layers": [1], "subspaces": HALVES, "eos": [], "companions": {}, "lrs": {}, "strengths": {}}
+    settings = {
+        "kind": kind,
+        "rank": 4,
+        "layers": [1],
+        "subspaces": HALVES,
+        "eos": [],
+        "companions": {},
+        "lrs": {},
+        "strengths": {},
+    }
     recipe = roadint.Recipe.load("composition", {**settings, "template": "plain", "lr": 2e-2, "epochs": 30, "micro_batch": 8})
     road = RoadModel(llama, recipe.interventions())
     summary = roadint.train(road, tokenizer, {"a": rows}, recipe, out=tmp_path / "run", quiet=True)

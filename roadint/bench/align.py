@@ -99,7 +99,7 @@ def bench_align(
         accuracy = [_accuracy(network, system, variable, *tests[variable]) for variable in range(2)]
         about = {"numbers": system.trained, "accuracy": sum(accuracy) / 2, "accuracies": accuracy}
         cases.append(case("step", system.name, system.seconds, None, **about))
-    ours = cases[1]["median_s"]
+    ours = cases[2]["median_s"]
     return {
         "machine": machine(device, torch.float32),
         "job": {"width": width, "steps": steps, "batch_size": batch_size, "seed": seed, "task_accuracy": right},
@@ -109,16 +109,17 @@ def bench_align(
 
 
 def _ours(width: int, device: torch.device) -> list[System]:
-    """One rotation of neighbouring pairs, and log2(width) rotations at growing strides; the halves hold one variable each."""
+    """One rotation of neighbouring pairs; log2(width) rotations at growing strides, once and twice; a half for each variable."""
     halves = {"first": "[0, d/2)", "second": "[d/2, d)"}
     found = []
-    for stages in (1, max(2, int(math.log2(width & -width)))):
+    once = max(2, int(math.log2(width & -width)))
+    for stages in (1, once, 2 * once):
         made = RoadInterchange(embed_dim=width, subspaces=halves, stages=stages).to(device)
 
         def swap(base: Tensor, source: Tensor, variable: int, made: RoadInterchange = made) -> Tensor:
             return made(base, source, subspaces=[list(halves)[variable]] * len(base))  # type: ignore[no-any-return]
 
-        found.append(System(f"roadint, {stages} rotation{'s' * (stages > 1)}", swap, [made], 1e-2))
+        found.append(System(f"roadint, {stages} rotation{'s' * (stages > 1)}", swap, [made], 2e-2))
     return found
 
 
