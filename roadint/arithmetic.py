@@ -15,11 +15,11 @@ from roadint.site import SubspaceIntervention
 
 def check_sums(sites: Sequence[SubspaceIntervention], compositions: Iterable[Composition]) -> None:
     """Raises RoadError where a composition sums what does not commute: the order would change the result."""
-    labelled = [site for site in sites if _label(site)]
+    labelled = [site for site in sites if label_of(site)]
     pairs = [
         (one, other)
         for one, other in itertools.combinations(labelled, 2)
-        if (one.layer, one.component) == (other.layer, other.component) and _label(one) != _label(other)
+        if (one.layer, one.component) == (other.layer, other.component) and label_of(one) != label_of(other)
     ]
     for composition in set(compositions) if pairs else ():
         acting = {name for name, _ in composition.terms}
@@ -48,6 +48,6 @@ def _order_matters(one: SubspaceIntervention, first: set[str], other: SubspaceIn
     return None
 
 
-def _label(site: SubspaceIntervention) -> str:
+def label_of(site: SubspaceIntervention) -> str:
     """The name that the site's checkpoint was loaded as; empty where there is none."""
     return next(iter(site.partition)).partition("@")[2]

@@ -46,6 +46,10 @@ class Basis:
             return Matrix(torch.eye(width))
         return Hadamard(width, self.seed) if self.kind == "hadamard" else None
 
+    def measured(self, frame: "Frame | None") -> dict[str, Tensor]:
+        """What a checkpoint has to keep of a frame of this basis: the axes of PCA; the others come from their seed."""
+        return {"basis": frame.q} if self.kind == "pca" and isinstance(frame, Matrix) else {}
+
 
 class Frame(nn.Module):
     """An orthogonal basis: `into` gives the coordinates `Qᵀ h`, `out` is `Q c`; [..., width] float32."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame, Matrix
+from roadint.basis import Basis, BasisKind, Frame
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Rotation, group_size, rotation
@@ -133,7 +133,7 @@ class RoadInterchange(SubspaceIntervention):
     def trainable_count(self) -> int:
         """How many numbers train: the angles (with one stage, of the blocks that some subspace holds) and gates or boundaries."""
         self._check_bound()
-        held = [row for subspace in self.partition.values() for row in subspace.blocks]
+        held = self._held()
         gates = {None: 0, "mask": len(held), "boundary": len(self.partition)}[self.learn]
         return (len({row // 2 for row in held}) if self.stages == 1 else self.theta.numel()) + gates
 
@@ -144,8 +144,7 @@ class RoadInterchange(SubspaceIntervention):
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""
-        measured = {"basis": self.frame.q} if self.basis.kind == "pca" and isinstance(self.frame, Matrix) else {}
-        return {**super().values(), **measured}
+        return {**super().values(), **self.basis.measured(self.frame)}
 
     def gates(self) -> Tensor:
         """[width] in 0 … 1: how much of each row of R is exchanged by a subspace that holds it; 1 where nothing is learned."""
@@ -165,8 +164,11 @@ class RoadInterchange(SubspaceIntervention):
 
     def sparsity(self) -> Tensor:
         """The mean gate of the rows that some subspace holds, 0 … 1, to add to a loss where fewer are wanted."""
-        held = [row for subspace in self.partition.values() for row in subspace.blocks]
-        return self.gates()[torch.tensor(held, device=self.theta.device)].mean()
+        return self.gates()[torch.tensor(self._held(), device=self.theta.device)].mean()
+
+    def _held(self) -> list[int]:
+        """The rows of R that some subspace holds."""
+        return [row for subspace in self.partition.values() for row in subspace.blocks]
 
     def taken(self) -> dict[str, Subspace | None]:
         """The rows of R that each subspace exchanges when its gates are 0 or 1; None where there are none left."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame, Matrix, rotate
+from roadint.basis import Basis, BasisKind, Frame, rotate
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
@@ -102,8 +102,7 @@ class RoadIntervention(EditIntervention):
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
-        measured = {"basis": self.frame.q} if self.basis.kind == "pca" and isinstance(self.frame, Matrix) else {}
-        return {**super().values(), **measured}
+        return {**super().values(), **self.basis.measured(self.frame)}
 
     def _check_strengths(self, strengths: Tensor) -> None:
         if bool((strengths < 0).any()) and bool((self.alpha == 0).any()):

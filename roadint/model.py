@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint import checkpoint, describe
-from roadint.arithmetic import check_sums
+from roadint.arithmetic import check_sums, label_of
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
 from roadint.errors import RoadError, listing
@@ -250,7 +250,7 @@ class RoadModel(nn.Module):
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
         RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
         """
-        if label in {name.partition("@")[2] for name in self.names} or label in self.names:
+        if label in {label_of(site) for site in self.sites} or label in self.names:
             raise RoadError(f"label {label!r} is taken: expected another one than {listing(self.names)}")
         interventions, config = checkpoint.load_for(self.model, name_or_path, label)
         if config["template"] != self.template:
@@ -259,7 +259,7 @@ class RoadModel(nn.Module):
 
     def remove_checkpoint(self, label: str) -> None:
         """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing (else) is."""
-        left = [site for site in self.sites if next(iter(site.partition)).partition("@")[2] != label]
+        left = [site for site in self.sites if label_of(site) != label]
         if not left or len(left) == len(self.sites):
             raise RoadError(f"no checkpoint {label!r} to remove, or it is the only one: the subspaces are {listing(self.names)}")
         self._place(left)
