@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import check_known
 from roadint.rotation import Rotation
 
 BasisKind = Literal["identity", "random", "hadamard", "pca"]
@@ -32,11 +32,7 @@ class Basis:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        options = get_args(BasisKind)
-        if self.kind not in options:
-            raise RoadError(
-                f"unknown basis {self.kind!r}: expected one of {listing(options)}{did_you_mean(str(self.kind), options)}"
-            )
+        check_known("basis", self.kind, get_args(BasisKind))
 
     def frame(self, width: int) -> "Frame | None":
         """What carries hidden states of `width` dims into the basis and back; None for the identity. PCA starts as the identity."""

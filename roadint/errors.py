@@ -19,6 +19,13 @@ def listing(options: Iterable[object]) -> str:
     return ", ".join(repr(option) for option in options) or "(none)"
 
 
+def check_known(what: str, value: object, options: Iterable[str]) -> None:
+    """Raises RoadError where `value` is none of the options; what: "variant", "basis" and the like."""
+    listed = list(options)
+    if value not in listed:
+        raise RoadError(f"unknown {what} {value!r}: expected one of {listing(listed)}{did_you_mean(str(value), listed)}")
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

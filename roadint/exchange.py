@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from roadint.composition import ALL, Composition
 from roadint.edit import Edit, Reading, Source
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import check_known
 from roadint.partial import Enough
 from roadint.position import Position, Tokens
 from roadint.site import SubspaceIntervention, subspace_names
@@ -44,8 +44,7 @@ def gather(
 
     read: a source, and what each site takes in its pass → the hidden states at each site. Raises RoadError for an unknown mode.
     """
-    if mode not in get_args(Mode):
-        raise RoadError(f"unknown mode {mode!r}: expected one of {listing(get_args(Mode))}{did_you_mean(mode, get_args(Mode))}")
+    check_known("mode", mode, get_args(Mode))
     nothing: list[Source | None] = [None] * len(takes)
     sources, found, last = nothing, None, None
     for site, source in zip([site for site, taking in enumerate(takes) if taking], given, strict=True):

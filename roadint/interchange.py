@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.basis import Basis, BasisKind, Frame
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Rotation, group_size, rotation
 from roadint.site import SubspaceIntervention
@@ -105,11 +105,11 @@ class RoadInterchange(SubspaceIntervention):
         chosen = "explicit" if subspace_partition is not None else rows or self._default
         self.rows_of_block = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self._subspaces, chosen)
         for name, each in self.rows_of_block.items():
-            _check_option("rows", each, get_args(RowsOfBlock))
+            check_known("rows", each, get_args(RowsOfBlock))
             if name not in self._subspaces:
                 raise RoadError(f"rows names {name!r}: expected one of {listing(self._subspaces)}")
         if learn is not None:
-            _check_option("learn", learn, get_args(Selection))
+            check_known("learn", learn, get_args(Selection))
         self.learn, self.temperature = learn, 1.0
         self.basis = Basis(basis, basis_seed)
         for name in ("theta", "mask", "boundary"):
@@ -207,8 +207,3 @@ def _rows_of(spec: SubspaceLike, width: int, rows: RowsOfBlock) -> Subspace:
     blocks = Subspace.parse(spec, width).blocks
     first, second = [2 * block for block in blocks], [2 * block + 1 for block in blocks]
     return Subspace.from_dims({"first": first, "second": second, "both": first + second}[rows], width, unit=1)
-
-
-def _check_option(argument: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise RoadError(f"{argument}={value!r}: expected one of {listing(options)}{did_you_mean(str(value), options)}")

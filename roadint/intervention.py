@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.basis import Basis, BasisKind, Frame, rotate
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known
 from roadint.position import Phase, Position
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
 from roadint.site import EditIntervention
@@ -73,8 +73,7 @@ class RoadIntervention(EditIntervention):
         )
         self.variant = check_variant(variant)
         self.pairing, self.basis = pairing, Basis(basis, basis_seed)
-        if form not in get_args(Form):
-            raise RoadError(f"unknown form {form!r}: expected one of {listing(get_args(Form))}{did_you_mean(form, get_args(Form))}")
+        check_known("form", form, get_args(Form))
         self.form = form
         self.register_parameter("theta", None)
         self.register_parameter("alpha", None)

@@ -1,7 +1,7 @@
 """Every kind of intervention, by the name that recipes and checkpoints give it."""
 
 from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import check_known
 from roadint.interchange import RoadInterchange
 from roadint.intervention import RoadIntervention
 from roadint.site import SubspaceIntervention
@@ -13,6 +13,5 @@ _KINDS: dict[str, type[SubspaceIntervention]] = {
 
 def kind_of(name: str) -> type[SubspaceIntervention]:
     """The class. Raises RoadError for an unknown name."""
-    if name not in _KINDS:
-        raise RoadError(f"unknown kind of intervention {name!r}: expected one of {listing(_KINDS)}{did_you_mean(name, _KINDS)}")
+    check_known("kind of intervention", name, _KINDS)
     return _KINDS[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known, listing
 
 # What the architectures call a component, inside one decoder layer; the layer itself is "block_output".
 _COMPONENTS: dict[str, tuple[str, ...]] = {
@@ -59,10 +59,7 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
     path, layers = find_layers(model)
     if not 0 <= layer < len(layers):
         raise RoadError(f"layer {layer} is outside the model: expected 0 to {len(layers) - 1} (layers count from 0)")
-    if component not in _COMPONENTS:
-        raise RoadError(
-            f"unknown component {component!r}: expected one of {listing(_COMPONENTS)}{did_you_mean(component, _COMPONENTS)}"
-        )
+    check_known("component", component, _COMPONENTS)
     names = _COMPONENTS[component]
     if not names:
         return f"{path}.{layer}"

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known
 
 Template = Literal["plain", "alpaca", "chat"]
 
@@ -18,9 +18,7 @@ _ALPACA = (  # the Alpaca project's prompt for instructions without an input
 
 def check_template(template: str, tokenizer: Any | None = None) -> Template:
     """Return `template`; raise RoadError where it is unknown, or "chat" and the tokenizer has no chat template."""
-    options = get_args(Template)
-    if template not in options:
-        raise RoadError(f"unknown template {template!r}: expected one of {listing(options)}{did_you_mean(str(template), options)}")
+    check_known("template", template, get_args(Template))
     if template == "chat" and tokenizer is not None and not getattr(tokenizer, "chat_template", None):
         raise RoadError(
             f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'"

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known
 from roadint.fused import swap, turn
 
 Variant = Literal["road_1", "road_2", "road_4"]
@@ -29,11 +29,8 @@ _SHAPE_OF_A_BLOCK: dict[str, tuple[int, ...]] = {"road_1": (), "road_2": (2,), "
 
 def check_variant(variant: str) -> Variant:
     """Return `variant`; raise RoadError where it is none of road_1, road_2 and road_4."""
-    for known in get_args(Variant):
-        if variant == known:
-            return known  # type: ignore[no-any-return]
-    options = get_args(Variant)
-    raise RoadError(f"unknown variant {variant!r}: expected one of {listing(options)}{did_you_mean(str(variant), options)}")
+    check_known("variant", variant, get_args(Variant))
+    return variant  # type: ignore[return-value]
 
 
 def parameter_shape(variant: Variant, blocks: int) -> tuple[int, ...]:

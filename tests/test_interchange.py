@@ -297,9 +297,9 @@ def test_the_papers_form() -> None:
 
 
 def test_bad_arguments_are_named(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RoadError, match="rows='frist': expected one of 'first', 'second', 'both', 'explicit'"):
+    with pytest.raises(RoadError, match="unknown rows 'frist': expected one of 'first', 'second', 'both', 'explicit'"):
         RoadInterchange(rows="frist")
-    with pytest.raises(RoadError, match="learn='gate': expected one of 'mask', 'boundary'"):
+    with pytest.raises(RoadError, match="unknown learn 'gate': expected one of 'mask', 'boundary'"):
         RoadInterchange(learn="gate")
     with pytest.raises(RoadError, match="stages=0: expected a count of at least 1"):
         RoadInterchange(stages=0)

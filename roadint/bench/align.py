@@ -7,7 +7,7 @@ alone had been swapped (interchange accuracy; the task of DAS, arXiv 2303.02536)
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from roadint._pyvene import pyvene
 from roadint.bench.measure import case, machine, ratio, wait_for
-from roadint.errors import RoadError
+from roadint.errors import RoadError, check_known
 from roadint.interchange import RoadInterchange
 from roadint.progress import track
 
@@ -67,13 +67,23 @@ class System:
 
 
 def bench_align(
-    width: int = 2048, *, steps: int = 200, batch_size: int = 256, task_steps: int = 600, seed: int = 0, quiet: bool = False
+    width: int = 2048,
+    rivals: Sequence[str] | None = None,
+    *,
+    steps: int = 200,
+    batch_size: int = 256,
+    task_steps: int = 600,
+    seed: int = 0,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train the network, then every system for the same steps, in turns.
+    """Train the network, then roadint and its rivals (pyvene's classes, of RIVALS; all by default) for the same steps, in turns.
 
     Returns {"machine", "job", "cases", "ratios"}: a case a system with its step times, how many numbers it trains and its
-    interchange accuracy on 4,096 new pairs a variable. Raises RoadError where the width has no halves of pairs.
+    interchange accuracy on 4,096 new pairs a variable. Raises RoadError for an unknown rival, or where the width has no halves of
+    pairs.
     """
+    for each in rivals or ():
+        check_known("rival", each, RIVALS)
     if width < 4 or width % 4:
         raise RoadError(f"width {width}: expected a multiple of 4, for two halves of whole pairs")
     torch.manual_seed(seed)
@@ -81,7 +91,7 @@ def bench_align(
     network = EqualityNetwork(width).to(device)
     right = _learn_task(network, task_steps, quiet)
     network.requires_grad_(False)
-    systems = [*_ours(width, device), *_pyvenes(width, device)]
+    systems = [*_ours(width, device), *(RIVALS[name](width, device) for name in rivals or RIVALS)]
     for step in track(range(steps), steps, "aligning", quiet=quiet):
         variable = step % 2
         base, source, label = _pairs(network, batch_size, variable)
@@ -123,31 +133,42 @@ def _ours(width: int, device: torch.device) -> list[System]:
     return found
 
 
-def _pyvenes(width: int, device: torch.device) -> list[System]:
-    """DAS with halves, with two subspaces of an eighth of the width, and Boundless DAS with one boundary a variable."""
+def _full(width: int, device: torch.device) -> System:
+    """DAS: a full rotation, a half of it for each variable."""
+    made = pyvene.RotatedSpaceIntervention(embed_dim=width, subspace_partition=[[0, width // 2], [width // 2, width]]).to(device)
+    return System("pyvene RotatedSpace", _partitioned(made), [made], 1e-3)
+
+
+def _low_rank(width: int, device: torch.device) -> System:
+    """Two subspaces of an eighth of the width."""
     rank = max(1, width // 8)
-    full = pyvene.RotatedSpaceIntervention(embed_dim=width, subspace_partition=[[0, width // 2], [width // 2, width]])
-    low = pyvene.LowRankRotatedSpaceIntervention(
-        embed_dim=width, low_rank_dimension=2 * rank, subspace_partition=[[0, rank], [rank, 2 * rank]]
-    )
-    boundless = [pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width) for _ in VARIABLES]
-    for each in (full, low, *boundless):
-        each.to(device)
+    partition = [[0, rank], [rank, 2 * rank]]
+    made = pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=2 * rank, subspace_partition=partition)
+    return System(f"pyvene LowRankRotatedSpace, 2 x {rank}", _partitioned(made.to(device)), [made], 1e-3)
 
-    def whole(base: Tensor, source: Tensor, variable: int) -> Tensor:
-        return full(base, source, subspaces=[[variable]] * len(base))  # type: ignore[no-any-return]
 
-    def part(base: Tensor, source: Tensor, variable: int) -> Tensor:
-        return low(base, source, subspaces=[[variable]] * len(base))  # type: ignore[no-any-return]
+def _boundless(width: int, device: torch.device) -> System:
+    """Boundless DAS: a full rotation and a boundary for each variable."""
+    made = [pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width).to(device) for _ in VARIABLES]
 
-    def bounded(base: Tensor, source: Tensor, variable: int) -> Tensor:
-        return boundless[variable](base, source)  # type: ignore[no-any-return]
+    def swap(base: Tensor, source: Tensor, variable: int) -> Tensor:
+        return made[variable](base, source)  # type: ignore[no-any-return]
 
-    return [
-        System("pyvene RotatedSpace", whole, [full], 1e-3),
-        System(f"pyvene LowRankRotatedSpace, 2 x {rank}", part, [low], 1e-3),
-        System("pyvene BoundlessRotatedSpace, one a variable", bounded, boundless, 1e-3),
-    ]
+    return System("pyvene BoundlessRotatedSpace, one a variable", swap, made, 1e-3)
+
+
+def _partitioned(made: Any) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def swap(base: Tensor, source: Tensor, variable: int) -> Tensor:
+        return made(base, source, subspaces=[[variable]] * len(base))  # type: ignore[no-any-return]
+
+    return swap
+
+
+RIVALS: dict[str, Callable[[int, torch.device], System]] = {
+    "RotatedSpace": _full,
+    "LowRankRotatedSpace": _low_rank,
+    "BoundlessRotatedSpace": _boundless,
+}
 
 
 def _inputs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, check_known, listing
 from roadint.terminal import Data, Json, Rows, check_folder, check_picture, console, pairs, report_json
 
 app = typer.Typer(help="Measure roadint against pyvene and the bare model, on this machine in one run.", no_args_is_help=True)
@@ -39,11 +39,9 @@ def train(
     """Time training steps: the same weights, rows, order, optimizer and dtype in every system, each in a process of its own."""
     from roadint.bench.systems import BUNDLED, SYSTEMS, Job
     from roadint.bench.train import bench_train
-    from roadint.errors import did_you_mean, listing
 
     for each in system or ():
-        if each not in SYSTEMS:
-            raise RoadError(f"unknown system {each!r}: expected one of {listing(SYSTEMS)}{did_you_mean(each, SYSTEMS)}")
+        check_known("system", each, SYSTEMS)
     _check(out, plot)
     chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
     given = pairs(data, "--data") or BUNDLED
@@ -84,6 +82,7 @@ def align(
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 256,
     task_steps: Annotated[int, typer.Option(min=1, help="To train the network that is looked into.")] = 600,
     seed: Annotated[int, typer.Option(help="Of network and data.")] = 0,
+    rival: Annotated[list[str] | None, typer.Option(help="Only these classes of pyvene, repeatable: RotatedSpace, …")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +90,7 @@ def align(
     from roadint.bench.align import bench_align
 
     _check(out, None)
-    report = bench_align(width, steps=steps, batch_size=batch_size, task_steps=task_steps, seed=seed, quiet=as_json)
+    report = bench_align(width, rival, steps=steps, batch_size=batch_size, task_steps=task_steps, seed=seed, quiet=as_json)
     report_json(report, out, as_json)
     if as_json:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from roadint.data.sources import load_prompts
-from roadint.errors import RoadError, did_you_mean, first_line, listing
+from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.report import evaluate
 from roadint.files import write_whole
 from roadint.model import RoadModel
@@ -35,9 +35,7 @@ def sweep(
     engine: "sequential", where runs share what prefix reuse stores, or "ray": on all GPUs of a Ray cluster, or `workers` processes.
     Raises RoadError for a plan that does not fit, or another plan's table in `out`.
     """
-    known = get_args(Engine)
-    if engine not in known:
-        raise RoadError(f"unknown engine {engine!r}: expected one of {listing(known)}{did_you_mean(engine, known)}")
+    check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     out = Path(out)
     rows = _open_table(chosen, out)

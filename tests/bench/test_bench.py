@@ -143,6 +143,7 @@ def test_bench_align_finds_the_variables(
     ("arguments", "message"),
     [
         (["align", "--width", "30"], r"width 30: expected a multiple of 4"),
+        (["align", "--rival", "RotatedSpce"], r"unknown rival 'RotatedSpce': .*did you mean 'RotatedSpace'"),
         (["train", "--system", "pyven"], r"unknown system 'pyven': .*did you mean 'pyvene'"),
         (["train", "--plot", "bench.txt"], r"--plot bench.txt: expected a .png, .svg or .pdf file"),
         (["generate", "--out", "nowhere/bench.json"], r"--out nowhere/bench.json: the folder nowhere does not exist"),
