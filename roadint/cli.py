@@ -15,6 +15,7 @@ from roadint.errors import RoadError
 from roadint.evaluation.cli import evaluate
 from roadint.sweep.cli import sweep
 from roadint.terminal import (
+    Added,
     Base,
     Composed,
     Data,
@@ -95,6 +96,7 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; the paper's nine by default.")] = None,
     prompt_file: Prompts = None,
     compose: Composed = None,
+    add: Added = None,
     max_new_tokens: NewTokens = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers in one batch, compositions mixed.")] = 36,
     model: Base = None,
@@ -106,7 +108,7 @@ def generate(
     from roadint.evaluation.answers import answer_all
 
     asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])] or load_prompts("bundled:prompts_paper")
-    road, tokenizer = open_checkpoint(checkpoint, model, compose)
+    road, tokenizer = open_checkpoint(checkpoint, model, compose, pairs(add, "--add"))
     compositions = [Composition.parse(each, road.names) for each in compose] if compose else road.compositions()
     answers = answer_all(road, tokenizer, asked, compositions, batch_size=batch_size, max_new_tokens=max_new_tokens, quiet=as_json)
     if as_json:

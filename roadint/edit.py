@@ -25,7 +25,7 @@ _active: ContextVar[tuple["Edit", ...]] = ContextVar("roadint_active_edits", def
 _registering = threading.Lock()  # torch numbers its hooks without one
 
 
-Source = Tensor | Sequence[Tensor]  # [rows, tokens, width], or [tokens, width] for each row
+Source = Tensor | Sequence[Tensor]  # for each row [tokens, width], or [width]: one state for all of its tokens
 
 
 class Edit:
@@ -37,7 +37,8 @@ class Edit:
     learning: one a row, the compositions whose blocks get the row's gradient; all blocks by default.
     positions: where, instead of the interventions' own positions.
     sources: for each intervention, what it takes from: the hidden states of another input at each row's edited tokens, in order,
-    [tokens, width] a row; None where it takes nothing (an interchange does not act then).
+    [tokens, width] a row, or [width], one state for all of them, generated ones too; None where it takes nothing (an interchange
+    does not act then).
     Raises RoadError where a position is outside a row, or a row has more or fewer edited tokens than its source.
     """
 
@@ -64,7 +65,8 @@ class Edit:
             acting = torch.tensor(
                 [any(name in intervention.partition for name, _ in composition.terms) for composition in compositions]
             ).to(kept.device)
-            if intervention.takes_source and sources is not None and source is None:
+            constant = intervention.source_representation is not None
+            if intervention.takes_source and sources is not None and source is None and not constant:
                 acting = torch.zeros_like(acting)
             position = positions or intervention.position
             position.check(self._prompt_length if isinstance(position, Tokens) else self._prompt_length[acting])
@@ -72,7 +74,7 @@ class Edit:
             taken = None
             if source is not None:
                 where = position.edited(self._rank, self._prompt_length) & acting[:, None]
-                taken = Taken.of(source, where, intervention.layer)
+                taken = Taken.of(source, where, position.after_prompt, intervention.layer)
             self._sites.append(_Site(intervention, position, intervention.rows(strengths, learned), acting, taken))
 
     @contextmanager
@@ -164,22 +166,34 @@ class Taken:
     order: Tensor
 
     @classmethod
-    def of(cls, source: Source, where: Tensor, layer: int) -> "Taken":
-        """where: [rows, columns] bool, the base's tokens. Raises RoadError where their number is not the source's."""
+    def of(cls, source: Source, where: Tensor, after_prompt: bool, layer: int) -> "Taken":
+        """where: [rows, columns] bool, the base's tokens. after_prompt: whether generated ones follow.
+
+        Raises RoadError where their number is not the source's.
+        """
         if len(source) != len(where):
             raise RoadError(f"a source of {len(source)} rows for {len(where)} rows of the base: expected one a row")
+        order = (where.long().cumsum(1) - 1).masked_fill(~where, -1)
         for row, (states, count) in enumerate(zip(source, where.sum(1).tolist(), strict=True)):
-            if count and len(states) != count:
+            if states.ndim == 1:
+                order[row] = 0
+            elif after_prompt:
+                raise RoadError(
+                    f"the interchange at layer {layer} edits generated tokens, for which the source of row {row} has no states: "
+                    "expected one for all, [width]"
+                )
+            elif count and len(states) != count:
                 raise RoadError(
                     f"row {row} has {count} tokens to edit at layer {layer}, its source {len(states)}: expected as many; "
                     "name the source's own with source_positions"
                 )
-        states = nn.utils.rnn.pad_sequence(list(source), batch_first=True)
-        return cls(states, (where.long().cumsum(1) - 1).masked_fill(~where, -1).to(states.device))
+        listed = [states[None] if states.ndim == 1 else states for states in source]
+        states = nn.utils.rnn.pad_sequence(listed, batch_first=True)
+        return cls(states, order.to(states.device))
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """[tokens, width], for the base's tokens in these rows and columns."""
-        found: Tensor = self.states[rows, self.order[rows, columns]]
+        """[tokens, width], for the base's tokens in these rows and columns; generated ones come after the last column."""
+        found: Tensor = self.states[rows, self.order[rows, columns.clamp(max=self.order.shape[1] - 1)]]
         return found
 
 

@@ -58,6 +58,7 @@ class RoadInterchange(SubspaceIntervention):
     of R, boundaries anywhere. Row i is coordinate i of R h.
     learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of a subspace's rows, from its first,
     that is taken: Boundless DAS). Gates are soft while training, at `temperature`, which the user lowers; 0 or 1 in eval().
+    source_representation: hidden states [width] that are the source wherever none is given, as pyvene's constant sources.
 
     theta (stages, blocks), radians, and mask (width,), logits, or boundary (subspaces,), shares, are float32 parameters. A strength
     multiplies what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
@@ -84,6 +85,7 @@ class RoadInterchange(SubspaceIntervention):
         basis_seed: int = 0,
         subspace_partition: Sequence[Sequence[int]] | None = None,
         max_number_of_units: int = 1,
+        source_representation: Tensor | Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -115,7 +117,15 @@ class RoadInterchange(SubspaceIntervention):
         for name in ("theta", "mask", "boundary"):
             self.register_parameter(name, None)
         self.frame: Frame | None = None
+        del self.source_representation  # pyvene's None is in the way of a buffer
+        self.set_source_representation(source_representation)
         self._bind_as_told()
+
+    def set_source_representation(self, source_representation: Tensor | Sequence[float] | None) -> None:
+        """Change the constant source, [width]; None for sources that each call gives."""
+        constant = None if source_representation is None else torch.as_tensor(source_representation, dtype=torch.float32)
+        self.register_buffer("source_representation", constant)
+        self.is_source_constant = constant is not None  # pyvene asks for no other then
 
     def _build(self, width: int) -> Partition:
         group_size("adjacent", width)  # refuses an odd one
@@ -140,6 +150,8 @@ class RoadInterchange(SubspaceIntervention):
     def spec(self) -> dict[str, Any]:
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         own = {"stages": self.stages, "rows": "explicit", "learn": self.learn}
+        if self.source_representation is not None:
+            own["source_representation"] = self.source_representation.tolist()
         return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
 
     def values(self) -> dict[str, Tensor]:
@@ -189,6 +201,8 @@ class RoadInterchange(SubspaceIntervention):
 
     def edit(self, h: Tensor, rows: Projection, source: Tensor | None = None) -> Tensor:
         """`h + P (source − h)`; h, source: [..., width]. Same dtype out. Raises RoadError where there is no source."""
+        if source is None:
+            source = self.source_representation
         if source is None:
             raise RoadError(f"the interchange at layer {self.layer} needs a source: give one, or compose without it")
         difference = source.to(self.theta.dtype) - h

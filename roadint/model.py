@@ -92,7 +92,8 @@ class RoadModel(nn.Module):
         scored: ([2, tokens] rows and columns, [tokens] labels), int: return, instead of the output, the negative log-likelihood in
         nats of each label as the token after its place, [tokens] float32; the head runs there alone, and no logits are kept.
         positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
-        sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it; None where it takes nothing.
+        sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it, or for each row one state,
+        [width], for all of its edited tokens, generated ones too; None where it takes nothing.
         Raises RoadError for a composition or a mask that does not fit.
         """
         compositions = self._parse(compose, shape_of(inputs)[0])

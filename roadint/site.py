@@ -20,7 +20,7 @@ from roadint.subspace import Partition, Subspace, SubspaceLike
 
 # The other fields of pyvene's RepresentationConfig; they say nothing that an intervention of ours needs.
 _PYVENE_FIELDS = {"unit", "low_rank_dimension", "intervention_type", "intervention", "group_key", "intervention_link_key"}
-_PYVENE_FIELDS |= {"moe_key", "source_representation", "hidden_source_representation", "latent_dim", "use_fast", "keep_last_dim"}
+_PYVENE_FIELDS |= {"moe_key", "hidden_source_representation", "latent_dim", "use_fast", "keep_last_dim"}
 
 WHOLE = "road"  # the name of the one subspace of an intervention that names none
 
@@ -59,6 +59,8 @@ class SubspaceIntervention(TrainableIntervention, DistributedRepresentationInter
         **kwargs: Any,  # what pyvene gives an intervention_type besides; see _PYVENE_FIELDS
     ) -> None:
         super().__init__(keep_last_dim=True, use_fast=kwargs.get("use_fast", False))
+        if kwargs.get("source_representation") is None:
+            kwargs.pop("source_representation", None)  # pyvene gives all of its fields
         for name in kwargs:
             if name not in _PYVENE_FIELDS:
                 own = list(dict.fromkeys([*_arguments(type(self)), *_arguments(SubspaceIntervention)]))
@@ -166,7 +168,7 @@ class SubspaceIntervention(TrainableIntervention, DistributedRepresentationInter
         raise NotImplementedError
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
-        """pyvene's entry. base: [rows, positions, width] or [rows, width]; the dtype is kept.
+        """pyvene's entry. base: [rows, …, width], any number of heads and positions between; the dtype is kept.
 
         subspaces: None (all of them), or one entry a row: a composition ("german", "a + 0.5*b"), or a list of names, of indices
         into the partition or, where the intervention names no subspaces, of dims (whole blocks). Raises RoadError otherwise.
@@ -176,7 +178,7 @@ class SubspaceIntervention(TrainableIntervention, DistributedRepresentationInter
             raise RoadError(f"hidden states of width {base.shape[-1]} for an intervention of width {self.width}")
         index = torch.arange(base.shape[0], device=base.device)
         rows = self.rows(self._strengths_of(subspaces, base.shape[0]))
-        return self.edit(base, rows.row(index[:, None] if base.ndim == 3 else index), source if self.takes_source else None)
+        return self.edit(base, rows.row(index.reshape(-1, *(1,) * (base.ndim - 2))), source if self.takes_source else None)
 
     def _strengths_of(self, subspaces: Any, rows: int) -> Tensor:
         names = list(self.partition)

@@ -24,6 +24,10 @@ Base = Annotated[str | None, typer.Option("--model", help="Base model instead of
 Composed = Annotated[
     list[str] | None, typer.Option("--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'.")
 ]
+Added = Annotated[
+    list[str] | None,
+    typer.Option("--add", help="LABEL=CHECKPOINT, repeatable: another one to compose with, its subspaces are NAME@LABEL."),
+]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
@@ -67,11 +71,15 @@ def print_json(value: Any) -> None:
 
 
 def open_checkpoint(
-    checkpoint: str, model: str | None, compose: Sequence[str] | None, base: tuple[Any, Any] | None = None
+    checkpoint: str,
+    model: str | None,
+    compose: Sequence[str] | None,
+    added: Mapping[str, str] | None = None,
+    base: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded.
 
-    base: a model and its tokenizer that are loaded already.
+    added: label → another checkpoint beside it. base: a model and its tokenizer that are loaded already.
     """
     from roadint.checkpoint import folder_of
     from roadint.checkpoint import load as load_checkpoint
@@ -82,9 +90,13 @@ def open_checkpoint(
 
     folder = folder_of(checkpoint)
     interventions, config = load_checkpoint(folder)
-    names = subspace_names(interventions)
+    others = {label: folder_of(each) for label, each in (added or {}).items()}
+    names = subspace_names([*interventions, *(site for label, each in others.items() for site in load_checkpoint(each, label)[0])])
     for each in compose or ():
         Composition.parse(each, names)
     recipe = config["training"].get("recipe", {})  # the base model in the dtype of its training
     loaded, tokenizer = base or load(model or config["base_model"]["id"], dtype=recipe.get("dtype", "auto"))
-    return RoadModel.from_pretrained(folder, loaded), tokenizer
+    road = RoadModel.from_pretrained(folder, loaded)
+    for label, other in others.items():
+        road.add_checkpoint(other, label)
+    return road, tokenizer

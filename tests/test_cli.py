@@ -108,6 +108,20 @@ def test_generate(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -
     assert all(word in out for word in ("One?", "none", "german + english"))
 
 
+def test_generate_across_checkpoints(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    """A checkpoint and its own inverse are the base model."""
+    arguments = ["generate", adapter, "One?", "--max-new-tokens", "4", "--json", "--add", f"same={adapter}"]
+    composed = ["none", "german - german@same", "german + english@same", "same"]
+    code, out, errors = call(capsys, monkeypatch, *arguments, *(word for each in composed for word in ("--compose", each)))
+    assert code == 0, errors
+    texts = [answer["text"] for answer in json.loads(out)]
+    assert texts[0] == texts[1]
+    assert [answer["composition"] for answer in json.loads(out)][3] == "german@same + english@same"
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--compose", "german@other")
+    assert code == 2
+    assert "unknown subspace 'german@other'" in errors
+
+
 def test_eval(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
     arguments = ["eval", adapter, "--rows", "3", "--max-new-tokens", "4", "--max-completion", "8"]
     code, out, errors = call(capsys, monkeypatch, *arguments, "--json", "--out", str(tmp_path / "report.json"))

@@ -221,6 +221,24 @@ def test_collected_states_go_into_generation(llama: PreTrainedModel, tokenizer: 
     assert road.generate(tokenizer, BASE, compose=None, max_new_tokens=6) != answers
 
 
+@pytest.mark.parametrize("phase", ["prompt", "generated", "both"])
+def test_one_state_is_the_source_of_all_edited_tokens(
+    phase: Any, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Of generated ones too, in which a source has no tokens of its own; with and without a cache, as a constant source does."""
+    road = RoadModel(llama, made(position="all", phase=phase))
+    states = road.collect(tokenizer, SOURCE, positions="last")[0]
+    one = [[each[0] for each in states]]
+    answers = road.generate(tokenizer, BASE, sources=one, max_new_tokens=6)
+    assert answers == road.generate(tokenizer, BASE, sources=one, max_new_tokens=6, use_cache=False)
+    assert answers != road.generate(tokenizer, BASE, compose=None, max_new_tokens=6)
+    constant = RoadModel(llama, made(position="all", phase=phase, source_representation=one[0][1]))
+    assert constant.generate(tokenizer, BASE[1], max_new_tokens=6) == answers[1:]
+    if phase != "prompt":
+        with pytest.raises(RoadError, match=r"edits generated tokens, for which the source of row 0 has no states: expected one"):
+            road.generate(tokenizer, BASE, sources=[states], max_new_tokens=6)
+
+
 @pytest.mark.parametrize("learn", ["mask", "boundary"])
 def test_what_is_exchanged_can_be_learned(learn: Any) -> None:
     """Gates find the two coordinates that matter: the loss wants these swapped and the rest kept."""

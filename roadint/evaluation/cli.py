@@ -9,6 +9,7 @@ from rich.table import Table
 
 from roadint.errors import RoadError
 from roadint.terminal import (
+    Added,
     Base,
     Composed,
     Data,
@@ -30,6 +31,7 @@ def evaluate(
     data: Data = None,
     prompts: Prompts = None,
     compose: Composed = None,
+    add: Added = None,
     rows: Rows = None,
     max_completion: Annotated[int, typer.Option(min=1, help="Cut references at this many tokens.")] = 64,
     max_new_tokens: NewTokens = 48,
@@ -54,7 +56,7 @@ def evaluate(
     reports = {}
     base: Any = None
     for each in checkpoints:
-        road, tokenizer = open_checkpoint(each, model, compose, base)
+        road, tokenizer = open_checkpoint(each, model, compose, pairs(add, "--add"), base)
         base = (road.model, tokenizer)
         reports[each] = measure(
             road,

@@ -50,7 +50,9 @@ def load(folder: str | Path, model: nn.Module) -> Any:
         for path in Path(folder).glob("*.bin"):
             torch.save(torch.load(path, map_location="cpu", weights_only=True), Path(here) / path.name)
         loaded = pyvene.IntervenableModel.load(here, model)
-    for intervention in loaded.interventions.values():
+    for key, intervention in loaded.interventions.items():
+        if isinstance(intervention, SubspaceIntervention):  # of those with a constant source, pyvene loads nothing else
+            intervention.load_state_dict(state_of(folder, key))
         intervention.to(next(model.parameters()).device)
     return loaded
 
