@@ -6,6 +6,7 @@ pair of neighbouring dimensions; a product of log2(d) of them, at strides 1, 2, 
 transform, lets every dimension meet every other, in O(d log d).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -60,8 +61,9 @@ class RoadInterchange(SubspaceIntervention):
     that is taken: Boundless DAS). Gates are soft while training, at `temperature`, which the user lowers; 0 or 1 in eval().
     source_representation: hidden states [width] that are the source wherever none is given, as pyvene's constant sources.
 
-    theta (stages, blocks), radians, and mask (width,), logits, or boundary (subspaces,), shares, are float32 parameters. A strength
-    multiplies what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
+    theta (stages, blocks), radians, and mask (width,), logits, or boundary (subspaces,), shares, are float32 parameters. θ starts
+    at 0 for one stage, for more at random angles, which learn faster (torch.manual_seed makes them again). A strength multiplies
+    what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
     """
 
     kind = "interchange"
@@ -131,7 +133,10 @@ class RoadInterchange(SubspaceIntervention):
         group_size("adjacent", width)  # refuses an odd one
         taken = {name: _rows_of(spec, width, self.rows_of_block.get(name, self._default)) for name, spec in self._subspaces.items()}
         partition = Partition(taken, width, unit=1)
-        self.theta = nn.Parameter(torch.zeros(self.stages, width // 2))
+        angles = (
+            torch.zeros(1, width // 2) if self.stages == 1 else torch.empty(self.stages, width // 2).uniform_(-math.pi, math.pi)
+        )
+        self.theta = nn.Parameter(angles)
         if self.learn == "mask":
             self.mask = nn.Parameter(torch.zeros(width))
         elif self.learn == "boundary":

@@ -78,6 +78,8 @@ def bench_align(
 ) -> dict[str, Any]:
     """Train the network, then roadint and its rivals (pyvene's classes, of RIVALS; all by default) for the same steps, in turns.
 
+    All by Adam, with a rate that falls to 0 linearly.
+
     Returns {"machine", "job", "cases", "ratios"}: a case a system with its step times, how many numbers it trains and its
     interchange accuracy on 4,096 new pairs a variable. Raises RoadError for an unknown rival, or where the width has no halves of
     pairs.
@@ -92,6 +94,7 @@ def bench_align(
     right = _learn_task(network, task_steps, quiet)
     network.requires_grad_(False)
     systems = [*_ours(width, device), *(RIVALS[name](width, device) for name in rivals or RIVALS)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(system.optimizer, lambda step: 1 - step / steps) for system in systems]
     for step in track(range(steps), steps, "aligning", quiet=quiet):
         variable = step % 2
         base, source, label = _pairs(network, batch_size, variable)
@@ -103,6 +106,8 @@ def bench_align(
             system.optimizer.step()
             wait_for(device)
             system.seconds.append(time.perf_counter() - started)
+        for schedule in schedules:
+            schedule.step()
     tests = [_pairs(network, 4096, variable) for variable in range(2)]
     cases = []
     for system in systems:
@@ -129,7 +134,7 @@ def _ours(width: int, device: torch.device) -> list[System]:
         def swap(base: Tensor, source: Tensor, variable: int, made: RoadInterchange = made) -> Tensor:
             return made(base, source, subspaces=[list(halves)[variable]] * len(base))  # type: ignore[no-any-return]
 
-        found.append(System(f"roadint, {stages} rotation{'s' * (stages > 1)}", swap, [made], 2e-2))
+        found.append(System(f"roadint, {stages} rotation{'s' * (stages > 1)}", swap, [made], 5e-2))
     return found
 
 
