@@ -133,10 +133,9 @@ class RoadInterchange(SubspaceIntervention):
         group_size("adjacent", width)  # refuses an odd one
         taken = {name: _rows_of(spec, width, self.rows_of_block.get(name, self._default)) for name, spec in self._subspaces.items()}
         partition = Partition(taken, width, unit=1)
-        angles = (
-            torch.zeros(1, width // 2) if self.stages == 1 else torch.empty(self.stages, width // 2).uniform_(-math.pi, math.pi)
-        )
-        self.theta = nn.Parameter(angles)
+        self.theta = nn.Parameter(torch.zeros(self.stages, width // 2))
+        if self.stages > 1:
+            nn.init.uniform_(self.theta, -math.pi, math.pi)
         if self.learn == "mask":
             self.mask = nn.Parameter(torch.zeros(width))
         elif self.learn == "boundary":
