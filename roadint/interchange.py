@@ -42,7 +42,7 @@ class Projection:
             difference = stage(difference)
         difference = self.weights * difference
         for stage in reversed(self.stages):
-            difference = Rotation(stage.direct, -stage.cross, stage.group)(difference)  # the inverse: α = 1
+            difference = Rotation(stage.u.conj(), None, stage.group)(difference)  # the inverse: α = 1
         return difference
 
 

@@ -8,17 +8,19 @@ A hidden vector `h` of even width `d` is cut into `d/2` blocks; block `i` holds 
 No matrix is ever built: with `swap(h) = (−h1, h0, −h3, h2, …)`, whatever the variant, strength or composition,
 
     z = direct ⊙ h + cross ⊙ swap(h)                                                                 (equation 4)
+
+or, with each pair of h as a complex number, `z = u·h + v·h̄`: two vectors of complex numbers, of which RoAd1 needs one alone.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from roadint.errors import RoadError, check_known
-from roadint.fused import swap, turn
+from roadint.fused import dims, turn
 
 Variant = Literal["road_1", "road_2", "road_4"]
 Pairing = Literal["adjacent", "half"] | int
@@ -57,65 +59,75 @@ def group_size(pairing: Pairing, width: int) -> int:
 
 @dataclass(frozen=True)
 class Rotation:
-    """All blocks of one site, for one or many rows: `z = direct ⊙ h + cross ⊙ swap(h)`.
+    """All blocks of one site, for one or many rows: `z = u·h + v·h̄` with the pairs of h as complex numbers.
 
-    direct, cross: [..., width], in the order of the hidden dimensions; leading dimensions (rows) broadcast against `h`.
+    u, v: complex [..., blocks]; leading dimensions (rows) broadcast against those of `h`. v is None where it is zero everywhere,
+    as in RoAd1, where `u = α e^{iθ}`. They are the paper's two vectors, `direct` and `cross`, in the form that is quickest.
     group: the group size of the pairing, 2 for the paper's adjacent pairs.
     """
 
-    direct: Tensor
-    cross: Tensor
+    u: Tensor
+    v: Tensor | None = None
     group: int = 2
 
     def __call__(self, h: Tensor) -> Tensor:
         """Rotate `h` ([..., width]); computed in float32 at least, returned in the dtype of `h`."""
-        return turn(h, self.direct, self.cross, self.group).to(h.dtype)
+        return turn(h, self.u, self.v, self.group).to(h.dtype)
 
     def minus_identity(self, h: Tensor) -> Tensor:
         """`(R − I) h`: what the rotation adds to `h`. Exactly zero where a block is the identity."""
-        return turn(h, self.direct - 1, self.cross, self.group)
+        return turn(h, self.u - 1, self.v, self.group)
 
     def __matmul__(self, first: "Rotation") -> "Rotation":
         """The product `self · first` (first acts first), block by block."""
         if self.group != first.group:
             raise RoadError(f"rotations with group sizes {self.group} and {first.group} pair other dims: no product")
-        a, b, c, d = self._entries()
-        e, f, g, h = first._entries()
-        return _from_entries(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h, self.group)
+        if self.v is None and first.v is None:
+            return Rotation(self.u * first.u, None, self.group)
+        v, w = (torch.zeros_like(each.u) if each.v is None else each.v for each in (self, first))
+        return Rotation(self.u * first.u + v * w.conj(), self.u * w + v * first.u.conj(), self.group)
 
     def as_interchange(self) -> "Rotation":
         """The paper's other form, `h + R (h − Rᵀ h)` (section 4.3): `R + I − R Rᵀ`.
 
         It is the same as R only while R is orthogonal (α = 1). For RoAd1 it is `R h + (1 − α²) h`.
         """
-        a, b, c, d = self._entries()
-        off = a * c + b * d
-        return _from_entries(a + 1 - a * a - b * b, b - off, c - off, d + 1 - c * c - d * d, self.group)
+        square = self.u.abs().square()
+        if self.v is None:
+            return Rotation(self.u + 1 - square, None, self.group)
+        return Rotation(self.u + 1 - square - self.v.abs().square(), self.v - 2 * self.u * self.v, self.group)
 
     def inverse(self) -> "Rotation":
         """The closed-form inverse of every 2×2 block. Raises RoadError where a block is singular."""
-        a, b, c, d = self._entries()
-        determinant = a * d - b * c
+        determinant = self.u.abs().square() - (0 if self.v is None else self.v.abs().square())
         if bool((determinant == 0).any()):
             block = int((determinant == 0).flatten().nonzero()[0]) % determinant.shape[-1]
             raise RoadError(f"block {block} is singular (its scale is zero): no inverse exists")
-        return _from_entries(d / determinant, -b / determinant, -c / determinant, a / determinant, self.group)
+        return Rotation(self.u.conj() / determinant, None if self.v is None else -self.v / determinant, self.group)
+
+    @property
+    def direct(self) -> Tensor:
+        """[..., width], the first vector of `z = direct ⊙ h + cross ⊙ swap(h)` (equation 4): R11 and R22 of each block."""
+        return dims(torch.complex(*self._diagonal()), self.group)
+
+    @property
+    def cross(self) -> Tensor:
+        """[..., width], the second vector: −R12 and R21 of each block."""
+        v = 0 if self.v is None else self.v.imag
+        return dims(torch.complex(self.u.imag - v, self.u.imag + v), self.group)
 
     def dense(self) -> Tensor:
         """The matrix R, [..., width, width], for tests and inspection: `z = R @ h`."""
-        identity = torch.eye(self.direct.shape[-1], dtype=self.direct.dtype, device=self.direct.device)
-        columns = self.direct[..., None, :] * identity + self.cross[..., None, :] * swap(identity, self.group)
-        return columns.transpose(-1, -2)
+        identity = torch.eye(2 * self.u.shape[-1], dtype=self.u.real.dtype, device=self.u.device)
+        return self.row((..., None, slice(None)))(identity).transpose(-1, -2)
 
-    def row(self, index: Tensor) -> "Rotation":
-        """The rotation of each selected row: direct and cross gathered along their first dimension."""
-        return Rotation(self.direct[index], self.cross[index], self.group)
+    def row(self, index: Any) -> "Rotation":
+        """The rotation of each selected row: u and v indexed along their leading dimensions."""
+        return Rotation(self.u[index], None if self.v is None else self.v[index], self.group)
 
-    def _entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(R11, R12, R21, R22), each [..., blocks]."""
-        a, d = _pairs(self.direct, self.group)
-        minus_b, c = _pairs(self.cross, self.group)
-        return a, -minus_b, c, d
+    def _diagonal(self) -> tuple[Tensor, Tensor]:
+        v = 0 if self.v is None else self.v.real
+        return self.u.real + v, self.u.real - v
 
 
 def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, variant: Variant, group: int = 2) -> Rotation:
@@ -130,9 +142,9 @@ def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, va
     if s.ndim:
         s = s.reshape(*s.shape, *(1,) * len(_SHAPE_OF_A_BLOCK[variant]))
     size, angle = scale**s, angle * s
-    cosine, sine = size * angle.cos(), size * angle.sin()
     if variant == "road_1":
-        return _from_entries(cosine, -sine, sine, cosine, group)
+        return Rotation(torch.polar(size, angle), None, group)
+    cosine, sine = size * angle.cos(), size * angle.sin()
     if variant == "road_2":
         return _from_entries(cosine[..., 0], -sine[..., 0], sine[..., 1], cosine[..., 1], group)
     return _from_entries(cosine[..., 0, 0], -sine[..., 0, 1], sine[..., 1, 0], cosine[..., 1, 1], group)
@@ -148,15 +160,5 @@ def _positive(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(alpha < 0, theta + math.pi, theta), alpha.abs()
 
 
-def _pairs(vector: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The first and the second member of each pair, each [..., blocks]."""
-    first, second = vector.reshape(*vector.shape[:-1], -1, 2, group // 2).unbind(-2)
-    return first.flatten(-2), second.flatten(-2)
-
-
 def _from_entries(r11: Tensor, r12: Tensor, r21: Tensor, r22: Tensor, group: int) -> Rotation:
-    def in_place(first: Tensor, second: Tensor) -> Tensor:
-        halves = [x.reshape(*x.shape[:-1], -1, group // 2) for x in (first, second)]
-        return torch.stack(halves, dim=-2).flatten(-3)
-
-    return Rotation(in_place(r11, r22), in_place(-r12, r21), group)
+    return Rotation(torch.complex(r11 + r22, r21 - r12) / 2, torch.complex(r11 - r22, r12 + r21) / 2, group)
