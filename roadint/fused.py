@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
-    """`u·z + v·z̄` of the pairs z of h [..., width], in float32 at least; u, v: complex, broadcast to [..., width / 2], v None is 0."""
+    """`u·z + v·z̄` of the pairs z of h [..., width], in float32 at least. u, v: complex, of [..., width / 2]; None is 0."""
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (h, u, v)):
         turned: Tensor = _Turn.apply(h, u, v, group)  # type: ignore[no-untyped-call]
         return turned
