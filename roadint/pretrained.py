@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,9 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
     print(f"{name}: preparing the offline model, once (about a minute)", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        gguf = _find_gguf(name, offline, Path(scratch), reason)
-        where, file = str(gguf.parent), gguf.name
+        path = _find_gguf(name, offline, Path(scratch), reason)
+        where, file = str(path.parent), path.name
+        _tell_gguf_version()
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
             model: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.bfloat16)
@@ -157,6 +158,13 @@ def _quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _tell_gguf_version() -> None:
+    """transformers asks the module where Python 3.10 can't name its distribution, and takes no answer for an old one."""
+    gguf = import_module("gguf")
+    if not hasattr(gguf, "__version__"):
+        gguf.__version__ = version("gguf")  # type: ignore[attr-defined]
 
 
 def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:

@@ -16,7 +16,7 @@ ASKED, ANSWERS = ["hello", "what is it", "abc", "zz top"], ["one", "two twos", "
 
 
 def arguments(folder: Path, **settings: object) -> TrainingArguments:
-    settings = {"max_steps": 10, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": "none", **settings}
+    settings = {"max_steps": 10, "per_device_train_batch_size": 4, "learning_rate": 3e-2, "report_to": "none", **settings}
     return TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **settings)  # type: ignore[arg-type]
 
 
