@@ -5,11 +5,12 @@ where a block is a complex number (`α e^{iθ}`), a sum is a product and a diffe
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from roadint.composition import Composition
 from roadint.errors import RoadError
 from roadint.intervention import RoadIntervention
+from roadint.linear.road import LinearRoad, commute
 from roadint.site import SubspaceIntervention
 
 
@@ -31,6 +32,19 @@ def check_sums(sites: Sequence[SubspaceIntervention], compositions: Iterable[Com
                     f"composition '{composition}' sums {', '.join(sorted(first))} and {', '.join(sorted(second))} "
                     f"at layer {one.layer}, but {reason}: expected the same basis and pairing, and RoAd1 where blocks are shared; "
                     "compose them one at a time, or train on disjoint blocks"
+                )
+
+
+def check_products(adapters: Mapping[str, LinearRoad], compositions: Iterable[Composition]) -> None:
+    """Raises RoadError where adapters of linear layers act on one row and do not commute."""
+    for composition in set(compositions) if len(adapters) > 1 else ():
+        together = [adapters[name] for name, _ in composition.terms if name in adapters]
+        for one, other in itertools.combinations(together, 2):
+            reason = commute(one, other)
+            if reason:
+                raise RoadError(
+                    f"composition '{composition}' sums {one.name} and {other.name}, but {reason}: expected RoAd1, disjoint blocks "
+                    "or other layers; compose them one at a time"
                 )
 
 

@@ -69,7 +69,7 @@ def train(
     if (out / checkpoint.CONFIG).is_file() and not overwrite and not unfinished:
         if not resume:
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
-        summary = checkpoint.load(out)[1]["training"]
+        summary = checkpoint.read(out).config["training"]
     else:
         from roadint.model import RoadModel
         from roadint.pretrained import load
@@ -130,12 +130,13 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print angle and scale of the blocks of each subspace."""
-    from roadint.checkpoint import folder_of, load
+    from roadint.checkpoint import folder_of, read
     from roadint.inspection import block_values
     from roadint.intervention import RoadIntervention
 
     check_picture("--plot", plot)
-    interventions, config = load(folder_of(checkpoint))
+    saved = read(folder_of(checkpoint))
+    interventions, config = saved.interventions(), saved.config
     turning = [each for each in interventions if isinstance(each, RoadIntervention)]
     if plot is not None:
         from roadint.plots import block_figure

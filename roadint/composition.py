@@ -27,7 +27,7 @@ class Composition:
         A mapping of names to strengths is taken as it is. Strengths of a repeated name add up; zeros are dropped.
         Raises RoadError for an unknown name, a strength that is not finite, or text that is no such expression.
         """
-        names = list(names)
+        order = names if isinstance(names, dict) else {name: place for place, name in enumerate(names)}
         if text is None:
             return cls()
         if isinstance(text, Composition):
@@ -40,17 +40,18 @@ class Composition:
             raise RoadError(f"composition {text!r} is not understood: expected text such as 'german + 0.5*english', or None")
         strengths: dict[str, float] = {}
         for name, strength in pairs:
-            meant = _meant(name, names)
-            if not meant:
+            meant = _meant(name, order)
+            if not meant and name != ALL:
                 raise RoadError(
                     f"unknown subspace {name!r} in composition {str(text)!r}: "
-                    f"expected one of {listing(names)}{did_you_mean(name, names)}"
+                    f"expected one of {listing(order)}{did_you_mean(name, order)}"
                 )
             if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
                 raise RoadError(f"strength {strength!r} of {name!r} is no finite number: expected one such as 0.5 or -1")
             for each in meant:
                 strengths[each] = strengths.get(each, 0.0) + float(strength)
-        return cls(tuple((name, strengths[name]) for name in names if strengths.get(name)))
+        acting = (name for name, strength in strengths.items() if strength)
+        return cls(tuple((name, strengths[name]) for name in sorted(acting, key=order.__getitem__)))
 
     def __str__(self) -> str:
         text = ""
@@ -61,7 +62,7 @@ class Composition:
         return text or "none"
 
 
-def _meant(name: str, names: Sequence[str]) -> list[str]:
+def _meant(name: str, names: Mapping[str, int]) -> list[str]:
     """The subspaces that a name stands for: itself, all of a checkpoint's, or all."""
     if name == "all":
         return list(names)
@@ -74,11 +75,12 @@ ALL: Final = "all"
 
 def parse_rows(compose: CompositionLike | Sequence[CompositionLike], rows: int, names: Sequence[str]) -> list[Composition]:
     """One Composition for each of `rows` rows: a list gives each row its own, anything else goes to all rows."""
+    order = {name: place for place, name in enumerate(names)}
     if compose is None or isinstance(compose, (str, Mapping, Composition)):
-        return [Composition.parse(compose, names)] * rows
+        return [Composition.parse(compose, order)] * rows
     if len(compose) != rows:
         raise RoadError(f"{len(compose)} compositions for {rows} rows: expected one a row, or a single one for all")
-    return [Composition.parse(each, names) for each in compose]
+    return [Composition.parse(each, order) for each in compose]
 
 
 def _parse_terms(text: str) -> list[tuple[str, float]]:

@@ -1,10 +1,11 @@
 """What an intervention does, in words: the edited tokens of a prompt, and a model card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from roadint.site import SubspaceIntervention, subspace_names
+from roadint.site import SubspaceIntervention
 
 
 def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
@@ -38,10 +39,9 @@ def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str
     return "\n".join(lines)
 
 
-def model_card(repo_id: str, base_model: str, interventions: Sequence[SubspaceIntervention]) -> str:
-    """The README of a checkpoint on the hub."""
-    names = subspace_names(interventions)
-    sites = "\n".join(f"- `{intervention.spec()}`" for intervention in interventions)
+def model_card(repo_id: str, base_model: str, names: Sequence[str], specs: Sequence[Mapping[str, Any]]) -> str:
+    """The README of a checkpoint on the hub. specs: of its interventions and adapters."""
+    sites = "\n".join(f"- `{dict(spec)}`" for spec in specs)
     header = f"base_model: {base_model}\n" if "/" in base_model and not base_model.startswith(("/", ".")) else ""
     return f"""---
 {header}library_name: roadint
@@ -49,7 +49,7 @@ tags: [roadint, road, representation-finetuning]
 ---
 # {repo_id}
 
-RoAd rotations (arXiv 2409.00119) of hidden states of `{base_model}`, with the subspaces {", ".join(f"`{name}`" for name in names)}.
+RoAd rotations (arXiv 2409.00119) of `{base_model}`: {", ".join(f"`{name}`" for name in names)}.
 
 ```python
 import roadint

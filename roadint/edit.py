@@ -1,13 +1,7 @@
-"""The edit of one call: which rows, which tokens, which rotations; and the hooks that carry it into the model.
+"""The edit of one call at the interventions' sites: which rows, which tokens, which rotations."""
 
-Hooks are added for one call and removed after it, also after an exception. A hook acts only in the context (thread or task) that
-made its edit, so calls that overlap on one model do not see each other.
-"""
-
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +10,11 @@ from torch import Tensor, nn
 
 from roadint.composition import Composition
 from roadint.errors import RoadError
+from roadint.hooks import acts, attached
 from roadint.layers import cached_columns
 from roadint.partial import Enough
 from roadint.position import Position, Tokens
 from roadint.site import Rows, SubspaceIntervention
-
-_active: ContextVar[tuple["Edit", ...]] = ContextVar("roadint_active_edits", default=())
-_registering = threading.Lock()  # torch numbers its hooks without one
-
 
 Source = Tensor | Sequence[Tensor]  # for each row [tokens, width], or [width]: one state for all of its tokens
 
@@ -77,30 +68,19 @@ class Edit:
                 taken = Taken.of(source, where, position.after_prompt, intervention.layer)
             self._sites.append(_Site(intervention, position, intervention.rows(strengths, learned), acting, taken))
 
-    @contextmanager
-    def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
+    def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
         """Carry the edit into every forward pass of `model` in this context; `modules` are the sites, one an intervention."""
-        handles = []
-        token = _active.set((*_active.get(), self))
-        try:
-            with _registering:
-                handles.append(model.register_forward_pre_hook(self._on_forward, with_kwargs=True))
-                for index, module in enumerate(modules):
-                    handles.append(module.register_forward_hook(self._hook_of(index)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            _active.reset(token)
+        hooks = [(module, self._hook_of(index)) for index, module in enumerate(modules)]
+        return attached(self, hooks, before=(model, self._on_forward))
 
     def _on_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
         """Note where this pass starts: how many columns are in the cache already."""
-        if self in _active.get():
+        if acts(self):
             self._start = cached_columns(kwargs or {})
 
     def _hook_of(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if self not in _active.get():
+            if not acts(self):
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             edited = self._edited(index, hidden)

@@ -69,6 +69,7 @@ class RoadInterchange(SubspaceIntervention):
     kind = "interchange"
     takes_source = True
     theta: nn.Parameter
+    source_representation: Tensor | None
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from roadint.errors import RoadError, check_known, listing
@@ -32,6 +33,15 @@ def width_of(model: nn.Module) -> int:
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model's forward takes position_ids; the others count by the attention mask."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def check_recomputation(model: nn.Module) -> None:
+    """Raises RoadError where training would compute layers once more, after the edit of a call is gone (gradient checkpointing)."""
+    if torch.is_grad_enabled() and model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise RoadError(
+            "gradient checkpointing computes the layers again in the backward pass, without the edit: "
+            "expected model.gradient_checkpointing_disable(), or model.eval(), which a frozen model trains in as well"
+        )
 
 
 def cache_name(model: nn.Module) -> str:

@@ -1,74 +1,54 @@
-"""RoadModel: interventions on a transformers model, with a composition for each row of the batch."""
+"""RoadModel: a transformers model with interventions and adapters, and a composition for each row of the batch."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import huggingface_hub
 import torch
 from torch import Tensor, nn
 
-from roadint import checkpoint, describe
-from roadint.arithmetic import check_sums, label_of
+from roadint import describe
+from roadint.arithmetic import check_products, check_sums
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
-from roadint.errors import RoadError, listing
+from roadint.errors import RoadError
 from roadint.exchange import Mode, gather, read
 from roadint.head import score
 from roadint.inputs import Prompts, kept_tokens, shape_of, tokens_of
-from roadint.layers import site_path, takes_positions, text_config, width_of
+from roadint.layers import check_recomputation, takes_positions
+from roadint.linear.edit import LinearEdit
 from roadint.position import Position, PositionLike, Tokens, parse_positions
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
-from roadint.site import SubspaceIntervention, subspace_names
+from roadint.roads import Roads
+from roadint.site import SubspaceIntervention
 
 Compose = CompositionLike | Sequence[CompositionLike]
 DECODING = {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5, "max_new_tokens": 128}
 """The paper's decoding, for `generate`: greedy, with mild penalties (its notebook; 128 to 512 new tokens)."""
 
 
-class RoadModel(nn.Module):
-    """One or several interventions, RoadInterventions above all, on a decoder-only transformers model.
+class RoadModel(Roads):
+    """Interventions at the hidden states of a transformers model, RoadInterventions above all, and adapters on its linear layers.
 
     model: the model, which stays the caller's: never changed, never copied. interventions: where it is edited; one without a
-    width gets the model's. Raises RoadError where a layer, a component or a width does not fit the model.
+    width gets the model's. Adapters come by `add_adapter` and `load_adapter`. capacity: how many compositions of adapters are held
+    ready; the one that was not used for longest makes room for a new one.
+    Raises RoadError where a layer, a component or a width does not fit the model.
 
     template: how `generate` and `describe` turn an instruction into a prompt; training sets it, a checkpoint keeps it.
     training_summary: what a checkpoint tells of its training.
     """
 
-    def __init__(self, model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]) -> None:
-        super().__init__()
-        listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
-        if not listed:
-            raise RoadError("no interventions given: expected at least one RoadIntervention")
-        self.model = model
-        self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
-        self._place(listed)
-        self.template: Template = "plain"
-        self.training_summary: dict[str, Any] = {}
-        self._takes_positions = takes_positions(model)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all subspaces, in order: what a composition may use."""
-        return subspace_names(self.sites)
-
-    @property
-    def trainable_count(self) -> int:
-        """How many numbers train, over all interventions."""
-        return sum(intervention.trainable_count for intervention in self.sites)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model takes its inputs."""
-        return next(self.model.parameters()).device
-
-    def compositions(self) -> list[Composition]:
-        """What there is to compare: none, each subspace alone and, where there are several, all of them."""
-        alone: list[CompositionLike] = [None, *self.names]
-        everything: list[CompositionLike] = [ALL] if len(self.names) > 1 else []
-        return [Composition.parse(each, self.names) for each in alone + everything]
+    def __init__(
+        self,
+        model: nn.Module,
+        interventions: SubspaceIntervention | Sequence[SubspaceIntervention] = (),
+        *,
+        capacity: int = 1024,
+    ) -> None:
+        super().__init__(model, interventions, capacity=capacity)
+        # Encoders count positions their own way.
+        self._takes_positions = takes_positions(model) and bool(getattr(model, "can_generate", bool)())
 
     def forward(
         self,
@@ -99,10 +79,10 @@ class RoadModel(nn.Module):
         compositions = self._parse(compose, shape_of(inputs)[0])
         if not any(composition.terms for composition in compositions):
             return self._run(inputs, scored)
+        check_recomputation(self.model)
         kept = kept_tokens(inputs, self._takes_positions, self.device)
         learned = None if learning == ALL else parse_rows(learning, len(compositions), self.names)
-        edit = Edit(self.sites, compositions, kept, prompt_length, learned, _places(positions), self._check_sources(sources))
-        with edit.applied(self.model, self._modules_at_sites()):
+        with self._edited(compositions, kept, prompt_length, learned, _places(positions), self._check_sources(sources)):
             return self._run(inputs, scored)
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
@@ -118,8 +98,7 @@ class RoadModel(nn.Module):
             kept = inputs["attention_mask"] = torch.ones(rows, columns, dtype=torch.long, device=self.device)
         if not any(composition.terms for composition in compositions):
             return self.model.generate(**inputs)  # type: ignore[operator]
-        edit = Edit(self.sites, compositions, kept, sources=self._check_sources(sources))
-        with edit.applied(self.model, self._modules_at_sites()):
+        with torch.no_grad(), self._edited(compositions, kept, sources=self._check_sources(sources)):
             return self.model.generate(**inputs)  # type: ignore[operator]
 
     def generate(
@@ -214,85 +193,6 @@ class RoadModel(nn.Module):
         print(text)
         return text
 
-    def save_pretrained(self, folder: str | Path) -> int:
-        """Write the interventions (not the model) as a checkpoint of a few kB; returns its size in bytes."""
-        config = text_config(self.model)
-        about = {
-            "base_model": {
-                "id": str(getattr(self.model, "name_or_path", "")),
-                "model_type": str(config.model_type),
-                "width": int(config.hidden_size),
-                "layers": int(config.num_hidden_layers),
-            },
-            "template": self.template,
-            "training": self.training_summary,
-        }
-        return checkpoint.save(folder, self.sites, about)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path | Mapping[str, str | Path], model: nn.Module) -> "RoadModel":
-        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged.
-
-        A mapping of labels to checkpoints loads several, to compose across them: see `add_checkpoint`.
-        """
-        if not isinstance(name_or_path, Mapping):
-            return cls._with(model, *checkpoint.load_for(model, name_or_path))
-        if not name_or_path:
-            raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
-        (label, first), *others = name_or_path.items()
-        road = cls._with(model, *checkpoint.load_for(model, first, label))
-        for label, each in others:
-            road.add_checkpoint(each, label)
-        return road
-
-    def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
-        """Load another checkpoint beside what is there; its subspaces are "name@label" in compositions, all of them "label".
-
-        Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
-        RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
-        """
-        if label in {label_of(site) for site in self.sites} or label in self.names:
-            raise RoadError(f"label {label!r} is taken: expected another one than {listing(self.names)}")
-        interventions, config = checkpoint.load_for(self.model, name_or_path, label)
-        if config["template"] != self.template:
-            raise RoadError(f"{name_or_path} was trained with template {config['template']!r}, this one with {self.template!r}")
-        self._place([*self.sites, *interventions])
-
-    def remove_checkpoint(self, label: str) -> None:
-        """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing (else) is."""
-        left = [site for site in self.sites if label_of(site) != label]
-        if not left or len(left) == len(self.sites):
-            raise RoadError(f"no checkpoint {label!r} to remove, or it is the only one: the subspaces are {listing(self.names)}")
-        self._place(left)
-
-    @classmethod
-    def _with(cls, model: nn.Module, interventions: Sequence[SubspaceIntervention], config: dict[str, Any]) -> "RoadModel":
-        road = cls(model, interventions)
-        road.template = check_template(config["template"])
-        road.training_summary = config["training"]
-        return road
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
-        api = huggingface_hub.HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            card = describe.model_card(repo_id, str(getattr(self.model, "name_or_path", "")), self.sites)
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with roadint").commit_url)
-
-    def train(self, mode: bool = True) -> "RoadModel":
-        """Switch the interventions; the caller's model keeps its own mode (a frozen model should not drop out)."""
-        self.training = mode
-        self.interventions.train(mode)
-        return self
-
-    @property
-    def sites(self) -> list[SubspaceIntervention]:
-        """The interventions, as a plain list of their own type."""
-        return list(self.interventions)  # type: ignore[arg-type]
-
     def _tokens(self, tokenizer: Any, prompts: Prompts, template: Template | None) -> dict[str, Tensor]:
         return tokens_of(tokenizer, prompts, template or self.template, self.device)
 
@@ -313,6 +213,26 @@ class RoadModel(nn.Module):
             edit = Edit(self.sites, acting, kept, positions=_places(positions), sources=taken)
         return read(self.model, self.sites, self._modules_at_sites(), inputs, kept, _places(where), edit)
 
+    @contextmanager
+    def _edited(
+        self,
+        compositions: Sequence[Composition],
+        kept: Tensor,
+        prompt_length: Tensor | None = None,
+        learning: Any = None,
+        positions: Position | Tokens | None = None,
+        sources: Sequence[Source | None] | None = None,
+    ) -> Iterator[None]:
+        """Interventions and adapters act inside, each row by its composition."""
+        with ExitStack() as stack:
+            if self.sites:
+                edit = Edit(self.sites, compositions, kept, prompt_length, learning, positions, sources)
+                stack.enter_context(edit.applied(self.model, self._modules_at_sites()))
+            if self.linear:
+                turning = LinearEdit(self.adapters, compositions, self._banks, self.capacity, learning)
+                stack.enter_context(turning.applied(self.model))
+            yield
+
     def _check_sources(self, sources: Sequence[Source | None] | None) -> Sequence[Source | None] | None:
         if sources is not None and len(sources) != len(self.sites):
             raise RoadError(
@@ -320,22 +240,11 @@ class RoadModel(nn.Module):
             )
         return sources
 
-    def _place(self, interventions: Sequence[SubspaceIntervention]) -> None:
-        """Settle the interventions: their width, and the device of the layer that each one edits."""
-        width = width_of(self.model)
-        for intervention in interventions:
-            path = site_path(self.model, intervention.layer, intervention.component)
-            self._paths[intervention.layer, intervention.component] = path
-            intervention.bind(width)
-            placed = next(self.model.get_submodule(path).parameters(), None)
-            if placed is not None and placed.device.type != "meta":
-                intervention.to(placed.device)
-        self.interventions = nn.ModuleList(interventions)
-
     def _parse(self, compose: Compose, rows: int) -> list[Composition]:
         """One composition a row. Raises RoadError."""
         compositions = parse_rows(compose, rows, self.names)
         check_sums(self.sites, compositions)
+        check_products(self.adapters, compositions)
         return compositions
 
     def _run(self, inputs: dict[str, Any], scored: tuple[Tensor, Tensor] | None) -> Any:

@@ -6,7 +6,7 @@ one a unit (a block of RoAd, a row of LoReFT), and those into what the row's hid
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from roadint._pyvene import DistributedRepresentationIntervention, SourcelessInt
 from roadint.composition import ALL, Composition
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
+from roadint.precision import KeepsPrecision
 from roadint.subspace import Partition, Subspace, SubspaceLike
 
 # The other fields of pyvene's RepresentationConfig; they say nothing that an intervention of ours needs.
@@ -32,7 +33,7 @@ class Rows(Protocol):
         """Those of the rows `index`, int of any shape: the leading shape of the hidden states that they edit."""
 
 
-class SubspaceIntervention(TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
+class SubspaceIntervention(KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
     """The base class: a site, a partition of the intervention's units into named subspaces, and an edit at given strengths.
 
     A kind of intervention says what its units are (`_build`), what a row is edited with (`rows`) and how (`edit`), which
@@ -243,14 +244,6 @@ class SubspaceIntervention(TrainableIntervention, DistributedRepresentationInter
                 f"the intervention at layer {self.layer} does not know its width yet: "
                 "give embed_dim=…, or hand it to RoadModel or pyvene_config"
             )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SubspaceIntervention":
-        # .to(), .half(), .bfloat16() of a surrounding model move the parameters but never change their dtype.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """What `print` shows of it, inside and outside a model."""

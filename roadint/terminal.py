@@ -81,17 +81,16 @@ def open_checkpoint(
 
     added: label → another checkpoint beside it. base: a model and its tokenizer that are loaded already.
     """
-    from roadint.checkpoint import folder_of
-    from roadint.checkpoint import load as load_checkpoint
+    from roadint.checkpoint import folder_of, read
     from roadint.composition import Composition
     from roadint.model import RoadModel
     from roadint.pretrained import load
-    from roadint.site import subspace_names
 
     folder = folder_of(checkpoint)
-    interventions, config = load_checkpoint(folder)
+    saved = read(folder)
+    config = saved.config
     others = {label: folder_of(each) for label, each in (added or {}).items()}
-    names = subspace_names([*interventions, *(site for label, each in others.items() for site in load_checkpoint(each, label)[0])])
+    names = [*saved.names(), *(name for label, each in others.items() for name in read(each).names(label))]
     for each in compose or ():
         Composition.parse(each, names)
     recipe = config["training"].get("recipe", {})  # the base model in the dtype of its training

@@ -42,7 +42,8 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
 
 
 def test_loads_with_no_other_knowledge(saved: Path) -> None:
-    (intervention,), config = checkpoint.load(saved)
+    found = checkpoint.read(saved)
+    (intervention,), config = found.interventions(), found.config
     assert intervention.theta.shape == (16,)
     assert config["base_model"] == {"id": "", "model_type": "llama", "width": 32, "layers": 3}
     assert config["dtype"] == "float32"
@@ -60,7 +61,7 @@ def edit(path: Path, **changes: Any) -> None:
         (lambda p: (p / TENSORS).write_bytes((p / TENSORS).read_bytes()[:-1] + b"\x01"), "truncated or was altered"),
         (lambda p: (p / CONFIG).write_text((p / CONFIG).read_text()[:-40]), "truncated or no JSON"),
         (lambda p: edit(p / CONFIG, template="chat"), "was altered"),
-        (lambda p: edit(p / CONFIG, format=2), "checkpoint format 2.*reads up to 1: update roadint"),
+        (lambda p: edit(p / CONFIG, format=3), "checkpoint format 3.*reads up to 2: update roadint"),
         (lambda p: edit(p / CONFIG, format="x"), "format 'x'"),
         (lambda p: (p / CONFIG).write_text("[]"), "format None"),
         (lambda p: (p / TENSORS).unlink(), f"has no {TENSORS}"),
@@ -70,7 +71,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_damage_is_refused(saved: Path, damage: Any, message: str) -> None:
     damage(saved)
     with pytest.raises(RoadError, match=message):
-        checkpoint.load(saved)
+        checkpoint.read(saved).interventions()
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTrainedModel) -> None:
@@ -79,7 +80,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTraine
         road.interventions[0].theta[3] = float("nan")
     road.save_pretrained(tmp_path)
     with pytest.raises(RoadError, match="theta of intervention 0 is .*finite: False"):
-        checkpoint.load(tmp_path)
+        checkpoint.read(tmp_path).interventions()
 
 
 def test_another_model_is_refused(saved: Path) -> None:

@@ -353,8 +353,8 @@ def test_bad_calls_are_named(llama: PreTrainedModel) -> None:
     far = trained(llama, RoadIntervention(layer=1, position="at(6)"))
     with pytest.raises(RoadError, match=r"at\(6\) is outside a prompt of 4 tokens"):
         far(input_ids=ids)
-    with pytest.raises(RoadError, match="no interventions"):
-        RoadModel(llama, [])
+    with pytest.raises(RoadError, match="capacity=0: expected how many"):
+        RoadModel(llama, capacity=0)
     with pytest.raises(RoadError, match="no transformers model"):
         RoadModel(torch.nn.Linear(2, 2), RoadIntervention())
     assert hooks_of(llama) == []
@@ -363,7 +363,7 @@ def test_bad_calls_are_named(llama: PreTrainedModel) -> None:
 @pytest.fixture(autouse=True)
 def _no_leftover_edit() -> Iterator[None]:
     yield
-    assert roadint.edit._active.get() == ()
+    assert roadint.hooks._active.get() == ()
 
 
 def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:

@@ -182,7 +182,7 @@ def _last_checkpoint(folder: Path, identity: dict[str, Any], resume: bool) -> Pa
 
 def _complete(path: Path) -> bool:
     try:
-        checkpoint.load(path)
+        checkpoint.read(path)
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # what Trainer writes last
     except (RoadError, OSError, json.JSONDecodeError):
         return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from roadint.checkpoint import load
+from roadint.checkpoint import read
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.errors import RoadError
 from roadint.model import RoadModel
@@ -153,7 +153,7 @@ class RoadTrainer(Trainer):
         """The chosen optimizer (AdamW) over the interventions alone, without the weight decay that is its default."""
         if self.optimizer is None:
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(self.model.interventions.parameters(), **{**settings, "weight_decay": 0.0})
+            self.optimizer = optimizer_class(self.model.trained_parameters(), **{**settings, "weight_decay": 0.0})
             if self._constraints is not None:
                 self._constraints.install(self.optimizer, self.model.sites)
         return self.optimizer
@@ -164,10 +164,11 @@ class RoadTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         del model
-        interventions, _ = load(resume_from_checkpoint)
+        saved = read(resume_from_checkpoint)
+        found: list[Any] = [*saved.interventions(), *saved.adapters(self.model.model)]
         with torch.no_grad():
-            for own, saved in zip(self.model.interventions, interventions, strict=True):
-                values = saved.values()
+            for own, theirs in zip([*self.model.sites, *self.model.adapters.values()], found, strict=True):
+                values = theirs.values()
                 for name, value in own.values().items():
                     value.copy_(values[name])
 

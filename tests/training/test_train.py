@@ -200,7 +200,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_result(tokenizer: Any, tm
     assert code == 1
     assert "holds an unfinished run: add --resume" in errors
     assert finish(start("killed", "resume", "fast")) == (0, "")
-    one, other = (roadint.checkpoint.load(tmp_path / name)[0][0] for name in ("whole", "killed"))
+    one, other = (roadint.checkpoint.read(tmp_path / name).interventions()[0] for name in ("whole", "killed"))
     assert torch.equal(one.theta, other.theta)
     assert torch.equal(one.alpha, other.alpha)
     assert not checkpoints.exists()

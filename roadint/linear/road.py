@@ -1,0 +1,166 @@
+"""LinearRoad: one adapter, RoAd on the outputs of linear layers (paper sections 3.2 and 4.1), alone or with LoRA.
+
+θ and α of all targets lie end to end in two parameters: one operation makes all rotations of a model, and an optimizer sees two
+tensors instead of hundreds.
+"""
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roadint.errors import RoadError, listing
+from roadint.linear.targets import Layout
+from roadint.precision import KeepsPrecision
+from roadint.rotation import Pairing, Rotation, Variant, check_variant, group_size, parameter_shape, rotation
+from roadint.subspace import Subspace, SubspaceLike, check_name
+
+_serials = itertools.count()
+
+
+class LinearRoad(KeepsPrecision):
+    """`R W x + R b`, with LoRA `R (W x + b) + (lora_alpha / lora_rank) · B A x`, for every target of a layout.
+
+    name: what a composition calls it. variant, pairing: as in RoadIntervention; a group size has to divide every width.
+    subspace: which blocks of every target turn, such as "[0, d/2)"; all by default.
+    lora_rank: of a LoRA beside the rotations; 0 for none. lora_alpha: its scale times its rank; the rank by default.
+    heads: path → module, whose copies train with the adapter and stand in for the originals where it acts (a classifier).
+
+    theta (radians) and alpha: float32, (blocks,), (blocks, 2) or (blocks, 2, 2) for all targets together; lora_a (rank, inputs) and
+    lora_b (outputs, rank). All start as the identity. Raises RoadError where an argument does not fit.
+    """
+
+    kind = "linear"
+    theta: nn.Parameter
+    alpha: nn.Parameter
+
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        *,
+        variant: Variant = "road_1",
+        pairing: Pairing = "adjacent",
+        subspace: SubspaceLike = None,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        heads: dict[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.layout = check_name(name), layout
+        self.variant, self.pairing = check_variant(variant), pairing
+        self.groups = tuple(group_size(pairing, width) for width in layout.widths)
+        shape = parameter_shape(self.variant, sum(layout.blocks))
+        self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
+        self.subspace = subspace
+        self.register_buffer("held", self._held(), persistent=False)
+        if not isinstance(lora_rank, int) or lora_rank < 0:
+            raise RoadError(f"lora_rank={lora_rank!r}: expected a count, 0 for no LoRA")
+        self.lora_rank, self.lora_alpha = lora_rank, float(lora_rank if lora_alpha is None else lora_alpha)
+        self.register_parameter("lora_a", None)
+        self.register_parameter("lora_b", None)
+        if lora_rank:
+            columns = [torch.empty(lora_rank, width) for width in layout.inputs]
+            for each in columns:
+                nn.init.kaiming_uniform_(each, a=math.sqrt(5))  # as LoRA starts
+            self.lora_a = nn.Parameter(torch.cat(columns, dim=1))
+            self.lora_b = nn.Parameter(torch.zeros(sum(layout.widths), lora_rank))
+        self.head_paths = tuple(heads or {})
+        self.heads = nn.ModuleList(copy.deepcopy(module).float().requires_grad_() for module in (heads or {}).values())
+        self.serial = next(_serials)
+
+    held: Tensor | None
+
+    def _held(self) -> Tensor | None:
+        """[blocks] float32: 1 where the subspace holds a block; None where it holds all."""
+        if self.subspace is None:
+            return None
+        parts = []
+        for width in self.layout.widths:
+            part = torch.zeros(width // 2)
+            part[torch.tensor(Subspace.parse(self.subspace, width).blocks)] = 1.0
+            parts.append(part)
+        return torch.cat(parts)
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train, LoRA's and heads' included."""
+        held = len(self.theta) if self.held is None else int(self.held.sum())
+        beside = [each for each in (self.lora_a, self.lora_b, *self.heads.parameters()) if each is not None]
+        return 2 * held * self.theta[0].numel() + sum(each.numel() for each in beside)
+
+    def rotation(self, strength: float = 1.0, *, learning: bool = True) -> Rotation:
+        """The rotations of all targets, end to end: u, v [blocks]. learning: whether the values get gradients."""
+        theta, alpha = (self.theta, self.alpha) if learning else (self.theta.detach(), self.alpha.detach())
+        strengths = strength if self.held is None else self.held * strength
+        return rotation(theta, alpha, strengths, variant=self.variant)
+
+    def of(self, path: str) -> tuple[Tensor, Tensor]:
+        """θ and α of one target. Raises RoadError where it is none."""
+        if path not in self.layout.paths:
+            raise RoadError(f"{path!r} is no target of {self.name!r}: expected one of {listing(self.layout.paths)}")
+        place = self.layout.paths.index(path)
+        return torch.split(self.theta, self.layout.blocks)[place], torch.split(self.alpha, self.layout.blocks)[place]
+
+    def lora(self, *, learning: bool = True) -> list[tuple[Tensor, Tensor]]:
+        """A [rank, inputs] and B [outputs, rank] of every target, B with the scale in it; empty where there is no LoRA."""
+        if not self.lora_rank:
+            return []
+        a, b = (self.lora_a, self.lora_b) if learning else (self.lora_a.detach(), self.lora_b.detach())
+        scaled = b * (self.lora_alpha / self.lora_rank)
+        return list(zip(torch.split(a, list(self.layout.inputs), 1), torch.split(scaled, list(self.layout.widths)), strict=True))
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Changes with every change of θ or α."""
+        return self.serial, self.theta._version, self.alpha._version
+
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this adapter again, without its values, as plain JSON values."""
+        return {
+            "name": self.name,
+            "variant": self.variant,
+            "pairing": self.pairing,
+            "subspace": None if self.subspace is None else str(self.subspace),
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "paths": list(self.layout.paths),
+            "widths": list(self.layout.widths),
+            "inputs": list(self.layout.inputs),
+            "heads": list(self.head_paths),
+        }
+
+    def values(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: every parameter and every number of a head by its name, detached."""
+        own = {name: value.detach() for name, value in self.named_parameters(recurse=False)}
+        for path, head in zip(self.head_paths, self.heads, strict=True):
+            own |= {f"heads.{path}.{name}": value.detach() for name, value in head.state_dict(keep_vars=True).items()}
+        return own
+
+    def extra_repr(self) -> str:
+        """What `print` shows of it."""
+        return f"{self.name}, {self.variant}, {len(self.layout.paths)} targets, {self.trainable_count:,} numbers"
+
+
+def commute(one: LinearRoad, other: LinearRoad) -> str | None:
+    """Why the order of two adapters that act together would matter; None where it does not."""
+    theirs = set(other.layout.paths)
+    for path in one.layout.paths:
+        if path not in theirs:
+            continue
+        places = [each.layout.paths.index(path) for each in (one, other)]
+        groups = {each.groups[place] for each, place in zip((one, other), places, strict=True)}
+        held = [
+            None if each.held is None else torch.split(each.held, each.layout.blocks)[place]
+            for each, place in zip((one, other), places, strict=True)
+        ]
+        if len(groups) > 1:
+            return f"they pair other dims of {path}"
+        apart = held[0] is not None and held[1] is not None and not bool((held[0] * held[1]).any())
+        if not apart and (one.variant, other.variant) != ("road_1", "road_1"):
+            return f"{one.variant} and {other.variant} share blocks of {path} and do not commute"
+    heads = set(one.head_paths) & set(other.head_paths)
+    return f"both have a {next(iter(heads))} of their own" if heads else None

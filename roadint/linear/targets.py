@@ -1,0 +1,119 @@
+"""Which modules of a model are rotated: all linear layers, or some by name, pattern, kind or layer."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.layers import find_layers
+
+Names = str | Sequence[str]
+ALL_LINEAR, FC1 = "all-linear", "fc1"
+
+# What the architectures call the first layer of a feed-forward network.
+_FIRST = ("up_proj", "gate_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "intermediate.dense", "lin1", "wi", "wi_0", "wi_1")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The targets of an adapter, end to end in one vector: paths in the model, and the width of each one's output."""
+
+    paths: tuple[str, ...]
+    widths: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+    @property
+    def blocks(self) -> list[int]:
+        """How many blocks each target has."""
+        return [width // 2 for width in self.widths]
+
+
+def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names = (), layers: Iterable[int] | None = None) -> Layout:
+    """The modules that an adapter rotates the outputs of, in the model's order.
+
+    targets: "all-linear" (every linear layer of the backbone, without heads), "fc1" (the first of each feed-forward network), a
+    list of names ("q_proj", "mlp.down_proj": what a path ends with), or one text, a regular expression for whole paths, or a name.
+    Linear layers (quantised ones too), GPT-2's Conv1D and embeddings can be targets. exclude: the same, to leave out.
+    layers: indices of layers, from 0; all of them, and what lies outside of layers, by default.
+    Raises RoadError where nothing is selected, a name is unknown, or an output has an odd width.
+    """
+    backbone = getattr(model, "base_model", model)
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is backbone and name), "")
+    known = {path: module for path, module in model.named_modules() if _is_target(module)}
+    linear = [path for path in known if path.startswith(prefix) and not isinstance(known[path], nn.Embedding)]
+    chosen = set(linear) if targets == ALL_LINEAR else set(_matching("targets", targets, known))
+    chosen -= set(_matching("exclude", exclude, known)) if exclude else set()
+    if layers is not None:
+        chosen &= set(_inside(model, layers, known))
+    paths = [path for path in known if path in chosen]
+    if not paths:
+        raise RoadError(f"targets={targets!r}, exclude={exclude!r}, layers={layers!r} select no module of {type(model).__name__}")
+    sizes = {path: _size(known[path]) for path in paths}
+    for path, (width, _) in sizes.items():
+        if width % 2:
+            raise RoadError(f"{path} has the odd width {width}: rotations need pairs; leave it out with exclude=[{path!r}]")
+    return Layout(tuple(paths), tuple(sizes[path][0] for path in paths), tuple(sizes[path][1] for path in paths))
+
+
+def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) -> None:
+    """Raises RoadError where the model lacks a target or a head, or has it in another size."""
+    modules = dict(model.named_modules())
+    for path, width, inputs in zip(layout.paths, layout.widths, layout.inputs, strict=True):
+        if path not in modules or not _is_target(modules[path]):
+            raise RoadError(f"{type(model).__name__} has no linear layer {path}: expected the adapter's own base model")
+        found = _size(modules[path])
+        if found != (width, inputs):
+            raise RoadError(f"{path} is {found[1]} → {found[0]} wide, the adapter's {inputs} → {width}: load its own base model")
+    for path in heads:
+        if path not in modules:
+            raise RoadError(f"{type(model).__name__} has no {path}, of which the adapter has a copy: load the same class of model")
+
+
+def _is_target(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
+
+
+def _size(module: nn.Module) -> tuple[int, int]:
+    """Width of the output, and of the input."""
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.num_embeddings
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)  # type: ignore[return-value]
+
+
+def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:
+    known = list(known)
+    if wanted == ALL_LINEAR:
+        return known
+    if wanted == FC1:
+        return [path for path in known if _ends(path, _FIRST)]
+    if isinstance(wanted, str):
+        try:
+            found = [path for path in known if re.fullmatch(wanted, path)]
+        except re.error as error:
+            raise RoadError(f"{argument}={wanted!r} is no regular expression ({error})") from None
+        if found:
+            return found
+        wanted = [wanted]
+    for name in wanted:
+        if not any(_ends(path, (name,)) for path in known):
+            names = sorted({path.rpartition(".")[2] for path in known})
+            raise RoadError(
+                f"{argument} names {name!r}, which no module is called: there are {listing(names)}{did_you_mean(name, names)}"
+            )
+    return [path for path in known if _ends(path, wanted)]
+
+
+def _ends(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _inside(model: nn.Module, layers: Iterable[int], known: Iterable[str]) -> list[str]:
+    path, found = find_layers(model)
+    wanted = list(layers)
+    for index in wanted:
+        if not 0 <= index < len(found):
+            raise RoadError(f"layer {index} is outside the model: expected 0 to {len(found) - 1} (layers count from 0)")
+    return [each for each in known if any(each.startswith(f"{path}.{index}.") for index in wanted)]

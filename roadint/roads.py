@@ -1,0 +1,281 @@
+"""What lies on a model: interventions at hidden states and adapters on linear layers; placed, named, added, removed, kept."""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import torch
+from torch import nn
+
+from roadint import checkpoint, describe
+from roadint.arithmetic import label_of
+from roadint.composition import ALL, Composition, CompositionLike
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.layers import find_layers, site_path, text_config, width_of
+from roadint.linear.edit import Banks
+from roadint.linear.road import LinearRoad
+from roadint.linear.targets import ALL_LINEAR, Names, find_targets
+from roadint.prompt import Template, check_template
+from roadint.rotation import Pairing, Variant
+from roadint.site import SubspaceIntervention, subspace_names
+from roadint.subspace import SubspaceLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Roads(nn.Module):
+    """The base class of RoadModel: everything but running the model.
+
+    interventions: nn.ModuleList of the interventions at hidden states; linear: nn.ModuleList of the adapters on linear layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interventions: SubspaceIntervention | Sequence[SubspaceIntervention] = (),
+        *,
+        capacity: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
+        self._place([interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions))
+        self.linear = nn.ModuleList()
+        if not isinstance(capacity, int) or capacity < 1:
+            raise RoadError(f"capacity={capacity!r}: expected how many compositions of adapters are held ready, at least 1")
+        self.capacity = capacity
+        self._banks: Banks = {}
+        self.template: Template = "plain"
+        self.training_summary: dict[str, Any] = {}
+
+    @property
+    def sites(self) -> list[SubspaceIntervention]:
+        """The interventions, as a plain list of their own type."""
+        return list(self.interventions)  # type: ignore[arg-type]
+
+    @property
+    def adapters(self) -> dict[str, LinearRoad]:
+        """The adapters on linear layers, by name."""
+        return {each.name: each for each in self.linear}  # type: ignore[misc]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all subspaces and adapters, in order: what a composition may use."""
+        return [*subspace_names(self.sites), *self.adapters]
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train, over all interventions and adapters."""
+        return sum(each.trainable_count for each in self._learned())
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer gets: the parameters of interventions and adapters, none of the model's."""
+        return [*self.interventions.parameters(), *self.linear.parameters()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs."""
+        return next(self.model.parameters()).device
+
+    def compositions(self) -> list[Composition]:
+        """What there is to compare: none, each subspace and adapter alone and, where there are several, all of them."""
+        alone: list[CompositionLike] = [None, *self.names]
+        everything: list[CompositionLike] = [ALL] if len(self.names) > 1 else []
+        return [Composition.parse(each, self.names) for each in alone + everything]
+
+    def add_adapter(
+        self,
+        name: str = "road",
+        *,
+        variant: Variant = "road_1",
+        targets: Names = ALL_LINEAR,
+        exclude: Names = (),
+        layers: Iterable[int] | None = None,
+        pairing: Pairing = "adjacent",
+        subspace: SubspaceLike = None,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        heads: str | Sequence[str] = (),
+    ) -> LinearRoad:
+        """Put a new adapter, which changes nothing yet, on the outputs of linear layers; rows use it by its name.
+
+        targets, exclude, layers: which; see roadint.linear.targets.find_targets. heads: modules of the model, such as
+        "classifier", whose copies train with the adapter. The rest as in roadint.linear.road.LinearRoad. Raises RoadError.
+        """
+        layout = find_targets(self.model, targets, exclude, layers)
+        embeddings = [path for path in layout.paths if isinstance(self.model.get_submodule(path), nn.Embedding)]
+        if lora_rank and embeddings:
+            raise RoadError(f"{embeddings[0]} is an embedding, beside which no LoRA is possible: expected linear layers alone")
+        modules = dict(self.model.named_modules())
+        wanted = [heads] if isinstance(heads, str) else list(heads)
+        for each in wanted:
+            if each not in modules:
+                near = [path for path in modules if path.endswith(f".{each}")] or list(modules)
+                raise RoadError(f"heads names {each!r}, which is no module of the model{did_you_mean(each, near)}")
+        adapter = LinearRoad(
+            name,
+            layout,
+            variant=variant,
+            pairing=pairing,
+            subspace=subspace,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            heads={path: modules[path] for path in wanted},
+        )
+        self._add([adapter])
+        return adapter
+
+    def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> LinearRoad:
+        """Put the adapter of a checkpoint, from a folder or the hub, beside what is there, under a name of its own if wanted.
+
+        A checkpoint of several, or of interventions too, goes through `add_checkpoint`. Raises RoadError, and changes nothing,
+        where it does not fit the model or the name is taken.
+        """
+        saved = checkpoint.read_for(self.model, name_or_path)
+        adapters = saved.adapters(self.model)
+        if len(adapters) != 1 or saved.config["interventions"]:
+            raise RoadError(f"{name_or_path} holds {listing(saved.names())}: expected a single adapter; take add_checkpoint")
+        adapters[0].name = name or adapters[0].name
+        self._add(adapters)
+        return adapters[0]
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away. Raises RoadError where there is none of that name."""
+        if name not in self.adapters:
+            raise RoadError(f"no adapter {name!r}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}")
+        self._keep_adapters(each for each in self.adapters.values() if each.name != name)
+
+    def save_pretrained(self, folder: str | Path, adapters: Sequence[str] | None = None) -> int:
+        """Write interventions and adapters (not the model) as a checkpoint of a few kB; returns its size in bytes.
+
+        adapters: only these adapters, and no interventions; everything by default.
+        """
+        config = text_config(self.model)
+        about = {
+            "base_model": {
+                "id": str(getattr(self.model, "name_or_path", "")),
+                "model_type": str(config.model_type),
+                "width": int(config.hidden_size),
+                "layers": int(config.num_hidden_layers),
+            },
+            "template": self.template,
+            "training": self.training_summary,
+        }
+        if adapters is None:
+            return checkpoint.save(folder, self.sites, about, list(self.adapters.values()))
+        for name in adapters:
+            if name not in self.adapters:
+                raise RoadError(f"no adapter {name!r} to save: expected one of {listing(self.adapters)}")
+        return checkpoint.save(folder, [], about, [self.adapters[name] for name in adapters])
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path | Mapping[str, str | Path], model: nn.Module) -> "Self":
+        """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged.
+
+        A mapping of labels to checkpoints loads several, to compose across them: see `add_checkpoint`.
+        """
+        several = isinstance(name_or_path, Mapping)
+        checkpoints: Mapping[Any, str | Path] = name_or_path if several else {None: name_or_path}  # type: ignore[assignment, dict-item]
+        if not checkpoints:
+            raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
+        label, first = next(iter(checkpoints.items()))
+        saved = checkpoint.read_for(model, first)
+        road = cls(model, saved.interventions(label))
+        road._add(saved.adapters(model, label))
+        road.template = check_template(saved.config["template"])
+        road.training_summary = saved.config["training"]
+        for label, each in list(checkpoints.items())[1:]:
+            road.add_checkpoint(each, label)
+        return road
+
+    def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
+        """Load another checkpoint beside what is there; its names are "name@label" in compositions, all of them "label".
+
+        Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
+        RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
+        """
+        if label in self._labels() or label in self.names:
+            raise RoadError(f"label {label!r} is taken: expected another one than {listing(self.names)}")
+        saved = checkpoint.read_for(self.model, name_or_path)
+        template = saved.config["template"]
+        if template != self.template:
+            raise RoadError(f"{name_or_path} was trained with template {template!r}, this one with {self.template!r}")
+        adapters = saved.adapters(self.model, label)
+        self._place([*self.sites, *saved.interventions(label)])
+        self._add(adapters)
+
+    def remove_checkpoint(self, label: str) -> None:
+        """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing is."""
+        if not label or label not in self._labels():
+            raise RoadError(f"no checkpoint {label!r} to remove: the names are {listing(self.names)}")
+        self._place([site for site in self.sites if label_of(site) != label])
+        self._keep_adapters(each for each in self.adapters.values() if each.name.partition("@")[2] != label)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
+        api = huggingface_hub.HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            specs = [each.spec() for each in self._learned()]
+            card = describe.model_card(repo_id, str(getattr(self.model, "name_or_path", "")), self.names, specs)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with roadint").commit_url)
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch interventions and adapters; the caller's model keeps its own mode (a frozen model should not drop out)."""
+        self.training = mode
+        self.interventions.train(mode)
+        self.linear.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """That of interventions and adapters: the model is the caller's."""
+        own = super().state_dict(*args, **kwargs)
+        prefix = f"{kwargs.get('prefix', '')}model."
+        return {name: value for name, value in own.items() if not name.startswith(prefix)}
+
+    def lowest_layer(self) -> int:
+        """The lowest layer whose output differs from the base model's: none below it has anything to do with what is learned."""
+        sites = [site.layer for site in self.sites]
+        if self.linear:
+            path, layers = find_layers(self.model)
+            inside = [each for adapter in self.adapters.values() for each in adapter.layout.paths]
+            sites += [next((i for i in range(len(layers)) if each.startswith(f"{path}.{i}.")), 0) for each in inside]
+        return min(sites, default=0)
+
+    def _learned(self) -> list[SubspaceIntervention | LinearRoad]:
+        return [*self.sites, *self.adapters.values()]
+
+    def _labels(self) -> set[str]:
+        return {label_of(site) for site in self.sites} | {name.partition("@")[2] for name in self.adapters}
+
+    def _add(self, adapters: Sequence[LinearRoad]) -> None:
+        taken = set(self.names)
+        for adapter in adapters:
+            if adapter.name in taken:
+                raise RoadError(f"name {adapter.name!r} is taken: expected another one than {listing(self.names)}")
+        for adapter in adapters:
+            placed = next(self.model.get_submodule(adapter.layout.paths[0]).parameters(), None)
+            if placed is not None and placed.device.type != "meta":
+                adapter.to(placed.device)
+            self.linear.append(adapter)
+
+    def _keep_adapters(self, kept: Iterable[LinearRoad]) -> None:
+        self.linear = nn.ModuleList(kept)
+        used = {(each.layout, each.groups) for each in self.adapters.values()}
+        self._banks = {key: bank for key, bank in self._banks.items() if key in used}
+
+    def _place(self, interventions: Sequence[SubspaceIntervention]) -> None:
+        """Settle the interventions: their width, and the device of the layer that each one edits."""
+        for intervention in interventions:
+            path = site_path(self.model, intervention.layer, intervention.component)
+            self._paths[intervention.layer, intervention.component] = path
+            intervention.bind(width_of(self.model))
+            placed = next(self.model.get_submodule(path).parameters(), None)
+            if placed is not None and placed.device.type != "meta":
+                intervention.to(placed.device)
+        self.interventions = nn.ModuleList(interventions)
