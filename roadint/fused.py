@@ -51,10 +51,10 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
 
 def pairs(h: Tensor, group: int, like: Tensor | None = None) -> Tensor:
     """The pairs of h [..., width] as complex numbers [..., width / 2]; of float32 parts, or float64 where h or `like` has such."""
-    wide = torch.float64 if h.dtype == torch.float64 or (like is not None and like.dtype == torch.complex128) else torch.float32
-    h = h.to(wide)
+    if h.dtype is not torch.float64:
+        h = h.double() if like is not None and like.dtype is torch.complex128 else h.float()
     if group == 2:
-        return torch.view_as_complex(h.reshape(*h.shape[:-1], -1, 2).contiguous())
+        return torch.view_as_complex(h.contiguous().view(*h.shape[:-1], -1, 2))
     first, second = h.reshape(*h.shape[:-1], -1, 2, group // 2).unbind(-2)
     return torch.complex(first, second).flatten(-2)
 

@@ -19,7 +19,7 @@ Forward = Callable[[nn.Module, Any, Any], Any]
 
 def acts(owner: object) -> bool:
     """Whether `owner` has attached its hooks in this context."""
-    return any(each is owner for each in _active.get())
+    return owner in _active.get()
 
 
 @contextmanager
