@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from roadint.composition import Composition
     from roadint.errors import RoadError
     from roadint.evaluation.report import evaluate
+    from roadint.finetune import add_linear_road
     from roadint.interchange import RoadInterchange
     from roadint.interop.pyvene import pyvene_config
     from roadint.intervention import RoadIntervention
+    from roadint.linear.layer import RoadLinear
     from roadint.model import RoadModel
     from roadint.position import Position
     from roadint.pretrained import load
@@ -32,10 +34,12 @@ _HOMES = {
     "RoadError": "errors",
     "RoadInterchange": "interchange",
     "RoadIntervention": "intervention",
+    "RoadLinear": "linear.layer",
     "RoadModel": "model",
     "RoadTrainer": "training.trainer",
     "Rotation": "rotation",
     "Subspace": "subspace",
+    "add_linear_road": "finetune",
     "evaluate": "evaluation.report",
     "load": "pretrained",
     "pyvene_config": "interop.pyvene",
@@ -51,11 +55,13 @@ __all__ = [
     "RoadError",
     "RoadInterchange",
     "RoadIntervention",
+    "RoadLinear",
     "RoadModel",
     "RoadTrainer",
     "Rotation",
     "Subspace",
     "__version__",
+    "add_linear_road",
     "evaluate",
     "load",
     "pyvene_config",

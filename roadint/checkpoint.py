@@ -149,12 +149,12 @@ def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
     return saved
 
 
-def folder_of(name_or_path: str | Path) -> Path:
+def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSORS)) -> Path:
     """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     try:
-        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=[CONFIG, TENSORS])
+        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=list(patterns))
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(
             f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({first_line(error)})"

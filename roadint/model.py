@@ -11,12 +11,13 @@ from roadint import describe
 from roadint.arithmetic import check_products, check_sums
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
-from roadint.errors import RoadError
+from roadint.errors import RoadError, listing
 from roadint.exchange import Mode, gather, read
 from roadint.head import score
 from roadint.inputs import Prompts, kept_tokens, shape_of, tokens_of
 from roadint.layers import check_recomputation, takes_positions
 from roadint.linear.edit import LinearEdit
+from roadint.linear.merge import Merged, merge
 from roadint.position import Position, PositionLike, Tokens, parse_positions
 from roadint.prompt import Template, batch_prompts, check_template, pad_id
 from roadint.roads import Roads
@@ -185,6 +186,46 @@ class RoadModel(Roads):
         sources = gather(takes, given, mode, read_source)
         return self(compose=compositions, positions=positions, sources=sources, **inputs)
 
+    def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
+        """Put a composition of adapters into the model's own weights, which then run at no cost; nothing composes until `unmerge`.
+
+        "all" is all adapters; weighted sums of RoAd1 are their product. keep: keep the weights as they were, so that `unmerge`
+        is exact; else the inverse rotations bring them back to the dtype's rounding. A head takes the place of the model's.
+        Works in place, two rows at a time. Warns where the weights' dtype rounds much of the change away.
+        Raises RoadError, and changes nothing, for edits of hidden states, quantised or shared weights, and what does not commute.
+        """
+        if self._merged:
+            raise RoadError(f"adapters are merged already, as '{self._merged.composition}': unmerge() first")
+        composition = Composition.parse(compose, list(self.adapters) if compose == ALL else self.names)
+        for name, _ in composition.terms:
+            if name not in self.adapters:
+                raise RoadError(
+                    f"{name!r} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
+                )
+        if not composition.terms:
+            raise RoadError(
+                f"nothing to merge in {str(compose)!r}: expected a composition of adapters, of {listing(self.adapters)}"
+            )
+        check_products(self.adapters, [composition])
+        self._merged = merge(self.model, self.adapters, composition, keep)
+        return self._merged
+
+    def unmerge(self) -> None:
+        """Take merged adapters out of the weights again. Raises RoadError where none are merged."""
+        if not self._merged:
+            raise RoadError("no adapters are merged: expected merge() before unmerge()")
+        self._merged.undo()
+        self._merged = None
+
+    @contextmanager
+    def merged(self, compose: CompositionLike = ALL) -> Iterator[nn.Module]:
+        """The model with adapters merged, inside; its weights are exactly as before afterwards, also after an exception."""
+        self.merge(compose, keep=True)
+        try:
+            yield self.model
+        finally:
+            self.unmerge()
+
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
         """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
         chosen = check_template(template or self.template, tokenizer)
@@ -228,7 +269,7 @@ class RoadModel(Roads):
             if self.sites:
                 edit = Edit(self.sites, compositions, kept, prompt_length, learning, positions, sources)
                 stack.enter_context(edit.applied(self.model, self._modules_at_sites()))
-            if self.linear:
+            if self.linear and not self._merged:
                 turning = LinearEdit(self.adapters, compositions, self._banks, self.capacity, learning)
                 stack.enter_context(turning.applied(self.model))
             yield
@@ -242,7 +283,13 @@ class RoadModel(Roads):
 
     def _parse(self, compose: Compose, rows: int) -> list[Composition]:
         """One composition a row. Raises RoadError."""
-        compositions = parse_rows(compose, rows, self.names)
+        try:
+            compositions = parse_rows(compose, rows, self.names)
+        except RoadError as error:
+            merged = (
+                f"; adapters are merged into the weights, as '{self._merged.composition}': unmerge() first" if self._merged else ""
+            )
+            raise RoadError(f"{error}{merged}") from None
         check_sums(self.sites, compositions)
         check_products(self.adapters, compositions)
         return compositions

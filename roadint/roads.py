@@ -15,6 +15,7 @@ from roadint.composition import ALL, Composition, CompositionLike
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.layers import find_layers, site_path, text_config, width_of
 from roadint.linear.edit import Banks
+from roadint.linear.merge import Merged
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import ALL_LINEAR, Names, find_targets
 from roadint.prompt import Template, check_template
@@ -48,6 +49,7 @@ class Roads(nn.Module):
             raise RoadError(f"capacity={capacity!r}: expected how many compositions of adapters are held ready, at least 1")
         self.capacity = capacity
         self._banks: Banks = {}
+        self._merged: Merged | None = None
         self.template: Template = "plain"
         self.training_summary: dict[str, Any] = {}
 
@@ -63,8 +65,8 @@ class Roads(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The names of all subspaces and adapters, in order: what a composition may use."""
-        return [*subspace_names(self.sites), *self.adapters]
+        """The names of all subspaces and adapters, in order: what a composition may use. Adapters that are merged rest."""
+        return [*subspace_names(self.sites), *(() if self._merged else self.adapters)]
 
     @property
     def trainable_count(self) -> int:
@@ -125,7 +127,7 @@ class Roads(nn.Module):
             lora_alpha=lora_alpha,
             heads={path: modules[path] for path in wanted},
         )
-        self._add([adapter])
+        self.attach([adapter])
         return adapter
 
     def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> LinearRoad:
@@ -139,11 +141,15 @@ class Roads(nn.Module):
         if len(adapters) != 1 or saved.config["interventions"]:
             raise RoadError(f"{name_or_path} holds {listing(saved.names())}: expected a single adapter; take add_checkpoint")
         adapters[0].name = name or adapters[0].name
-        self._add(adapters)
+        self.attach(adapters)
         return adapters[0]
 
     def remove_adapter(self, name: str) -> None:
         """Take an adapter away. Raises RoadError where there is none of that name."""
+        if self._merged:
+            raise RoadError(
+                f"adapters are merged into the weights, as '{self._merged.composition}': unmerge() before one is removed"
+            )
         if name not in self.adapters:
             raise RoadError(f"no adapter {name!r}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}")
         self._keep_adapters(each for each in self.adapters.values() if each.name != name)
@@ -184,7 +190,7 @@ class Roads(nn.Module):
         label, first = next(iter(checkpoints.items()))
         saved = checkpoint.read_for(model, first)
         road = cls(model, saved.interventions(label))
-        road._add(saved.adapters(model, label))
+        road.attach(saved.adapters(model, label))
         road.template = check_template(saved.config["template"])
         road.training_summary = saved.config["training"]
         for label, each in list(checkpoints.items())[1:]:
@@ -205,7 +211,7 @@ class Roads(nn.Module):
             raise RoadError(f"{name_or_path} was trained with template {template!r}, this one with {self.template!r}")
         adapters = saved.adapters(self.model, label)
         self._place([*self.sites, *saved.interventions(label)])
-        self._add(adapters)
+        self.attach(adapters)
 
     def remove_checkpoint(self, label: str) -> None:
         """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing is."""
@@ -253,8 +259,9 @@ class Roads(nn.Module):
     def _labels(self) -> set[str]:
         return {label_of(site) for site in self.sites} | {name.partition("@")[2] for name in self.adapters}
 
-    def _add(self, adapters: Sequence[LinearRoad]) -> None:
-        taken = set(self.names)
+    def attach(self, adapters: Sequence[LinearRoad]) -> None:
+        """Put adapters that exist already on the model. Raises RoadError, and attaches none, where a name is taken."""
+        taken = {*self.names, *self.adapters}
         for adapter in adapters:
             if adapter.name in taken:
                 raise RoadError(f"name {adapter.name!r} is taken: expected another one than {listing(self.names)}")
@@ -266,7 +273,7 @@ class Roads(nn.Module):
 
     def _keep_adapters(self, kept: Iterable[LinearRoad]) -> None:
         self.linear = nn.ModuleList(kept)
-        used = {(each.layout, each.groups) for each in self.adapters.values()}
+        used = {each.place for each in self.adapters.values()}
         self._banks = {key: bank for key, bank in self._banks.items() if key in used}
 
     def _place(self, interventions: Sequence[SubspaceIntervention]) -> None:

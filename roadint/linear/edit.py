@@ -12,7 +12,7 @@ from roadint.errors import RoadError
 from roadint.fused import turn
 from roadint.hooks import acts, attached
 from roadint.linear.bank import Bank
-from roadint.linear.road import LinearRoad
+from roadint.linear.road import LinearRoad, by_layout, product
 from roadint.linear.targets import Layout
 from roadint.rotation import Rotation
 
@@ -40,14 +40,10 @@ class LinearEdit:
         live = [None if learning is None else frozenset(name for name, _ in each.terms) for each in learning or compositions]
         self._acting = [adapters[name] for name in dict.fromkeys(name for each in terms for name, _ in each)]
         self._layers: dict[str, list[_Layer]] = {}
-        groups: dict[tuple[Layout, tuple[int, ...]], dict[str, LinearRoad]] = {}
-        for each in self._acting:
-            groups.setdefault((each.layout, each.groups), {})[each.name] = each
-        for (layout, pairing), members in groups.items():
-            bank = banks.setdefault(
-                (layout, pairing), Bank(sum(layout.blocks), capacity, next(iter(members.values())).theta.device)
-            )
-            turning = _Turning(members, terms, live, bank)
+        for members in by_layout(self._acting):
+            (layout, pairing), device = members[0].place, members[0].theta.device
+            bank = banks.setdefault((layout, pairing), Bank(sum(layout.blocks), capacity, device))
+            turning = _Turning({each.name: each for each in members}, terms, live, bank)
             for place, path in enumerate(layout.paths):
                 self._layers.setdefault(path, []).append(turning.layer(place, pairing[place]))
         self._beside = _beside(self._acting, terms, live)
@@ -92,13 +88,13 @@ class _Turning:
         own = [tuple((name, strength) for name, strength in each if name in members) for each in terms]
         if torch.is_grad_enabled() and any(each.theta.requires_grad or each.alpha.requires_grad for each in members.values()):
             distinct = {key: place for place, key in enumerate(dict.fromkeys(zip(own, live, strict=True)))}
-            made = [_product(members, terms, learning) for terms, learning in distinct]
+            made = [product(members, terms, learning) for terms, learning in distinct]
             index = torch.tensor([distinct[key] for key in zip(own, live, strict=True)], device=bank.device)
             rotation = _stacked(made)
             self._index = index if len(distinct) > 1 else None
         else:
             keys: list[Hashable] = [tuple((*term, members[term[0]].state) for term in each) for each in own]
-            rotation, self._index = bank.rows(keys, lambda key: _product(members, [(name, s) for name, s, _ in key]))  # type: ignore[attr-defined]
+            rotation, self._index = bank.rows(keys, lambda key: product(members, [(name, s) for name, s, _ in key]))  # type: ignore[attr-defined]
         blocks = next(iter(members.values())).layout.blocks
         self._u = torch.split(rotation.u, blocks, dim=-1)
         self._v = [None] * len(blocks) if rotation.v is None else torch.split(rotation.v, blocks, dim=-1)
@@ -137,20 +133,6 @@ class _Layer:
         if not u.requires_grad:
             self._ready = (shape, found)
         return found
-
-
-def _product(
-    members: Mapping[str, LinearRoad], terms: Sequence[tuple[str, float]], learning: frozenset[str] | None = None
-) -> Rotation:
-    """The rotations of all targets, of adapters that commute; one a layout, [blocks]."""
-    found: Rotation | None = None
-    for name, strength in terms:
-        each = members[name].rotation(strength, learning=learning is None or name in learning)
-        found = each if found is None else each @ found
-    if found is None:
-        like = next(iter(members.values()))
-        return Rotation(torch.ones(sum(like.layout.blocks), dtype=torch.complex64, device=like.theta.device))
-    return found
 
 
 def _stacked(rotations: Sequence[Rotation]) -> Rotation:

@@ -7,6 +7,7 @@ tensors instead of hundreds.
 import copy
 import itertools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class LinearRoad(KeepsPrecision):
         return torch.cat(parts)
 
     @property
+    def place(self) -> tuple[Layout, tuple[int, ...]]:
+        """The targets, and the group size of the pairs at each."""
+        return self.layout, self.groups
+
+    @property
     def trainable_count(self) -> int:
         """How many numbers train, LoRA's and heads' included."""
         held = len(self.theta) if self.held is None else int(self.held.sum())
@@ -104,6 +110,14 @@ class LinearRoad(KeepsPrecision):
             raise RoadError(f"{path!r} is no target of {self.name!r}: expected one of {listing(self.layout.paths)}")
         place = self.layout.paths.index(path)
         return torch.split(self.theta, self.layout.blocks)[place], torch.split(self.alpha, self.layout.blocks)[place]
+
+    def held_values(self, path: str) -> tuple[Tensor, Tensor]:
+        """As `of`, detached, and the identity in the blocks that the subspace leaves out."""
+        theta, alpha = (each.detach().clone() for each in self.of(path))
+        if self.held is not None:
+            left_out = torch.split(self.held, self.layout.blocks)[self.layout.paths.index(path)] == 0
+            theta[left_out], alpha[left_out] = 0.0, 1.0
+        return theta, alpha
 
     def lora(self, *, learning: bool = True) -> list[tuple[Tensor, Tensor]]:
         """A [rank, inputs] and B [outputs, rank] of every target, B with the scale in it; empty where there is no LoRA."""
@@ -143,6 +157,28 @@ class LinearRoad(KeepsPrecision):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"{self.name}, {self.variant}, {len(self.layout.paths)} targets, {self.trainable_count:,} numbers"
+
+
+def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
+    """Those that rotate the same pairs of the same targets together: one product of rotations serves them."""
+    found: dict[Any, list[LinearRoad]] = {}
+    for each in adapters:
+        found.setdefault(each.place, []).append(each)
+    return list(found.values())
+
+
+def product(
+    members: Mapping[str, LinearRoad], terms: Sequence[tuple[str, float]], learning: frozenset[str] | None = None
+) -> Rotation:
+    """The rotations of all targets, of adapters that commute and have one layout: u, v [blocks]; the identity without terms."""
+    found: Rotation | None = None
+    for name, strength in terms:
+        each = members[name].rotation(strength, learning=learning is None or name in learning)
+        found = each if found is None else each @ found
+    if found is None:
+        like = next(iter(members.values()))
+        return Rotation(torch.ones(sum(like.layout.blocks), dtype=torch.complex64, device=like.theta.device))
+    return found
 
 
 def commute(one: LinearRoad, other: LinearRoad) -> str | None:

@@ -51,11 +51,20 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
     paths = [path for path in known if path in chosen]
     if not paths:
         raise RoadError(f"targets={targets!r}, exclude={exclude!r}, layers={layers!r} select no module of {type(model).__name__}")
-    sizes = {path: _size(known[path]) for path in paths}
+    return layout_of(model, paths)
+
+
+def layout_of(model: nn.Module, paths: Iterable[str]) -> Layout:
+    """The layout of these modules, in the model's order. Raises RoadError where one is missing or has an odd width."""
+    known = {path: module for path, module in model.named_modules() if _is_target(module)}
+    wanted = set(paths)
+    for path in wanted - set(known):
+        raise RoadError(f"{type(model).__name__} has no linear layer {path}: expected the adapter's own base model")
+    sizes = {path: _size(module) for path, module in known.items() if path in wanted}
     for path, (width, _) in sizes.items():
         if width % 2:
             raise RoadError(f"{path} has the odd width {width}: rotations need pairs; leave it out with exclude=[{path!r}]")
-    return Layout(tuple(paths), tuple(sizes[path][0] for path in paths), tuple(sizes[path][1] for path in paths))
+    return Layout(tuple(sizes), tuple(width for width, _ in sizes.values()), tuple(inputs for _, inputs in sizes.values()))
 
 
 def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.interop.peft import as_peft
 from roadint.linear.road import LinearRoad
 from tests.conftest import WIDTH, build
 
@@ -177,17 +178,6 @@ def test_forward_and_backward_are_pefts(variant: Any, group: int) -> None:
         for path, own in zip(adapter.layout.paths, torch.split(gradient, adapter.layout.blocks), strict=True):
             their = getattr(layers[path], f"road_{name}")["default"].grad
             torch.testing.assert_close(as_peft(own, variant, group), their, rtol=1e-4, atol=1e-6)
-
-
-def as_peft(values: Tensor, variant: str, group: int) -> Tensor:
-    """The order in which PEFT keeps them: by output channel; RoAd4's diagonal entries of a group before its others."""
-    if variant == "road_1":
-        return values
-    if variant == "road_2":
-        return values.reshape(-1, group // 2, 2).transpose(1, 2).flatten()
-    diagonal = torch.stack([values[:, 0, 0], values[:, 1, 1]], -1).reshape(-1, group // 2, 2).transpose(1, 2).flatten(1)
-    across = torch.stack([values[:, 0, 1], values[:, 1, 0]], -1).reshape(-1, group // 2, 2).transpose(1, 2).flatten(1)
-    return torch.cat([diagonal, across], dim=1).flatten()
 
 
 def test_lora_beside() -> None:
