@@ -71,12 +71,11 @@ def train(
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
         summary = checkpoint.read(out).config["training"]
     else:
-        from roadint.model import RoadModel
         from roadint.pretrained import load
         from roadint.training.run import train as run
 
         base, tokenizer = load(chosen.model, dtype=chosen.dtype)
-        road = RoadModel(base, chosen.interventions())
+        road = chosen.on(base)
         summary = run(road, tokenizer, given or None, chosen, out=out, resume=resume, quiet=as_json)
     size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))
     if as_json:

@@ -244,14 +244,14 @@ class Roads(nn.Module):
         prefix = f"{kwargs.get('prefix', '')}model."
         return {name: value for name, value in own.items() if not name.startswith(prefix)}
 
-    def lowest_layer(self) -> int:
-        """The lowest layer whose output differs from the base model's: none below it has anything to do with what is learned."""
-        sites = [site.layer for site in self.sites]
+    def untouched_layers(self) -> int:
+        """How many of the lowest layers run as in the base model, whatever is learned."""
+        lowest = [site.layer + (site.component == "block_output") for site in self.sites]
         if self.linear:
             path, layers = find_layers(self.model)
             inside = [each for adapter in self.adapters.values() for each in adapter.layout.paths]
-            sites += [next((i for i in range(len(layers)) if each.startswith(f"{path}.{i}.")), 0) for each in inside]
-        return min(sites, default=0)
+            lowest += [next((i for i in range(len(layers)) if each.startswith(f"{path}.{i}.")), 0) for each in inside]
+        return min(lowest, default=0)
 
     def _learned(self) -> list[SubspaceIntervention | LinearRoad]:
         return [*self.sites, *self.adapters.values()]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from roadint.errors import RoadError, listing
 from roadint.linear.targets import Layout
 from roadint.precision import KeepsPrecision
-from roadint.rotation import Pairing, Rotation, Variant, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
 _serials = itertools.count()
@@ -126,6 +126,15 @@ class LinearRoad(KeepsPrecision):
         a, b = (self.lora_a, self.lora_b) if learning else (self.lora_a.detach(), self.lora_b.detach())
         scaled = b * (self.lora_alpha / self.lora_rank)
         return list(zip(torch.split(a, list(self.layout.inputs), 1), torch.split(scaled, list(self.layout.widths)), strict=True))
+
+    def rescale(self, strength: float) -> None:
+        """Make this strength the new 1, exactly: of the rotations, and of a LoRA."""
+        with torch.no_grad():
+            angle, scale = canonical(self.theta, self.alpha)
+            self.theta.copy_(angle * strength)
+            self.alpha.copy_(scale**strength)
+            if self.lora_rank:
+                self.lora_b.mul_(strength)
 
     @property
     def state(self) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ class Plan:
 
     def _place(self, settings: Settings) -> tuple[str, ...]:
         recipe = self.recipe_of(settings)
-        return recipe.model, recipe.dtype, f"{min(recipe.layers):04d}", recipe.component, recipe.position, recipe.phase
+        return recipe.model, recipe.dtype, f"{min(recipe.layers or [0]):04d}", recipe.component, recipe.position, recipe.phase
 
 
 def key(settings: Settings) -> str:

@@ -13,7 +13,6 @@ from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.report import evaluate
 from roadint.files import write_whole
-from roadint.model import RoadModel
 from roadint.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
 from roadint.training.prefix_cache import Kept
@@ -59,7 +58,7 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
     try:
         recipe = plan.recipe_of(settings)
         base, tokenizer = _base(recipe.model, recipe.dtype)
-        road = RoadModel(base, recipe.interventions())
+        road = recipe.on(base)
         summary = train(road, tokenizer, None, recipe, out=out / key(settings), resume=True, quiet=quiet, kept=_kept)
         report = evaluate(
             road,

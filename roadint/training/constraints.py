@@ -12,6 +12,7 @@ from torch import Tensor
 
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.intervention import RoadIntervention
+from roadint.linear.road import LinearRoad
 from roadint.site import SubspaceIntervention, subspace_names
 
 
@@ -27,13 +28,16 @@ class Constraints:
     decay: float = 0.0
     max_log_scale: float | None = None
 
-    def install(self, optimizer: torch.optim.Optimizer, interventions: Sequence[SubspaceIntervention]) -> None:
+    def install(
+        self, optimizer: torch.optim.Optimizer, interventions: Sequence[SubspaceIntervention], adapters: Sequence[LinearRoad] = ()
+    ) -> None:
         """Act around every step of the optimizer. Raises RoadError for a name or an intervention that this can't be done for."""
         names = subspace_names(interventions)
         for name in self.rates:
             if name not in names:
                 raise RoadError(f"no subspace {name!r} to give a rate: expected one of {listing(names)}{did_you_mean(name, names)}")
         turning = [each for each in interventions if isinstance(each, RoadIntervention)]
+        scales: list[Tensor] = [*(each.alpha for each in turning), *(each.alpha for each in adapters)]
         if (self.rates or self.max_log_scale is not None) and len(turning) < len(interventions):
             raise RoadError("rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks")
         if self.rates:
@@ -59,6 +63,8 @@ class Constraints:
             def shrink(done: torch.optim.Optimizer, *_: Any) -> None:
                 for each in interventions:
                     each.rescale(dict.fromkeys(each.partition, 1 - done.param_groups[0]["lr"] * self.decay))
+                for adapter in adapters:
+                    adapter.rescale(1 - done.param_groups[0]["lr"] * self.decay)
 
             optimizer.register_step_post_hook(shrink)
         if self.max_log_scale is not None:
@@ -66,7 +72,7 @@ class Constraints:
 
             @torch.no_grad()
             def clamp(*_: Any) -> None:
-                for each in turning:
-                    each.alpha.clamp_(1 / bound, bound)
+                for alpha in scales:
+                    alpha.clamp_(1 / bound, bound)
 
             optimizer.register_step_post_hook(clamp)

@@ -11,11 +11,14 @@ import yaml
 from roadint.basis import BasisKind
 from roadint.errors import RoadError, did_you_mean, first_line, listing
 from roadint.kinds import kind_of
+from roadint.linear.targets import ALL_LINEAR
+from roadint.model import RoadModel
 from roadint.position import Phase
 from roadint.prompt import Template
 from roadint.rotation import Pairing, Variant
 from roadint.site import SubspaceIntervention
 
+LINEAR = "linear"
 _PRESETS = Path(str(files("roadint.training"))) / "recipes"
 
 
@@ -27,8 +30,8 @@ class Recipe:
     model: str = "gemma-3-270m"  # for roadint.load
     dtype: str = "auto"  # the base model's; the rotations are float32 always
     # the interventions: the same at every layer of the list
-    kind: str = "road"  # or a baseline: "loreft", "direft", "steering"
-    layers: list[int] = field(default_factory=lambda: [9])
+    kind: str = "road"  # or a baseline: "loreft", "direft", "steering"; "linear": adapters on linear layers, see below
+    layers: list[int] | None = None  # 9 by default, or, of adapters, all
     component: str = "block_output"
     position: str = "last"
     phase: Phase = "prompt"
@@ -38,7 +41,14 @@ class Recipe:
     basis: BasisKind = "identity"
     basis_seed: int = 0
     rank: int = 8  # of a baseline
-    # the data: composition → source, see roadint.data.sources
+    # the adapter, of kind "linear", in the place of interventions
+    targets: str | list[str] = ALL_LINEAR  # or "fc1", names, a regular expression
+    exclude: list[str] = field(default_factory=list)
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    heads: list[str] = field(default_factory=list)
+    # the data: composition → source, see roadint.data.sources; of a task: "train", "dev" (or "validation") and "test"
+    task: str | None = None  # a task with a metric of its own, see roadint.tasks: "rte", …, "commonsense", "arithmetic"
     data: dict[str, str] = field(default_factory=dict)
     rows: int | None = None  # of each source; all by default
     template: Template = "alpaca"
@@ -58,6 +68,8 @@ class Recipe:
     micro_batch: int | None = None  # rows that run at once, of like length; a whole step by default
     schedule: str = "linear"
     warmup_steps: int = 0
+    warmup_ratio: float = 0.0  # of all steps; of a task
+    max_new_tokens: int = 32  # of an answer, of a task
     max_grad_norm: float = 1.0
     seed: int = 42
     save_steps: int = 50
@@ -104,8 +116,27 @@ class Recipe:
             raise RoadError(f"recipe setting micro_batch={recipe.micro_batch} does not divide batch_size={recipe.batch_size}")
         return recipe
 
+    def on(self, model: Any) -> RoadModel:
+        """A RoadModel with new interventions, or a new adapter for each data set, untrained. Raises RoadError."""
+        road = RoadModel(model, self.interventions())
+        for name in self.adapter_names():
+            road.add_adapter(
+                name,
+                **{
+                    each: getattr(self, each)
+                    for each in ("variant", "pairing", "targets", "exclude", "layers", "lora_rank", "lora_alpha", "heads")
+                },
+            )
+        return road
+
+    def adapter_names(self) -> list[str]:
+        """Of kind "linear", an adapter for each data set; one of a task's own is called by the task's name."""
+        return [] if self.kind != LINEAR else [self.task] if self.task else list(self.data) or ["road"]
+
     def interventions(self) -> list[SubspaceIntervention]:
         """New interventions, one a layer, untrained. Raises RoadError where a setting does not fit."""
+        if self.kind == LINEAR:
+            return []
         for setting in ("lrs", "strengths"):
             for name in getattr(self, setting):
                 if name not in self.subspaces:
@@ -119,7 +150,7 @@ class Recipe:
         names = ["component", "position", "phase", "subspaces"]
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
         arguments = {name: getattr(self, name) for name in names}
-        return [kind_of(self.kind)(layer=layer, **arguments) for layer in self.layers]
+        return [kind_of(self.kind)(layer=layer, **arguments) for layer in ([9] if self.layers is None else self.layers)]
 
 
 def _cast(name: str, value: Any, hint: Any) -> Any:
@@ -128,6 +159,12 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
     plain = str in options or any(isinstance(option, str) for option in options)
     if isinstance(value, str) and (get_origin(hint) is dict or not plain):
         value = yaml.safe_load(value)
+    listed_hint = next((option for option in options if get_origin(option) is list), None)
+    if listed_hint is not None:  # a list or something else
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = yaml.safe_load(value)
+        if isinstance(value, list) or (str not in options and value is not None):
+            return _cast(name, value, listed_hint)
     if get_origin(hint) is list or hint is list:
         listed = value if isinstance(value, list) else [value]
         return [_cast(name, each, options[0]) for each in listed]

@@ -88,6 +88,8 @@ def train(
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
         for site in road.sites if strengths else ():
             site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
+        for adapter in road.adapters.values():
+            adapter.rescale(strengths.get(adapter.name, 1.0))
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},
@@ -157,7 +159,7 @@ def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> di
     """What must be the same for a run to go on: the optimisation, the sites and the data."""
     how = ("data", "save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these, or the rest tells
     settings = {name: value for name, value in vars(recipe).items() if name not in how}
-    sites = [intervention.spec() for intervention in road.sites]
+    sites = [*(each.spec() for each in road.sites), *(each.spec() for each in road.adapters.values())]
     return {"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}
 
 

@@ -155,7 +155,7 @@ class RoadTrainer(Trainer):
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.model.trained_parameters(), **{**settings, "weight_decay": 0.0})
             if self._constraints is not None:
-                self._constraints.install(self.optimizer, self.model.sites)
+                self._constraints.install(self.optimizer, self.model.sites, list(self.model.adapters.values()))
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

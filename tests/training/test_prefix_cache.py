@@ -32,22 +32,30 @@ SITES: dict[str, list[dict[str, Any]]] = {
     "all tokens": [{"layer": 1, "position": "all"}],
     "a token of the template": [{"layer": 0, "position": "at(2)"}],
     "also what follows the prompt": [{"layer": 1, "position": "all", "phase": "both", "basis": "random"}],
+    "an adapter beside it": [{"layer": 2}, {"name": "c", "targets": r".*(q_proj|query_key_value|c_attn)", "layers": [1, 2]}],
     "only what follows the prompt": [{"layer": 1, "position": "all", "phase": "generated"}],
 }
 
 
-def examples(count: int = 13) -> list[Example]:
+def examples(count: int = 13, compositions: tuple[str, ...] = ("a", "b", "a + b")) -> list[Example]:
     """Prompts with a common beginning, of 7 to 23 tokens, past the sliding window of the tiny Gemma."""
     draw = random.Random(0)
 
     def tokens(low: int, high: int) -> list[int]:
         return [draw.randrange(3, 128) for _ in range(draw.randrange(low, high))]
 
-    return [Example([1, 9, 8, 7, *tokens(3, 20)], tokens(1, 9), draw.choice(["a", "b", "a + b"])) for _ in range(count)]
+    return [Example([1, 9, 8, 7, *tokens(3, 20)], tokens(1, 9), draw.choice(compositions)) for _ in range(count)]
 
 
 def road_on(model: PreTrainedModel, sites: list[dict[str, Any]]) -> RoadModel:
-    return trained(model.requires_grad_(False), *(RoadIntervention(**site, subspaces=HALVES) for site in sites))
+    adapters = [site for site in sites if "targets" in site]
+    here = (RoadIntervention(**site, subspaces=HALVES) for site in sites if "targets" not in site)
+    road = trained(model.requires_grad_(False), *here)
+    for each in adapters:
+        adapter = road.add_adapter(**each)
+        with torch.no_grad():
+            adapter.theta.normal_(0, 0.3)
+    return road
 
 
 @pytest.fixture
@@ -59,7 +67,9 @@ def loss_and_gradients(road: RoadModel, nll: Tensor) -> tuple[Tensor, Tensor]:
     road.zero_grad()
     loss = nll.mean()
     loss.backward()
-    return loss.detach(), torch.cat([parameter.grad.flatten() for parameter in road.interventions.parameters()])
+    return loss.detach(), torch.cat(
+        [(each.grad if each.grad is not None else torch.zeros_like(each)).flatten() for each in road.trained_parameters()]
+    )
 
 
 def assert_same(road: RoadModel, cache: PrefixCache, collator: Collator, batch: list[Example]) -> None:
@@ -73,7 +83,8 @@ def assert_same(road: RoadModel, cache: PrefixCache, collator: Collator, batch: 
 def test_losses_and_gradients_are_the_same(
     model: PreTrainedModel, sites: list[dict[str, Any]], collator: Collator, tmp_path: Path
 ) -> None:
-    road, listed = road_on(model, sites), examples()
+    road = road_on(model, sites)
+    listed = examples(compositions=("a", "b + c", "c") if road.adapters else ("a", "b", "a + b"))
     cache = PrefixCache(road, listed, collator, folder=tmp_path)
     assert_same(road, cache, collator, listed)
     assert_same(road, cache, collator, [max(listed, key=lambda example: len(example.completion))])

@@ -1,0 +1,71 @@
+"""Commonsense and arithmetic reasoning: rows with an answer, and the answer in a text that a model wrote (appendices C.2, C.3).
+
+The files are those of LLM-Adapters: JSON lists of {"instruction", "output", "answer"}; an instruction ends with the forms that
+the answer can have ("Answer format: answer1/answer2/answer3/answer4"), an arithmetic one asks for a number or a letter.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from roadint.errors import RoadError, first_line, listing
+
+_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
+_CHOICE = re.compile(r"\b(?:true|false|(?:answer|solution|option|ending)\s?\d)\b", re.IGNORECASE)
+_LETTER = re.compile(r"\b[A-E]\b")
+
+
+@dataclass(frozen=True)
+class Question:
+    """instruction: for the template; output: what training shows; answer: what counts."""
+
+    instruction: str
+    output: str
+    answer: str
+
+
+def load_questions(source: str | Path, limit: int | None = None) -> list[Question]:
+    """The first `limit` rows of a file. Raises RoadError where it can't be read or a row lacks something."""
+    try:
+        rows = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RoadError(f"questions {str(source)!r} can't be read ({first_line(error)}): expected a JSON list of rows") from None
+    if not isinstance(rows, list) or not rows:
+        raise RoadError(f"questions {str(source)!r} hold no rows: expected a JSON list")
+    found = []
+    for number, row in enumerate(rows[:limit]):
+        for name in ("instruction", "answer"):
+            if not isinstance(row, dict) or not str(row.get(name, "")).strip():
+                have = listing(row) if isinstance(row, dict) else type(row).__name__
+                raise RoadError(f"row {number} of {source} has no {name!r}: it has {have}")
+        instruction = "\n".join(each for each in (row["instruction"], row.get("input")) if each)
+        found.append(Question(instruction, str(row.get("output") or row["answer"]).strip(), str(row["answer"]).strip()))
+    return found
+
+
+def answered(text: str, answer: str) -> bool:
+    """Whether a text gives the answer: the first choice that it names, the last number, or the letter after "answer is"."""
+    if _CHOICE.fullmatch(answer):
+        named = _CHOICE.search(text)
+        return named is not None and _plain(named.group()) == _plain(answer)
+    if _LETTER.fullmatch(answer):
+        after = re.search(r"answer is\W*([A-E])\b", text)
+        letters = _LETTER.findall(text)
+        return (after.group(1) if after else letters[-1] if letters else None) == answer
+    wanted, numbers = _number(answer), _NUMBER.findall(text)
+    if wanted is None:
+        return _plain(answer) in _plain(text)
+    return bool(numbers) and math.isclose(float(numbers[-1].replace(",", "")), wanted, rel_tol=0, abs_tol=1e-3)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.lower().split())
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
