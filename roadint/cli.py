@@ -71,15 +71,19 @@ def train(
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
         summary = checkpoint.read(out).config["training"]
     else:
-        from roadint.pretrained import load
-        from roadint.training.run import train as run
-
-        base, tokenizer = load(chosen.model, dtype=chosen.dtype)
-        road = chosen.on(base)
-        summary = run(road, tokenizer, given or None, chosen, out=out, resume=resume, quiet=as_json)
+        summary = _train(chosen, given, out, resume, as_json)
     size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))
     if as_json:
         print_json({"checkpoint": str(out), "bytes": size, **summary})
+        return
+    if "test" in summary:
+        console.print(
+            f"{out}: {summary['trainable']:,} trained numbers, {size:,} bytes; {summary['steps']} steps in "
+            f"{summary['seconds']:.0f} s; {summary['metric']} on the {summary['rows']['test']} test rows "
+            f"{100 * summary['test']:.1f}, on the "
+            f"{summary['rows']['validation']} validation rows by epoch {[round(100 * each, 1) for each in summary['validation']]}",
+            highlight=False,
+        )
         return
     losses = ", ".join(f"{name.removeprefix('loss/')} {value:.2f}" for name, value in summary["loss"].items() if "/" in name)
     console.print(
@@ -87,6 +91,20 @@ def train(
         f"last training loss (nats a token): {losses}",
         highlight=False,
     )
+
+
+def _train(recipe: Any, data: Mapping[str, str], out: Path, resume: bool, quiet: bool) -> Mapping[str, Any]:
+    if recipe.task:
+        from roadint.tasks.run import finetune
+
+        if resume:
+            raise RoadError(f"--resume: a run of task {recipe.task!r} starts anew; expected --overwrite, or another --out")
+        return finetune(recipe, data=dict(data) or None, out=out, quiet=quiet)[1]
+    from roadint.pretrained import load
+    from roadint.training.run import train as run
+
+    base, tokenizer = load(recipe.model, dtype=recipe.dtype)
+    return run(recipe.on(base), tokenizer, data or None, recipe, out=out, resume=resume, quiet=quiet)
 
 
 @app.command()

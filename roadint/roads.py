@@ -244,6 +244,14 @@ class Roads(nn.Module):
         prefix = f"{kwargs.get('prefix', '')}model."
         return {name: value for name, value in own.items() if not name.startswith(prefix)}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The counterpart of `state_dict`. Raises RoadError, with `strict`, where the keys are others."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [key for key in result.missing_keys if not key.startswith("model.")]
+        if strict and (missing or result.unexpected_keys):
+            raise RoadError(f"state_dict of another RoadModel: it lacks {missing or 'nothing'}, and has {result.unexpected_keys}")
+        return type(result)(missing, result.unexpected_keys)
+
     def untouched_layers(self) -> int:
         """How many of the lowest layers run as in the base model, whatever is learned."""
         lowest = [site.layer + (site.component == "block_output") for site in self.sites]

@@ -67,9 +67,9 @@ class Recipe:
     batch_size: int = 8  # rows of a step, all compositions in proportion
     micro_batch: int | None = None  # rows that run at once, of like length; a whole step by default
     schedule: str = "linear"
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0  # of all steps; of a task
-    max_new_tokens: int = 32  # of an answer, of a task
+    warmup_steps: float = 0  # a count, or below 1 a share of all steps
+    scored_rows: int | None = None  # of a reasoning task: at most so many validation, and test, rows
+    max_new_tokens: int = 32  # of an answer that is scored
     max_grad_norm: float = 1.0
     seed: int = 42
     save_steps: int = 50

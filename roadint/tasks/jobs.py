@@ -1,0 +1,163 @@
+"""What a task is to a trainer: examples, batches and a score."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import DataCollatorWithPadding
+
+from roadint.data.collate import Collator, tokenize
+from roadint.errors import RoadError, did_you_mean, listing
+from roadint.prompt import batch_prompts, pad_id
+from roadint.tasks import glue, reasoning
+from roadint.training.recipe import Recipe
+
+REASONING = ("commonsense", "arithmetic")
+_SCORED_ROWS = 32  # in a batch
+
+
+class Job(Protocol):
+    """One task with its data, read and checked before a model is loaded.
+
+    labels: how many classes a classifier needs, None for a language model. metric: the name of the score.
+    """
+
+    @property
+    def labels(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+
+    def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+        """The training examples, and what makes a batch of some."""
+
+    def score(self, model: Any, tokenizer: Any, split: str) -> float:
+        """The metric on "validation" or "test"; model: forward(**inputs), and generate_tokens(**inputs) of a language model."""
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each split has."""
+
+
+def job_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Job:
+    """The job of a recipe's task, with its data read. Raises RoadError."""
+    known = (*glue.TASKS, *REASONING)
+    if recipe.task not in known:
+        name = str(recipe.task)
+        raise RoadError(f"recipe has the task {name!r}: expected one of {listing(known)}{did_you_mean(name, known)}")
+    sources = dict(data or recipe.data)
+    expected = ("train", "dev", "validation", "test")
+    for name in sources:
+        if name not in expected:
+            raise RoadError(f"data {name!r} of task {recipe.task!r}: expected some of {listing(expected)}")
+    if "train" not in sources:
+        raise RoadError(f"task {recipe.task!r} has no training data: expected --data train=FILE, and {_wanted(recipe.task)}")
+    return Classification(recipe, sources) if recipe.task in glue.TASKS else Answering(recipe, sources)
+
+
+class Classification:
+    """A GLUE task on a classifier: the dev set is halved into validation and test, as the paper does."""
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
+        self.task = str(recipe.task)
+        known = glue.TASKS[self.task]
+        self.metric, self.labels = known.metric, len(known.labels or ("a number",))
+        self.max_length = recipe.max_length
+        if "dev" in sources:
+            halves = glue.split_dev(glue.load_glue(self.task, sources["dev"], "dev"))
+        elif "validation" in sources and "test" in sources:
+            halves = (glue.load_glue(self.task, sources["validation"]), glue.load_glue(self.task, sources["test"]))
+        else:
+            raise RoadError(f"task {self.task!r} has nothing to be measured on: expected {_wanted(self.task)}")
+        self.splits = {
+            "train": glue.load_glue(self.task, sources["train"])[: recipe.rows],
+            "validation": halves[0],
+            "test": halves[1],
+        }
+
+    def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+        """Tokens and labels; batches are padded to their longest row."""
+        return self._encoded(tokenizer, "train"), DataCollatorWithPadding(tokenizer)
+
+    def score(self, model: Any, tokenizer: Any, split: str) -> float:
+        """The task's metric."""
+        encoded, collate = self._encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
+        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]["input_ids"]))
+        found = np.zeros(len(encoded))
+        for start in range(0, len(order), _SCORED_ROWS):
+            places = order[start : start + _SCORED_ROWS]
+            batch = {name: value.to(model.device) for name, value in collate([encoded[place] for place in places]).items()}
+            batch.pop("labels")
+            logits = model(**batch).logits.float().cpu()
+            found[places] = (logits[:, 0] if self.labels == 1 else logits.argmax(-1)).numpy()
+        return glue.measure(self.task, found, np.array([row.label for row in self.splits[split]]))
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each split has."""
+        return {name: len(rows) for name, rows in self.splits.items()}
+
+    def _encoded(self, tokenizer: Any, split: str) -> list[dict[str, Any]]:
+        rows = self.splits[split]
+        texts = [[row.texts[place] for row in rows] for place in range(len(rows[0].texts))]
+        encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
+        return [{**{name: encoded[name][i] for name in encoded}, "labels": row.label} for i, row in enumerate(rows)]
+
+
+class Answering:
+    """Questions on a language model, answered greedily; where no rows validate, a tenth of the training rows does (200 at most)."""
+
+    labels: int | None = None
+    metric = "accuracy"
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
+        self.recipe = recipe
+        if "test" not in sources:
+            raise RoadError(f"task {recipe.task!r} has nothing to be measured on: expected {_wanted(str(recipe.task))}")
+        rows = reasoning.load_questions(sources["train"])
+        order = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+        held = 0 if "validation" in sources else min(200, len(rows) // 10)
+        validation = reasoning.load_questions(sources["validation"]) if "validation" in sources else order[:held]
+        self.splits = {
+            "train": order[held:][: recipe.rows],
+            "validation": validation[: recipe.scored_rows],
+            "test": reasoning.load_questions(sources["test"], recipe.scored_rows),
+        }
+
+    def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+        """Prompts and completions, which end with the end-of-sequence token; the loss is the completions'."""
+        rows = [{"instruction": each.instruction, "output": each.output} for each in self.splits["train"]]
+        recipe = self.recipe
+        examples = tokenize(
+            rows,
+            tokenizer,
+            "all",
+            template=recipe.template,
+            max_length=recipe.max_length,
+            max_completion=recipe.max_completion,
+            eos=True,
+        )
+        return examples, Collator(tokenizer)
+
+    def score(self, model: Any, tokenizer: Any, split: str) -> float:
+        """The share of right answers, by greedy decoding."""
+        rows = sorted(self.splits[split], key=lambda each: len(each.instruction))
+        right = 0
+        for start in range(0, len(rows), _SCORED_ROWS):
+            few = rows[start : start + _SCORED_ROWS]
+            batch = batch_prompts(tokenizer, self.recipe.template, [each.instruction for each in few], self.recipe.max_length)
+            tokens = model.generate_tokens(
+                **{name: value.to(model.device) for name, value in batch.items()},
+                do_sample=False,
+                max_new_tokens=self.recipe.max_new_tokens,
+                pad_token_id=pad_id(tokenizer),
+            )
+            texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            right += sum(reasoning.answered(text, each.answer) for text, each in zip(texts, few, strict=True))
+        return right / len(rows)
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each split has."""
+        return {name: len(rows) for name, rows in self.splits.items()}
+
+
+def _wanted(task: str) -> str:
+    return "--data test=FILE" if task in REASONING else "--data dev=FILE, or validation=FILE and test=FILE"

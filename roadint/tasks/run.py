@@ -1,0 +1,165 @@
+"""`roadint train` for a task: the best epoch by validation, measured once on the test rows."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
+
+from roadint.data.collate import completion_nll
+from roadint.errors import RoadError
+from roadint.model import RoadModel
+from roadint.pretrained import load
+from roadint.prompt import pad_id
+from roadint.tasks.jobs import Job, job_of
+from roadint.training.progress import ProgressBar
+from roadint.training.recipe import Recipe
+
+
+def finetune(
+    recipe: Recipe, *, data: dict[str, str] | None = None, out: str | Path | None = None, quiet: bool = False
+) -> tuple[RoadModel, dict[str, Any]]:
+    """Train an adapter for a recipe's task; returns the RoadModel, with the values of the best epoch, and the summary.
+
+    data: "train" and "dev", or "validation" and "test", instead of the recipe's; see roadint.tasks.glue and .reasoning.
+    out: where the checkpoint goes. The summary holds the metric on the validation rows, by epoch, and on the test rows.
+    Raises RoadError for bad input, before a model is loaded.
+    """
+    job = job_of(recipe, data)
+    if recipe.kind != "linear":
+        raise RoadError(
+            f"recipe kind {recipe.kind!r} with task {recipe.task!r}: expected kind 'linear'; data sets alone train the others"
+        )
+    set_seed(recipe.seed)
+    model, tokenizer = load_for(job, recipe)
+    road = recipe.on(model)
+    road.model.requires_grad_(False)
+    road.template = recipe.template
+    summary = fit(road, tokenizer, job, recipe, quiet=quiet)
+    road.training_summary = {"recipe": {**vars(recipe), "data": dict(data or recipe.data)}, **summary}
+    if out is not None:
+        road.save_pretrained(out)
+    return road, road.training_summary
+
+
+def load_for(job: Job, recipe: Recipe) -> tuple[Any, Any]:
+    """The base model that a job needs, a classifier with a new head or a language model, and its tokenizer."""
+    model, tokenizer = load(recipe.model, dtype=recipe.dtype, labels=job.labels)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = pad_id(tokenizer)
+    return model, tokenizer
+
+
+def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = True) -> dict[str, Any]:
+    """Train what asks for gradients in `system`, a RoadModel or another method's model of the same surface; returns the figures.
+
+    The values of the epoch with the best validation score are in the system afterwards.
+    """
+    examples, collate = job.prepare(tokenizer)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _TaskTrainer(
+            model=system,
+            args=_arguments(recipe, Path(scratch)),
+            train_dataset=examples,
+            eval_dataset=examples[:1],
+            data_collator=collate,
+            score=lambda: job.score(system, tokenizer, "validation"),
+        )
+        for printing in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printing)
+        if not quiet:
+            trainer.add_callback(ProgressBar())
+        result = trainer.train()
+        epochs = [round(entry["eval_score"], 4) for entry in trainer.state.log_history if "eval_score" in entry]
+        shutil.rmtree(scratch, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    system.eval()
+    with torch.no_grad():
+        test = job.score(system, tokenizer, "test")
+    return {
+        "task": recipe.task,
+        "metric": job.metric,
+        "rows": job.sizes(),
+        "validation": epochs,
+        "test": round(test, 4),
+        "steps": int(result.global_step),
+        "seconds": round(seconds, 1),
+        "trainable": sum(each.numel() for each in system.parameters() if each.requires_grad),
+        "loss": {"loss": round(float(result.training_loss), 4)},
+    }
+
+
+class _TaskTrainer(Trainer):
+    """Trainer whose evaluation is a task's own score, and whose loss is the completions' alone where there are some."""
+
+    model: Any  # a RoadModel, or a rival's; Trainer knows only PreTrainedModels
+
+    def __init__(self, *args: Any, score: Callable[[], float], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._score = score
+        self.model_accepts_loss_kwargs = True  # num_items_in_batch is ours to use
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """A mean over rows, or over the tokens of the (accumulated) batch."""
+        if "places" not in inputs:
+            loss = model(**inputs).loss
+            return loss if num_items_in_batch is None else loss * len(inputs["labels"]) / num_items_in_batch
+        nll, _ = completion_nll(model, inputs)
+        return nll.mean() if num_items_in_batch is None else nll.sum() / num_items_in_batch
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The chosen optimizer (AdamW) without weight decay: it would pull α to 0."""
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            asking = [each for each in self.model.parameters() if each.requires_grad]
+            self.optimizer = kind(asking, **{**settings, "weight_decay": 0.0})
+        return self.optimizer
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The score on the validation rows."""
+        self.model.eval()
+        metrics = {"eval_score": self._score()}
+        self.model.train()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    micro_batch = recipe.micro_batch or recipe.batch_size
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=recipe.batch_size // micro_batch,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        logging_steps=10,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        disable_tqdm=True,
+        log_level="error",
+    )
