@@ -1,4 +1,4 @@
-"""`roadint bench train`, `roadint bench generate` and `roadint bench align`."""
+"""`roadint bench train`, `generate`, `align` and `learn`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,6 +109,52 @@ def align(
         )
     console.print(table)
     console.print(f"The network itself is right on {report['job']['task_accuracy']:.1%} of new inputs.", highlight=False)
+
+
+@app.command()
+def learn(
+    recipe: Annotated[str, typer.Argument(help="A recipe of a task (glue, commonsense, …) or a YAML file.")] = "glue",
+    data: Data = None,
+    rows: Rows = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, repeatable: a setting of the recipe.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model instead of the recipe's.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="road_1, road_2, road_4, lora, ia3 or head, repeatable.")] = None,
+    rate: Annotated[list[str] | None, typer.Option(help="METHOD=RATE, repeatable: another learning rate.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeatable; 1, 2 and 3 by default.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What RoAd1, RoAd2 and RoAd4 learn beside PEFT's LoRA and (IA)³: one task, the same budget, several seeds."""
+    from roadint.bench.learn import bench_learn
+    from roadint.training.recipe import Recipe
+
+    _check(out, None)
+    overrides = {**pairs(settings, "--set"), "rows": rows, "model": model}
+    chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
+    try:
+        rates = {name: float(value) for name, value in pairs(rate, "--rate").items()}
+    except ValueError as error:
+        raise RoadError(f"--rate {rate}: expected METHOD=NUMBER ({error})") from None
+    report = bench_learn(chosen, pairs(data, "--data"), methods=method or (), seeds=seed or (1, 2, 3), rates=rates, quiet=as_json)
+    report_json(report, out, as_json)
+    if as_json:
+        return
+    job = report["job"]
+    table = Table(
+        "method", "numbers", "head", "rate", f"test {job['metric']}", "validation", "seconds", title=f"{job['task']}, {job['rows']}"
+    )
+    for each in report["cases"]:
+        spread = "" if each["sd"] is None else f" ± {100 * each['sd']:.1f}"
+        table.add_row(
+            each["method"],
+            f"{each['numbers']:,}",
+            f"{each['head']:,}",
+            f"{each['lr']:g}",
+            f"{100 * each['test']:.1f}{spread}",
+            f"{100 * each['validation']:.1f}",
+            f"{each['seconds']:.0f}",
+        )
+    console.print(table)
 
 
 def _check(out: Path | None, plot: Path | None) -> None:
