@@ -69,6 +69,11 @@ class Checkpoint:
             found.append(adapter)
         return found
 
+    def adapter_values(self) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
+        """The arguments, θ and α of each adapter, without a model."""
+        specs = enumerate(self.config.get("adapters", ()))
+        return [(spec, self.tensors[f"adapter.{index}.theta"], self.tensors[f"adapter.{index}.alpha"]) for index, spec in specs]
+
     @torch.no_grad()
     def _fill(self, prefix: str, values: Mapping[str, Tensor], what: str) -> None:
         for name, parameter in values.items():

@@ -1,4 +1,4 @@
-"""The command line: train, generate, eval, sweep, inspect, bench. Results on stdout (tables, or --json), the rest on stderr."""
+"""The command line of roadint: results on stdout (tables, or --json), everything else on stderr."""
 
 import logging
 import os
@@ -13,6 +13,8 @@ from rich.table import Table
 from roadint.bench.cli import app as bench
 from roadint.errors import RoadError
 from roadint.evaluation.cli import evaluate
+from roadint.inspection_cli import inspect
+from roadint.linear.cli import export, import_, merge
 from roadint.sweep.cli import sweep
 from roadint.terminal import (
     Added,
@@ -23,7 +25,6 @@ from roadint.terminal import (
     NewTokens,
     Prompts,
     Rows,
-    check_picture,
     console,
     open_checkpoint,
     pairs,
@@ -40,6 +41,10 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command(name="eval")(evaluate)
 app.command()(sweep)
+app.command()(inspect)
+app.command()(merge)
+app.command()(export)
+app.command(name="import")(import_)
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 
@@ -138,45 +143,6 @@ def generate(
     console.print(table, markup=False)
 
 
-@app.command()
-def inspect(
-    checkpoint: Checkpoint,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture of all angles and scales (.png, .svg, .pdf).")] = None,
-    blocks: Annotated[bool, typer.Option(help="Print every block instead of the most turned ones.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Show which tokens of this prompt are edited (loads the model).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Print angle and scale of the blocks of each subspace."""
-    from roadint.checkpoint import folder_of, read
-    from roadint.inspection import block_values
-    from roadint.intervention import RoadIntervention
-
-    check_picture("--plot", plot)
-    saved = read(folder_of(checkpoint))
-    interventions, config = saved.interventions(), saved.config
-    turning = [each for each in interventions if isinstance(each, RoadIntervention)]
-    if plot is not None:
-        from roadint.plots import block_figure
-
-        if not turning:
-            raise RoadError(f"--plot {plot}: {checkpoint} has no rotations to draw, only {interventions[0].kind}")
-        block_figure(turning).savefig(plot, dpi=150)
-    values = [block_values(each) if isinstance(each, RoadIntervention) else each.spec() for each in interventions]
-    if as_json:
-        print_json({"base_model": config["base_model"], "training": config["training"], "sites": values})
-        return
-    base = config["base_model"]
-    console.print(f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)", highlight=False)
-    for intervention, site in zip(interventions, values, strict=True):
-        if isinstance(intervention, RoadIntervention):
-            console.print(_blocks_table(site) if blocks else _subspaces_table(site))
-        else:
-            console.print(f"{intervention}: {intervention.trainable_count:,} numbers", highlight=False)
-    if prompt is not None:
-        road, tokenizer = open_checkpoint(checkpoint, None, None)
-        road.describe(tokenizer, prompt)
-
-
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Learn, compose and inspect rotations of subspaces of a language model's hidden states."""
@@ -194,36 +160,6 @@ def main() -> None:
     except RoadError as error:
         print(f"roadint: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _subspaces_table(site: Mapping[str, Any]) -> Table:
-    columns = ("subspace", "dims", "blocks", "mean |θ|", "max |θ|", "mean |log α|", "most turned (block: θ, α)")
-    table = Table(*columns, title=_title(site))
-    for name, subspace in site["subspaces"].items():
-        listed = zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True)
-        turned = sorted(listed, key=lambda block: -max(map(abs, block[1])))
-        table.add_row(
-            name,
-            subspace["range"],
-            str(len(subspace["blocks"])),
-            *(f"{subspace[key]:.3f}" for key in ("mean_abs_angle", "max_abs_angle", "mean_abs_log_scale")),
-            ", ".join(f"{block}: {angle[0]:+.2f}, {scale[0]:.2f}" for block, angle, scale in turned[:3]),
-        )
-    return table
-
-
-def _blocks_table(site: Mapping[str, Any]) -> Table:
-    table = Table("block", "dims", "subspace", "θ (radians)", "α", title=_title(site))
-    for name, subspace in site["subspaces"].items():
-        for block, angles, scales in zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True):
-            values = (", ".join(f"{value:+.3f}" for value in angles), ", ".join(f"{value:.3f}" for value in scales))
-            table.add_row(str(block), f"[{2 * block}, {2 * block + 2})", name, *values)
-    return table
-
-
-def _title(site: Mapping[str, Any]) -> str:
-    basis = "" if site["basis"] == "identity" else f", {site['basis']} basis"
-    return f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}{basis}"
 
 
 def _plain(text: str) -> str:

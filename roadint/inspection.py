@@ -1,8 +1,10 @@
 """Angle and scale of every block, as numbers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from roadint.intervention import RoadIntervention
 from roadint.rotation import canonical
@@ -30,3 +32,27 @@ def block_values(intervention: RoadIntervention) -> dict[str, Any]:
             "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
         }
     return {**intervention.spec(), "subspaces": subspaces}
+
+
+def adapter_values(spec: Mapping[str, Any], theta: Tensor, alpha: Tensor) -> dict[str, Any]:
+    """An adapter's `spec()` and, for each kind of layer ("q_proj"), over all layers of the model how far its blocks turn and scale.
+
+    theta, alpha: of all targets, end to end. Returns the spec with "kinds": {name: {"layers", "blocks", "mean_abs_angle",
+    "max_abs_angle", "mean_abs_log_scale"}}.
+    """
+    angle, scale = canonical(theta, alpha)
+    blocks = [width // 2 for width in spec["widths"]]
+    kinds: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for path, angles, scales in zip(spec["paths"], torch.split(angle, blocks), torch.split(scale, blocks), strict=True):
+        kinds.setdefault(path.rpartition(".")[2], []).append((angles, scales))
+    found = {}
+    for kind, members in kinds.items():
+        angles, scales = (torch.cat(each) for each in zip(*members, strict=True))
+        found[kind] = {
+            "layers": len(members),
+            "blocks": len(angles),
+            "mean_abs_angle": float(angles.abs().mean()),
+            "max_abs_angle": float(angles.abs().max()),
+            "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
+        }
+    return {**spec, "kinds": found}

@@ -92,6 +92,41 @@ def _range(report: Mapping[str, Any], composition: str, what: str) -> tuple[floa
     return low, high
 
 
+def linear_figure(report: Mapping[str, Any]) -> Figure:
+    """A `roadint bench linear` report: one layer's time over the base's by adapters in the batch, and the whole model's decode."""
+    layers = [each for each in report["cases"] if each["name"] == "layer" and "over_base" in each]
+    decodes = [each for each in report["cases"] if each["name"] == "decode" and "over_base" in each and each["system"] != "base"]
+    shapes = list(dict.fromkeys((each["dtype"], each["tokens"]) for each in layers))
+    systems = [name for name in dict.fromkeys(each["system"] for each in layers) if name != "base"]
+    groups = list(dict.fromkeys((each["dtype"], each["rows"]) for each in decodes))
+    figure = Figure(figsize=(3.4 * max(1, len(shapes) + len(groups)), 3.6), layout="constrained")
+    panels: Any = figure.subplots(1, max(1, len(shapes) + len(groups)), squeeze=False)[0]
+    for panel, (dtype, tokens) in zip(panels, shapes, strict=False):
+        for system, colour in zip(systems, _COLOURS, strict=False):
+            own = [each for each in layers if (each["dtype"], each["tokens"], each["system"]) == (dtype, tokens, system)]
+            for place, width in enumerate(sorted({each["width"] for each in own})):
+                points = sorted((each["adapters"], each["over_base"]) for each in own if each["width"] == width)
+                label = system if not place else None
+                panel.plot(*zip(*points, strict=True), color=colour, alpha=0.9 - 0.2 * place, marker="o", markersize=3, label=label)
+        panel.set(xscale="log", yscale="log", xlabel="adapters in a batch of 64 rows", ylabel="time over the layer's own")
+        panel.set_title(f"one layer, {dtype}, {tokens} token{'s' if tokens > 1 else ''} a row", fontsize=9)
+        panel.axhline(1, color="grey", linewidth=0.6)
+    if shapes:
+        panels[0].legend(fontsize=7, frameon=False)
+    for panel, (dtype, rows) in zip(panels[len(shapes) :], groups, strict=True):
+        own = [each for each in decodes if (each["dtype"], each["rows"]) == (dtype, rows)]
+        colours = [
+            _COLOURS[systems.index(name)] if (name := each["system"].split(",")[0]) in systems else _COLOURS[0] for each in own
+        ]
+        panel.barh([each["system"] for each in own], [each["over_base"] for each in own], color=colours)
+        panel.invert_yaxis()
+        panel.tick_params(axis="y", labelsize=7)
+        panel.axvline(1, color="grey", linewidth=0.6)
+        panel.set(xlabel="time over the model's own")
+        panel.set_title(f"a decoding step, {dtype}, {rows} rows", fontsize=9)
+    return figure
+
+
 def bench_figure(report: Mapping[str, Any]) -> Figure:
     """A `roadint bench` report: the median time of each system, minimum to maximum, and step times along each measured axis."""
     cases = report["cases"]

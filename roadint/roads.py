@@ -166,6 +166,7 @@ class Roads(nn.Module):
                 "model_type": str(config.model_type),
                 "width": int(config.hidden_size),
                 "layers": int(config.num_hidden_layers),
+                **({"labels": int(config.num_labels)} if "SequenceClassification" in type(self.model).__name__ else {}),
             },
             "template": self.template,
             "training": self.training_summary,

@@ -76,10 +76,12 @@ def open_checkpoint(
     compose: Sequence[str] | None,
     added: Mapping[str, str] | None = None,
     base: tuple[Any, Any] | None = None,
+    dtype: str | None = None,
 ) -> tuple[Any, Any]:
     """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded.
 
-    added: label → another checkpoint beside it. base: a model and its tokenizer that are loaded already.
+    added: label → another checkpoint beside it. base: a model and its tokenizer that are loaded already. dtype: of the base model;
+    that of the training by default.
     """
     from roadint.checkpoint import folder_of, read
     from roadint.composition import Composition
@@ -94,7 +96,8 @@ def open_checkpoint(
     for each in compose or ():
         Composition.parse(each, names)
     recipe = config["training"].get("recipe", {})  # the base model in the dtype of its training
-    loaded, tokenizer = base or load(model or config["base_model"]["id"], dtype=recipe.get("dtype", "auto"))
+    about = config["base_model"]
+    loaded, tokenizer = base or load(model or about["id"], dtype=dtype or recipe.get("dtype", "auto"), labels=about.get("labels"))
     road = RoadModel.from_pretrained(folder, loaded)
     for label, other in others.items():
         road.add_checkpoint(other, label)

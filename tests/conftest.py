@@ -1,12 +1,16 @@
 """Tiny models of every architecture, built without a download, and a tokenizer of characters."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -116,3 +120,43 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
     build("gemma3").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def write_tsv(path: Path, header: str, rows: list[str]) -> str:
+    path.write_text("\ufeff" + "\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A folder with a tiny BERT and a tokenizer."""
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    model = BertForSequenceClassification(BertConfig(vocab_size=128, max_position_embeddings=64, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def sentiment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Rows in SST-2's form, whose label is whether a "!" is in them."""
+    folder = tmp_path_factory.mktemp("sst2")
+    draw = np.random.default_rng(0)
+
+    def rows(count: int) -> list[str]:
+        found = []
+        for _ in range(count):
+            label = int(draw.integers(2))
+            letters = "".join(draw.choice(list("abcdef"), 6))
+            found.append(f"{letters}{'!!' if label else '..'}\t{label}")
+        return found
+
+    return {
+        name: write_tsv(folder / f"{name}.tsv", "sentence\tlabel", rows(count)) for name, count in {"train": 96, "dev": 60}.items()
+    }

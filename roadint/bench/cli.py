@@ -1,4 +1,4 @@
-"""`roadint bench train`, `generate`, `align` and `learn`."""
+"""`roadint bench train`, `generate`, `align`, `linear` and `learn`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,6 +109,55 @@ def align(
         )
     console.print(table)
     console.print(f"The network itself is right on {report['job']['task_accuracy']:.1%} of new inputs.", highlight=False)
+
+
+@app.command()
+def linear(
+    model: Annotated[str, typer.Option(help="For the decode; hub id, folder or short name.")] = "smollm2-135m",
+    part: Annotated[list[str] | None, typer.Option(help="layer, decode, merge or memory, repeatable; all by default.")] = None,
+    width: Annotated[list[int] | None, typer.Option(min=2, help="Of a layer, repeatable; 576 to 4,096 by default.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16, repeatable; both by default.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of every system, in turns.")] = 15,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Adapters on linear layers: mixed batches, merging and training memory, beside PEFT and a LoRA of batched products."""
+    from roadint.bench.linear import PARTS, WIDTHS, bench_linear
+
+    _check(out, plot)
+    for each in part or ():
+        check_known("part", each, PARTS)
+    for each in dtype or ():
+        check_known("dtype", each, ("float32", "bfloat16"))
+    report = bench_linear(
+        model, parts=part or PARTS, widths=width or WIDTHS, dtypes=dtype or ("float32", "bfloat16"), runs=runs, quiet=as_json
+    )
+    report_json(report, out, as_json)
+    if plot is not None:
+        from roadint.plots import linear_figure
+
+        linear_figure(report).savefig(plot, dpi=150)
+    if as_json:
+        return
+    table = Table("case", "dtype", "rows × tokens", "width", "adapters", "system", "median", "over the base")
+    for each in report["cases"]:
+        shape = f"{each['rows']} × {each['tokens']}" if "rows" in each else ""
+        time = (
+            f"{1000 * each['median_s']:.2f} ms" if "median_s" in each else each.get("error") or f"{each['copies_kept']} copies kept"
+        )
+        over = f"{each['over_base']:.2f}" if "over_base" in each else ""
+        table.add_row(
+            each["name"],
+            each["dtype"],
+            shape,
+            str(each.get("width", "")),
+            str(each.get("adapters", "")),
+            each["system"],
+            time,
+            over,
+        )
+    console.print(table)
 
 
 @app.command()

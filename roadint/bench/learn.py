@@ -85,10 +85,10 @@ class _Rival(nn.Module):
 
     def __init__(self, model: nn.Module, method: str, recipe: Recipe) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.eval()
         paths = list(find_targets(model, recipe.targets, recipe.exclude, recipe.layers).paths)
         if method != "head":
-            peft = _peft()
+            peft = import_peft()
             config = (
                 peft.LoraConfig(r=8, lora_alpha=16, target_modules=paths)
                 if method == "lora"
@@ -105,6 +105,10 @@ class _Rival(nn.Module):
     def forward(self, *, scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any) -> Any:
         return self.model(**inputs) if scored is None else score(self.model, inputs, *scored)
 
+    def train(self, mode: bool = True) -> "_Rival":
+        self.training = mode  # as in a RoadModel, what is frozen does not drop out
+        return self
+
     def generate_tokens(self, **inputs: Any) -> Any:
         return self.model.generate(**inputs)  # type: ignore[operator]
 
@@ -117,7 +121,8 @@ class _Rival(nn.Module):
         return type(result)([], result.unexpected_keys)
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
+    """PEFT, an extra. Raises RoadError where it is not installed."""
     try:
         import peft
     except ImportError as error:

@@ -59,6 +59,11 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
     return adapter
 
 
+def base_of(name_or_path: str | Path) -> str:
+    """The base model that a PEFT checkpoint names; empty where it names none. Raises RoadError where it is no checkpoint."""
+    return str(_read(folder_of(name_or_path, (CONFIG, TENSORS)))[0].get("base_model_name_or_path") or "")
+
+
 def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     """Write one adapter as a PEFT checkpoint, for `PeftModel.from_pretrained(model, folder)`; returns its size in bytes.
 

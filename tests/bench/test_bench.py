@@ -51,6 +51,7 @@ def test_the_rival_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="older ones count attention with grouped heads otherwise")
 def test_operations_are_counted_as_torch_counts_them(architecture: str, tokenizer: Any, tmp_path: Path) -> None:
     """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
     model = build(architecture).requires_grad_(False)

@@ -1,0 +1,128 @@
+"""What `roadint bench linear` compares: adapters on the linear layers of a module, a batch of rows with adapters of their own."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roadint.bench.learn import import_peft
+from roadint.composition import Composition
+from roadint.linear.edit import LinearEdit
+from roadint.linear.road import LinearRoad
+from roadint.linear.targets import Layout, layout_of
+
+RANK = 8
+Entered = Callable[[Sequence[int]], AbstractContextManager[None]]  # the adapter of each row → a context in which it acts
+
+
+class System:
+    """A module with `count` adapters on the linear layers at `paths`.
+
+    module: what is called; keywords: of its call, for an assignment of adapters to rows; context: what the call runs in.
+    """
+
+    def __init__(self, name: str, module: nn.Module, context: Entered, keywords: Callable[[Sequence[int]], dict[str, Any]]) -> None:
+        self.name, self.module, self.context, self.keywords = name, module, context, keywords
+
+    def through(self, rows: Sequence[int], label: str) -> "System":
+        """The same with the adapter of each row settled."""
+        context, keywords = self.context, self.keywords
+        return System(f"{self.name}, {label}", self.module, lambda _: context(rows), lambda _: keywords(rows))
+
+
+def bare(module: nn.Module) -> System:
+    """The module as it is."""
+    return System("base", module, lambda rows: nullcontext(), lambda rows: {})
+
+
+def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
+    """RoAd1, a composition a row; the edit of a call is made anew for every context, as RoadModel does."""
+    layout = layout_of(module, paths)
+    adapters = {f"a{number}": _random_road(f"a{number}", layout) for number in range(count)}
+    banks: Any = {}
+
+    def act(rows: Sequence[int]) -> AbstractContextManager[None]:
+        edit = LinearEdit(adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024)
+        return edit.applied(module)
+
+    return System("roadint", module, act, lambda rows: {})
+
+
+def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> System:
+    """PEFT's RoAd ("road") or LoRA ("lora"), which tell the rows of a batch apart by `adapter_names`."""
+    library = import_peft()
+    config = (
+        library.RoadConfig(variant="road_1", group_size=2, target_modules=list(paths))
+        if kind == "road"
+        else library.LoraConfig(r=RANK, target_modules=list(paths))
+    )
+    model = library.get_peft_model(copy.deepcopy(module), config, adapter_name="a0").eval()
+    for number in range(1, count):
+        model.add_adapter(f"a{number}", config)
+    for name, parameter in model.named_parameters():
+        if any(each in name for each in ("road_theta", "lora_A", "lora_B")):
+            nn.init.normal_(parameter, 0, 0.05)
+    name = "PEFT RoAd" if kind == "road" else f"PEFT LoRA r={RANK}"
+
+    @contextmanager
+    def tidy(rows: Sequence[int]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            for layer in model.modules():  # what PEFT leaves behind when a mixed batch fails
+                layer._forward_pre_hooks.clear()
+            raise
+
+    # The first adapter for all rows is PEFT's plain, quicker way.
+    return System(
+        name,
+        model,
+        lambda rows: nullcontext(),
+        lambda rows: {"adapter_names": [f"a{n}" for n in rows]} if any(rows) else {},
+    )
+
+
+def bmm(module: nn.Module, paths: Sequence[str], count: int) -> System:
+    """LoRA with a matrix a row, gathered once and multiplied as batches: the quickest way that plain torch has."""
+    model = copy.deepcopy(module)
+    layers = [_BmmLora(model, path, count) for path in paths]
+
+    @contextmanager
+    def act(rows: Sequence[int]) -> Iterator[None]:
+        index = torch.tensor(rows)
+        for layer in layers:
+            layer.gather(index)
+        yield
+
+    return System(f"bmm LoRA r={RANK}", model, act, lambda rows: {})
+
+
+class _BmmLora:
+    """In place of a layer's forward; its own output, and B A x with the matrices of each row."""
+
+    def __init__(self, model: nn.Module, path: str, count: int) -> None:
+        layer: Any = model.get_submodule(path)
+        self._base, weight = layer.forward, layer.weight
+        outputs, inputs = weight.shape
+        self._a = torch.randn(count, inputs, RANK, dtype=weight.dtype) / inputs**0.5
+        self._b = torch.randn(count, RANK, outputs, dtype=weight.dtype) * 0.05
+        layer.forward = self.forward
+
+    def gather(self, index: Tensor) -> None:
+        one = bool((index == index[0]).all())
+        self.a, self.b = (self._a[index[0]], self._b[index[0]]) if one else (self._a[index], self._b[index])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.a.ndim == 2:
+            return torch.addmm(self._base(x).flatten(0, -2), x.flatten(0, -2) @ self.a, self.b).view(*x.shape[:-1], -1)
+        return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
+
+
+def _random_road(name: str, layout: Layout) -> LinearRoad:
+    adapter = LinearRoad(name, layout).requires_grad_(False)
+    nn.init.normal_(adapter.theta, 0, 0.05)
+    nn.init.normal_(adapter.alpha, 1, 0.05)
+    return adapter

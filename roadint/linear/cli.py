@@ -1,0 +1,88 @@
+"""`roadint merge`, `roadint export` and `roadint import`: adapters into plain models, and to and from PEFT."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roadint.errors import RoadError
+from roadint.terminal import Base, Json, console, open_checkpoint, print_json
+
+Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Out = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
+
+
+def merge(
+    checkpoint: Checkpoint,
+    out: Out,
+    compose: Annotated[str, typer.Option("--compose", help="A composition of adapters: 'math', '0.5*math + german'.")] = "all",
+    model: Base = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights; that of the training by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a plain transformers model with adapters merged into its weights; it loads without roadint."""
+    _check_new(out)
+    road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
+    report = road.merge(compose)
+    road.model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    worst = max(report.rounding.values())
+    if as_json:
+        print_json({"out": str(out), "composition": str(report.composition), "targets": len(report.rounding), "rounding": worst})
+        return
+    console.print(
+        f"{out}: {report.composition} merged into {len(report.rounding)} layers"
+        + (f"; rounding takes at most {100 * worst:.1f} % of a layer's change" if worst else "; nothing rounded away"),
+        highlight=False,
+    )
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Out,
+    adapter: Annotated[str | None, typer.Option(help="Which one; the only one by default.")] = None,
+    model: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter as a PEFT RoAd checkpoint, for PeftModel.from_pretrained."""
+    from roadint.interop.peft import export as write
+
+    _check_new(out)
+    road, _ = open_checkpoint(checkpoint, model, None)
+    size = write(road, out, adapter)
+    if as_json:
+        print_json({"out": str(out), "bytes": size})
+        return
+    console.print(f"{out}: {size:,} bytes, for PeftModel.from_pretrained(model, {str(out)!r})", highlight=False)
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of a PEFT RoAd checkpoint.")],
+    out: Out,
+    model: Annotated[str | None, typer.Option("--model", help="Base model; the checkpoint's own by default.")] = None,
+    name: Annotated[str, typer.Option(help="Of the adapter in compositions.")] = "road",
+    labels: Annotated[int | None, typer.Option(min=1, help="Of a classifier: how many classes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a PEFT RoAd checkpoint into one of roadint's."""
+    from roadint.interop import peft
+    from roadint.model import RoadModel
+    from roadint.pretrained import load
+
+    _check_new(out)
+    base_id = model or peft.base_of(source)
+    if not base_id:
+        raise RoadError(f"{source} does not say which base model it is for: expected --model")
+    base, _ = load(base_id, labels=labels)
+    road = RoadModel(base)
+    adapter = peft.load(road, source, name)
+    size = road.save_pretrained(out)
+    if as_json:
+        print_json({"out": str(out), "bytes": size, "targets": len(adapter.layout.paths), "numbers": adapter.trainable_count})
+        return
+    console.print(f"{out}: {adapter.variant}, {len(adapter.layout.paths)} layers, {size:,} bytes", highlight=False)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RoadError(f"--out {out} is not empty: expected a new folder")

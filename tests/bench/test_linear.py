@@ -1,0 +1,76 @@
+"""The benchmarks of adapters on linear layers: that all systems compute what they say, and the form of the reports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roadint.bench.linear import Holder
+from roadint.bench.linear_systems import bare, bmm, peft, roadint
+from tests.test_cli import call
+
+
+@pytest.mark.parametrize("make", [roadint, bmm, lambda *args: peft("road", *args), lambda *args: peft("lora", *args)])
+def test_rows_have_adapters_of_their_own(make: Any) -> None:
+    """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
+    holder = Holder(16, torch.float32).eval()
+    x = torch.randn(4, 3, 16)
+    with torch.no_grad():
+        system = make(holder, ["layer"], 3)
+        base = bare(holder).module(x)
+
+        def run(rows: list[int]) -> torch.Tensor:
+            with system.context(rows):
+                return system.module(x, **system.keywords(rows))
+
+        mixed, alone = run([0, 2, 1, 2]), {number: run([number] * 4) for number in range(3)}
+    for row, number in enumerate([0, 2, 1, 2]):
+        torch.testing.assert_close(mixed[row], alone[number][row], rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(mixed[row], base[row], atol=1e-3)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_linear_reports_every_part(base: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    out, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    arguments = ["--model", base, "--width", "32", "--runs", "2", "--out", str(out), "--plot", str(plot)]
+    code, shown, errors = call(capsys, monkeypatch, "bench", "linear", *arguments)
+    assert code == 0, errors
+    report = json.loads(out.read_text())
+    cases = report["cases"]
+    assert {each["name"] for each in cases} == {"layer", "decode", "merge", "unmerge", "memory"}
+    kept = {(each["system"], each["dtype"]): each["copies_kept"] for each in cases if each["name"] == "memory"}
+    assert kept["roadint", "float32"] <= 1.05
+    assert kept["roadint", "bfloat16"] <= 1.05
+    assert all(each["over_base"] == 1 for each in cases if each["system"] == "base" and "over_base" in each)
+    failed = {(each["system"].partition(",")[0], each["dtype"]) for each in cases if "error" in each}
+    assert failed == {("PEFT RoAd", "bfloat16")}  # its mixed batches
+    assert plot.stat().st_size > 10_000
+    assert "PEFT LoRA r=8" in shown
+
+
+def test_learn_reports_every_method(
+    classifier: str,
+    sentiment: dict[str, str],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
+) -> None:
+    out = tmp_path / "learn.json"
+    data = ["--data", f"train={sentiment['train']}", "--data", f"dev={sentiment['dev']}"]
+    settings = ["--set", "task=sst2", "--set", "epochs=1", "--set", "batch_size=16", "--rows", "32", "--seed", "1", "--seed", "2"]
+    code, _, errors = call(
+        capsys, monkeypatch, "bench", "learn", "glue", "--model", classifier, *data, *settings, "--rate", "lora=1e-3", "--method", "road_2",
+        "--method", "lora", "--method", "ia3", "--method", "head", "--out", str(out),
+    )  # fmt: skip
+    assert code == 0, errors
+    cases = {each["method"]: each for each in json.loads(out.read_text())["cases"]}
+    assert list(cases) == ["road_2", "lora", "ia3", "head"]
+    assert {each["head"] for each in cases.values()} == {66}
+    assert cases["head"]["numbers"] == 0
+    widths = 2 * (4 * 32 + 48 + 32) + 32
+    assert (cases["road_2"]["numbers"], cases["ia3"]["numbers"]) == (2 * widths, widths)
+    assert cases["lora"]["lr"] == 1e-3
+    code, _, errors = call(capsys, monkeypatch, "bench", "learn", "glue", "--model", classifier, *data, "--method", "boft")
+    assert (code, "method" in errors) == (2, True)

@@ -1,0 +1,184 @@
+"""The paper's finetuning tasks: their rows and metrics, and a whole run of each kind, from the command line to a plain model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from roadint import Recipe, RoadError, RoadModel
+from roadint.tasks import glue
+from roadint.tasks.jobs import job_of
+from roadint.tasks.reasoning import answered, load_questions
+from roadint.tasks.run import finetune
+from tests.conftest import write_tsv
+from tests.test_cli import call
+
+
+def test_every_form_of_row(tmp_path: Path) -> None:
+    """With a byte-order mark, quotes that mean nothing, columns by name, and CoLA's without a header."""
+    path = write_tsv(
+        tmp_path / "mrpc.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", ['1\t3\t4\tHe said " no .\t" No , " he said .']
+    )
+    assert glue.load_glue("mrpc", path) == [glue.Row(('He said " no .', '" No , " he said .'), 1)]
+    path = write_tsv(tmp_path / "rte.tsv", "index\tsentence1\tsentence2\tlabel", ["0\tIt rains.\tIt is wet.\tnot_entailment"])
+    assert glue.load_glue("rte", path)[0].label == 1
+    path = write_tsv(tmp_path / "stsb.tsv", "index\tsentence1\tsentence2\tscore", ["0\tone\ttwo\t3.250"])
+    assert glue.load_glue("stsb", path)[0].label == 3.25
+    (tmp_path / "cola.tsv").write_text("gj04\t0\t*\tHim goes.\ngj04\t1\t\tHe goes.\n", encoding="utf-8")
+    assert [row.label for row in glue.load_glue("cola", tmp_path / "cola.tsv")] == [0, 1]
+    for task, expected in {"sst2": "has no 'sentence'", "cola": "has no 'label'", "rte": "has no 'label'"}.items():
+        with pytest.raises(RoadError, match=f"row 0 of .*{expected}" if task != "cola" else "row 0"):
+            glue.load_glue(task, tmp_path / "stsb.tsv")
+    with pytest.raises(RoadError, match="unknown GLUE task 'rta'.*did you mean 'rte'"):
+        glue.load_glue("rta", path)
+    with pytest.raises(RoadError, match="can't be read"):
+        glue.load_glue("rte", tmp_path / "nothing.tsv")
+
+
+@pytest.mark.parametrize(("count", "validation"), [(277, 138), (2000, 1000), (2001, 1000), (5463, 1000)])
+def test_the_papers_split(count: int, validation: int) -> None:
+    rows = [glue.Row((str(number),), 0) for number in range(count)]
+    one, other = glue.split_dev(rows)
+    assert len(one) == validation
+    assert sorted(int(row.texts[0]) for row in one + other) == list(range(count))
+    assert one != rows[:validation]
+
+
+def test_metrics() -> None:
+    """Matthews' correlation against its definition by the four counts."""
+    draw = np.random.default_rng(0)
+    labels, predicted = draw.integers(0, 2, 200), draw.integers(0, 2, 200)
+    tp, tn = ((predicted == 1) & (labels == 1)).sum(), ((predicted == 0) & (labels == 0)).sum()
+    fp, fn = ((predicted == 1) & (labels == 0)).sum(), ((predicted == 0) & (labels == 1)).sum()
+    expected = (tp * tn - fp * fn) / np.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert glue.measure("cola", predicted, labels) == pytest.approx(expected)
+    assert glue.measure("cola", np.ones(200), labels) == 0
+    assert glue.measure("sst2", predicted, labels) == pytest.approx((tp + tn) / 200)
+    assert glue.measure("stsb", 3 * labels + 1.0, labels.astype(float)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("the correct answer is answer2", "answer2", True),
+        ("Answer 2 is right, not answer3", "answer2", True),
+        ("answer3, not answer2", "answer2", False),
+        ("That is true.", "true", True),
+        ("untrue", "true", False),
+        ("solution1", "solution2", False),
+        ("4 * 3 = 12 kids. The answer is 1,250.", "1250.0", True),
+        ("The answer is -0.5", "0.5", False),
+        ("A: 16 - 12 = 4.\nThe answer is 4", "4.0", True),
+        ("Rationale: (B) is too large. The answer is (C).", "C", True),
+        ("A or B? D", "D", True),
+        ("", "D", False),
+        ("I don't know", "7", False),
+    ],
+)
+def test_answers_are_found_in_texts(text: str, answer: str, right: bool) -> None:
+    assert answered(text, answer) is right
+
+
+def test_questions_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([{"instruction": "1 + 1?", "input": "", "output": "", "answer": 2}]), encoding="utf-8")
+    assert load_questions(path)[0].output == "2"
+    path.write_text(json.dumps([{"instruction": "1 + 1?"}]), encoding="utf-8")
+    with pytest.raises(RoadError, match="row 0 of .* has no 'answer': it has 'instruction'"):
+        load_questions(path)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(RoadError, match="can't be read"):
+        load_questions(path)
+
+
+def test_a_classifier_from_the_command_line_to_a_plain_model(
+    classifier: str, sentiment: dict[str, str], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Trained, inspected, exported to PEFT and back, merged; the merged model loads without roadint and says the same."""
+    out = str(tmp_path / "run")
+    data = ["--data", f"train={sentiment['train']}", "--data", f"dev={sentiment['dev']}"]
+    settings = ["--set", "task=sst2", "--set", "epochs=12", "--set", "lr=3e-2", "--set", "batch_size=16"]
+    code, shown, errors = call(
+        capsys, monkeypatch, "train", "glue", "--model", classifier, *data, *settings, "--out", out, "--json"
+    )
+    assert code == 0, errors
+    summary = json.loads(shown)
+    assert summary["metric"] == "accuracy"
+    assert summary["rows"] == {"train": 96, "validation": 30, "test": 30}
+    assert len(summary["validation"]) == 12
+    assert summary["test"] > 0.9
+    code, shown, _ = call(capsys, monkeypatch, "inspect", out)
+    assert code == 0
+    assert "adapter sst2: road_1, 13 layers, heads classifier" in shown
+    for command in (
+        ["merge", out, "--out", str(tmp_path / "plain")],
+        ["export", out, "--out", str(tmp_path / "peft")],
+        ["import", str(tmp_path / "peft"), "--labels", "2", "--name", "sst2", "--out", str(tmp_path / "back")],
+    ):
+        code, shown, errors = call(capsys, monkeypatch, *command)
+        assert code == 0, errors
+    base = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2)
+    ids = torch.randint(4, 100, (5, 9))
+    found = [RoadModel.from_pretrained(tmp_path / name, base).eval()(input_ids=ids).logits for name in ("run", "back")]
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()(input_ids=ids).logits
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(plain, found[0], rtol=0, atol=1e-5)
+    code, _, errors = call(capsys, monkeypatch, "merge", out, "--out", str(tmp_path / "plain"))
+    assert (code, "is not empty" in errors) == (2, True)
+
+
+def test_the_best_epoch_is_kept(classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation says the first of three epochs was the best: the values afterwards are the first epoch's."""
+    from roadint.tasks.jobs import Classification
+
+    settings = {"task": "sst2", "lr": 3e-2, "batch_size": 16, "model": classifier, "schedule": "constant"}
+    told, own = iter([0.9, 0.5, 0.4]), Classification.score
+    monkeypatch.setattr(
+        Classification,
+        "score",
+        lambda self, model, tokenizer, split: next(told) if split == "validation" else own(self, model, tokenizer, split),
+    )
+    three, summary = finetune(Recipe.load("glue", {**settings, "epochs": 3}), data=sentiment, quiet=True)
+    assert summary["validation"] == [0.9, 0.5, 0.4]
+    monkeypatch.setattr(Classification, "score", own)
+    one, _ = finetune(Recipe.load("glue", {**settings, "epochs": 1}), data=sentiment, quiet=True)
+    for found, expected in zip(three.trained_parameters(), one.trained_parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_language_model_learns_to_answer(base: str, tmp_path: Path) -> None:
+    """Questions whose answer is in them, on a tiny model; the completions alone are learned."""
+    rows = [
+        {"instruction": f"{'ab'[i % 2]}?", "input": "", "output": f"answer{1 + i % 2}", "answer": f"answer{1 + i % 2}"}
+        for i in range(64)
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    recipe = Recipe.load("commonsense", {
+        "model": base, "template": "plain", "epochs": 16, "lr": 1e-2, "batch_size": 8, "dtype": "float32", "max_new_tokens": 8, "lora_rank": 4,
+    })  # fmt: skip
+    road, summary = finetune(recipe, data={"train": str(path), "test": str(path)}, out=tmp_path / "out", quiet=True)
+    assert summary["rows"] == {"train": 58, "validation": 6, "test": 64}
+    assert summary["test"] == 1.0
+    assert list(road.adapters) == ["commonsense"]
+    assert summary["trainable"] == road.trainable_count
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({"task": "rta"}, {}, "task 'rta'.*did you mean 'rte'"),
+        ({}, {}, "task 'rte' has no training data"),
+        ({}, {"train": "x", "tset": "y"}, "data 'tset' of task 'rte': expected some of"),
+        ({"task": "arithmetic"}, {"train": "x"}, "nothing to be measured on: expected --data test=FILE"),
+        ({}, {"train": "x"}, "nothing to be measured on: expected --data dev=FILE"),
+    ],
+)
+def test_what_is_missing_is_told(settings: dict[str, Any], data: dict[str, str], message: str) -> None:
+    recipe = Recipe.load("glue", {"data": {}, **settings})
+    with pytest.raises(RoadError, match=message):
+        job_of(recipe, data)
