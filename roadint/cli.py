@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from roadint.bench.cli import app as bench
+from roadint.demo.cli import demo
 from roadint.errors import RoadError
 from roadint.evaluation.cli import evaluate
 from roadint.inspection_cli import inspect
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command(name="eval")(evaluate)
 app.command()(sweep)
+app.command()(demo)
 app.command()(inspect)
 app.command()(merge)
 app.command()(export)

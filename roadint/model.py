@@ -19,7 +19,7 @@ from roadint.layers import check_recomputation, takes_positions
 from roadint.linear.edit import LinearEdit
 from roadint.linear.merge import Merged, merge
 from roadint.position import Position, PositionLike, Tokens, parse_positions
-from roadint.prompt import Template, batch_prompts, check_template, pad_id
+from roadint.prompt import Template, batch_prompts, check_template, generation_inputs, pad_id
 from roadint.roads import Roads
 from roadint.site import SubspaceIntervention
 
@@ -124,12 +124,8 @@ class RoadModel(Roads):
         if not prompts:
             raise RoadError("no prompts given: expected at least one")
         chosen = check_template(template or self.template, tokenizer)
-        batch = batch_prompts(tokenizer, chosen, prompts)
-        kept = batch["attention_mask"].bool()
-        # Penalties look at ids, masked or not. Padding with a token that the row holds anyway keeps rows independent.
-        first = batch["input_ids"].gather(1, kept.long().argmax(dim=1, keepdim=True))
-        batch["input_ids"] = torch.where(kept, batch["input_ids"], first)
-        columns = kept.shape[1]
+        batch = generation_inputs(tokenizer, chosen, prompts)
+        columns = batch["input_ids"].shape[1]
         settings = {"pad_token_id": pad_id(tokenizer), **DECODING, **generation}
         tokens = self.generate_tokens(
             compose=compose, sources=sources, **{name: tensor.to(self.device) for name, tensor in batch.items()}, **settings

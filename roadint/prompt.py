@@ -86,6 +86,14 @@ def batch_prompts(
     }
 
 
+def generation_inputs(tokenizer: Any, template: Template, instructions: Sequence[str]) -> dict[str, Tensor]:
+    """As `batch_prompts`, with padding that no penalty sees: each row is filled up with a token that it holds anyway."""
+    batch = batch_prompts(tokenizer, template, instructions)
+    kept = batch["attention_mask"].bool()
+    first = batch["input_ids"].gather(1, kept.long().argmax(dim=1, keepdim=True))
+    return {**batch, "input_ids": torch.where(kept, batch["input_ids"], first)}
+
+
 def pad_id(tokenizer: Any) -> int:
     """The id that fills masked places: the tokenizer's own, or else its end-of-sequence id, or 0."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):

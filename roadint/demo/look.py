@@ -1,0 +1,39 @@
+"""Look inside: which tokens are edited, how the next token moves, what the layers above would say, and the blocks themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from roadint.arithmetic import label_of
+from roadint.demo import views
+from roadint.demo.service import Service
+from roadint.describe import edited_tokens
+from roadint.errors import RoadError
+from roadint.intervention import RoadIntervention
+from roadint.lens import logit_lens, next_tokens
+from roadint.plots import block_figure
+from roadint.prompt import batch_prompts
+
+
+def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[Any]:
+    """HTML of the prompt's tokens, of the next tokens and of the lens, and a figure. Raises RoadError for bad input."""
+    engine = service.engine
+    road, tokenizer = engine.road, engine.tokenizer
+    engine.check(prompt)
+    parsed = list(dict.fromkeys(service.parse(each, labels) for each in texts))
+    if not parsed:
+        raise RoadError("nothing to look at: tick a composition on the first page")
+    names = [str(each) for each in parsed]
+    with engine.lock:
+        own = [site for site in road.sites if label_of(site) in ("", *labels)]
+        ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
+        edited = {place for site in own for place, flag in enumerate(edited_tokens(site, len(ids))) if flag}
+        moved = next_tokens(road, tokenizer, prompt, parsed)
+        lens = logit_lens(road, tokenizer, prompt, parsed)
+    lowest = min((site.layer for site in own), default=0)
+    turning = [site for site in own if isinstance(site, RoadIntervention)]
+    return [
+        views.prompt_tokens([tokenizer.decode([token]) for token in ids], sorted(edited)),
+        views.next_token_tables(moved),
+        views.lens_table(names, lens, lowest),
+        block_figure(turning) if turning else None,
+    ]
