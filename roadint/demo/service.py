@@ -29,7 +29,7 @@ class Service:
         self._engine: Engine | None = None
         self._failure: str | None = None
         self._labels: dict[str, str] = {}  # source → label
-        self._opening = threading.Lock()
+        self._opening, self._loaded = threading.Lock(), threading.Event()
         threading.Thread(target=self._load, daemon=True, name="roadint-demo-load").start()
 
     @property
@@ -59,6 +59,11 @@ class Service:
         if self._engine is None:
             raise RoadError(self.status)
         return self._engine
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until the model is loaded, or could not be; returns whether it is ready."""
+        self._loaded.wait(seconds)
+        return self.ready
 
     def names(self, labels: Sequence[str]) -> list[str]:
         """What a page that has opened these checkpoints may compose."""
@@ -129,3 +134,5 @@ class Service:
             self._engine = engine
         except Exception as error:  # told on the page
             self._failure = first_line(error)
+        finally:
+            self._loaded.set()

@@ -3,6 +3,7 @@
 import difflib
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,11 +123,12 @@ def _token(text: str) -> str:
 
 
 def _marked(base: str, text: str) -> str:
-    """Words of `text` that are not where `base` has them, marked."""
-    before, after = base.split(), text.split()
+    """Words of `text` that are not where `base` has them, marked; its spaces and lines as they are."""
+    words = re.findall(r"\S+\s*", text)
     pieces = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        words = html.escape(" ".join(after[start:end]))
-        if words:
-            pieces.append(words if kind == "equal" else f"<mark>{words}</mark>")
-    return " ".join(pieces)
+    matcher = difflib.SequenceMatcher(None, base.split(), [word.strip() for word in words], autojunk=False)
+    for kind, _, _, start, end in matcher.get_opcodes():
+        run = "".join(words[start:end])
+        shown, space = html.escape(run.rstrip()), run[len(run.rstrip()) :]
+        pieces.append(shown + space if kind == "equal" or not shown else f"<mark>{shown}</mark>{space}")
+    return "".join(pieces)
