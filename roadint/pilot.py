@@ -15,7 +15,8 @@ Reads = Literal["both", "magnitude", "angle"]
 def magnitude_change(before: Tensor, after: Tensor) -> Tensor:
     """ΔM = | ‖x‖ − ‖x0‖ | / ‖x0‖ of hidden states [..., width] → [...]."""
     length = before.norm(dim=-1)
-    return (after.norm(dim=-1) - length).abs() / length
+    change: Tensor = (after.norm(dim=-1) - length).abs() / length
+    return change
 
 
 def direction_change(before: Tensor, after: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def _range(report: Mapping[str, Any], composition: str, what: str) -> tuple[floa
 
 
 def interference_figure(report: Mapping[str, Any]) -> Figure:
-    """A `roadint eval` report: how much worse each subspace's own data set becomes, in nats a token, in each composition with it."""
+    """A `roadint eval` report: how much worse a subspace's own data set becomes, in nats a token, in each composition with it."""
     found = report["interference"]
     names = list(dict.fromkeys(name for own in found.values() for name in own))
     grid = [[own.get(name, float("nan")) for name in names] for own in found.values()]
