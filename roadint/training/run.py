@@ -88,8 +88,8 @@ def train(
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
         for site in road.sites if strengths else ():
             site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
-        for adapter in road.adapters.values():
-            adapter.rescale(strengths.get(adapter.name, 1.0))
+        for name in road.adapters.keys() & strengths.keys():
+            road.adapters[name].rescale(strengths[name])
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},
