@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from roadint.plots.colours import COLOURS
+from roadint.plots.style import COLOURS, Figure
 
 _AXES = {
     "prompt": "tokens of the prompt",

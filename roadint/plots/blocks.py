@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from roadint.inspection import block_values
 from roadint.intervention import RoadIntervention
 from roadint.linear.road import LinearRoad
-from roadint.plots.colours import COLOURS
 from roadint.plots.evaluation import heat_figure
+from roadint.plots.style import COLOURS, Figure
 from roadint.rotation import canonical
 
 

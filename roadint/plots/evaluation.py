@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from roadint.plots.colours import COLOURS
+from roadint.plots.style import COLOURS, Figure
 
 
 def composition_figure(report: Mapping[str, Any]) -> Figure:
