@@ -19,6 +19,13 @@ def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
     return _turn(h, u, v, group)
 
 
+def turn_(h: Tensor, u: Tensor) -> Tensor:
+    """`u·z` over adjacent pairs, written over h (contiguous; float32, bfloat16 or float16), without gradients: the quickest way."""
+    wide = h.float()  # h itself where it is float32
+    torch.view_as_complex(wide.view(*h.shape[:-1], -1, 2)).mul_(u)
+    return h if wide is h else h.copy_(wide)
+
+
 class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:

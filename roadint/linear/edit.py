@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from roadint.composition import Composition
 from roadint.errors import RoadError
-from roadint.fused import turn
+from roadint.fused import turn, turn_
 from roadint.hooks import acts, attached
 from roadint.linear.bank import Bank
 from roadint.linear.road import LinearRoad, by_layout, product
@@ -18,6 +18,7 @@ from roadint.rotation import Rotation
 
 Banks = MutableMapping[tuple[Layout, tuple[int, ...]], Bank]
 Terms = tuple[tuple[str, float], ...]
+_IN_PLACE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class LinearEdit:
@@ -113,6 +114,8 @@ class _Layer:
 
     def __call__(self, output: Tensor, copies: int) -> Tensor:
         u, v = self._for(output, copies)
+        if v is None and self._group == 2 and output.dtype in _IN_PLACE and not torch.is_grad_enabled() and output.is_contiguous():
+            return turn_(output, u)  # a layer's output is its own
         return turn(output, u, v, self._group).to(output.dtype)
 
     def _for(self, output: Tensor, copies: int) -> tuple[Tensor, Tensor | None]:
