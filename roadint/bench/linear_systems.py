@@ -80,7 +80,7 @@ def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> Syst
     return System(
         name,
         model,
-        lambda rows: nullcontext(),
+        tidy,
         lambda rows: {"adapter_names": [f"a{n}" for n in rows]} if any(rows) else {},
     )
 
