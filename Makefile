@@ -29,7 +29,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/pytest tests --ignore tests/real --ignore tests/browser
+	$(BIN)/pytest tests --ignore tests/real --ignore tests/browser --ignore tests/notebooks
 
 real: $(VENV)/.installed
 	$(BIN)/pytest tests/real
