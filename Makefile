@@ -9,6 +9,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
+APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
 .PHONY: run test lint types unit real browser chromium notebooks wheel install-pyreft clean
 
@@ -40,7 +41,7 @@ browser: $(VENV)/.installed chromium
 
 chromium: $(VENV)/.installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } || $(BIN)/playwright install --with-deps chromium
+		|| { [ "$$(id -u)" = 0 ] && { $(APT) || { apt-get update -qq && $(APT); }; } } || $(BIN)/playwright install --with-deps chromium
 
 # the notebooks from top to bottom, on the offline model
 notebooks: $(VENV)/.installed
