@@ -123,15 +123,16 @@ def _compare(page: Page, service: Service) -> None:
 
 def _compose(page: Page, service: Service) -> None:
     names = service.names([])
-    for place in range(CONTROLS):
-        name = names[place] if place < len(names) else None
-        with gr.Row():
-            shown = name is not None
-            page.toggles.append(gr.Checkbox(False, label=name or "", visible=shown, elem_id=f"toggle-{place}"))
-            slider = gr.Slider(
-                -2, 2, 1, step=0.05, label=f"strength of {name}", visible=shown, elem_id=f"strength-{place}", buttons=[]
-            )
-            page.sliders.append(slider)
+    with gr.Column(elem_classes="ri-controls"):
+        for place in range(CONTROLS):
+            name = names[place] if place < len(names) else None
+            with gr.Row():
+                shown = name is not None
+                page.toggles.append(gr.Checkbox(False, label=name or "", visible=shown, elem_id=f"toggle-{place}"))
+                slider = gr.Slider(
+                    -2, 2, 1, step=0.05, label=f"strength of {name}", visible=shown, elem_id=f"strength-{place}", buttons=[]
+                )
+                page.sliders.append(slider)
     page.expression = gr.Textbox(
         "none",
         label="Expression",

@@ -68,7 +68,11 @@ def next_token_tables(found: Sequence[NextToken]) -> str:
         parts.append(
             f'<article class="ri-card"><header><h3>{html.escape(each.composition)}</h3><span class="ri-state">KL {each.kl:.3f} nats'
             f"</span></header><table><caption>likeliest first tokens</caption>{top}</table>"
-            f"<table><caption>most moved: untouched, with it</caption>{moved}</table></article>"
+            + (
+                f"<table><caption>most moved: untouched, with it</caption>{moved}</table></article>"
+                if each.kl > 1e-9
+                else "</article>"
+            )
         )
     return f'<div class="ri-cards">{"".join(parts)}</div>'
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from roadint.demo.app import launch
@@ -30,6 +31,7 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(allowed: Path) -> str:
     """Of the app, whose model is ready."""
+    torch.set_num_threads(os.cpu_count() or 1)  # the tests of tiny models take one
     service = Service(folder=allowed)
     _, url, _ = launch(service, prevent_thread_lock=True, quiet=True)
     assert service.wait(), service.status
