@@ -37,7 +37,8 @@ def build(service: Service) -> gr.Blocks:
         running = [start(do.compare, asked, shown, **many) for start in starts]
         for each in running:
             each.then(None, [page.query], [page.link], js=_LINK, **private)
-        page.stop.click(do.halt, [page.last, page.highlight], [page.answers], cancels=running, **private)
+        stopping = page.stop.click(lambda: None, None, None, cancels=running, **quiet)
+        stopping.then(do.halt, [page.last, page.highlight], [page.answers], **quiet)  # after the last update
         page.to_json.click(None, [page.exports[0]], None, js=_DOWNLOAD % ("application/json", "comparison.json"), **private)
         page.to_markdown.click(None, [page.exports[1]], None, js=_DOWNLOAD % ("text/markdown", "comparison.md"), **private)
 

@@ -113,11 +113,11 @@ class Handlers:
         return [told, *toggles, *sliders]
 
     def look(self, prompt: str, chosen: list[str], further: str, labels: list[str]) -> list[Any]:
-        """The prompt's tokens, next tokens, lens and figure."""
+        """The prompt's tokens, next tokens, lens and blocks."""
         try:
             return inside(self.service, prompt, _texts(chosen, further), labels)
         except RoadError as error:
-            return [views.notice(str(error), "error"), "", "", None]
+            return [views.notice(str(error), "error"), "", "", ""]
 
     def open(self, name: str | None, labels: list[str], chosen: list[str]) -> list[Any]:
         """A notice, the labels, what can be ticked, toggles and sliders; a bad one changes nothing but the notice."""

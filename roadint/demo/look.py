@@ -15,7 +15,7 @@ from roadint.prompt import batch_prompts
 
 
 def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[Any]:
-    """HTML of the prompt's tokens, of the next tokens and of the lens, and a figure. Raises RoadError for bad input."""
+    """HTML of the prompt's tokens, of the next tokens, of the lens and of the blocks. Raises RoadError for bad input."""
     engine = service.engine
     road, tokenizer = engine.road, engine.tokenizer
     engine.check(prompt)
@@ -35,5 +35,7 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
         views.prompt_tokens([tokenizer.decode([token]) for token in ids], sorted(edited)),
         views.next_token_tables(moved),
         views.lens_table(names, lens, lowest),
-        block_figure(turning) if turning else None,
+        views.picture(block_figure(turning)._repr_png_(), "Angle and scale of every block, coloured by subspace")
+        if turning
+        else "",
     ]

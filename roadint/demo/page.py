@@ -153,7 +153,7 @@ def _look(page: Page, service: Service) -> None:
         gr.HTML(elem_id="edited"),
         gr.HTML(elem_id="moved"),
         gr.HTML(elem_id="lens"),
-        gr.Plot(label="Angle and scale of every block", elem_id="angles"),
+        gr.HTML(elem_id="angles"),
     ]
 
 

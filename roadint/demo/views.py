@@ -1,5 +1,6 @@
 """What the pages show, as HTML: answers side by side, the tokens of a prompt, next tokens, the logit lens; and exports."""
 
+import base64
 import difflib
 import html
 import json
@@ -88,6 +89,11 @@ def lens_table(names: Sequence[str], rows: Sequence[Sequence[Token]], first: int
         body.append(f"<tr><th scope='row'>{layer}</th>{cells}</tr>")
     top = f'<thead><tr><th scope="col">after layer</th>{head}</tr></thead>'
     return f'<div class="ri-scroll"><table class="ri-lens">{top}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+def picture(png: bytes, description: str) -> str:
+    """A PNG in the page itself."""
+    return f'<img class="ri-picture" alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def record(prompt: str, names: Sequence[str], update: Update, settings: Settings, about: Mapping[str, Any]) -> dict[str, Any]:
