@@ -129,7 +129,8 @@ def _cell(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    return f"<code>{html.escape(text).replace(' ', '␣').replace(chr(10), '↵') or '∅'}</code>"
+    shown = html.escape(text).replace(" ", "␣").replace("\n", "↵") or "∅"
+    return f"<bdi><code>{shown}</code></bdi>"  # a token of a script from right to left turns nothing around
 
 
 def _marked(base: str, text: str) -> str:
