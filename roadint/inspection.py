@@ -27,9 +27,7 @@ def block_values(intervention: RoadIntervention) -> dict[str, Any]:
             "blocks": subspace.blocks,
             "angles": angles.tolist(),
             "scales": scales.tolist(),
-            "mean_abs_angle": float(angles.abs().mean()),
-            "max_abs_angle": float(angles.abs().max()),
-            "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
+            **_extent(angles, scales),
         }
     return {**intervention.spec(), "subspaces": subspaces}
 
@@ -51,8 +49,15 @@ def adapter_values(spec: Mapping[str, Any], theta: Tensor, alpha: Tensor) -> dic
         found[kind] = {
             "layers": len(members),
             "blocks": len(angles),
-            "mean_abs_angle": float(angles.abs().mean()),
-            "max_abs_angle": float(angles.abs().max()),
-            "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
+            **_extent(angles, scales),
         }
     return {**spec, "kinds": found}
+
+
+def _extent(angles: Tensor, scales: Tensor) -> dict[str, float]:
+    """How far blocks turn and scale."""
+    return {
+        "mean_abs_angle": float(angles.abs().mean()),
+        "max_abs_angle": float(angles.abs().max()),
+        "mean_abs_log_scale": float(scales.clamp(min=1e-12).log().abs().mean()),
+    }

@@ -1,6 +1,5 @@
 """`roadint train` for a task: the best epoch by validation, measured once on the test rows."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from roadint.data.collate import completion_nll
 from roadint.errors import RoadError
@@ -17,6 +16,7 @@ from roadint.model import RoadModel
 from roadint.pretrained import load
 from roadint.prompt import pad_id
 from roadint.tasks.jobs import Job, job_of
+from roadint.training.arguments import arguments_of
 from roadint.training.progress import ProgressBar
 from roadint.training.recipe import Recipe
 
@@ -66,7 +66,16 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _TaskTrainer(
             model=system,
-            args=_arguments(recipe, Path(scratch)),
+            args=arguments_of(
+                recipe,
+                Path(scratch),
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                save_total_limit=1,
+                load_best_model_at_end=True,
+                metric_for_best_model="score",
+                greater_is_better=True,
+            ),
             train_dataset=examples,
             eval_dataset=examples[:1],
             data_collator=collate,
@@ -78,7 +87,6 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
             trainer.add_callback(ProgressBar())
         result = trainer.train()
         epochs = [round(entry["eval_score"], 4) for entry in trainer.state.log_history if "eval_score" in entry]
-        shutil.rmtree(scratch, ignore_errors=True)
     seconds = time.perf_counter() - started
     system.eval()
     with torch.no_grad():
@@ -133,33 +141,3 @@ class _TaskTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    micro_batch = recipe.micro_batch or recipe.batch_size
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // micro_batch,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=0.0,
-        max_grad_norm=recipe.max_grad_norm,
-        seed=recipe.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-        greater_is_better=True,
-        logging_steps=10,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        disable_tqdm=True,
-        log_level="error",
-    )

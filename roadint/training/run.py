@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from roadint import checkpoint
@@ -19,6 +18,7 @@ from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.prompt import check_template
+from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept
@@ -127,31 +127,13 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
 
 
 def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:
-    micro_batch = recipe.micro_batch or recipe.batch_size
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // micro_batch,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=0.0,
-        max_grad_norm=recipe.max_grad_norm,
-        seed=recipe.seed,
+    return arguments_of(
+        recipe,
+        folder,
         save_strategy="steps" if save else "no",
         save_steps=recipe.save_steps,
         save_total_limit=2,
-        logging_steps=10,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        # Without this, torchrun on a machine without a GPU would train one and the same run in every process.
-        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
-        disable_tqdm=True,
-        log_level="error",
     )
 
 
