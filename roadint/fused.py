@@ -19,11 +19,17 @@ def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
     return _turn(h, u, v, group)
 
 
-def turn_(h: Tensor, u: Tensor) -> Tensor:
-    """`u·z` over adjacent pairs, written over h (contiguous; float32, bfloat16 or float16), without gradients: the quickest way."""
-    wide = h.float()  # h itself where it is float32
-    torch.view_as_complex(wide.view(*h.shape[:-1], -1, 2)).mul_(u)
-    return h if wide is h else h.copy_(wide)
+def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """`u·z` over adjacent pairs, written over h (contiguous; float32, bfloat16 or float16), without gradients: the quickest way.
+
+    scratch: float32 of h's shape, to work in where h is narrower; made anew where there is none.
+    """
+    if h.dtype is torch.float32:
+        h.view(torch.complex64).mul_(u)
+        return h
+    wide = h.float() if scratch is None else scratch.copy_(h)
+    wide.view(torch.complex64).mul_(u)
+    return h.copy_(wide)
 
 
 class _Turn(torch.autograd.Function):

@@ -240,6 +240,19 @@ def test_encoders_and_heads_of_their_own() -> None:
     assert road.adapters["rte"].trainable_count == 3 * 48 + 3 * WIDTH + 3
 
 
+def test_a_companions_head_gets_no_gradient() -> None:
+    """It acts in a row whose other adapter learns, and stays as it is."""
+    model = encoder().requires_grad_(False)
+    road = RoadModel(model)
+    road.add_adapter("turns", targets="fc1")
+    road.add_adapter("reads", targets="fc1", heads="classifier")
+    output = road(input_ids=IDS, labels=torch.tensor([0, 1, 2, 0]), compose="turns + reads", learning="turns")
+    output.loss.backward()
+    turns, reads = road.adapters.values()
+    assert bool((turns.theta.grad != 0).any())
+    assert all(each.grad is None or not bool(each.grad.any()) for each in reads.parameters())
+
+
 def test_embeddings_turn(llama: PreTrainedModel) -> None:
     road = with_adapters(llama, "a", targets=["embed_tokens"])
     found = road(input_ids=IDS, compose=["a", None, "a", "a"]).logits

@@ -1,0 +1,110 @@
+"""The rotations of one call, at the targets of adapters of one layout: made once, then one product at a layer's output."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from roadint.errors import RoadError
+from roadint.fused import turn, turn_
+from roadint.linear.bank import Bank
+from roadint.linear.road import LinearRoad, product
+from roadint.rotation import Rotation
+
+Terms = tuple[tuple[str, float], ...]
+_IN_PLACE = (torch.float32, torch.bfloat16, torch.float16)
+_SCRATCH = 1 << 20  # numbers: what is kept to work in, for a call's next steps
+
+
+class Turning:
+    """u, v [rows, blocks] of all targets, or of the different compositions and `index`, which of them each row takes."""
+
+    def __init__(
+        self, members: Mapping[str, LinearRoad], terms: Sequence[Terms], live: Sequence[frozenset[str] | None], bank: Bank
+    ) -> None:
+        own = [tuple((name, strength) for name, strength in each if name in members) for each in terms]
+        if torch.is_grad_enabled() and any(each.theta.requires_grad or each.alpha.requires_grad for each in members.values()):
+            distinct = {key: place for place, key in enumerate(dict.fromkeys(zip(own, live, strict=True)))}
+            made = [product(members, terms, learning) for terms, learning in distinct]
+            index = torch.tensor([distinct[key] for key in zip(own, live, strict=True)], device=bank.device)
+            rotation = _stacked(made)
+            self.index = index if len(distinct) > 1 else None
+        else:
+            keys: list[Hashable] = [tuple((*term, members[term[0]].state) for term in each) for each in own]
+            rotation, self.index = bank.rows(keys, lambda key: product(members, [(name, s) for name, s, _ in key]))  # type: ignore[attr-defined]
+        like = next(iter(members.values()))
+        self.paths, self.groups, blocks = like.layout.paths, like.groups, like.layout.blocks
+        self.u = torch.split(rotation.u, blocks, dim=-1)
+        self.v = [None] * len(blocks) if rotation.v is None else torch.split(rotation.v, blocks, dim=-1)
+
+
+class Scratch:
+    """Memory to work in: one tensor a width, which the layers of a call share, for the shape that outputs have at the moment."""
+
+    def __init__(self) -> None:
+        self._rows: torch.Size | None = None
+        self._own: dict[tuple[int, torch.device], Tensor] = {}
+
+    def of(self, output: Tensor) -> Tensor | None:
+        """Float32 of the output's shape; None where it needs none, or too much to keep."""
+        if output.dtype is torch.float32 or output.numel() > _SCRATCH:
+            return None
+        if output.shape[:-1] != self._rows:
+            self._rows, self._own = output.shape[:-1], {}
+        key = output.shape[-1], output.device
+        if key not in self._own:
+            self._own[key] = torch.empty_like(output, dtype=torch.float32)
+        return self._own[key]
+
+
+class Layer:
+    """What turns the output of one target. In a decode's loop, so that what a shape settles is settled once."""
+
+    def __init__(self, turning: Turning, place: int, rows: int, scratch: Scratch) -> None:
+        self._path, self._group = turning.paths[place], turning.groups[place]
+        self._own, self._index = (turning.u[place], turning.v[place]), turning.index
+        self._rows, self._scratch = rows, scratch
+        self._shape: torch.Size | None = None
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """output: [rows, …, width], the layer's own, which is written over where nothing needs its gradient."""
+        if output.shape != self._shape:
+            self._settle(output)
+        if self._in_place and not torch.is_grad_enabled() and output.is_contiguous():
+            return turn_(output, self._u, self._room)
+        return turn(output, self._u, self._v, self._group).to(output.dtype)
+
+    def _settle(self, output: Tensor) -> None:
+        """u, v beside an output of this shape."""
+        copies = copies_in(output, self._rows, self._path)
+
+        def beside(each: Tensor) -> Tensor:
+            if self._index is not None:
+                each = each.index_select(0, self._index)
+            if copies > 1 and len(each) > 1:
+                each = each.repeat_interleave(copies, dim=0)
+            return each.reshape(len(each), *(1,) * (output.ndim - 2), each.shape[-1]).to(output.device)
+
+        u, v = self._own
+        self._u, self._v = beside(u), None if v is None else beside(v)
+        self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
+        self._room = self._scratch.of(output) if self._in_place else None
+        self._shape = None if u.requires_grad else output.shape  # a graph is of one use
+
+
+def copies_in(output: Tensor, rows: int, path: str) -> int:
+    """How often an output has each row of a batch: beams and returned sequences repeat it in place. Raises RoadError."""
+    copies, left = divmod(output.shape[0], rows)
+    if left:
+        raise RoadError(
+            f"{path} ran on {output.shape[0]} rows in a batch of {rows}: its rows can't be told apart; "
+            "leave it out of the targets, or give all rows one composition"
+        )
+    return copies
+
+
+def _stacked(rotations: Sequence[Rotation]) -> Rotation:
+    v = None
+    if any(each.v is not None for each in rotations):
+        v = torch.stack([torch.zeros_like(each.u) if each.v is None else each.v for each in rotations])
+    return Rotation(torch.stack([each.u for each in rotations]), v)
