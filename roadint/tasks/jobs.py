@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from transformers import DataCollatorWithPadding
 
-from roadint.data.collate import Collator, tokenize
+from roadint.data.collate import Collator, Example, completion_nll, moved, tokenize
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.prompt import batch_prompts, pad_id
 from roadint.tasks import glue, reasoning
 from roadint.training.recipe import Recipe
 
-REASONING = ("commonsense", "arithmetic")
+REASONING = ("commonsense", "arithmetic", "cloze")
 _SCORED_ROWS = 32  # in a batch
 
 
@@ -51,7 +52,9 @@ def job_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Job:
             raise RoadError(f"data {name!r} of task {recipe.task!r}: expected some of {listing(expected)}")
     if "train" not in sources:
         raise RoadError(f"task {recipe.task!r} has no training data: expected --data train=FILE, and {_wanted(recipe.task)}")
-    return Classification(recipe, sources) if recipe.task in glue.TASKS else Answering(recipe, sources)
+    if recipe.task in glue.TASKS:
+        return Classification(recipe, sources)
+    return Choosing(recipe, sources) if recipe.task == "cloze" else Answering(recipe, sources)
 
 
 class Classification:
@@ -78,6 +81,7 @@ class Classification:
         """Tokens and labels; batches are padded to their longest row."""
         return self._encoded(tokenizer, "train"), DataCollatorWithPadding(tokenizer)
 
+    @torch.no_grad()
     def score(self, model: Any, tokenizer: Any, split: str) -> float:
         """The task's metric."""
         encoded, collate = self._encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
@@ -125,17 +129,7 @@ class Answering:
     def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         """Prompts and completions, which end with the end-of-sequence token; the loss is the completions'."""
         rows = [{"instruction": each.instruction, "output": each.output} for each in self.splits["train"]]
-        recipe = self.recipe
-        examples = tokenize(
-            rows,
-            tokenizer,
-            "all",
-            template=recipe.template,
-            max_length=recipe.max_length,
-            max_completion=recipe.max_completion,
-            eos=True,
-        )
-        return examples, Collator(tokenizer)
+        return self._tokenized(rows, tokenizer, eos=True), Collator(tokenizer)
 
     def score(self, model: Any, tokenizer: Any, split: str) -> float:
         """The share of right answers, by greedy decoding."""
@@ -157,6 +151,38 @@ class Answering:
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""
         return {name: len(rows) for name, rows in self.splits.items()}
+
+    def _tokenized(self, rows: list[dict[str, str]], tokenizer: Any, *, eos: bool) -> list[Example]:
+        about = {name: getattr(self.recipe, name) for name in ("template", "max_length", "max_completion")}
+        return tokenize(rows, tokenizer, "all", eos=eos, **about)
+
+
+class Choosing(Answering):
+    """Questions with choices on a language model: the likeliest choice is its answer, and the right one is what it learns."""
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
+        super().__init__(recipe, sources)
+        self._cloze = {name: [reasoning.cloze(each) for each in rows] for name, rows in self.splits.items()}
+
+    def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+        """Questions and right choices, which no end-of-sequence token follows; the loss is the choices'."""
+        rows = [{"instruction": each.prompt, "output": each.choices[each.right]} for each in self._cloze["train"]]
+        return self._tokenized(rows, tokenizer, eos=False), Collator(tokenizer)
+
+    @torch.no_grad()
+    def score(self, model: Any, tokenizer: Any, split: str) -> float:
+        """The share of questions whose right choice has the largest likelihood (of all its tokens)."""
+        questions = self._cloze[split]
+        rows = [{"instruction": each.prompt, "output": choice} for each in questions for choice in each.choices]
+        examples, collate = self._tokenized(rows, tokenizer, eos=False), Collator(tokenizer)
+        order = sorted(range(len(examples)), key=lambda place: len(examples[place]))
+        found = np.zeros(len(examples))
+        for start in range(0, len(order), _SCORED_ROWS):
+            places = order[start : start + _SCORED_ROWS]
+            nll, row = completion_nll(model, moved(collate([examples[place] for place in places]), model.device))
+            found[places] = torch.zeros(len(places)).index_add_(0, row.cpu(), nll.float().cpu()).numpy()
+        ends = np.cumsum([len(each.choices) for each in questions])[:-1]
+        return float(np.mean([own.argmin() == each.right for own, each in zip(np.split(found, ends), questions, strict=True)]))
 
 
 def _wanted(task: str) -> str:

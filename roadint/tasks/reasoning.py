@@ -2,6 +2,7 @@
 
 The files are those of LLM-Adapters: JSON lists of {"instruction", "output", "answer"}; an instruction ends with the forms that
 the answer can have ("Answer format: answer1/answer2/answer3/answer4"), an arithmetic one asks for a number or a letter.
+A small model can't point at the right one of four numbered answers; it can find one of them likelier than the others: `cloze`.
 """
 
 import json
@@ -58,6 +59,31 @@ def answered(text: str, answer: str) -> bool:
     if wanted is None:
         return _plain(answer) in _plain(text)
     return bool(numbers) and math.isclose(float(numbers[-1].replace(",", "")), wanted, rel_tol=0, abs_tol=1e-3)
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A question whose choices are not shown: which continuation of `prompt` is the likeliest? right: the place of the answer."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    right: int
+
+
+def cloze(question: Question) -> Cloze:
+    """The choices that a question numbers, each as a continuation. Raises RoadError where it numbers none, or not its answer."""
+    named = re.fullmatch(r"(answer|solution|option|ending)\s?(\d)", question.answer.lower())
+    body = re.split(r"\s*Answer format:", question.instruction)[0]
+    parts = re.split(rf"\b{named.group(1)}\s?(\d):", body, flags=re.IGNORECASE) if named else []
+    numbers, choices = parts[1::2], [each.strip() for each in parts[2::2]]
+    if not named or named.group(2) not in numbers or not all(choices):
+        raise RoadError(
+            f"question {question.instruction!r} with the answer {question.answer!r} has no numbered choices to compare: expected "
+            "'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
+        )
+    asked = parts[0].partition(": ")[2].strip() or parts[0].strip()
+    prompt = asked if named.group(1) == "ending" else f"Question: {asked}\nAnswer:"
+    return Cloze(prompt, tuple(f" {each}" for each in choices), numbers.index(named.group(2)))
 
 
 def _plain(text: str) -> str:

@@ -48,7 +48,7 @@ class Recipe:
     lora_alpha: float | None = None
     heads: list[str] = field(default_factory=list)
     # the data: composition → source, see roadint.data.sources; of a task: "train", "dev" (or "validation") and "test"
-    task: str | None = None  # a task with a metric of its own, see roadint.tasks: "rte", …, "commonsense", "arithmetic"
+    task: str | None = None  # a task with a metric of its own, see roadint.tasks: "rte", …, "commonsense", "cloze"
     data: dict[str, str] = field(default_factory=dict)
     rows: int | None = None  # of each source; all by default
     template: Template = "alpaca"

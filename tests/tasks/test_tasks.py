@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from roadint import Recipe, RoadError, RoadModel
+from roadint import Recipe, RoadError, RoadModel, load
 from roadint.tasks import glue
 from roadint.tasks.jobs import job_of
-from roadint.tasks.reasoning import answered, load_questions
+from roadint.tasks.reasoning import Cloze, Question, answered, cloze, load_questions
 from roadint.tasks.run import finetune
 from tests.conftest import write_tsv
 from tests.test_cli import call
@@ -166,6 +166,54 @@ def test_a_language_model_learns_to_answer(base: str, tmp_path: Path) -> None:
     assert summary["test"] == 1.0
     assert list(road.adapters) == ["commonsense"]
     assert summary["trainable"] == road.trainable_count
+
+
+def numbered(word: str, asked: str, *choices: str) -> str:
+    listed = " ".join(f"{word.capitalize()}{1 + i}: {choice}" for i, choice in enumerate(choices))
+    return f"Please choose the correct {word} to the question: {asked}\n\n{listed}\n\nAnswer format: {word}1/{word}2"
+
+
+def test_choices_are_continuations() -> None:
+    question = Question(numbered("answer", "Where: here?", "on answer", "off"), "the correct answer is answer2", "answer2")
+    assert cloze(question) == Cloze("Question: Where: here?\nAnswer:", (" on answer", " off"), 1)
+    ending = Question(numbered("ending", "He opens", "the door.", "the sky."), "", "ending1")
+    assert cloze(ending) == Cloze("He opens", (" the door.", " the sky."), 0)
+    for instruction, answer in (
+        ("Is it?\n\nAnswer format: true/false", "true"),
+        (question.instruction, "answer3"),
+        ("2 + 2?", "4"),
+    ):
+        with pytest.raises(RoadError, match="has no numbered choices to compare"):
+            cloze(Question(instruction, "", answer))
+
+
+def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
+    """Against likelihoods computed one choice at a time by the plain model, before training; after it, the right ones win."""
+    words = ["red", "blue", "green", "yellow", "dark blue"]
+    rows = []
+    for i in range(40):
+        order = np.random.default_rng(i).permutation(len(words))
+        right = int(np.flatnonzero(order == i % 2)[0])
+        asked = numbered("ending", "ab"[i % 2] + "?", *(words[place] for place in order))
+        rows.append({"instruction": asked, "output": "", "answer": f"ending{1 + right}"})
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    recipe = Recipe.load("cloze", {"model": base, "dtype": "float32", "epochs": 16, "lr": 1e-2, "batch_size": 8, "lora_rank": 4})
+    data = {"train": str(path), "test": str(path)}
+    model, tokenizer = load(base, dtype="float32")
+    right = 0
+    for each in (cloze(question) for question in load_questions(path)):
+        start = len(tokenizer(each.prompt)["input_ids"])
+        losses = []
+        for choice in each.choices:
+            ids = torch.tensor([tokenizer(each.prompt + choice)["input_ids"]])
+            scores = model(ids).logits.detach().log_softmax(-1)[0, start - 1 : -1]
+            losses.append(-float(scores.gather(1, ids[0, start:, None]).sum()))
+        right += losses.index(min(losses)) == each.right
+    job = job_of(recipe, data)
+    assert job.score(recipe.on(model), tokenizer, "test") == pytest.approx(right / 40)
+    _, summary = finetune(recipe, data=data, quiet=True)
+    assert summary["test"] == 1.0 > right / 40
 
 
 @pytest.mark.parametrize(
