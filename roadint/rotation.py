@@ -99,22 +99,35 @@ class Rotation:
 
     def inverse(self) -> "Rotation":
         """The closed-form inverse of every 2×2 block. Raises RoadError where a block is singular."""
+        self.check_inverse()
         determinant = self.u.abs().square() - (0 if self.v is None else self.v.abs().square())
-        if bool((determinant == 0).any()):
-            block = int((determinant == 0).flatten().nonzero()[0]) % determinant.shape[-1]
-            raise RoadError(f"block {block} is singular (its scale is zero): no inverse exists")
         return Rotation(self.u.conj() / determinant, None if self.v is None else -self.v / determinant, self.group)
+
+    def check_inverse(self) -> None:
+        """Raise RoadError where a block is singular."""
+        singular = (self.u if self.v is None else self.u.abs().square() - self.v.abs().square()) == 0
+        if bool(singular.any()):
+            block = int(singular.flatten().nonzero()[0]) % singular.shape[-1]
+            raise RoadError(f"block {block} is singular (its scale is zero): no inverse exists")
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """R11, R12, R21 and R22 of every block, [..., blocks] each."""
+        u, v = self.u, self.v
+        if v is None:
+            return u.real, -u.imag, u.imag, u.real
+        return u.real + v.real, v.imag - u.imag, u.imag + v.imag, u.real - v.real
 
     @property
     def direct(self) -> Tensor:
         """[..., width], the first vector of `z = direct ⊙ h + cross ⊙ swap(h)` (equation 4): R11 and R22 of each block."""
-        return dims(torch.complex(*self._diagonal()), self.group)
+        r11, _, _, r22 = self.entries()
+        return dims(torch.complex(r11, r22), self.group)
 
     @property
     def cross(self) -> Tensor:
         """[..., width], the second vector: −R12 and R21 of each block."""
-        v = 0 if self.v is None else self.v.imag
-        return dims(torch.complex(self.u.imag - v, self.u.imag + v), self.group)
+        _, r12, r21, _ = self.entries()
+        return dims(torch.complex(-r12, r21), self.group)
 
     def dense(self) -> Tensor:
         """The matrix R, [..., width, width], for tests and inspection: `z = R @ h`."""
@@ -124,10 +137,6 @@ class Rotation:
     def row(self, index: Any) -> "Rotation":
         """The rotation of each selected row: u and v indexed along their leading dimensions."""
         return Rotation(self.u[index], None if self.v is None else self.v[index], self.group)
-
-    def _diagonal(self) -> tuple[Tensor, Tensor]:
-        v = 0 if self.v is None else self.v.real
-        return self.u.real + v, self.u.real - v
 
 
 def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, variant: Variant, group: int = 2) -> Rotation:

@@ -140,9 +140,9 @@ def linear(
         linear_figure(report).savefig(plot, dpi=150)
     if as_json:
         return
-    table = Table("case", "dtype", "rows × tokens", "width", "adapters", "system", "median", "over the base")
+    table = Table("case", "dtype", "rows × tokens, or layers", "width", "adapters", "system", "median", "over the base")
     for each in report["cases"]:
-        shape = f"{each['rows']} × {each['tokens']}" if "rows" in each else ""
+        shape = f"{each['rows']} × {each['tokens']}" if "rows" in each else str(each["layers"]) if "layers" in each else ""
         time = (
             f"{1000 * each['median_s']:.2f} ms" if "median_s" in each else each.get("error") or f"{each['copies_kept']} copies kept"
         )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from roadint.bench.learn import import_peft
-from roadint.bench.linear_systems import System, bare, bmm, peft, roadint
+from roadint.bench.linear_systems import System, bare, bmm, peft, random_road, roadint
 from roadint.bench.measure import case, machine
 from roadint.bench.workers import in_turns
+from roadint.composition import Composition
 from roadint.layers import cache_name
 from roadint.linear.layer import RoadLinear
-from roadint.linear.targets import find_targets
+from roadint.linear.merge import Merged, merge
+from roadint.linear.targets import find_targets, layout_of
 from roadint.pretrained import load
 from roadint.progress import track
 
@@ -48,7 +51,8 @@ def bench_linear(
     """Each case in one process, all systems in turns; returns {"machine", "job", "cases"}.
 
     parts: "layer" (64 rows, 1 and 128 tokens, 1, 8 and 64 adapters), "decode" (one-token steps of the whole model, 8 rows with 1
-    and 8 adapters, 64 rows with 1 and 64), "merge" (2,048 × 2,048, in and out), "memory" (what a layer keeps for its gradient).
+    and 8 adapters, 64 rows with 1 and 64), "merge" (2,048 × 2,048, in and out, alone and in a stack of eight), "memory" (what a
+    layer keeps for its gradient).
     A case has "over_base", the median of its time over the base's in the same turn. A system that fails in a dtype has "error".
     """
     makers: dict[str, Callable[..., list[dict[str, Any]]]] = {
@@ -155,31 +159,38 @@ def _timed(
 
 
 def _merge(*, runs: int, **_: Any) -> list[dict[str, Any]]:
-    width = 2048
-    library = import_peft()
-    ours = RoadLinear(nn.Linear(width, width))
-    nn.init.normal_(ours.road.theta, 0, 0.1)
-    theirs = library.get_peft_model(Holder(width, torch.float32), library.RoadConfig(group_size=2, target_modules=["layer"]))
-    layer = theirs.base_model.model.layer
-    nn.init.normal_(layer.road_theta["default"], 0, 0.1)
+    """A layer alone and a stack of eight, all weights at once; seconds a layer."""
+    width, found = 2048, []
+    composition = Composition((("a0", 1.0),))
+    for layers in (1, 8):
+        net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+        paths = [str(place) for place in range(layers)]
+        adapters = {"a0": random_road("a0", layout_of(net, paths))}
+        theirs: Any = peft("road", net, paths, 1).module
+        merged: list[Merged] = []
 
-    def kept() -> None:
-        ours.merge(keep=True)
+        def enter(keep: bool, net: Any = net, adapters: Any = adapters, merged: Any = merged) -> None:
+            merged.append(merge(net, adapters, composition, keep))
 
-    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "roadint": (ours.merge, ours.unmerge),
-        "roadint, weights kept": (kept, ours.unmerge),
-        "PEFT RoAd": (layer.merge, layer.unmerge),
-    }
-    times: dict[tuple[str, str], list[float]] = {}
-    for turn in range(runs + 1):
-        for system in in_turns(list(pairs), turn):
-            for what, act in zip(("merge", "unmerge"), pairs[system], strict=True):
-                started = time.perf_counter()
-                act()
-                if turn:
-                    times.setdefault((what, system), []).append(time.perf_counter() - started)
-    return [case(what, system, seconds, None, width=width, dtype="float32") for (what, system), seconds in times.items()]
+        def leave(merged: Any = merged) -> None:
+            merged.pop().undo()
+
+        pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+            "roadint": (partial(enter, False), leave),
+            "roadint, weights kept": (partial(enter, True), leave),
+            "PEFT RoAd": (theirs.merge_adapter, theirs.unmerge_adapter),
+        }
+        times: dict[tuple[str, str], list[float]] = {}
+        for turn in range(runs + 1):
+            for system in in_turns(list(pairs), turn):
+                for what, act in zip(("merge", "unmerge"), pairs[system], strict=True):
+                    started = time.perf_counter()
+                    act()
+                    if turn:
+                        times.setdefault((what, system), []).append((time.perf_counter() - started) / layers)
+        about = {"width": width, "dtype": "float32", "layers": layers}
+        found += [case(what, system, seconds, None, **about) for (what, system), seconds in times.items()]
+    return found
 
 
 def _memory(*, widths: Sequence[int], **_: Any) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def bare(module: nn.Module) -> System:
 def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
     """RoAd1, a composition a row; the edit of a call is made anew for every context, as RoadModel does."""
     layout = layout_of(module, paths)
-    adapters = {f"a{number}": _random_road(f"a{number}", layout) for number in range(count)}
+    adapters = {f"a{number}": random_road(f"a{number}", layout) for number in range(count)}
     banks: Any = {}
 
     def act(rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -121,7 +121,8 @@ class _BmmLora:
         return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
 
 
-def _random_road(name: str, layout: Layout) -> LinearRoad:
+def random_road(name: str, layout: Layout) -> LinearRoad:
+    """RoAd1 with values of some size, and no gradients."""
     adapter = LinearRoad(name, layout).requires_grad_(False)
     nn.init.normal_(adapter.theta, 0, 0.05)
     nn.init.normal_(adapter.alpha, 1, 0.05)

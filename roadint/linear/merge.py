@@ -55,7 +55,7 @@ def merge(model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Com
     if not keep:
         for _, step in steps:
             if isinstance(step, Rotation):
-                step.inverse()  # refused before anything changes
+                step.check_inverse()  # refused before anything changes
     originals: list[tuple[Tensor, Tensor]] = []
     for path in paths if keep else ():
         originals += [(parameter, parameter.detach().clone()) for parameter in model.get_submodule(path).parameters()]
@@ -108,7 +108,7 @@ def _turn_rows(weight: Tensor, rotation: Rotation) -> float:
     """weight: [outputs, inputs], a few pairs of rows at a time."""
     half = rotation.group // 2
     grouped = weight.view(-1, 2, half, weight.shape[1])
-    direct, cross = (each.view(-1, 2, half, 1) for each in (rotation.direct, rotation.cross))
+    entries = [each.view(-1, half, 1) for each in rotation.entries()]
     pairs = max(1, _CHUNK // (2 * weight.shape[1]))
     few, many = min(half, pairs), max(1, pairs // half)
     rounding = _Rounding()
@@ -116,11 +116,11 @@ def _turn_rows(weight: Tensor, rotation: Rotation) -> float:
     for group in range(0, len(grouped), many):
         for place in range(0, half, few):
             at = slice(group, group + many), slice(None), slice(place, place + few)
-            (first, second), d, c = grouped[at].unbind(1), direct[at], cross[at]
+            (first, second), (r11, r12, r21, r22) = grouped[at].unbind(1), [each[at[0], at[2]] for each in entries]
             a, b = first.float(), second.float()  # the weights themselves where they are float32
-            from_a = torch.mul(a, c[:, 1], out=scratch[: len(a), : a.shape[1]])
-            a.mul_(d[:, 0]).addcmul_(b, c[:, 0], value=-1)
-            b.mul_(d[:, 1]).add_(from_a)
+            from_a = torch.mul(a, r21, out=scratch[: len(a), : a.shape[1]])
+            a.mul_(r11).addcmul_(b, r12)
+            b.mul_(r22).add_(from_a)
             rounding.store(first, a)
             rounding.store(second, b)
     return rounding.share

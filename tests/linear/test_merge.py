@@ -159,25 +159,3 @@ def test_refusals_change_nothing() -> None:
     with road.merged("a"):
         pass
     assert same(model, before)
-
-
-def test_quantised_weights_run_unmerged_and_refuse_to_merge() -> None:
-    """With torch's own int8 weights in the place of bitsandbytes', which needs a GPU for most of what it does."""
-
-    class Int8(nn.Linear):
-        def __init__(self, layer: nn.Linear) -> None:
-            super().__init__(layer.in_features, layer.out_features, bias=False)
-            scale = layer.weight.detach().abs().max() / 127
-            self.weight = nn.Parameter((layer.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
-            self.scale = scale
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x @ (self.weight.to(x.dtype) * self.scale).T
-
-    model = build("llama").requires_grad_(False)
-    for layer in model.model.layers:
-        layer.self_attn.q_proj = Int8(layer.self_attn.q_proj)
-    road = with_adapters(model, "a", targets=["q_proj", "k_proj"])
-    assert not torch.equal(road(input_ids=IDS, compose="a").logits, model(input_ids=IDS).logits)
-    with pytest.raises(RoadError, match=r"q_proj is quantised \(Int8, torch.int8\).*unmerged"):
-        road.merge("a")
