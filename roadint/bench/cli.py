@@ -193,6 +193,9 @@ def learn(
         "method", "numbers", "head", "rate", f"test {job['metric']}", "validation", "seconds", title=f"{job['task']}, {job['rows']}"
     )
     for each in report["cases"]:
+        if each["method"] == "base":
+            table.add_row("base", "0", "", "", f"{100 * each['test']:.1f}", "", "")
+            continue
         spread = "" if each["sd"] is None else f" ± {100 * each['sd']:.1f}"
         table.add_row(
             each["method"],

@@ -34,7 +34,8 @@ def bench_learn(
     """Finetune by every method with every seed and measure the best epoch on the test rows.
 
     methods: of RATES, all but "head" (the head alone) by default. rates: learning rates in place of RATES'.
-    Returns {"machine", "job", "runs", "cases"}; a case has the mean and the sample standard deviation of a method's test metric.
+    Returns {"machine", "job", "runs", "cases"}; a case has the mean and the sample standard deviation of a method's test metric;
+    "base" is the language model as it is.
     Raises RoadError for bad input.
     """
     chosen = list(methods) or [name for name in RATES if name != "head"]
@@ -63,6 +64,10 @@ def bench_learn(
             }
         )
     about = {"task": recipe.task, "model": recipe.model, "metric": job.metric, "rows": job.sizes(), "epochs": recipe.epochs}
+    if job.labels is None:
+        model, tokenizer = load_for(job, recipe)
+        before = job.score(_Rival(model, "base", recipe), tokenizer, "test")
+        cases.insert(0, {"method": "base", "numbers": 0, "test": round(before, 4)})
     dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     return {"machine": machine(torch.device("cpu"), dtype), "job": about, "runs": runs, "cases": cases}
 
@@ -87,7 +92,7 @@ class _Rival(nn.Module):
         super().__init__()
         self.model = model.eval()
         paths = list(find_targets(model, recipe.targets, recipe.exclude, recipe.layers).paths)
-        if method != "head":
+        if method not in ("base", "head"):
             peft = import_peft()
             config = (
                 peft.LoraConfig(r=8, lora_alpha=16, target_modules=paths)
