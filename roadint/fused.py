@@ -20,16 +20,22 @@ def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
 
 
 def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """`u·z` over adjacent pairs, written over h (contiguous; float32, bfloat16 or float16), without gradients: the quickest way.
+    """`u·z` over adjacent pairs, written over h (contiguous), without gradients: the quickest way.
 
-    scratch: float32 of h's shape, to work in where h is narrower; made anew where there is none.
+    h: [rows, …, width]. scratch: to work in where h is no float32, float32 of h's shape or of fewer rows, which then take turns.
     """
-    if h.dtype is torch.float32:
+    if scratch is None:
         h.view(torch.complex64).mul_(u)
         return h
-    wide = h.float() if scratch is None else scratch.copy_(h)
-    wide.view(torch.complex64).mul_(u)
-    return h.copy_(wide)
+    few, rows = len(scratch), len(h)
+    if few >= rows:
+        wide = scratch[:rows].copy_(h) if few > rows else scratch.copy_(h)
+        wide.view(torch.complex64).mul_(u)
+        return h.copy_(wide)
+    for place in range(0, rows, few):
+        at = slice(place, place + few)
+        turn_(h[at], u if len(u) == 1 else u[at], scratch)
+    return h
 
 
 class _Turn(torch.autograd.Function):

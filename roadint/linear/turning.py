@@ -13,7 +13,7 @@ from roadint.rotation import Rotation
 
 Terms = tuple[tuple[str, float], ...]
 _IN_PLACE = (torch.float32, torch.bfloat16, torch.float16)
-_SCRATCH = 1 << 20  # numbers: what is kept to work in, for a call's next steps
+_SCRATCH = 1 << 20  # numbers that are worked on at a time: they stay in the processor's cache
 
 
 class Turning:
@@ -46,14 +46,15 @@ class Scratch:
         self._own: dict[tuple[int, torch.device], Tensor] = {}
 
     def of(self, output: Tensor) -> Tensor | None:
-        """Float32 of the output's shape; None where it needs none, or too much to keep."""
-        if output.dtype is torch.float32 or output.numel() > _SCRATCH:
+        """Float32 of the output's shape, or of so many of its rows as are worked on at a time; None where it is float32 itself."""
+        if output.dtype is torch.float32:
             return None
         if output.shape[:-1] != self._rows:
             self._rows, self._own = output.shape[:-1], {}
         key = output.shape[-1], output.device
         if key not in self._own:
-            self._own[key] = torch.empty_like(output, dtype=torch.float32)
+            few = max(1, _SCRATCH * len(output) // output.numel())
+            self._own[key] = torch.empty_like(output[:few], dtype=torch.float32)
         return self._own[key]
 
 

@@ -14,38 +14,54 @@ _AXES = {
 
 
 def linear_figure(report: Mapping[str, Any]) -> Figure:
-    """A `roadint bench linear` report: one layer's time over the base's by adapters in the batch, and the whole model's decode."""
-    layers = [each for each in report["cases"] if each["name"] == "layer" and "over_base" in each]
-    decodes = [each for each in report["cases"] if each["name"] == "decode" and "over_base" in each and each["system"] != "base"]
-    shapes = list(dict.fromkeys((each["dtype"], each["tokens"]) for each in layers))
-    systems = [name for name in dict.fromkeys(each["system"] for each in layers) if name != "base"]
-    groups = list(dict.fromkeys((each["dtype"], each["rows"]) for each in decodes))
-    figure = Figure(figsize=(3.4 * max(1, len(shapes) + len(groups)), 3.6), layout="constrained")
-    panels: Any = figure.subplots(1, max(1, len(shapes) + len(groups)), squeeze=False)[0]
-    for panel, (dtype, tokens) in zip(panels, shapes, strict=False):
-        for system, colour in zip(systems, COLOURS, strict=False):
-            own = [each for each in layers if (each["dtype"], each["tokens"], each["system"]) == (dtype, tokens, system)]
-            for place, width in enumerate(sorted({each["width"] for each in own})):
-                points = sorted((each["adapters"], each["over_base"]) for each in own if each["width"] == width)
-                label = system if not place else None
-                panel.plot(*zip(*points, strict=True), color=colour, alpha=0.9 - 0.2 * place, marker="o", markersize=3, label=label)
-        panel.set(xscale="log", yscale="log", xlabel="adapters in a batch of 64 rows", ylabel="time over the layer's own")
-        panel.set_title(f"one layer, {dtype}, {tokens} token{'s' if tokens > 1 else ''} a row", fontsize=9)
-        panel.axhline(1, color="grey", linewidth=0.6)
-    if shapes:
-        panels[0].legend(fontsize=7, frameon=False)
-    for panel, (dtype, rows) in zip(panels[len(shapes) :], groups, strict=True):
-        own = [each for each in decodes if (each["dtype"], each["rows"]) == (dtype, rows)]
-        colours = [
-            COLOURS[systems.index(name)] if (name := each["system"].split(",")[0]) in systems else COLOURS[0] for each in own
-        ]
-        panel.barh([each["system"] for each in own], [each["over_base"] for each in own], color=colours)
-        panel.invert_yaxis()
-        panel.tick_params(axis="y", labelsize=7)
-        panel.axvline(1, color="grey", linewidth=0.6)
-        panel.set(xlabel="time over the model's own")
-        panel.set_title(f"a decoding step, {dtype}, {rows} rows", fontsize=9)
+    """A `roadint bench linear` report, a row of panels a dtype: one layer's time over its own by adapters, and a model's decode."""
+    timed = [each for each in report["cases"] if "over_base" in each and each["system"].split(",")[0] != "base"]
+    dtypes = list(dict.fromkeys(each["dtype"] for each in timed)) or [""]
+    tokens = list(dict.fromkeys(each["tokens"] for each in timed if each["name"] == "layer"))
+    systems = list(dict.fromkeys(each["system"].split(",")[0] for each in timed))
+    colours = dict(zip(systems, COLOURS, strict=False))
+    figure = Figure(figsize=(3.6 * (len(tokens) + 1), 3.2 * len(dtypes)), layout="constrained")
+    panels: Any = figure.subplots(len(dtypes), len(tokens) + 1, squeeze=False)
+    for dtype, row in zip(dtypes, panels, strict=True):
+        own = [each for each in timed if each["dtype"] == dtype]
+        for panel, count in zip(row, tokens, strict=False):
+            _layer_panel(panel, [each for each in own if each["name"] == "layer" and each["tokens"] == count], colours)
+            panel.set_title(f"one layer, {dtype}, {count} token{'s' if count > 1 else ''} a row", fontsize=9)
+        decodes = [each for each in own if each["name"] == "decode"]
+        row[-1].barh(
+            [f"{each['system']} in {each['rows']} rows" for each in decodes],
+            [each["over_base"] for each in decodes],
+            color=[colours[each["system"].split(",")[0]] for each in decodes],
+        )
+        row[-1].invert_yaxis()
+        row[-1].tick_params(axis="y", labelsize=7)
+        row[-1].axvline(1, color="grey", linewidth=0.6)
+        row[-1].set_title(f"a decoding step, {dtype}", fontsize=9)
+        row[-1].set_xlabel("time over the model's own", fontsize=8)
+    if tokens:
+        panels[0, 0].legend(fontsize=7, frameon=False)
     return figure
+
+
+def _layer_panel(panel: Any, cases: list[dict[str, Any]], colours: Mapping[str, str]) -> None:
+    """A line for each system and width, the wider the paler."""
+    for place, width in enumerate(sorted({each["width"] for each in cases})):
+        for system, colour in colours.items():
+            points = sorted(
+                (each["adapters"], each["over_base"]) for each in cases if (each["width"], each["system"]) == (width, system)
+            )
+            if points:
+                label = None if place else system
+                panel.plot(*zip(*points, strict=True), color=colour, alpha=1 - 0.25 * place, marker="o", markersize=3, label=label)
+    panel.set(xscale="log", yscale="log")
+    panel.set_xlabel("adapters in 64 rows", fontsize=8)
+    panel.set_ylabel("time over the layer's own", fontsize=8)
+    panel.axhline(1, color="grey", linewidth=0.6)
+    counts, top = sorted({each["adapters"] for each in cases}), max((each["over_base"] for each in cases), default=1)
+    panel.set_xticks(counts, map(str, counts))
+    marks = [mark for mark in (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50) if mark <= 1.1 * top]
+    panel.set_yticks(marks, map(str, marks))
+    panel.minorticks_off()
 
 
 def bench_figure(report: Mapping[str, Any]) -> Figure:
