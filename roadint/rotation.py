@@ -99,16 +99,16 @@ class Rotation:
 
     def inverse(self) -> "Rotation":
         """The closed-form inverse of every 2×2 block. Raises RoadError where a block is singular."""
-        self.check_inverse()
-        determinant = self.u.abs().square() - (0 if self.v is None else self.v.abs().square())
+        determinant = self.determinant()
         return Rotation(self.u.conj() / determinant, None if self.v is None else -self.v / determinant, self.group)
 
-    def check_inverse(self) -> None:
-        """Raise RoadError where a block is singular."""
-        singular = (self.u if self.v is None else self.u.abs().square() - self.v.abs().square()) == 0
-        if bool(singular.any()):
-            block = int(singular.flatten().nonzero()[0]) % singular.shape[-1]
+    def determinant(self) -> Tensor:
+        """[..., blocks], of every block, to divide by. Raises RoadError where a block is singular."""
+        found = self.u.abs().square() - (0 if self.v is None else self.v.abs().square())
+        if bool((found == 0).any()):
+            block = int((found == 0).flatten().nonzero()[0]) % found.shape[-1]
             raise RoadError(f"block {block} is singular (its scale is zero): no inverse exists")
+        return found
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """R11, R12, R21 and R22 of every block, [..., blocks] each."""

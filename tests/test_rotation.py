@@ -215,6 +215,8 @@ def test_bad_input_is_named() -> None:
     zero = torch.zeros(4)
     with pytest.raises(RoadError, match="block 0 is singular"):
         rotation(zero, zero, variant="road_1").inverse()
+    with pytest.raises(RoadError, match="block 1 is singular"):  # its square is 0 in float32, so it can't be divided by
+        Rotation(torch.tensor([1 + 0j, 1e-25 + 0j])).inverse()
     with pytest.raises(RoadError, match="pair other dims"):
         Rotation(zero, None, 2) @ Rotation(zero, None, 4)
 

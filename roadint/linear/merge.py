@@ -55,7 +55,7 @@ def merge(model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Com
     if not keep:
         for _, step in steps:
             if isinstance(step, Rotation):
-                step.check_inverse()  # refused before anything changes
+                step.determinant()  # singular blocks are refused before anything changes
     originals: list[tuple[Tensor, Tensor]] = []
     for path in paths if keep else ():
         originals += [(parameter, parameter.detach().clone()) for parameter in model.get_submodule(path).parameters()]
