@@ -27,14 +27,13 @@ def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
     if scratch is None:
         h.view(torch.complex64).mul_(u)
         return h
-    few, rows = len(scratch), len(h)
-    if few >= rows:
-        wide = scratch[:rows].copy_(h) if few > rows else scratch.copy_(h)
-        wide.view(torch.complex64).mul_(u)
-        return h.copy_(wide)
-    for place in range(0, rows, few):
-        at = slice(place, place + few)
-        turn_(h[at], u if len(u) == 1 else u[at], scratch)
+    few = len(scratch)
+    if few == len(h):
+        scratch.copy_(h).view(torch.complex64).mul_(u)
+        return h.copy_(scratch)
+    for place in range(0, len(h), few):
+        part = h[place : place + few]
+        turn_(part, u if len(u) == 1 else u[place : place + few], scratch[: len(part)])
     return h
 
 

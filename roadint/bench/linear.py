@@ -160,37 +160,38 @@ def _timed(
 
 def _merge(*, runs: int, **_: Any) -> list[dict[str, Any]]:
     """A layer alone and a stack of eight, all weights at once; seconds a layer."""
-    width, found = 2048, []
-    composition = Composition((("a0", 1.0),))
-    for layers in (1, 8):
-        net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
-        paths = [str(place) for place in range(layers)]
-        adapters = {"a0": random_road("a0", layout_of(net, paths))}
-        theirs: Any = peft("road", net, paths, 1).module
-        merged: list[Merged] = []
+    return _merge_stack(1, runs) + _merge_stack(8, runs)
 
-        def enter(keep: bool, net: Any = net, adapters: Any = adapters, merged: Any = merged) -> None:
-            merged.append(merge(net, adapters, composition, keep))
 
-        def leave(merged: Any = merged) -> None:
-            merged.pop().undo()
+def _merge_stack(layers: int, runs: int) -> list[dict[str, Any]]:
+    width, composition = 2048, Composition((("a0", 1.0),))
+    net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    paths = [str(place) for place in range(layers)]
+    adapters = {"a0": random_road("a0", layout_of(net, paths))}
+    theirs: Any = peft("road", net, paths, 1).module
+    merged: list[Merged] = []
 
-        pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "roadint": (partial(enter, False), leave),
-            "roadint, weights kept": (partial(enter, True), leave),
-            "PEFT RoAd": (theirs.merge_adapter, theirs.unmerge_adapter),
-        }
-        times: dict[tuple[str, str], list[float]] = {}
-        for turn in range(runs + 1):
-            for system in in_turns(list(pairs), turn):
-                for what, act in zip(("merge", "unmerge"), pairs[system], strict=True):
-                    started = time.perf_counter()
-                    act()
-                    if turn:
-                        times.setdefault((what, system), []).append((time.perf_counter() - started) / layers)
-        about = {"width": width, "dtype": "float32", "layers": layers}
-        found += [case(what, system, seconds, None, **about) for (what, system), seconds in times.items()]
-    return found
+    def enter(keep: bool) -> None:
+        merged.append(merge(net, adapters, composition, keep))
+
+    def leave() -> None:
+        merged.pop().undo()
+
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "roadint": (partial(enter, False), leave),
+        "roadint, weights kept": (partial(enter, True), leave),
+        "PEFT RoAd": (theirs.merge_adapter, theirs.unmerge_adapter),
+    }
+    times: dict[tuple[str, str], list[float]] = {}
+    for turn in range(runs + 1):
+        for system in in_turns(list(pairs), turn):
+            for what, act in zip(("merge", "unmerge"), pairs[system], strict=True):
+                started = time.perf_counter()
+                act()
+                if turn:
+                    times.setdefault((what, system), []).append((time.perf_counter() - started) / layers)
+    about = {"width": width, "dtype": "float32", "layers": layers}
+    return [case(what, system, seconds, None, **about) for (what, system), seconds in times.items()]
 
 
 def _memory(*, widths: Sequence[int], **_: Any) -> list[dict[str, Any]]:

@@ -95,10 +95,20 @@ def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
     }
 
 
+def row_sums(values: Tensor, rows: Tensor) -> Tensor:
+    """[rows] the sum of each row's values. values: [tokens]. rows: [tokens] int, the row of each; no row is without tokens."""
+    return torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
+
+
 def row_means(values: Tensor, rows: Tensor) -> Tensor:
-    """[rows] the mean of each row's values. values: [tokens]. rows: [tokens] int, the row of each; no row is without tokens."""
-    counts = rows.bincount()
-    return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, rows, values) / counts
+    """As `row_sums`, the mean of each row's values."""
+    return row_sums(values, rows) / rows.bincount()
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Batches of at most `size` places in `lengths`, of like length together, the shortest first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

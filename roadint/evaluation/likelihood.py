@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, completion_nll, moved, row_means, tokenize
+from roadint.data.collate import Collator, by_length, completion_nll, moved, row_means, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -31,12 +31,10 @@ def reference_nll(
     examples = tokenize(
         rows, tokenizer, None, template=road.template, max_length=max_length, max_completion=max_completion, eos=True
     )
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
     collate = Collator(tokenizer)
     found = torch.zeros(len(compositions), len(examples))
-    starts = range(0, len(examples), batch_size)
-    for start in track(starts, len(starts), "likelihood", quiet=quiet):
-        chosen = order[start : start + batch_size]
+    batches = by_length([len(each) for each in examples], batch_size)
+    for chosen in track(batches, len(batches), "likelihood", quiet=quiet):
         batch = moved(collate([examples[index] for index in chosen]), road.device)
         for index, composition in enumerate(compositions):
             nll, row = completion_nll(road, {**batch, "compose": composition})

@@ -44,7 +44,7 @@ class LinearEdit:
             bank = banks.setdefault((layout, pairing), Bank(sum(layout.blocks), capacity, device))
             turning = Turning({each.name: each for each in members}, terms, live, bank)
             for place, path in enumerate(layout.paths):
-                self._layers.setdefault(path, []).append(Layer(turning, place, len(compositions), scratch))
+                self._layers.setdefault(path, []).append(Layer(turning, place, self._rows, scratch))
         self._beside = _beside(self._acting, terms, live)
 
     def __bool__(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from roadint.data.collate import Collator, Example, completion_nll, moved, tokenize
+from roadint.data.collate import Collator, Example, by_length, completion_nll, moved, row_sums, tokenize
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.prompt import batch_prompts, pad_id
 from roadint.tasks import glue, reasoning
@@ -85,10 +85,8 @@ class Classification:
     def score(self, model: Any, tokenizer: Any, split: str) -> float:
         """The task's metric."""
         encoded, collate = self._encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
-        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]["input_ids"]))
         found = np.zeros(len(encoded))
-        for start in range(0, len(order), _SCORED_ROWS):
-            places = order[start : start + _SCORED_ROWS]
+        for places in by_length([len(each["input_ids"]) for each in encoded], _SCORED_ROWS):
             batch = {name: value.to(model.device) for name, value in collate([encoded[place] for place in places]).items()}
             batch.pop("labels")
             logits = model(**batch).logits.float().cpu()
@@ -175,12 +173,10 @@ class Choosing(Answering):
         questions = self._cloze[split]
         rows = [{"instruction": each.prompt, "output": choice} for each in questions for choice in each.choices]
         examples, collate = self._tokenized(rows, tokenizer, eos=False), Collator(tokenizer)
-        order = sorted(range(len(examples)), key=lambda place: len(examples[place]))
         found = np.zeros(len(examples))
-        for start in range(0, len(order), _SCORED_ROWS):
-            places = order[start : start + _SCORED_ROWS]
+        for places in by_length([len(each) for each in examples], _SCORED_ROWS):
             nll, row = completion_nll(model, moved(collate([examples[place] for place in places]), model.device))
-            found[places] = torch.zeros(len(places)).index_add_(0, row.cpu(), nll.float().cpu()).numpy()
+            found[places] = row_sums(nll, row).cpu().numpy()
         ends = np.cumsum([len(each.choices) for each in questions])[:-1]
         return float(np.mean([own.argmin() == each.right for own, each in zip(np.split(found, ends), questions, strict=True)]))
 
