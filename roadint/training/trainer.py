@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from roadint.arithmetic import check_products, check_sums
 from roadint.checkpoint import read
+from roadint.composition import Composition
 from roadint.data.collate import Collator, Example, completion_nll
-from roadint.errors import RoadError
+from roadint.errors import RoadError, listing, quoted
 from roadint.model import RoadModel
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept, PrefixCache, Report, build
 from roadint.training.sampler import MixedLengthSampler
+from roadint.training.unfinished import log_state, restore
 
 
 class RoadTrainer(Trainer):
@@ -52,7 +55,7 @@ class RoadTrainer(Trainer):
     ) -> None:
         if args.weight_decay:
             raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
-        self._companions = {name: [each] if isinstance(each, str) else list(each) for name, each in (companions or {}).items()}
+        self._companions = together(model, companions or {}, companion_rate)
         self._companion_rate = companion_rate
         self._constraints = constraints
         self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
@@ -118,16 +121,16 @@ class RoadTrainer(Trainer):
                 self._sums[str(composition)].append(sums)
         return (loss, {"nll": nll}) if return_outputs else loss
 
-    def _with_companions(self, own: Sequence[str]) -> dict[str, Sequence[str]]:
+    def _with_companions(self, own: Sequence[str]) -> dict[str, Sequence[Any]]:
         """What acts and what learns in each row; drawn from torch's generator, which a resumed run restores."""
         if not self._companions:
             return {}
-        acting = []
+        acting: list[Any] = []
         for name, drawn in zip(own, torch.rand(len(own)).tolist(), strict=True):
-            several = self._companions.get(name, [])
+            several = self._companions.get(str(name), [])
             # One draw says whether, and which one.
             place = int(drawn / self._companion_rate * len(several)) if self._companion_rate else len(several)
-            acting.append(f"{name} + {several[place]}" if place < len(several) else name)
+            acting.append(several[place] if place < len(several) else name)
         return {"compose": acting, "learning": own}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -164,13 +167,51 @@ class RoadTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         del model
-        saved = read(resume_from_checkpoint)
-        found: list[Any] = [*saved.interventions(), *saved.adapters(self.model.model)]
-        with torch.no_grad():
-            for own, theirs in zip([*self.model.sites, *self.model.adapters.values()], found, strict=True):
-                values = theirs.values()
-                for name, value in own.values().items():
-                    value.copy_(values[name])
+        restore(self.model, read(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Trainer looks for a model.safetensors, which no RoadModel writes."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process writes its part here: also what is summed for the next line of the log, so that it is the same resumed."""
+        super()._save_rng_state(output_dir)
+        sums = {name: torch.stack(each).cpu() for name, each in self._sums.items() if each}
+        kept = {"sums": sums, "loss": self._tr_loss.cpu(), "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+        torch.save(kept, Path(output_dir) / log_state(self.args.process_index))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        file = None if checkpoint is None else Path(checkpoint) / log_state(self.args.process_index)
+        if file is not None and file.is_file():
+            kept = torch.load(file, map_location=self.args.device, weights_only=True)
+            self._sums.clear()
+            self._sums.update({name: list(each) for name, each in kept["sums"].items()})
+            self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = kept["loss"], kept["total"], kept["logged"]
+
+
+def together(road: RoadModel, companions: Mapping[str, str | Sequence[str]], rate: float) -> dict[str, list[Composition]]:
+    """For each composition its sums with its companions: what acts. Raises RoadError where they don't fit the model."""
+    if not 0 <= rate <= 1:
+        raise RoadError(f"companion_rate={quoted(rate)}: expected the share of the examples, from 0 to 1")
+    sums = {}
+    for name, given in companions.items():
+        own = Composition.parse(name, road.names)
+        sums[name] = [Composition.parse(each, road.names) for each in ([given] if isinstance(given, str) else given)]
+        for place, beside in enumerate(sums[name]):
+            strengths: dict[str, float] = defaultdict(float)
+            for each, strength in [*own.terms, *beside.terms]:
+                strengths[each] += strength
+            acting = sums[name][place] = Composition.parse(strengths, road.names)
+            lost = {each for each, _ in own.terms} - {each for each, _ in acting.terms}
+            if lost:
+                raise RoadError(
+                    f"companion '{beside}' takes {listing(sorted(lost))} out of '{own}', which is to learn beside it: "
+                    "expected one of other subspaces"
+                )
+        check_sums(road.sites, sums[name])
+        check_products(road.adapters, sums[name])
+    return sums
 
 
 @contextmanager
