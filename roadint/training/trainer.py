@@ -92,6 +92,8 @@ class RoadTrainer(Trainer):
                 folder=Path(self.args.output_dir or "."),
                 quiet=self._quiet,
             )
+            if kept.cache is not None and self._kept is not None:
+                kept.cache.sign()
         return kept.cache
 
     def _forget_prefix(self, collator: Collator) -> None:
