@@ -14,6 +14,7 @@ from roadint.edit import Edit, Source
 from roadint.errors import RoadError, listing
 from roadint.exchange import Mode, gather, read
 from roadint.head import score
+from roadint.hosted import as_tokens, shows_model_arguments
 from roadint.inputs import Prompts, kept_tokens, shape_of, tokens_of
 from roadint.layers import check_recomputation, takes_positions
 from roadint.linear.edit import LinearEdit
@@ -51,6 +52,7 @@ class RoadModel(Roads):
         # Encoders count positions their own way.
         self._takes_positions = takes_positions(model) and bool(getattr(model, "can_generate", bool)())
 
+    @shows_model_arguments
     def forward(
         self,
         *,
@@ -104,21 +106,23 @@ class RoadModel(Roads):
 
     def generate(
         self,
-        tokenizer: Any,
-        prompts: str | Sequence[str],
+        tokenizer: Any = None,
+        prompts: str | Sequence[str] | None = None,
         compose: Compose = ALL,
         *,
         template: Template | None = None,
         sources: Sequence[Source | None] | None = None,
         **generation: Any,
-    ) -> list[str]:
-        """Answer prompts in one batch, each through its own composition.
+    ) -> Any:
+        """Answer prompts in one batch, each through its own composition; with tokens, input_ids=…, it is `generate_tokens`.
 
         prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
         template: overrides the model's. sources: as in `forward`.
         generation: for transformers' `generate`, over roadint.model.DECODING.
         Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
         """
+        if prompts is None:  # as transformers' pipelines and trainers call it
+            return self.generate_tokens(compose=compose, sources=sources, **as_tokens(tokenizer, template, generation))
         if isinstance(prompts, str):
             prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
         if not prompts:

@@ -13,6 +13,7 @@ from roadint import checkpoint, describe
 from roadint.arithmetic import label_of
 from roadint.composition import ALL, Composition, CompositionLike
 from roadint.errors import RoadError, did_you_mean, listing
+from roadint.hosted import Hosted
 from roadint.layers import find_layers, site_path, text_config, width_of
 from roadint.linear.edit import Banks
 from roadint.linear.merge import Merged
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Roads(nn.Module):
+class Roads(Hosted):
     """The base class of RoadModel: everything but running the model.
 
     interventions: nn.ModuleList of the interventions at hidden states; linear: nn.ModuleList of the adapters on linear layers.
