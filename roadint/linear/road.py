@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, listing
+from roadint.gate import Lock
 from roadint.linear.targets import Layout
 from roadint.precision import KeepsPrecision
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
-_serials = itertools.count()
+_states = itertools.count(1)
 
 
 class LinearRoad(KeepsPrecision):
@@ -38,6 +39,7 @@ class LinearRoad(KeepsPrecision):
     theta: nn.Parameter
     alpha: nn.Parameter
 
+    @torch.inference_mode(False)  # its values can be changed later on, wherever they were made
     def __init__(
         self,
         name: str,
@@ -71,7 +73,9 @@ class LinearRoad(KeepsPrecision):
             self.lora_b = nn.Parameter(torch.zeros(sum(layout.widths), lora_rank))
         self.head_paths = tuple(heads or {})
         self.heads = nn.ModuleList(copy.deepcopy(module).float().requires_grad_() for module in (heads or {}).values())
-        self.serial = next(_serials)
+        self._seen: list[Tensor] = []
+        self._state = 0
+        self._seeing = Lock()
 
     held: Tensor | None
 
@@ -136,10 +140,17 @@ class LinearRoad(KeepsPrecision):
             if self.lora_rank:
                 self.lora_b.mul_(strength)
 
-    @property
-    def state(self) -> tuple[int, ...]:
-        """Changes with every change of θ or α."""
-        return self.serial, self.theta._version, self.alpha._version
+    def state(self) -> int:
+        """A number that no other values of θ and α of any adapter have or had.
+
+        The values themselves are compared with those that were seen last: torch's version counters miss fused optimizers, `.data`
+        and more. One wait for the device a call.
+        """
+        now = [each.detach() for each in (self.theta, self.alpha, self.held) if each is not None]
+        with self._seeing, torch.inference_mode(False), torch.no_grad():
+            if not _same(now, self._seen):
+                self._seen, self._state = [each.clone() for each in now], next(_states)
+            return self._state
 
     def spec(self) -> dict[str, Any]:
         """The arguments that make this adapter again, without its values, as plain JSON values."""
@@ -166,6 +177,14 @@ class LinearRoad(KeepsPrecision):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"{self.name}, {self.variant}, {len(self.layout.paths)} targets, {self.trainable_count:,} numbers"
+
+
+def _same(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Whether these are equal numbers, on the same device."""
+    return len(now) == len(before) and all(
+        one.shape == other.shape and one.device == other.device and torch.equal(one, other)
+        for one, other in zip(now, before, strict=True)
+    )
 
 
 def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
