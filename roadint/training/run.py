@@ -5,11 +5,12 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from roadint import checkpoint
 from roadint.composition import Composition
@@ -24,9 +25,9 @@ from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept
-from roadint.training.progress import ProgressBar
+from roadint.training.progress import show_progress
 from roadint.training.recipe import Recipe
-from roadint.training.trainer import RoadTrainer, together
+from roadint.training.trainer import RoadTrainer, alone, together
 
 
 def train(
@@ -85,35 +86,38 @@ def train(
             return _taken_up(road, done, ends=first)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         last = unfinished.last_checkpoint(folder, identity, resume=resume, processes=processes, writes=first)
-    set_seed(settings.seed)
-    road.template = template
-    started = time.perf_counter()
-    if last is None:  # a checkpoint keeps them
-        fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RoadTrainer(
-            road,
-            _arguments(settings, folder / checkpoint.WHILE_TRAINING if folder else Path(scratch), save=folder is not None),
-            train_dataset=examples,
-            data_collator=Collator(tokenizer),
-            companions=companions,
-            companion_rate=settings.companion_rate,
-            constraints=constraints,
-            prefix_reuse=settings.prefix_reuse,
-            prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
-            kept=kept,
-            quiet=quiet,
-        )
-        for printing in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printing)
-        if not quiet:
-            trainer.add_callback(ProgressBar())
-        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-        for site in road.sites if strengths else ():
-            site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
-        for name in road.adapters.keys() & strengths.keys():
-            road.adapters[name].rescale(strengths[name])
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    before = road.template
+    try:
+        with alone, ExitStack() as undo:
+            set_seed(settings.seed)
+            road.template = template
+            started = time.perf_counter()
+            if last is None:  # a checkpoint keeps them
+                fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
+            scratch = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+            trainer = RoadTrainer(
+                road,
+                _arguments(settings, folder / checkpoint.WHILE_TRAINING if folder else scratch, save=folder is not None),
+                train_dataset=examples,
+                data_collator=Collator(tokenizer),
+                companions=companions,
+                companion_rate=settings.companion_rate,
+                constraints=constraints,
+                prefix_reuse=settings.prefix_reuse,
+                prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
+                kept=kept,
+                quiet=quiet,
+            )
+            show_progress(trainer, undo, quiet=quiet)
+            result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except BaseException:
+        road.template = before
+        raise
+    for site in road.sites if strengths else ():
+        site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
+    for name in road.adapters.keys() & strengths.keys():
+        road.adapters[name].rescale(strengths[name])
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},
         "rows": {name: sum(e.composition == name for e in examples) for name in dict.fromkeys(e.composition for e in examples)},
