@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainingArguments
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
@@ -266,3 +266,22 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
     with pytest.raises(RoadError, match=message):
         roadint.train(road, tokenizer, {"a": rows("abc", 4)}, out=tmp_path / "out", **{**SHORT, **changes})
     assert not (tmp_path / "out").exists()
+
+
+def test_models_with_few_positions_or_tokens_say_so(tokenizer: Any, tmp_path: Path) -> None:
+    few = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=12)).eval()
+    tiny = LlamaForCausalLM(
+        LlamaConfig(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    )
+    rotary = build("llama")
+    rotary.config.max_position_embeddings = 12  # no table: it goes on
+    for model, message in ((few, "a row of 36 tokens for a model with 12 positions"), (tiny, "the model has 60")):
+        road = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES))
+        with pytest.raises(RoadError, match=message):
+            roadint.train(road, tokenizer, {"a": rows("abc" * 10, 4)}, out=tmp_path / "out", **{**SHORT, "max_completion": 30})
+        assert not (tmp_path / "out").exists()
+    for model, completion in ((few, 5), (rotary, 30)):
+        road = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES))
+        settings = {**SHORT, "max_completion": completion}
+        summary = roadint.train(road, tokenizer, {"a": rows("abc" * 10, 4)}, **settings)
+        assert summary["prefix_reuse"] is not None
