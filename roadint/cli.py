@@ -76,7 +76,9 @@ def train(
     if unfinished.is_finished(out) and not overwrite:
         if not resume:
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
-        summary = checkpoint.read(out).config["training"]
+        saved = checkpoint.read(out)
+        unfinished.check_same_recipe(out, saved, chosen, given)
+        summary = saved.config["training"]
         unfinished.finish(out)
     else:
         summary = _train(chosen, given, out, resume, as_json)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ _IDENTITY = "run.json"
 _NEW, _ENDS = f".{checkpoint.WHILE_TRAINING}.new", f".{checkpoint.WHILE_TRAINING}.done"
 
 
+_HOW = ("save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these
+
+
 def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
     """What must be the same for a run to go on: the optimisation, the sites, the data's tokens and the base model's values."""
-    how = ("data", "save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these, or the rest tells
-    settings = {name: value for name, value in vars(recipe).items() if name not in how}
+    # The tokens tell the data.
+    settings = {name: value for name, value in vars(recipe).items() if name not in (*_HOW, "data")}
     sites = [*(each.spec() for each in road.sites), *(each.spec() for each in road.adapters.values())]
     tokens = json.dumps([[each.prompt, each.completion, each.composition] for each in examples])
     identity = {
@@ -110,6 +113,18 @@ def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
             values = theirs.values()
             for name, value in own.values().items():
                 value.copy_(values[name])
+
+
+def check_same_recipe(out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None) -> None:
+    """Raises RoadError where the finished result in `out` is of other settings, or data of other names, than those."""
+    training = saved.config.get("training")
+    before = training.get("recipe") if isinstance(training, dict) else None
+    now = json.loads(json.dumps({**vars(recipe), "data": dict(data or recipe.data)}))
+    other = [name for name in now if name not in _HOW and isinstance(before, dict) and before.get(name, now[name]) != now[name]]
+    if other:
+        raise RoadError(
+            f"{out} holds a finished run of other settings ({', '.join(other)}): expected the same to take it up, or --overwrite"
+        )
 
 
 def last_checkpoint(out: Path, identity: dict[str, Any], *, resume: bool, processes: int = 1, writes: bool = True) -> Path | None:
