@@ -199,6 +199,8 @@ class RoadInterchange(SubspaceIntervention):
         """The Projection of each row of a batch. strengths: [rows, width]. Raises RoadError for `learning`: R is all rows' own."""
         if learning is not None:
             raise RoadError("an interchange is trained on counterfactual outputs (RoadModel.interchange), not by RoadTrainer")
+        if self._may_wait:
+            self._check_finite(strengths, *self.parameters())
         one = torch.ones_like(self.theta[0])
         depth = (self.width & -self.width).bit_length() - 1  # how often 2 divides the width
         stages = [rotation(theta, one, variant="road_1", group=2 ** (stage % depth + 1)) for stage, theta in enumerate(self.theta)]

@@ -11,6 +11,7 @@ the same, with `unit=1` and r as the width; "[0, d/2)" is the first half of the 
 """
 
 import itertools
+import operator
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class Subspace:
     @classmethod
     def from_dims(cls, dims: Iterable[int], width: int, unit: int = 2) -> "Subspace":
         """The subspace of these dimensions, in any order; they must make up whole blocks (RoadError)."""
-        return cls.parse([range(start, end) for start, end in _runs(sorted({int(dim) for dim in dims}))], width, unit)
+        return cls.parse([range(start, end) for start, end in _runs(sorted({_dim(dim) for dim in dims}))], width, unit)
 
     @property
     def blocks(self) -> list[int]:
@@ -167,9 +168,12 @@ def check_name(name: object) -> str:
     return name
 
 
-def of_partition(part: Any) -> SubspaceLike:
-    """A part of pyvene's `subspace_partition`, whose two integers are a half-open range, any other number of them dimensions."""
-    return tuple(part) if isinstance(part, (list, tuple)) and len(part) == 2 and _is_integer(part[0]) else part
+def of_partition(parts: Any) -> dict[str, SubspaceLike]:
+    """pyvene's `subspace_partition` as named subspaces: two integers are a half-open range, any other number of them dimensions."""
+    if not isinstance(parts, (list, tuple)):
+        raise RoadError(f"subspace_partition {quoted(parts)} is no list: expected one such as [[0, 64], [64, 128]]")
+    pairs = [isinstance(part, (list, tuple)) and len(part) == 2 and isinstance(part[0], int) for part in parts]
+    return {f"subspace_{i}": tuple(part) if pair else part for i, (part, pair) in enumerate(zip(parts, pairs, strict=True))}
 
 
 def _dim_ranges(spec: SubspaceLike, width: int, unit: int, depth: int = 0) -> Iterator[tuple[int, int]]:
@@ -271,6 +275,16 @@ def _parse_text(text: str, width: int) -> Iterator[tuple[int, int]]:
         place, first = found.end(), False
 
 
+def _dim(value: Any) -> int:
+    """The index of a dimension, from an integer, NumPy's and torch's among them; a flag of a mask is none."""
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError(value)
+        return operator.index(value)
+    except TypeError:
+        raise RoadError(f"dimension {quoted(value)} is no index: expected an integer") from None
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -316,18 +330,18 @@ def _sum(tokens: deque[str], width: int) -> Fraction:
     """All tokens, as a sum of products. Raises ValueError, IndexError or ZeroDivisionError where they are none."""
     value = _product(tokens, width)
     while tokens:
-        operator = tokens.popleft()
-        if operator not in "+-":
-            raise ValueError(operator)
-        value += _product(tokens, width) if operator == "+" else -_product(tokens, width)
+        sign = tokens.popleft()
+        if sign not in "+-":
+            raise ValueError(sign)
+        value += _product(tokens, width) if sign == "+" else -_product(tokens, width)
     return value
 
 
 def _product(tokens: deque[str], width: int) -> Fraction:
     value = _factor(tokens, width)
     while tokens and tokens[0] in "*/":
-        operator = tokens.popleft()
-        value = value * _factor(tokens, width) if operator == "*" else value / _factor(tokens, width)
+        sign = tokens.popleft()
+        value = value * _factor(tokens, width) if sign == "*" else value / _factor(tokens, width)
     return value
 
 
