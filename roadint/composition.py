@@ -55,7 +55,7 @@ def parse_rows(compose: CompositionLike | Sequence[CompositionLike], rows: int, 
     """One Composition for each of `rows` rows: a list or tuple gives each row its own, anything else goes to all rows."""
     order = _order(names)
     if not isinstance(compose, (list, tuple)):
-        return [_parse(compose, order)] * rows  # type: ignore[arg-type]
+        return [_parse(compose, order)] * rows
     if len(compose) != rows:
         raise RoadError(f"{len(compose)} compositions for {rows} rows: expected one a row, or a single one for all")
     texts = {each: _parse(each, order) for each in dict.fromkeys(each for each in compose if isinstance(each, str))}
@@ -64,10 +64,13 @@ def parse_rows(compose: CompositionLike | Sequence[CompositionLike], rows: int, 
 
 def _order(names: Iterable[str]) -> dict[str, int]:
     """Name → its place."""
-    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    for name in order:
+    if not isinstance(names, Iterable) or isinstance(names, str):
+        raise RoadError(f"names {quoted(names)} are not understood: expected those of the subspaces, such as ['german', 'english']")
+    order: dict[str, int] = {}
+    for name in names:
         if not isinstance(name, str):
             raise RoadError(f"name {quoted(name)} of a subspace is no text: expected one such as 'german'")
+        order.setdefault(name, len(order))
     return order
 
 
@@ -84,7 +87,8 @@ def _parse(given: Any, order: Mapping[str, int]) -> Composition:
         if not meant and name != ALL:
             about = quoted(str(given) if isinstance(given, Composition) else given)
             raise RoadError(
-                f"unknown subspace {quoted(name)} in composition {about}: expected one of {listing(order)}{did_you_mean(name, order)}"
+                f"unknown subspace {quoted(name)} in composition {about}: "
+                f"expected one of {listing(order)}{did_you_mean(name, order)}"
             )
         for each in meant:
             strengths[each] = strengths.get(each, 0.0) + strength

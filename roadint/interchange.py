@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame
+from roadint.basis import Basis, BasisKind, Frame, fit
 from roadint.errors import RoadError, check_known, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Rotation, group_size, rotation
@@ -158,6 +158,14 @@ class RoadInterchange(SubspaceIntervention):
         if self.source_representation is not None:
             own["source_representation"] = self.source_representation.tolist()
         return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
+
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""

@@ -9,10 +9,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame, rotate
+from roadint.basis import Basis, BasisKind, Frame, fit, rotate
 from roadint.errors import check_known
 from roadint.position import Phase, Position
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_scale, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.site import EditIntervention
 from roadint.subspace import Partition, SubspaceLike
 
@@ -98,6 +108,14 @@ class RoadIntervention(EditIntervention):
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         own = {"variant": self.variant, "pairing": self.pairing, "basis": self.basis.kind, "basis_seed": self.basis.seed}
         return {**super().spec(), **own, "form": self.form}
+
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, α and, where it is measured, the basis."""

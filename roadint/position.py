@@ -47,8 +47,8 @@ class Position:
         numbers = _integers(self.numbers)
         if numbers is None or len(numbers) > _MOST:
             raise RoadError(
-                f"position {quoted(self.kind)} has the numbers {quoted(self.numbers)}: expected a tuple of up to {_MOST:,} integers "
-                f"of at most {_LARGEST:,} in size"
+                f"position {quoted(self.kind)} has the numbers {quoted(self.numbers)}: "
+                f"expected a tuple of up to {_MOST:,} integers of at most {_LARGEST:,} in size"
             )
         if self.kind in ("last", "first"):
             numbers = numbers or (1,)
@@ -61,7 +61,8 @@ class Position:
             raise RoadError("position 'at' names no token: expected at least one index, such as 'at(0)' or 'at(-1)'")
         if self.kind == "at" and self.after_prompt and min(numbers) < 0:
             raise RoadError(
-                f"position {quoted(str(self))} counts from the end, but phase {self.phase!r} has no end yet: expected indices from 0"
+                f"position {quoted(str(self))} counts from the end, but phase {self.phase!r} has no end yet: "
+                "expected indices from 0"
             )
 
     @classmethod
@@ -75,8 +76,8 @@ class Position:
         if isinstance(text, Position):
             if phase not in ("prompt", text.phase):  # "prompt" is said by default
                 raise RoadError(
-                    f"position {quoted(str(text))} has phase {text.phase!r}, but phase {phase!r} is asked for: expected one of them, "
-                    f"such as Position.parse({quoted(str(text))}, {phase!r})"
+                    f"position {quoted(str(text))} has phase {text.phase!r}, but phase {phase!r} is asked for: "
+                    f"expected one of them, such as Position.parse({quoted(str(text))}, {phase!r})"
                 )
             return text
         if not isinstance(text, str):
@@ -199,6 +200,6 @@ def _integers(given: Any) -> tuple[int, ...] | None:
         given = given if max(abs(given.start), abs(given.stop)) <= _LARGEST and len(given) <= _LONGEST else None
     if not isinstance(given, (list, tuple, range)):
         return None
-    if not all(isinstance(number, Integral) and not isinstance(number, bool) and abs(number) <= _LARGEST for number in given):
+    if not all(isinstance(number, Integral) and not isinstance(number, bool) and abs(int(number)) <= _LARGEST for number in given):
         return None
     return tuple(map(int, given))

@@ -155,8 +155,8 @@ class SubspaceIntervention(KeepsPrecision, TrainableIntervention, DistributedRep
         broken = torch.stack([~value.isfinite().all() for value in values]).any()
         if bool(broken & (strengths != 0).any()):
             raise RoadError(
-                f"the values of the intervention at layer {self.layer} are not finite: expected numbers, such as those of a training "
-                "at a lower rate; compose without it, or load a checkpoint"
+                f"the values of the intervention at layer {self.layer} are not finite: expected numbers, such as those of a "
+                "training at a lower rate; compose without it, or load a checkpoint"
             )
 
     def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rows:

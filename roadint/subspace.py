@@ -161,7 +161,8 @@ def check_name(name: object) -> str:
     """Return `name`; raise RoadError where it can't be used in a composition. "name@checkpoint" is of a loaded checkpoint."""
     if not isinstance(name, str) or len(name) > _NAMED or not _NAME.fullmatch(name):
         raise RoadError(
-            f"subspace name {quoted(name)} is not a plain word: expected letters, digits and '_', at most {_NAMED}, such as 'german'"
+            f"subspace name {quoted(name)} is not a plain word: "
+            f"expected letters, digits and '_', at most {_NAMED}, such as 'german'"
         )
     if name in ("none", "all"):
         raise RoadError(f"subspace name {name!r} is reserved: 'none' is the base model, 'all' is every subspace")
@@ -360,8 +361,8 @@ def _check_range(spec: SubspaceLike, start: int, end: int, width: int, unit: int
         if boundary % unit:
             below = boundary - boundary % unit
             raise RoadError(
-                f"boundary {boundary} in subspace {quoted(spec)} cuts the block [{below}, {below + unit}): expected even boundaries; "
-                f"the nearest are {below} and {below + unit}"
+                f"boundary {boundary} in subspace {quoted(spec)} cuts the block [{below}, {below + unit}): "
+                f"expected even boundaries; the nearest are {below} and {below + unit}"
             )
     if start >= end:
         raise RoadError(f"range [{start}, {end}) in subspace {quoted(spec)} is empty: expected its start below its end")

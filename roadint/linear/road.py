@@ -17,7 +17,17 @@ from roadint.composition import check_strength
 from roadint.errors import RoadError, listing
 from roadint.linear.targets import Layout
 from roadint.precision import KeepsPrecision
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_scale, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
 _serials = itertools.count()
@@ -215,8 +225,8 @@ def _check_finite(made: Rotation, members: Mapping[str, LinearRoad], terms: Sequ
     if not bool(torch.stack([each.isfinite().all() for each in (made.u, made.v) if each is not None]).all()):
         broken = [each.name for each in acting if not bool((each.theta.isfinite() & each.alpha.isfinite()).all())]
         raise RoadError(
-            f"the rotations of {listing(broken or [each.name for each in acting])} are not finite: expected numbers, such as those of "
-            "a training at a lower rate; compose without them, or load a checkpoint"
+            f"the rotations of {listing(broken or [each.name for each in acting])} are not finite: expected numbers, such as those "
+            "of a training at a lower rate; compose without them, or load a checkpoint"
         )
 
 
