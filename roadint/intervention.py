@@ -145,10 +145,10 @@ class RoadIntervention(EditIntervention):
         return found if self.form == "rotation" else found.as_interchange()
 
     def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rotation:
-        """What the rows of a batch are edited with; as `rotation`. Raises RoadError where a block that acts is not finite."""
+        """What the rows of a batch are edited with; as `rotation`. Raises RoadError where a row that acts is not finite."""
         found = self.rotation(strengths, learning)
         if self._may_wait:
-            acting = strengths != 0
+            acting = (strengths != 0).any(dim=-1, keepdim=True)  # of a row, all blocks: one at strength 0 is NaN if its θ is
             self._check_finite(strengths, *(each.where(acting, 0) for each in (found.u, found.v) if each is not None))
         return found
 
