@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Final
 
@@ -148,7 +149,8 @@ def _no_number(name: str, strength: Any) -> RoadError:
     return RoadError(f"strength {quoted(strength)} of {quoted(name)} is no finite number: expected one such as 0.5 or -1")
 
 
-def _parse_terms(text: str) -> list[tuple[str, float]]:
+@lru_cache(maxsize=512)  # a training step asks for the same few, again and again
+def _parse_terms(text: str) -> tuple[tuple[str, float], ...]:
     """`[±] [number *] name`, with a sign before every term but the first."""
     tokens, understood = scan(_TOKEN, text)
     terms: list[tuple[str, float]] = []
@@ -167,7 +169,7 @@ def _parse_terms(text: str) -> list[tuple[str, float]]:
         place += 1
     if understood < len(text):
         raise _not_understood(text, understood)
-    return terms
+    return tuple(terms)
 
 
 def _is_name(token: str) -> bool:
