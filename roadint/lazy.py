@@ -12,6 +12,16 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 
+class Waiting(UninitializedParameter):
+    """torch's own, which can also be frozen and take part in a model's `.bfloat16()`."""
+
+    _allowed_methods = (
+        *UninitializedParameter._allowed_methods,  # type: ignore[attr-defined]
+        torch.Tensor.requires_grad_,
+        torch.Tensor.bfloat16,
+    )
+
+
 def wait_for(module: nn.Module, names: Iterable[str]) -> None:
     """Register a parameter without a shape at each dotted name, with modules that hold nothing else between."""
     for name in names:
@@ -21,7 +31,7 @@ def wait_for(module: nn.Module, names: Iterable[str]) -> None:
             if not isinstance(getattr(holder, part, None), nn.Module):
                 holder.add_module(part, nn.Module())
             holder = holder.get_submodule(part)
-        waiting: Any = UninitializedParameter(dtype=torch.float32)  # type: ignore[call-arg]
+        waiting: Any = Waiting(dtype=torch.float32)  # type: ignore[call-arg]
         holder.register_parameter(leaf, waiting)
 
 

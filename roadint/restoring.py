@@ -55,6 +55,8 @@ def become(module: nn.Module, made: nn.Module) -> None:
     for name, inside in made.named_modules():
         if name in modules:
             inside.__dict__.update({key: value for key, value in modules[name].__dict__.items() if "hook" in key})
+    for name in (*made._parameters, *made._buffers, *made._modules):
+        module.__dict__.pop(name, None)  # such as a None, where there was nothing to register
     module.__dict__.update(made.__dict__)
     keep_objects(module, kept)
     module.to(device)

@@ -83,7 +83,9 @@ def _part(part: Any) -> SubspaceLike:
     numbers = [_whole_number(item, "a dim") for item in items]
     if len(numbers) == 2:
         return range(numbers[0], numbers[1])
-    return [range(dim, dim + 1) for dim in sorted(set(numbers))]
+    dims = set(numbers)
+    starts, ends = sorted(dim for dim in dims if dim - 1 not in dims), sorted(dim + 1 for dim in dims if dim + 1 not in dims)
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def _items(given: Any) -> list[Any] | None:

@@ -260,7 +260,7 @@ class SubspaceIntervention(Sited, KeepsPrecision, TrainableIntervention, Distrib
         del kwargs
         self._check_states(base, source)
         rows = base.shape[0]
-        if not rows:
+        if not base.numel():
             return base
         index = torch.arange(rows, device=base.device)
         acting = self.rows(self._strengths_of(subspaces, rows))
