@@ -290,7 +290,7 @@ class Roads(nn.Module):
         for intervention in interventions:
             path = site_path(self.model, intervention.layer, intervention.component)
             self._paths[intervention.layer, intervention.component] = path
-            intervention.bind(width_of(self.model))
+            intervention.bind(width_of(self.model)).keep_site()
             placed = next(self.model.get_submodule(path).parameters(), None)
             if placed is not None and placed.device.type != "meta":
                 intervention.to(placed.device)
