@@ -27,9 +27,16 @@ with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         TrainableIntervention,
     )
     from pyvene.models.intervenable_base import BaseModel
-    from pyvene.models.modeling_utils import get_module_hook
+    from pyvene.models.modeling_utils import get_dimension_by_component, get_module_hook
 
-__all__ = ["DistributedRepresentationIntervention", "Sited", "SourcelessIntervention", "TrainableIntervention", "pyvene"]
+__all__ = [
+    "DistributedRepresentationIntervention",
+    "Sited",
+    "SourcelessIntervention",
+    "TrainableIntervention",
+    "get_dimension_by_component",
+    "pyvene",
+]
 
 # What pyvene raises for a component or a layer that the model does not have.
 _NOT_THERE = (AttributeError, IndexError, KeyError, NameError, TypeError, ValueError)

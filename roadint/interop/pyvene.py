@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roadint._pyvene import pyvene
+from roadint._pyvene import get_dimension_by_component, pyvene
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.kinds import KINDS
 from roadint.layers import site_path, width_of
@@ -20,7 +20,7 @@ __all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]
 _FIELDS = pyvene.RepresentationConfig._fields
 _UNITS = ("pos", "h", "h.pos", "t")
 _COUNTS = ("max_number_of_units", "low_rank_dimension", "group_key", "moe_key", "latent_dim")
-_SIZES = ("max_number_of_units", "low_rank_dimension", "latent_dim")  # what memory is asked for by
+_MOST_UNITS, _MOST_DIMS = 8192, 1 << 24
 
 
 def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]) -> Any:
@@ -58,9 +58,10 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         raise RoadError(f"{folder} has {len(kinds)} intervention types for {len(representations)} places: expected one each")
     if config.get("mode", "parallel") not in ("parallel", "serial"):
         raise RoadError(f"{folder} has mode {quoted(config['mode'])}: expected 'parallel' or 'serial'")
-    _check_sizes(Path(folder), model, representations)
     register(model)
     try:
+        for kind, place, key in zip(kinds, representations, _keys(representations), strict=True):
+            _check_sizes(Path(folder), model, kind, place, key)
         made = pyvene.IntervenableConfig(representations, intervention_types=kinds, mode=config.get("mode", "parallel"))
         loaded = pyvene.IntervenableModel(made, model)
         constant = config.get("intervention_constant_sources") or [False] * len(kinds)
@@ -177,19 +178,35 @@ def _is_partition(value: Any) -> bool:
     )
 
 
-def _check_sizes(folder: Path, model: nn.Module, representations: Sequence[Any]) -> None:
-    """Raises RoadError where a representation asks for more than the values beside it could be."""
-    stored = sum(path.stat().st_size for path in folder.glob("intkey_*.bin"))
+def _keys(representations: Sequence[Any]) -> list[str]:
+    """What pyvene calls them, as in `BaseModel._get_representation_key`: sites that are alike are numbered."""
+    found: list[str] = []
+    counts: dict[str, int] = {}
     for each in representations:
-        for name in _SIZES:
-            size = getattr(each, name) or 0
-            if size > max(stored, 4096):
-                raise RoadError(
-                    f"config.json has {name} {size}, beside values of {stored} bytes: expected what these were saved with"
-                )
-        for part in each.subspace_partition or ():
-            if not isinstance(part, str) and any(number > 1 << 24 for number in part):
-                raise RoadError(f"config.json has the subspace {quoted(part)}: expected dims of the model's hidden states")
+        place = f"layer_{each.layer}_comp_{each.component}"
+        if "." in each.component:
+            place = f"comp_{each.component.replace('.', '_')}"
+        name = f"{place}_unit_{each.unit.replace('.', '_')}_nunit_{each.max_number_of_units}"
+        found.append(f"{name}#{counts.setdefault(name, 0)}")
+        counts[name] += 1
+    return found
+
+
+def _check_sizes(folder: Path, model: nn.Module, kind: type, place: Any, key: str) -> None:
+    """Raises RoadError where a representation asks for more numbers than the values beside it have."""
+    for part in place.subspace_partition or ():
+        if not isinstance(part, str) and any(number > _MOST_DIMS for number in part):
+            raise RoadError(f"config.json has the subspace {quoted(part)}: expected dims of the model's hidden states")
+    units = place.max_number_of_units
+    if not units or units > _MOST_UNITS:
+        raise RoadError(f"config.json has max_number_of_units {quoted(units)}: expected 1 to {_MOST_UNITS}")
+    if issubclass(kind, SubspaceIntervention) or not issubclass(kind, pyvene.TrainableIntervention):
+        return
+    width = units * (get_dimension_by_component(type(model), model.config, place.component) or 1)
+    other = place.low_rank_dimension or place.latent_dim or (width if "Rotated" in kind.__name__ else 1)
+    stored = sum(value.numel() for value in state_of(folder, key).values())
+    if width * other > stored:
+        raise RoadError(f"config.json asks for {width} by {other} values of {key}, of which {stored} are there: save it again")
 
 
 def state_of(folder: str | Path, key: str) -> dict[str, Any]:

@@ -127,7 +127,6 @@ def test_pyrefts_interventions_need_pyrefts_load(tmp_path: Path, llama: PreTrain
         {"representations": with_field("max_number_of_units", 10**9)},
         {"representations": with_field("max_number_of_units", 0)},
         {"representations": with_field("low_rank_dimension", 10**12)},
-        {"representations": with_field("latent_dim", 10**8)},
         {"representations": with_field("subspace_partition", [[0, 10**12]])},
         {"representations": with_field("subspace_partition", [[0, 10**9]])},
         {"representations": with_field("subspace_partition", "[0, d)")},
@@ -136,6 +135,14 @@ def test_pyrefts_interventions_need_pyrefts_load(tmp_path: Path, llama: PreTrain
         {"representations": with_field("source_representation", [1.0])},
         {"representations": with_field("group_key", {})},
         {"representations": with_field("intervention_link_key", [])},
+        {
+            "representations": with_field("max_number_of_units", 4096),
+            "intervention_types": ["<class 'pyvene.models.interventions.RotatedSpaceIntervention'>"],
+        },
+        {
+            "representations": with_field("low_rank_dimension", 10**6),
+            "intervention_types": ["<class 'pyvene.models.interventions.LowRankRotatedSpaceIntervention'>"],
+        },
         {"mode": "sideways"},
         {"mode": 7},
         {"intervention_types": ["<class 'pyvene.models.interventions.AutoencoderIntervention'>"]},
