@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from roadint.composition import Composition
 from roadint.errors import RoadError, first_line, quoted
 
 with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -143,11 +144,40 @@ def _settling(original: Callable[..., None]) -> Callable[..., None]:
     return build
 
 
+def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """BaseModel._broadcast_subspaces, which would take the letters of a text, and the first of too many entries."""
+
+    @functools.wraps(original)
+    def broadcast(self: Any, batch_size: int, subspaces: Any) -> Any:
+        count = len(self.interventions)
+        if (
+            subspaces is None
+            or isinstance(subspaces, int)
+            or not any(isinstance(each, Sited) for each in self.interventions.values())
+        ):
+            return original(self, batch_size, subspaces)
+        if isinstance(subspaces, (str, Mapping, Composition)):
+            return [subspaces] * count
+        if isinstance(subspaces, (list, tuple)) and any(isinstance(each, (str, Mapping, Composition)) for each in subspaces):
+            raise RoadError(
+                f"subspaces {quoted(subspaces)}: expected for each intervention a list of one entry a row, [['a', 'b']]"
+            )
+        if isinstance(subspaces, list) and subspaces and isinstance(subspaces[0], int):
+            return original(self, batch_size, subspaces)
+        if not hasattr(subspaces, "__len__") or len(subspaces) != count:
+            raise RoadError(f"subspaces {quoted(subspaces)} for {count} interventions: expected one list each, of one entry a row")
+        return original(self, batch_size, subspaces)
+
+    return broadcast
+
+
 def _prepare(config: Any, model: nn.Module) -> None:
     kinds = config.intervention_types
     kinds = kinds if isinstance(kinds, list) else [kinds] * len(config.representations)
     for representation, kind in zip(config.representations, kinds, strict=False):
         own = kind if representation.intervention is None else type(representation.intervention)
+        if isinstance(own, Sited):
+            raise RoadError(f"intervention_types has a {type(own).__name__}: expected its class, or the object as 'intervention'")
         if not (isinstance(own, type) and issubclass(own, Sited)):
             continue
         own.prepare(model, representation.component)
@@ -160,10 +190,11 @@ def _prepare(config: Any, model: nn.Module) -> None:
             ) from None
 
 
-def _teach(owner: type, name: str, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+def _teach(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     setattr(owner, name, wrap(getattr(owner, name)))
 
 
 _teach(IntervenableConfig, "__init__", _asking)
 _teach(IntervenableConfig, "add_intervention", _adding)
 _teach(BaseModel, "__init__", _settling)
+_teach(BaseModel, "_broadcast_subspaces", _broadcasting)

@@ -169,9 +169,10 @@ def test_through_pyvene_in_every_form() -> None:
         return intervenable({"input_ids": ids}, unit_locations={"base": 4}, subspaces=subspaces)[1].logits
 
     first = run([[[0], [0]]])
-    for same in (0, [0], [["a", "a"]], torch.tensor([[[0], [0]]]), [[{"a": 1.0}, np.array([0])]]):
+    for same in (0, [0], "a", {"a": 1.0}, [["a", "a"]], torch.tensor([[[0], [0]]]), [[{"a": 1.0}, np.array([0])]]):
         assert torch.equal(run(same), first)
-    for ambiguous in ([[0, 1]], [np.int64(0)], torch.tensor([0])):
+    assert torch.equal(run("a+b"), run(None))  # and not its first letter
+    for ambiguous in ([[0, 1]], [np.int64(0)], torch.tensor([0]), ["a", "b"], ["a"], [], [[[0], [0]], [[1], [1]]], 0.5):
         with pytest.raises(RoadError):
             run(ambiguous)
 

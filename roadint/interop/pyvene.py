@@ -30,6 +30,9 @@ def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequen
     registered. Layers count from 0, as in pyvene. pyvene's `unit_locations` say the position there. Raises RoadError.
     """
     listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
+    for each in listed:
+        if not isinstance(each, SubspaceIntervention):
+            raise RoadError(f"{quoted(each)} is no intervention: expected a RoadIntervention")
     if not listed:
         raise RoadError("no interventions given: expected at least one RoadIntervention")
     register(model)

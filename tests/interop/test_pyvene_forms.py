@@ -180,6 +180,11 @@ def test_contradictions_are_refused(given: Callable[[], Any], message: str) -> N
         run(pv.IntervenableModel(pv.IntervenableConfig([given()]), model), [1])
 
 
+def test_an_object_in_a_types_place_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(RoadError, match="intervention_types has a RoadIntervention"):
+        pv.IntervenableModel(pv.IntervenableConfig([{"layer": 1}], intervention_types=RoadIntervention(layer=1)), llama)
+
+
 def test_a_source_said_by_the_configuration_is_the_interchanges() -> None:
     model, states = build(), torch.randn(WIDTH)
     own = RoadInterchange(rows="both", subspace=HALF)
