@@ -32,14 +32,16 @@ Form = Literal["rotation", "interchange"]
 class RoadIntervention(EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
-    layer: the layer, from 0. component: "block_output", "attention_output" or "mlp_output".
+    layer: the layer, from 0. component: "block_output" (the default), "attention_output" or "mlp_output". A pyvene configuration
+    may say them in its place; where nobody says the layer, it is 0.
     position, phase: which tokens; see roadint.position.Position. pyvene's own `unit_locations` say it there.
     variant: "road_1", "road_2" or "road_4". pairing: "adjacent" (the paper's), "half" or a group size.
     subspaces: named subspaces, {"german": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: the whole width.
     form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only while α = 1, else, for RoAd1,
     `R h + (1 − α²) h`.
     basis, basis_seed: the fixed orthogonal basis in which pairs are formed; see roadint.basis.Basis.
-    embed_dim: the width of the hidden state. Without it the parameters wait until a model tells the width (`bind`).
+    embed_dim: the width of the hidden state. Without it the parameters wait, without a shape, until a model tells the width; they
+    stay the same objects then, so that an optimizer may be made before.
 
     theta (radians) and alpha are float32 parameters of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for RoAd1, 2 and 4; they
     start at 0 and 1 (the identity) and stay float32 whatever the model's dtype. Blocks outside all subspaces never move.
@@ -53,8 +55,8 @@ class RoadIntervention(EditIntervention):
     def __init__(
         self,
         *,
-        layer: int = 0,
-        component: str = "block_output",
+        layer: int | None = None,
+        component: str | None = None,
         position: str | Position = "last",
         phase: Phase = "prompt",
         variant: Variant = "road_1",
@@ -65,7 +67,7 @@ class RoadIntervention(EditIntervention):
         basis: BasisKind = "identity",
         basis_seed: int = 0,
         form: Form = "rotation",
-        subspace_partition: Sequence[Sequence[int]] | None = None,
+        subspace_partition: Sequence[SubspaceLike] | None = None,
         max_number_of_units: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -85,16 +87,18 @@ class RoadIntervention(EditIntervention):
         self.pairing, self.basis = pairing, Basis(basis, basis_seed)
         check_known("form", form, get_args(Form))
         self.form = form
-        self.register_parameter("theta", None)
-        self.register_parameter("alpha", None)
         self.frame: Frame | None = None
         self._bind_as_told()
+
+    def _parameter_names(self) -> Sequence[str]:
+        return ("theta", "alpha")
 
     def _build(self, width: int) -> Partition:
         self.group = group_size(self.pairing, width)
         partition = Partition(self._subspaces, width)
         shape = parameter_shape(self.variant, width // 2)
-        self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
+        self.theta = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.ones(shape, dtype=torch.float32))
         self.frame = self.basis.frame(width)
         return partition
 

@@ -62,9 +62,11 @@ class Passes:
 
 
 class Acting(Protocol):
-    """An edit of a call. learns: whether it has values that ask for gradients."""
+    """An edit of a call."""
 
-    learns: bool
+    @property
+    def learns(self) -> bool:
+        """Whether what acts has values that ask for gradients."""
 
     def hooks(self, model: nn.Module, passes: Passes) -> Iterable[tuple[nn.Module, After]]:
         """What runs after which modules of the model."""

@@ -321,7 +321,7 @@ class Roads(nn.Module):
         paths = {(each.layer, each.component): site_path(self.model, each.layer, each.component) for each in interventions}
         for intervention in interventions:
             path = paths[intervention.layer, intervention.component]
-            intervention.bind(width_of(self.model))
+            intervention.bind(width_of(self.model)).keep_site()
             device = device_of(self.model.get_submodule(path))
             if device is not None:
                 intervention.to(device)

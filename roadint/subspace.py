@@ -169,14 +169,6 @@ def check_name(name: object) -> str:
     return name
 
 
-def of_partition(parts: Any) -> dict[str, SubspaceLike]:
-    """pyvene's `subspace_partition` as named subspaces: two integers are a half-open range, any other number of them dimensions."""
-    if not isinstance(parts, (list, tuple)):
-        raise RoadError(f"subspace_partition {quoted(parts)} is no list: expected one such as [[0, 64], [64, 128]]")
-    pairs = [isinstance(part, (list, tuple)) and len(part) == 2 and isinstance(part[0], int) for part in parts]
-    return {f"subspace_{i}": tuple(part) if pair else part for i, (part, pair) in enumerate(zip(parts, pairs, strict=True))}
-
-
 def _dim_ranges(spec: SubspaceLike, width: int, unit: int, depth: int = 0) -> Iterator[tuple[int, int]]:
     """The ranges of dims that a form of the grammar names, unchecked and in its own order."""
     if isinstance(spec, Subspace):

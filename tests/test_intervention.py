@@ -160,7 +160,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(RoadError, match="layer -1 is no index"):
         RoadIntervention(layer=-1)
     with pytest.raises(RoadError, match="does not know its width yet"):
-        RoadIntervention(layer=1)(torch.ones(1, 1, 8))
+        RoadIntervention(layer=1).rotation()
     with pytest.raises(RoadError, match="hidden states of width 6 for an intervention of width 8"):
         RoadIntervention(embed_dim=8)(torch.ones(1, 1, 6))
     zero = RoadIntervention(embed_dim=8)
