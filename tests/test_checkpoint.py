@@ -1,6 +1,8 @@
 """Checkpoints: complete, whole or not at all, refused when damaged; the hub's side with a stand-in for its API."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,16 @@ def test_loads_with_no_other_knowledge(saved: Path) -> None:
     assert set(config["versions"]) == {"roadint", "torch", "transformers"}
 
 
+def resign(folder: Path, change: Callable[[Any], Any]) -> None:
+    """Change the JSON and give it the SHA-256 that goes with it, as anybody can."""
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("sha256")
+    change(config)
+    described = json.dumps(config, sort_keys=True).encode()
+    config["sha256"] = hashlib.sha256(described + b"\0" + (folder / TENSORS).read_bytes()).hexdigest()
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -85,10 +97,18 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTraine
 
 def test_another_model_is_refused(saved: Path) -> None:
     other = build("gpt2")
-    RoadModel.from_pretrained(saved, other)  # the same width and depth: a fork of the base model may be used
+    with pytest.raises(RoadError, match="trained on llama .* of type 'llama', this one is of type 'gpt2'"):
+        RoadModel.from_pretrained(saved, other)  # the same width and depth
     wide = type(other)(type(other.config)(vocab_size=64, n_embd=48, n_layer=3, n_head=4))
     with pytest.raises(RoadError, match=r"trained on llama \(width 32, 3 layers\), this model has width 48"):
         RoadModel.from_pretrained(saved, wide)
+    found = checkpoint.read(saved)  # who knows better puts the values there himself, as the message says
+    assert RoadModel(other, found.interventions()).names == ["a", "b"]
+
+
+def test_a_checkpoint_that_does_not_say_its_model_type_loads(saved: Path, llama: PreTrainedModel) -> None:
+    resign(saved, lambda config: config["base_model"].pop("model_type"))
+    assert RoadModel.from_pretrained(saved, llama).names == ["a", "b"]
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(saved: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
