@@ -35,7 +35,7 @@ from roadint.version import __version__
 FORMAT = 2  # 1 knows no adapters; a checkpoint without them is still written as 1
 TENSORS, CONFIG = "road.safetensors", "road.json"
 WHILE_TRAINING = "checkpoints"  # the folder inside the output of a run that is not finished
-_TRIES = 5  # how often a save that runs meanwhile is looked past
+_TRIES = 20  # how often a save that runs meanwhile is looked past
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
         raise RoadError(f"{trained_on}, this model has width {width} and {layers} layers: load its own base model")
     if theirs not in (None, ours):
         raise RoadError(
-            f"{trained_on}, a model of type {quoted(theirs)}, this one is of type {quoted(ours)}: load its own base model; where both "
-            "types are one network: saved = roadint.checkpoint.read(folder), RoadModel(model, saved.interventions()) and "
+            f"{trained_on}, a model of type {quoted(theirs)}, this one is of type {quoted(ours)}: load its own base model; where "
+            "both types are one network: saved = roadint.checkpoint.read(folder), RoadModel(model, saved.interventions()) and "
             ".attach(saved.adapters(model))"
         )
     return saved

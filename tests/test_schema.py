@@ -77,8 +77,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
     """Whether it was taken, with finite values."""
     try:
         road = RoadModel.from_pretrained(folder, model)
-    except RoadError as error:
-        assert len(str(error)) < 2500
+    except RoadError:
         return False
     assert all(bool(value.isfinite().all()) for each in [*road.sites, *road.adapters.values()] for value in each.values().values())
     return True

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, listing
+from roadint.errors import RoadError, listing, quoted
 from roadint.linear.targets import Layout
+from roadint.plain import slice_text
 from roadint.precision import KeepsPrecision
 from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
 from roadint.subspace import Subspace, SubspaceLike, check_name
@@ -56,7 +57,7 @@ class LinearRoad(KeepsPrecision):
         self.groups = tuple(group_size(pairing, width) for width in layout.widths)
         shape = parameter_shape(self.variant, sum(layout.blocks))
         self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
-        self.subspace = subspace
+        self.subspace = None if subspace is None else _as_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held(), persistent=False)
         if not isinstance(lora_rank, int) or lora_rank < 0:
             raise RoadError(f"lora_rank={lora_rank!r}: expected a count, 0 for no LoRA")
@@ -147,7 +148,7 @@ class LinearRoad(KeepsPrecision):
             "name": self.name,
             "variant": self.variant,
             "pairing": self.pairing,
-            "subspace": None if self.subspace is None else str(self.subspace),
+            "subspace": self.subspace,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "paths": list(self.layout.paths),
@@ -166,6 +167,41 @@ class LinearRoad(KeepsPrecision):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"{self.name}, {self.variant}, {len(self.layout.paths)} targets, {self.trainable_count:,} numbers"
+
+
+def _as_text(subspace: SubspaceLike, widths: Iterable[int]) -> str:
+    """The same subspace as text, which a checkpoint can keep: relative to each width where it is ("[0, d/2)", slice(8, None)).
+
+    Raises RoadError where it is none, or no one text says at each width what was given (slice(0, 48) of 32 and of 64 dims).
+    """
+    blocks = {width: Subspace.parse(subspace, width) for width in widths}
+    if isinstance(subspace, str):
+        return " ".join(subspace.split())
+    texts = {str(each) for each in blocks.values()}
+    text = texts.pop() if len(texts) == 1 else _relative(subspace)
+    if all(_means(text, width) == each.blocks for width, each in blocks.items()):
+        return text
+    raise RoadError(f"subspace {quoted(subspace)} is not the same at widths {listing(blocks)}: expected text such as '[0, d/2)'")
+
+
+def _relative(subspace: SubspaceLike) -> str:
+    """Slices and ranges of a list, one by one, without a width."""
+    if isinstance(subspace, slice):
+        return slice_text(subspace)
+    if isinstance(subspace, range):
+        return f"[{subspace.start}, {subspace.stop})"
+    if isinstance(subspace, Sequence) and not isinstance(subspace, str):
+        pair = len(subspace) == 2 and all(isinstance(each, (int, str)) for each in subspace)
+        return f"[{subspace[0]}, {subspace[1]})" if pair else " | ".join(map(_relative, subspace))
+    return str(subspace)
+
+
+def _means(text: str, width: int) -> list[int] | None:
+    """The blocks of a text at a width; None where it has no meaning there."""
+    try:
+        return Subspace.parse(text, width).blocks
+    except RoadError:
+        return None
 
 
 def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
