@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.files import candidates, write_pair
+from roadint.files import candidates, make_folder, write_pair
 from roadint.kinds import kind_of
 from roadint.layers import find_layers, text_config, width_of
 from roadint.linear.road import LinearRoad
@@ -134,12 +134,7 @@ def save(
     # What would not load again is not written.
     needed = check_config(parse_json(text, "the checkpoint to save"), "the checkpoint to save")
     check_tensors(read_header(io.BytesIO(payload), len(payload), "the checkpoint to save"), needed, "the checkpoint to save")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise RoadError(
-            f"{quoted(str(folder))} can't be a checkpoint's folder ({first_line(error)}): expected another one"
-        ) from None
+    make_folder(folder)
     write_pair(folder / TENSORS, payload, folder / CONFIG, text)
     return len(payload) + len(text)
 

@@ -3,9 +3,11 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from roadint.errors import RoadError, first_line, quoted
 
 try:
     import fcntl
@@ -49,24 +51,50 @@ def write_pair(data: Path, data_content: Content, about: Path, about_content: Co
         _remove([*_beside(data), *_beside(about)])
 
 
+def make_folder(folder: Path) -> None:
+    """Raises RoadError where the folder is not there and can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RoadError(
+            f"{quoted(str(folder))} can't be a folder to write to ({first_line(error)}): expected another one"
+        ) from None
+
+
 def candidates(data: Path) -> list[Path]:
     """Where the content of `data` may be: in its place or, after a kill, beside it; `about` tells which one it is."""
     return [data, *sorted(_beside(data))]
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside a new or an empty one, whose place it takes at the end; after an error there is nothing."""
-    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    scratch.mkdir(parents=True)
+def whole_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A scratch folder inside a new or an empty one; its files move up at the end, and after an error there is nothing.
+
+    last: the file without which the others are nothing to a reader; it comes last.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)  # it may be a mount point: a folder beside it could not take its place
+    scratch = folder / f".{secrets.token_hex(4)}"
+    moved: list[Path] = []
     try:
+        scratch.mkdir()
         yield scratch
-        with suppress(FileNotFoundError):
-            folder.rmdir()
-        scratch.rename(folder)
+        for path in sorted(scratch.iterdir(), key=lambda each: each.name == last):
+            moved.append(folder / path.name)
+            os.replace(path, moved[-1])
+        scratch.rmdir()
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        _remove(moved)
+        remove_empty(missing)
         raise
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Folders that were made for nothing, the innermost first."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _name_beside(path: Path) -> Path:

@@ -177,7 +177,7 @@ def test_names_that_are_no_folder_are_refused(llama: PreTrainedModel, name: Any)
 def test_a_file_is_no_checkpoint(saved: Path, llama: PreTrainedModel) -> None:
     with pytest.raises(RoadError, match="is a file: expected the folder that holds it"):
         RoadModel.from_pretrained(saved / CONFIG, llama)
-    with pytest.raises(RoadError, match="can't be a checkpoint's folder"):
+    with pytest.raises(RoadError, match="can't be a folder to write to"):
         trained(llama).save_pretrained(saved / CONFIG)
 
 

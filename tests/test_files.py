@@ -142,13 +142,29 @@ def test_the_umask_says_who_may_read(tmp_path: Path, umask: int) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="disk full"), whole_folder(tmp_path / "out") as scratch:
-        (scratch / "a").write_text("a")
-        raise OSError("disk full")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "out").mkdir()  # an empty one may be there
-    with whole_folder(tmp_path / "out") as scratch:
-        (scratch / "a").write_text("a")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "a").read_text() == "a"
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "deep" / "out"
+    if there:
+        out.mkdir(parents=True)
+
+    def write() -> None:
+        with whole_folder(out, last="a") as scratch:
+            for name in "abc":
+                (scratch / name).write_text(name)
+
+    real, order = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        order.append(target.name)
+        if len(order) == 3:
+            raise OSError("disk full")
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(os, "replace", replace)
+        write()
+    assert order[-1] == "a"
+    assert sorted(tmp_path.rglob("*")) == ([tmp_path / "deep", out] if there else [])
+    write()
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: name for name in "abc"}
