@@ -52,6 +52,14 @@ class Checkpoint:
         adapters = [spec["name"] for spec in self.config.get("adapters", ())]
         return [_labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
 
+    @property
+    def dtype(self) -> str:
+        """The base model's in the training, as `roadint.load` takes it; "auto" where the checkpoint tells none."""
+        recipe = self.config["training"].get("recipe")
+        told = recipe.get("dtype") if isinstance(recipe, dict) else None
+        known = isinstance(told, str) and isinstance(getattr(torch, told.removeprefix("torch."), None), torch.dtype)
+        return told.removeprefix("torch.") if isinstance(told, str) and known else "auto"
+
     def interventions(self, label: str | None = None) -> list[SubspaceIntervention]:
         """The interventions with their values; label: makes the subspaces' names "name@label". Raises RoadError."""
         found = []
@@ -145,13 +153,13 @@ def read(folder: str | Path) -> Checkpoint:
     A save that was killed half-way leaves what was there before: here it is found again. A save that runs meanwhile is waited for.
     """
     folder = Path(folder)
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         config = _read_config(folder)
         needed = check_config(config, str(folder / CONFIG))
         try:
             return Checkpoint(folder, config, _read_tensors(folder, config, needed))
         except RoadError:
-            if _read_config(folder).get("sha256") == config["sha256"]:
+            if attempt and _read_config(folder).get("sha256") == config["sha256"]:
                 raise
     raise RoadError(f"{folder} is being written all the time: load it when that is done")
 

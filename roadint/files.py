@@ -61,9 +61,10 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def candidates(data: Path) -> list[Path]:
+def candidates(data: Path) -> Iterator[Path]:
     """Where the content of `data` may be: in its place or, after a kill, beside it; `about` tells which one it is."""
-    return [data, *sorted(_beside(data))]
+    yield data
+    yield from sorted(_beside(data))  # looked for only now: a write may have replaced `data` since
 
 
 @contextmanager

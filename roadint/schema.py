@@ -129,15 +129,14 @@ def anything(value: Any, where: str) -> None:
 
 
 _NULL = one_of(None)
-_NAME = text(r"[^\W\d]\w*(@\w+)?", 500, "a plain word")
+_NAME = text(r"[^\W\d]\w*(@\w+)?", 4096, "a plain word")
 _PATH = text(r"[^\s]+", 1000, "a module's path")
-_POSITION = text(r"\w{1,20}(\((-?\d{1,9}(, ?-?\d{1,9})*)?\))?", 100_000, "a position such as 'last(2)'")
+_POSITION = text(r"\w{1,20}(\((-?\d{1,18}(, ?-?\d{1,18})*)?\))?", 100_000, "a position such as 'last(2)'")
 _BOUNDARY = r"[\d_d*/+\- ]{1,60}"
 _RANGE = rf"\[{_BOUNDARY},{_BOUNDARY}\)"
 _EVERY = r"(blocks|rows)\[ ?\d{0,9} ?: ?\d{0,9} ?: ?\d{1,9} ?\]"
 _SUBSPACE = text(rf"{_RANGE}( ?[|∪+,]? ?{_RANGE})*|{_EVERY}", 500_000, "ranges such as '[0, d/2) | [3d/4, d)'")
 _PAIRING = either(whole(2, _MOST), one_of("adjacent", "half"))
-_DTYPE = one_of("auto", "float16", "bfloat16", "float32", "float64", "torch.float16", "torch.bfloat16", "torch.float32")
 
 _SITE: dict[str, Rule] = {
     "layer": whole(0, 100_000),
@@ -179,10 +178,10 @@ _CHECKPOINT = fields(
         "format": whole(1, 2),
         "base_model": fields(
             {"id": text(), "width": whole(1, _WIDEST), "layers": whole(1, 100_000)},
-            {"model_type": text(most=200), "labels": whole(1, 10_000)},
+            {"model_type": text(most=200), "labels": whole(1, 100_000)},
         ),
         "template": one_of(*get_args(Template)),
-        "training": fields({}, {"recipe": fields({}, {"dtype": _DTYPE}, open_to_others=True)}, open_to_others=True),
+        "training": fields({}, open_to_others=True),
         "interventions": listed(anything),
         "sha256": text(r"[0-9a-f]{64}", 64, "a SHA-256"),
     },

@@ -167,6 +167,23 @@ def test_what_is_told_of_the_training_is_made_json(tmp_path: Path, llama: PreTra
     assert "Llama" in told["model"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    [
+        (None, "auto"),
+        ("mine", "auto"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": torch.float16}, "float16"),
+        ({"dtype": "nn"}, "auto"),
+    ],
+)
+def test_the_dtype_of_the_training_is_told(tmp_path: Path, llama: PreTrainedModel, recipe: Any, dtype: str) -> None:
+    road = trained(llama)
+    road.training_summary = {"recipe": recipe}
+    road.save_pretrained(tmp_path)
+    assert checkpoint.read(tmp_path).dtype == dtype
+
+
 @pytest.mark.parametrize("name", ["", " ", None, 5, "a\0b", "x" * 5000, "\ud800"])
 def test_names_that_are_no_folder_are_refused(llama: PreTrainedModel, name: Any) -> None:
     with pytest.raises(RoadError) as caught:
@@ -215,7 +232,7 @@ def test_a_reader_beside_a_writer_sees_one_of_the_checkpoints(saved: Path, llama
     done = threading.Event()
 
     def write() -> None:
-        for number in range(30):
+        for number in range(40):
             with torch.no_grad():
                 road.interventions[0].theta.fill_(number)
             road.save_pretrained(saved)
