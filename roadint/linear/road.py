@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from roadint.composition import check_strength
-from roadint.errors import RoadError, listing
+from roadint.errors import RoadError, listing, quoted
 from roadint.gate import Lock
 from roadint.linear.targets import Layout
+from roadint.plain import slice_text
 from roadint.precision import KeepsPrecision
 from roadint.rotation import (
     Pairing,
@@ -69,7 +70,7 @@ class LinearRoad(KeepsPrecision):
         self.groups = tuple(group_size(pairing, width) for width in layout.widths)
         shape = parameter_shape(self.variant, sum(layout.blocks))
         self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
-        self.subspace = subspace
+        self.subspace = None if subspace is None else _as_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held(), persistent=False)
         if not isinstance(lora_rank, int) or lora_rank < 0:
             raise RoadError(f"lora_rank={lora_rank!r}: expected a count, 0 for no LoRA")
@@ -184,7 +185,7 @@ class LinearRoad(KeepsPrecision):
             "name": self.name,
             "variant": self.variant,
             "pairing": self.pairing,
-            "subspace": None if self.subspace is None else str(self.subspace),
+            "subspace": self.subspace,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "paths": list(self.layout.paths),
@@ -211,6 +212,41 @@ def _same(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
         one.shape == other.shape and one.device == other.device and torch.equal(one, other)
         for one, other in zip(now, before, strict=True)
     )
+
+
+def _as_text(subspace: SubspaceLike, widths: Iterable[int]) -> str:
+    """The same subspace as text, which a checkpoint can keep: relative to each width where it is ("[0, d/2)", slice(8, None)).
+
+    Raises RoadError where it is none, or no one text says at each width what was given (slice(0, 48) of 32 and of 64 dims).
+    """
+    blocks = {width: Subspace.parse(subspace, width) for width in widths}
+    if isinstance(subspace, str):
+        return " ".join(subspace.split())
+    texts = {str(each) for each in blocks.values()}
+    text = texts.pop() if len(texts) == 1 else _relative(subspace)
+    if all(_means(text, width) == each.blocks for width, each in blocks.items()):
+        return text
+    raise RoadError(f"subspace {quoted(subspace)} is not the same at widths {listing(blocks)}: expected text such as '[0, d/2)'")
+
+
+def _relative(subspace: SubspaceLike) -> str:
+    """Slices and ranges of a list, one by one, without a width."""
+    if isinstance(subspace, slice):
+        return slice_text(subspace)
+    if isinstance(subspace, range):
+        return f"[{subspace.start}, {subspace.stop})"
+    if isinstance(subspace, Sequence) and not isinstance(subspace, str):
+        pair = len(subspace) == 2 and all(isinstance(each, (int, str)) for each in subspace)
+        return f"[{subspace[0]}, {subspace[1]})" if pair else " | ".join(map(_relative, subspace))
+    return str(subspace)
+
+
+def _means(text: str, width: int) -> list[int] | None:
+    """The blocks of a text at a width; None where it has no meaning there."""
+    try:
+        return Subspace.parse(text, width).blocks
+    except RoadError:
+        return None
 
 
 def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:

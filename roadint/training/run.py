@@ -17,6 +17,7 @@ from roadint.data.collate import Collator, Example, tokenize
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
+from roadint.plain import plain
 from roadint.prompt import check_template
 from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
@@ -146,7 +147,7 @@ def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> di
     how = ("data", "save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these, or the rest tells
     settings = {name: value for name, value in vars(recipe).items() if name not in how}
     sites = [*(each.spec() for each in road.sites), *(each.spec() for each in road.adapters.values())]
-    return {"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}
+    return dict(plain({"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}))
 
 
 def _last_checkpoint(folder: Path, identity: dict[str, Any], resume: bool) -> Path | None:
