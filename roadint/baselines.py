@@ -4,6 +4,7 @@ LoReFT and DiReFT ("ReFT", arXiv 2404.03592, equations 2 and 4) edit in a subspa
 as in pyreft's composition experiment. A steering vector adds one direction for each subspace. Strengths multiply what is added.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.site import EditIntervention
 from roadint.subspace import Partition
 
@@ -31,12 +32,19 @@ class Strengths:
 class Baseline(EditIntervention):
     """`h + s ⊙ e(h) · D`: an edit of `units` numbers e(h), scaled by the strengths s, along the rows of D.
 
-    rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half). The rest is as in RoadIntervention.
+    rank: how many units, 8 by default; the subspaces are ranges of them ("[0, d/2)" is the first half). The rest: as in
+    RoadIntervention.
     """
 
-    def __init__(self, *, rank: int = 8, **site: Any) -> None:
+    def __init__(self, *, rank: int | None = None, **site: Any) -> None:
         super().__init__(**site)
-        self.rank = int(rank)
+        named = site.get("low_rank_dimension")  # pyvene's word for it
+        if None not in (rank, named) and rank != named:
+            raise RoadError(f"rank {quoted(rank)} and low_rank_dimension {quoted(named)}: expected it said once")
+        chosen = rank if rank is not None else named if named is not None else 8
+        if isinstance(chosen, bool) or not isinstance(chosen, int):
+            raise RoadError(f"rank {quoted(chosen)} is no count: expected an integer from 1, such as 8")
+        self.rank = chosen
         self._bind_as_told()
 
     def _build(self, width: int) -> Partition:
@@ -60,8 +68,19 @@ class Baseline(EditIntervention):
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         return {**super().spec(), "rank": self.rank}
 
+    def _check_strengths(self, strengths: Tensor) -> None:
+        largest = strengths.abs().max()
+        if not bool(largest <= 1):
+            sizes = torch.stack([parameter.detach().abs().max() for parameter in self.parameters()])
+            if not bool((largest.to(sizes.device) * sizes).isfinite().all()):
+                raise RoadError(
+                    f"strength {float(largest):g} at layer {self.layer} makes values that are not finite: expected a smaller one"
+                )
+
     def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Strengths:
-        """What the rows are edited with: their strengths."""
+        """What the rows are edited with: their strengths. Raises RoadError where the values are not finite."""
+        if self._may_wait:
+            self._check_finite(strengths, *self.parameters())
         return Strengths(strengths, learning)
 
     def edit(self, h: Tensor, rows: Strengths, source: Tensor | None = None) -> Tensor:
@@ -96,10 +115,13 @@ class LoreftIntervention(Baseline):
 
     kind = "loreft"
 
+    def _parameter_names(self) -> Sequence[str]:
+        return ("learned_source.weight", "learned_source.bias", "rotate_layer.parametrizations.weight.original")
+
     def _make(self, width: int) -> None:
-        self.learned_source = nn.Linear(width, self.rank)
+        self.learned_source = nn.Linear(width, self.rank, dtype=torch.float32)
         self.rotate_layer = nn.Module()
-        self.rotate_layer.weight = nn.Parameter(torch.empty(width, self.rank))
+        self.rotate_layer.weight = nn.Parameter(torch.empty(width, self.rank, dtype=torch.float32))
         nn.init.orthogonal_(self.rotate_layer.weight)
         orthogonal(self.rotate_layer, use_trivialization=False)
 
@@ -122,9 +144,12 @@ class DireftIntervention(Baseline):
 
     kind = "direft"
 
+    def _parameter_names(self) -> Sequence[str]:
+        return ("learned_source.weight", "learned_source.bias", "proj_layer.weight")
+
     def _make(self, width: int) -> None:
-        self.learned_source = nn.Linear(width, self.rank)
-        self.proj_layer = nn.Linear(width, self.rank, bias=False)
+        self.learned_source = nn.Linear(width, self.rank, dtype=torch.float32)
+        self.proj_layer = nn.Linear(width, self.rank, bias=False, dtype=torch.float32)
 
     def _current(self) -> tuple[Tensor, ...]:
         return self.learned_source.weight, self.learned_source.bias, self.proj_layer.weight
@@ -143,8 +168,11 @@ class SteeringIntervention(Baseline):
 
     kind = "steering"
 
+    def _parameter_names(self) -> Sequence[str]:
+        return ("vectors",)
+
     def _make(self, width: int) -> None:
-        self.vectors = nn.Parameter(torch.zeros(self.rank, width))
+        self.vectors = nn.Parameter(torch.zeros(self.rank, width, dtype=torch.float32))
 
     def _current(self) -> tuple[Tensor, ...]:
         return (self.vectors,)

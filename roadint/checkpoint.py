@@ -5,7 +5,9 @@ of the training, and one SHA-256 over both files, so that a truncated or altered
 """
 
 import hashlib
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +20,22 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, first_line
-from roadint.files import write_whole
+from roadint.errors import RoadError, first_line, quoted
+from roadint.files import candidates, make_folder, write_pair
 from roadint.kinds import kind_of
-from roadint.layers import find_layers, width_of
+from roadint.layers import find_layers, text_config, width_of
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import Layout, check_layout
+from roadint.plain import plain
+from roadint.schema import Shapes, check_config, check_tensors
 from roadint.site import SubspaceIntervention
+from roadint.untrusted import parse_json, read_header, read_json
 from roadint.version import __version__
 
 FORMAT = 2  # 1 knows no adapters; a checkpoint without them is still written as 1
 TENSORS, CONFIG = "road.safetensors", "road.json"
 WHILE_TRAINING = "checkpoints"  # the folder inside the output of a run that is not finished
+_TRIES = 20  # how often a save that runs meanwhile is looked past
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class Checkpoint:
         subspaces = [name for spec in self.config["interventions"] for name in spec["subspaces"]]
         adapters = [spec["name"] for spec in self.config.get("adapters", ())]
         return [_labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
+
+    @property
+    def dtype(self) -> str:
+        """The base model's in the training, as `roadint.load` takes it; "auto" where the checkpoint tells none."""
+        recipe = self.config["training"].get("recipe")
+        told = recipe.get("dtype") if isinstance(recipe, dict) else None
+        known = isinstance(told, str) and isinstance(getattr(torch, told.removeprefix("torch."), None), torch.dtype)
+        return told.removeprefix("torch.") if isinstance(told, str) and known else "auto"
 
     def interventions(self, label: str | None = None) -> list[SubspaceIntervention]:
         """The interventions with their values; label: makes the subspaces' names "name@label". Raises RoadError."""
@@ -63,7 +77,7 @@ class Checkpoint:
             arguments = dict(spec)
             layout = Layout(*(tuple(arguments.pop(name)) for name in ("paths", "widths", "inputs")))
             check_layout(model, layout, arguments["heads"])
-            arguments["heads"] = {path: model.get_submodule(path) for path in arguments["heads"]}
+            arguments["heads"] = {path: self._head(model, index, path) for path in arguments["heads"]}
             adapter = LinearRoad(_labelled(arguments.pop("name"), label), layout, **arguments)
             self._fill(f"adapter.{index}.", adapter.values(), f"adapter {adapter.name}")
             found.append(adapter)
@@ -74,6 +88,18 @@ class Checkpoint:
         specs = enumerate(self.config.get("adapters", ()))
         return [(spec, self.tensors[f"adapter.{index}.theta"], self.tensors[f"adapter.{index}.alpha"]) for index, spec in specs]
 
+    def _head(self, model: nn.Module, index: int, path: str) -> nn.Module:
+        """The model's own module, of which the adapter has a copy: of the same numbers, before it is copied."""
+        module = model.get_submodule(path)
+        for name, value in module.state_dict().items():
+            found = self.tensors.get(f"adapter.{index}.heads.{path}.{name}")
+            if found is None or found.shape != value.shape:
+                got = "nothing" if found is None else tuple(found.shape)
+                raise RoadError(
+                    f"{self.folder}: {path}.{name} is {got}, this model's {tuple(value.shape)}: load its own base model"
+                )
+        return module
+
     @torch.no_grad()
     def _fill(self, prefix: str, values: Mapping[str, Tensor], what: str) -> None:
         for name, parameter in values.items():
@@ -81,7 +107,12 @@ class Checkpoint:
             if value is None or value.shape != parameter.shape or not bool(value.isfinite().all()):
                 got = "nothing" if value is None else f"{tuple(value.shape)}, finite: {bool(value.isfinite().all())}"
                 raise RoadError(f"{self.folder}: {name} of {what} is {got}; expected finite {tuple(parameter.shape)}")
+            if value.dtype != parameter.dtype:
+                raise RoadError(f"{self.folder}: {name} of {what} is {value.dtype}; expected {parameter.dtype}")
             parameter.copy_(value)
+        for name in self.tensors:
+            if name.startswith(prefix) and name.removeprefix(prefix) not in values:
+                raise RoadError(f"{self.folder} holds {quoted(name)}, for which {what} has no place: load its own base model")
 
 
 def save(
@@ -92,10 +123,9 @@ def save(
     about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [(f"{index}.", each) for index, each in enumerate(interventions)]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
-    tensors = {prefix + name: value.cpu().contiguous() for prefix, each in parts for name, value in each.values().items()}
+    tensors = {prefix + name: _stored(value) for prefix, each in parts for name, value in each.values().items()}
     payload = safetensors.torch.save(tensors)
     config = {
         "format": 2 if adapters else 1,
@@ -106,38 +136,78 @@ def save(
     }
     if adapters:
         config["adapters"] = [each.spec() for each in adapters]
+    config = plain(config)
     config["sha256"] = _digest(config, payload)
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / TENSORS, payload)
-    write_whole(folder / CONFIG, text)
-    return len(payload) + len(text.encode())
+    text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    # What would not load again is not written.
+    needed = check_config(parse_json(text, "the checkpoint to save"), "the checkpoint to save")
+    check_tensors(read_header(io.BytesIO(payload), len(payload), "the checkpoint to save"), needed, "the checkpoint to save")
+    make_folder(folder)
+    write_pair(folder / TENSORS, payload, folder / CONFIG, text)
+    return len(payload) + len(text)
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """What a folder holds. Raises RoadError where anything is missing, altered or too new."""
+    """What a folder holds. Raises RoadError where anything is missing, altered, too new or not as the specification says.
+
+    A save that was killed half-way leaves what was there before: here it is found again. A save that runs meanwhile is waited for.
+    """
     folder = Path(folder)
+    for attempt in range(_TRIES):
+        config = _read_config(folder)
+        needed = check_config(config, str(folder / CONFIG))
+        try:
+            return Checkpoint(folder, config, _read_tensors(folder, config, needed))
+        except RoadError:
+            if attempt and _read_config(folder).get("sha256") == config["sha256"]:
+                raise
+    raise RoadError(f"{folder} is being written all the time: load it when that is done")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise RoadError(f"{folder} is no roadint checkpoint: it has no {name}; expected a folder with {CONFIG} and {TENSORS}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RoadError(f"{folder / CONFIG} is truncated or no JSON ({error}): copy the checkpoint again") from None
+    config = read_json(folder / CONFIG)
     found = config.get("format") if isinstance(config, dict) else None
-    if not isinstance(found, int) or found < 1:
-        raise RoadError(f"{folder / CONFIG} has format {found!r}: expected 1 to {FORMAT}, written by roadint {__version__}")
+    if type(found) is not int or found < 1:
+        raise RoadError(f"{folder / CONFIG} has format {quoted(found)}: expected 1 to {FORMAT}, written by roadint {__version__}")
     if found > FORMAT:
         raise RoadError(
-            f"{folder} has checkpoint format {found}, this is roadint {__version__} which reads up to {FORMAT}: update roadint"
+            f"{folder} has checkpoint format {quoted(found)}, this is roadint {__version__} which reads up to {FORMAT}: "
+            "update roadint"
         )
-    payload = (folder / TENSORS).read_bytes()
-    if _digest(config, payload) != config.get("sha256"):
-        raise RoadError(f"{folder} is truncated or was altered: its SHA-256 does not match {CONFIG}; copy or train it again")
-    try:
-        tensors = safetensors.torch.load(payload)
-    except safetensors.SafetensorError as error:
-        raise RoadError(f"{folder / TENSORS} is no safetensors file ({error}): copy the checkpoint again") from None
-    return Checkpoint(folder, config, tensors)
+    return config  # type: ignore[no-any-return]
+
+
+def _read_tensors(folder: Path, config: Mapping[str, Any], needed: Mapping[str, Shapes]) -> dict[str, Tensor]:
+    """The tensors that the JSON was written with: those in their place, or those of before a save that was killed."""
+    reason: RoadError | None = None
+    for path in candidates(folder / TENSORS):
+        try:
+            with path.open("rb") as file:
+                check_tensors(read_header(file, os.fstat(file.fileno()).st_size, str(path)), needed, str(path))
+                file.seek(0)
+                payload = file.read()
+            if _digest(config, payload) != config["sha256"]:
+                raise RoadError(
+                    f"{folder} is truncated or was altered: its SHA-256 does not match {CONFIG}; copy or train it again"
+                )
+            return safetensors.torch.load(payload)
+        except (RoadError, OSError, safetensors.SafetensorError) as error:
+            said = error if isinstance(error, RoadError) else RoadError(f"{path} can't be read ({first_line(error)})")
+            reason = reason or said
+    raise reason or RoadError(f"{folder} has no {TENSORS}")
+
+
+def tidy(folder: str | Path) -> None:
+    """Remove what saves that were killed left beside a checkpoint. Raises RoadError as `read` does."""
+    config, tensors = read(folder).config, Path(folder) / TENSORS
+    beside = [each for each in candidates(tensors) if each != tensors]
+    if beside and (not tensors.is_file() or _digest(config, tensors.read_bytes()) != config["sha256"]):
+        return  # one of them is the checkpoint's own
+    for each in [*beside, *Path(folder).glob(f".{CONFIG}.*")]:
+        each.unlink(missing_ok=True)
 
 
 def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
@@ -145,30 +215,43 @@ def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
     saved = read(folder_of(name_or_path))
     width, layers = width_of(model), len(find_layers(model)[1])
     base = saved.config["base_model"]
+    theirs, ours = base.get("model_type"), str(text_config(model).model_type)  # the first checkpoints did not say
+    name = quoted(base["id"] or theirs)[1:-1]
+    trained_on = f"{name_or_path} was trained on {name} (width {base['width']}, {base['layers']} layers)"
     if base["width"] != width or base["layers"] != layers:
+        raise RoadError(f"{trained_on}, this model has width {width} and {layers} layers: load its own base model")
+    if theirs not in (None, ours):
         raise RoadError(
-            f"{name_or_path} was trained on {base['id'] or base['model_type']} "
-            f"(width {base['width']}, {base['layers']} layers), "
-            f"this model has width {width} and {layers} layers: load its own base model"
+            f"{trained_on}, a model of type {quoted(theirs)}, this one is of type {quoted(ours)}: load its own base model; where "
+            "both types are one network: saved = roadint.checkpoint.read(folder), RoadModel(model, saved.interventions()) and "
+            ".attach(saved.adapters(model))"
         )
     return saved
 
 
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSORS)) -> Path:
     """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
-    if Path(name_or_path).is_dir():
+    if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path).strip():
+        raise RoadError(f"checkpoint {quoted(name_or_path)}: expected a folder or a hub id, such as 'runs/german-english'")
+    if os.path.isdir(name_or_path):
         return Path(name_or_path)
+    if os.path.isfile(name_or_path):
+        raise RoadError(f"checkpoint {quoted(str(name_or_path))} is a file: expected the folder that holds it")
     try:
         files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=list(patterns))
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(
-            f"{str(name_or_path)!r} is neither a folder nor a reachable hub repository ({first_line(error)})"
+            f"{quoted(str(name_or_path))} is neither a folder nor a reachable hub repository ({first_line(error)})"
         ) from error
     return Path(files)
 
 
 def _labelled(name: str, label: str | None) -> str:
     return name if label is None else f"{name}@{label}"
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.float() if value.is_floating_point() else value).cpu().contiguous()
 
 
 def _digest(config: Mapping[str, Any], payload: bytes) -> str:

@@ -67,6 +67,11 @@ class Edit:
             rows = intervention.rows(strengths, learned)
             self._sites.append(_Site(intervention, path, position, rows, acting, any(acts), taken))
 
+    @property
+    def learns(self) -> bool:
+        """Whether an intervention that acts has values that ask for gradients."""
+        return any(site.acts and any(each.requires_grad for each in site.intervention.parameters()) for site in self._sites)
+
     def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
         """What runs after the modules at which something acts."""
         for index, site in enumerate(self._sites):
@@ -87,6 +92,7 @@ class Edit:
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             site.passed[0] = passes.number
+            passes.check_gradients(site.path)
             several = isinstance(output, (tuple, list))
             hidden = output[0] if several else output
             edited = self._edited(index, hidden, passes)

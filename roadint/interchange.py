@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame
-from roadint.errors import RoadError, check_known, listing
+from roadint.basis import Basis, BasisKind, Frame, fit
+from roadint.errors import RoadError, check_known, listing, quoted
 from roadint.position import Phase, Position
 from roadint.rotation import Rotation, group_size, rotation
 from roadint.site import SubspaceIntervention
@@ -74,8 +74,8 @@ class RoadInterchange(SubspaceIntervention):
     def __init__(
         self,
         *,
-        layer: int = 0,
-        component: str = "block_output",
+        layer: int | None = None,
+        component: str | None = None,
         position: str | Position = "last",
         phase: Phase = "prompt",
         subspace: SubspaceLike = None,
@@ -86,7 +86,7 @@ class RoadInterchange(SubspaceIntervention):
         embed_dim: int | Tensor | None = None,
         basis: BasisKind = "identity",
         basis_seed: int = 0,
-        subspace_partition: Sequence[Sequence[int]] | None = None,
+        subspace_partition: Sequence[SubspaceLike] | None = None,
         max_number_of_units: int = 1,
         source_representation: Tensor | Sequence[float] | None = None,
         **kwargs: Any,
@@ -104,7 +104,7 @@ class RoadInterchange(SubspaceIntervention):
             **kwargs,
         )
         if not isinstance(stages, int) or stages < 1:
-            raise RoadError(f"stages={stages!r}: expected a count of at least 1, such as log2 of the width")
+            raise RoadError(f"stages={quoted(stages)}: expected a count of at least 1, such as log2 of the width")
         self.stages = stages
         self._default: RowsOfBlock = "first" if stages == 1 else "both"
         chosen = "explicit" if subspace_partition is not None else rows or self._default
@@ -112,13 +112,11 @@ class RoadInterchange(SubspaceIntervention):
         for name, each in self.rows_of_block.items():
             check_known("rows", each, get_args(RowsOfBlock))
             if name not in self._subspaces:
-                raise RoadError(f"rows names {name!r}: expected one of {listing(self._subspaces)}")
+                raise RoadError(f"rows names {quoted(name)}: expected one of {listing(self._subspaces)}")
         if learn is not None:
             check_known("learn", learn, get_args(Selection))
         self.learn, self.temperature = learn, 1.0
         self.basis = Basis(basis, basis_seed)
-        for name in ("theta", "mask", "boundary"):
-            self.register_parameter(name, None)
         self.frame: Frame | None = None
         del self.source_representation  # pyvene's None is in the way of a buffer
         self.set_source_representation(source_representation)
@@ -126,23 +124,42 @@ class RoadInterchange(SubspaceIntervention):
 
     def set_source_representation(self, source_representation: Tensor | Sequence[float] | None) -> None:
         """Change the constant source, [width]; None for sources that each call gives."""
-        constant = None if source_representation is None else torch.as_tensor(source_representation, dtype=torch.float32)
+        constant = None if source_representation is None else _states(source_representation)
         self.register_buffer("source_representation", constant)
         self.is_source_constant = constant is not None  # pyvene asks for no other then
+        if self.bound:
+            self._check_source_width(self.width)
+
+    def _take_source(self, source: Any) -> None:
+        if source is None:
+            return
+        own = self.source_representation
+        if own is not None and not torch.equal(_states(source).to(own.device), own):
+            raise RoadError("source_representation is said by the configuration and by its RoadInterchange: expected it said once")
+        self.set_source_representation(source)
+
+    def _parameter_names(self) -> Sequence[str]:
+        return ("theta",) if self.learn is None else ("theta", self.learn)
 
     def _build(self, width: int) -> Partition:
         group_size("adjacent", width)  # refuses an odd one
+        self._check_source_width(width)
         taken = {name: _rows_of(spec, width, self.rows_of_block.get(name, self._default)) for name, spec in self._subspaces.items()}
         partition = Partition(taken, width, unit=1)
-        self.theta = nn.Parameter(torch.zeros(self.stages, width // 2))
+        self.theta = nn.Parameter(torch.zeros(self.stages, width // 2, dtype=torch.float32))
         if self.stages > 1:
             nn.init.uniform_(self.theta, -math.pi, math.pi)
         if self.learn == "mask":
-            self.mask = nn.Parameter(torch.zeros(width))
+            self.mask = nn.Parameter(torch.zeros(width, dtype=torch.float32))
         elif self.learn == "boundary":
-            self.boundary = nn.Parameter(torch.full((len(partition),), 0.5))
+            self.boundary = nn.Parameter(torch.full((len(partition),), 0.5, dtype=torch.float32))
         self.frame = self.basis.frame(width)
         return partition
+
+    def _check_source_width(self, width: int) -> None:
+        constant = self.source_representation
+        if constant is not None and constant.shape[-1] != width:
+            raise RoadError(f"a source_representation of width {constant.shape[-1]}: expected {width}, the model's")
 
     @property
     def trainable_count(self) -> int:
@@ -158,6 +175,14 @@ class RoadInterchange(SubspaceIntervention):
         if self.source_representation is not None:
             own["source_representation"] = self.source_representation.tolist()
         return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
+
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
 
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""
@@ -199,6 +224,8 @@ class RoadInterchange(SubspaceIntervention):
         """The Projection of each row of a batch. strengths: [rows, width]. Raises RoadError for `learning`: R is all rows' own."""
         if learning is not None:
             raise RoadError("an interchange is trained on counterfactual outputs (RoadModel.interchange), not by RoadTrainer")
+        if self._may_wait:
+            self._check_finite(strengths, *self.parameters())
         one = torch.ones_like(self.theta[0])
         depth = (self.width & -self.width).bit_length() - 1  # how often 2 divides the width
         stages = [rotation(theta, one, variant="road_1", group=2 ** (stage % depth + 1)) for stage, theta in enumerate(self.theta)]
@@ -217,6 +244,17 @@ class RoadInterchange(SubspaceIntervention):
 
     def _rescale(self, strengths: Tensor) -> None:
         raise RoadError("an interchange has no strength to settle: give it in the composition, such as '0.5*road'")
+
+
+def _states(source: Any) -> Tensor:
+    """A constant source as float32. Raises RoadError where it is none."""
+    try:
+        states = torch.as_tensor(source, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise RoadError(f"source_representation {quoted(source)}: expected hidden states, [width]") from None
+    if not states.ndim:
+        raise RoadError(f"source_representation {quoted(source)}: expected hidden states, [width]")
+    return states
 
 
 def _rows_of(spec: SubspaceLike, width: int, rows: RowsOfBlock) -> Subspace:

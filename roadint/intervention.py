@@ -9,10 +9,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame, rotate
-from roadint.errors import RoadError, check_known
+from roadint.basis import Basis, BasisKind, Frame, fit, rotate
+from roadint.errors import check_known
 from roadint.position import Phase, Position
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.site import EditIntervention
 from roadint.subspace import Partition, SubspaceLike
 
@@ -22,14 +32,16 @@ Form = Literal["rotation", "interchange"]
 class RoadIntervention(EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
-    layer: the layer, from 0. component: "block_output", "attention_output" or "mlp_output".
+    layer: the layer, from 0. component: "block_output" (the default), "attention_output" or "mlp_output". A pyvene configuration
+    may say them in its place; where nobody says the layer, it is 0.
     position, phase: which tokens; see roadint.position.Position. pyvene's own `unit_locations` say it there.
     variant: "road_1", "road_2" or "road_4". pairing: "adjacent" (the paper's), "half" or a group size.
     subspaces: named subspaces, {"german": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: the whole width.
     form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only while α = 1, else, for RoAd1,
     `R h + (1 − α²) h`.
     basis, basis_seed: the fixed orthogonal basis in which pairs are formed; see roadint.basis.Basis.
-    embed_dim: the width of the hidden state. Without it the parameters wait until a model tells the width (`bind`).
+    embed_dim: the width of the hidden state. Without it the parameters wait, without a shape, until a model tells the width; they
+    stay the same objects then, so that an optimizer may be made before.
 
     theta (radians) and alpha are float32 parameters of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for RoAd1, 2 and 4; they
     start at 0 and 1 (the identity) and stay float32 whatever the model's dtype. Blocks outside all subspaces never move.
@@ -43,8 +55,8 @@ class RoadIntervention(EditIntervention):
     def __init__(
         self,
         *,
-        layer: int = 0,
-        component: str = "block_output",
+        layer: int | None = None,
+        component: str | None = None,
         position: str | Position = "last",
         phase: Phase = "prompt",
         variant: Variant = "road_1",
@@ -55,7 +67,7 @@ class RoadIntervention(EditIntervention):
         basis: BasisKind = "identity",
         basis_seed: int = 0,
         form: Form = "rotation",
-        subspace_partition: Sequence[Sequence[int]] | None = None,
+        subspace_partition: Sequence[SubspaceLike] | None = None,
         max_number_of_units: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -75,16 +87,18 @@ class RoadIntervention(EditIntervention):
         self.pairing, self.basis = pairing, Basis(basis, basis_seed)
         check_known("form", form, get_args(Form))
         self.form = form
-        self.register_parameter("theta", None)
-        self.register_parameter("alpha", None)
         self.frame: Frame | None = None
         self._bind_as_told()
+
+    def _parameter_names(self) -> Sequence[str]:
+        return ("theta", "alpha")
 
     def _build(self, width: int) -> Partition:
         self.group = group_size(self.pairing, width)
         partition = Partition(self._subspaces, width)
         shape = parameter_shape(self.variant, width // 2)
-        self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
+        self.theta = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.ones(shape, dtype=torch.float32))
         self.frame = self.basis.frame(width)
         return partition
 
@@ -99,13 +113,26 @@ class RoadIntervention(EditIntervention):
         own = {"variant": self.variant, "pairing": self.pairing, "basis": self.basis.kind, "basis_seed": self.basis.seed}
         return {**super().spec(), **own, "form": self.form}
 
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
+
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
         return {**super().values(), **self.basis.measured(self.frame)}
 
     def _check_strengths(self, strengths: Tensor) -> None:
-        if bool((strengths < 0).any()) and bool((self.alpha == 0).any()):
-            raise RoadError("a scale α of zero has no inverse: negative strengths are undefined here")
+        unusual = ~((strengths >= 0) & (strengths <= 1)).all(dim=1)
+        if bool(unusual.any()):
+            check_scale(self.alpha, strengths[unusual], self._owner)
+
+    def _owner(self, block: int) -> str:
+        owners = [repr(name) for name, subspace in self.partition.items() if block in subspace.blocks]
+        return f"{''.join(owners) or 'no subspace'} at layer {self.layer}"
 
     def rotation(self, strengths: Tensor | float = 1.0, learning: Tensor | None = None) -> Rotation:
         """The Rotation at these strengths, one for each leading row; see roadint.rotation.rotation.
@@ -121,7 +148,13 @@ class RoadIntervention(EditIntervention):
         found = rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
         return found if self.form == "rotation" else found.as_interchange()
 
-    rows = rotation  # what the rows of a batch are edited with
+    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rotation:
+        """What the rows of a batch are edited with; as `rotation`. Raises RoadError where a row that acts is not finite."""
+        found = self.rotation(strengths, learning)
+        if self._may_wait:
+            acting = (strengths != 0).any(dim=-1, keepdim=True)  # of a row, all blocks: one at strength 0 is NaN if its θ is
+            self._check_finite(strengths, *(each.where(acting, 0) for each in (found.u, found.v) if each is not None))
+        return found
 
     def edit(self, h: Tensor, rotation: Rotation, source: Tensor | None = None) -> Tensor:
         """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""

@@ -6,12 +6,12 @@ from roadint.interchange import RoadInterchange
 from roadint.intervention import RoadIntervention
 from roadint.site import SubspaceIntervention
 
-_KINDS: dict[str, type[SubspaceIntervention]] = {
+KINDS: dict[str, type[SubspaceIntervention]] = {
     each.kind: each for each in (RoadIntervention, RoadInterchange, LoreftIntervention, DireftIntervention, SteeringIntervention)
 }
 
 
 def kind_of(name: str) -> type[SubspaceIntervention]:
     """The class. Raises RoadError for an unknown name."""
-    check_known("kind of intervention", name, _KINDS)
-    return _KINDS[name]
+    check_known("kind of intervention", name, KINDS)
+    return KINDS[name]

@@ -94,13 +94,13 @@ class RoadModel(Roads):
         Raises RoadError for a composition or a mask that does not fit, and where an edit could not act.
         """
         rows, columns = shape_of(inputs)
-        placed = self._placed()
-        compositions = self._parse(placed, compose, rows)
-        learned = None if learning == ALL else parse_rows(learning, rows, placed.names)
         check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
         if self._counts_padding:
             inputs = with_own_positions(inputs)
         with self._gate.call():
+            placed = self._placed()
+            compositions = self._parse(placed, compose, rows)
+            learned = None if learning == ALL else parse_rows(learning, rows, placed.names)
             plain = self.model if resumed is None else resumed.of(self.model)
             model = plain
             if any(composition.terms for composition in compositions):
@@ -119,9 +119,9 @@ class RoadModel(Roads):
         Raises RoadError as `forward` does, and for guidance_scale, whose passes run on other tokens.
         """
         rows, columns = shape_of(inputs)
-        placed = self._placed()
-        compositions = self._parse(placed, compose, rows)
         with self._gate.call():
+            placed = self._placed()
+            compositions = self._parse(placed, compose, rows)
             if not any(composition.terms for composition in compositions):
                 return self.model.generate(**inputs)  # type: ignore[operator]
             check_generation(self.model, inputs)

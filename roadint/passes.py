@@ -19,11 +19,13 @@ from roadint.view import After, view
 class Passes:
     """rows, columns: of the tokens of the pass that runs. start: with which column of the call it begins. number: from 1.
 
+    learns: whether gradients are wanted from the call.
     total: the columns of a call that is one pass, with those in its cache; None where the passes themselves tell.
     """
 
     def __init__(self, total: int | None = None) -> None:
         self.rows = self.columns = self.start = self.number = 0
+        self.learns = False
         self._total = total
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -35,6 +37,14 @@ class Passes:
         self.start = self._start_of(given, int(tokens.shape[1]))
         self.rows, self.columns = int(tokens.shape[0]), int(tokens.shape[1])
         self.number += 1
+
+    def check_gradients(self, path: str) -> None:
+        """Raises RoadError where a module runs without gradients in a call that wants some: they would be lost in silence."""
+        if self.learns and not torch.is_grad_enabled():
+            raise RoadError(
+                f"{path} runs without gradients in a call that wants them (activation checkpointing of the reentrant kind, or a "
+                "no_grad of the model's own): expected use_reentrant=False, no checkpointing, or torch.no_grad() around the call"
+            )
 
     def _start_of(self, given: Mapping[str, Any], columns: int) -> int:
         if self._total is not None:
@@ -54,6 +64,10 @@ class Passes:
 class Acting(Protocol):
     """An edit of a call."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether what acts has values that ask for gradients."""
+
     def hooks(self, model: nn.Module, passes: Passes) -> Iterable[tuple[nn.Module, After]]:
         """What runs after which modules of the model."""
 
@@ -67,6 +81,7 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
     inputs: of the call, which may ask the model to capture states.
     """
     listed = list(edits)
+    passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in listed)
     after: dict[nn.Module, list[After]] = {}
     for edit in listed:
         for module, hook in edit.hooks(model, passes):

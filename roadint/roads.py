@@ -24,7 +24,7 @@ from roadint.linear.targets import ALL_LINEAR, Names, find_targets
 from roadint.prompt import Template, check_template
 from roadint.rotation import Pairing, Variant
 from roadint.site import SubspaceIntervention, subspace_names
-from roadint.subspace import SubspaceLike
+from roadint.subspace import SubspaceLike, check_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -161,7 +161,7 @@ class Roads(Hosted):
         adapters = saved.adapters(self.model)
         if len(adapters) != 1 or saved.config["interventions"]:
             raise RoadError(f"{name_or_path} holds {listing(saved.names())}: expected a single adapter; take add_checkpoint")
-        adapters[0].name = name or adapters[0].name
+        adapters[0].name = adapters[0].name if name is None else check_name(name)
         self.attach(adapters)
         return adapters[0]
 
@@ -322,7 +322,7 @@ class Roads(Hosted):
         paths = {(each.layer, each.component): site_path(self.model, each.layer, each.component) for each in interventions}
         for intervention in interventions:
             path = paths[intervention.layer, intervention.component]
-            intervention.bind(width_of(self.model))
+            intervention.bind(width_of(self.model)).keep_site()
             device = device_of(self.model.get_submodule(path))
             if device is not None:
                 intervention.to(device)

@@ -95,9 +95,8 @@ def open_checkpoint(
     names = [*saved.names(), *(name for label, each in others.items() for name in read(each).names(label))]
     for each in compose or ():
         Composition.parse(each, names)
-    recipe = config["training"].get("recipe", {})  # the base model in the dtype of its training
     about = config["base_model"]
-    loaded, tokenizer = base or load(model or about["id"], dtype=dtype or recipe.get("dtype", "auto"), labels=about.get("labels"))
+    loaded, tokenizer = base or load(model or about["id"], dtype=dtype or saved.dtype, labels=about.get("labels"))
     road = RoadModel.from_pretrained(folder, loaded)
     for label, other in others.items():
         road.add_checkpoint(other, label)

@@ -5,7 +5,9 @@ diagonals before the others.
 """
 
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,36 @@ import torch
 from torch import Tensor, nn
 
 from roadint.checkpoint import folder_of
-from roadint.errors import RoadError, first_line, listing
-from roadint.files import write_whole
+from roadint.errors import RoadError, first_line, listing, quoted
+from roadint.files import make_folder, write_pair
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import layout_of
-from roadint.rotation import Variant, check_variant, parameter_shape
+from roadint.rotation import Variant, parameter_shape
+from roadint.schema import anything, either, fields, listed, one_of, text, whole
+from roadint.untrusted import read_header, read_json
 
 if TYPE_CHECKING:
     from roadint.roads import Roads
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+
+_NULL, _NAMES = one_of(None), listed(text(most=1000), 100_000)
+_SETTINGS = {
+    "variant": one_of("road_1", "road_2", "road_4"),
+    "group_size": whole(2, 1 << 24),
+    "init_weights": one_of(True, False),  # of layers that have no values yet: here all have
+    "target_modules": either(_NULL, text(most=100_000), _NAMES),
+    "modules_to_save": either(_NULL, _NAMES),
+    "task_type": either(_NULL, text(most=100)),
+    "base_model_name_or_path": either(_NULL, text()),
+    "revision": either(_NULL, text(most=500)),
+    **dict.fromkeys(("auto_mapping", "peft_version", "inference_mode"), anything),  # say nothing of what is computed
+}
+_CONFIG = fields({"peft_type": one_of("ROAD")}, _SETTINGS, open_to_others=True)
+# The modules that PEFT adds to modules_to_save by itself.
+_OF_TASKS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearRoad:
@@ -35,40 +56,58 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
     Raises RoadError, and changes nothing, where it is no RoAd, is damaged, or does not fit the model.
     """
     folder = folder_of(name_or_path, (CONFIG, TENSORS))
-    config, tensors = _read(folder)
-    if config.get("peft_type") != "ROAD":
-        raise RoadError(f"{folder} is a PEFT {config.get('peft_type')} checkpoint: expected peft_type ROAD; keep using PEFT for it")
-    variant, group = check_variant(config["variant"]), int(config["group_size"])
-    thetas = {key.removesuffix(".road_theta"): value for key, value in tensors.items() if key.endswith(".road_theta")}
-    if not thetas:
+    config = _read_config(folder)
+    variant, group = config.get("variant", "road_1"), config.get("group_size", 64)  # PEFT's own defaults
+    sizes = _read_sizes(folder)
+    paths = {key.removesuffix(".road_theta") for key in sizes if key.endswith(".road_theta")}
+    if not paths:
         raise RoadError(f"{folder} holds no RoAd layer: expected {_PREFIX}<module>.road_theta in {TENSORS}")
-    layout = layout_of(road.model, thetas)
-    rest = {key: value for key, value in tensors.items() if not key.endswith((".road_theta", ".road_alpha"))}
-    adapter = LinearRoad(name, layout, variant=variant, pairing=group, heads=_heads(road.model, config, rest, folder))
+    layout = layout_of(road.model, paths)
+    _check_targets(road.model, config, layout.paths, folder)
+    for path, width in zip(layout.paths, layout.widths, strict=True):
+        size = (math.prod(parameter_shape(variant, width // 2)),)
+        for key in (f"{path}.road_theta", f"{path}.road_alpha"):
+            if sizes.get(key) != size:
+                raise RoadError(f"{folder}: {key} is {sizes.get(key, 'missing')}: expected {size[0]} numbers for {variant}")
+    rest = {key: size for key, size in sizes.items() if not key.endswith((".road_theta", ".road_alpha"))}
+    heads = _heads(road.model, config, rest, folder)
+    _check_rest(sizes, layout.paths, heads, folder)
+    adapter = LinearRoad(name, layout, variant=variant, pairing=group, heads=heads)
+    tensors = _read_tensors(folder)
     with torch.no_grad():
         for path in layout.paths:
             for own, kind in zip(adapter.of(path), ("theta", "alpha"), strict=True):
-                value = tensors.get(f"{path}.road_{kind}")
-                if value is None or value.numel() != own.numel() or not bool(value.isfinite().all()):
-                    raise RoadError(f"{folder}: {path}.road_{kind} is missing, not finite or of another size than {own.numel()}")
-                own.copy_(from_peft(value.float(), variant, group))
+                own.copy_(from_peft(tensors[f"{path}.road_{kind}"].float(), variant, group))
         for path, head in zip(adapter.head_paths, adapter.heads, strict=True):
             for key, value in head.state_dict().items():
-                value.copy_(rest[f"{path}.{key}"])
+                value.copy_(tensors[f"{path}.{key}"])
+    for key, kept in adapter.values().items():
+        if not bool(kept.isfinite().all()):
+            raise RoadError(f"{folder}: {key} of the adapter is not finite in float32: train it again")
     road.attach([adapter])
     return adapter
 
 
 def base_of(name_or_path: str | Path) -> str:
-    """The base model that a PEFT checkpoint names; empty where it names none. Raises RoadError where it is no checkpoint."""
-    return str(_read(folder_of(name_or_path, (CONFIG, TENSORS)))[0].get("base_model_name_or_path") or "")
+    """The base model that a PEFT checkpoint names; empty where it names none.
+
+    Raises RoadError where it is no checkpoint, or is for another revision of the model than the hub's newest.
+    """
+    config = _read_config(folder_of(name_or_path, (CONFIG, TENSORS)))
+    if config.get("revision") not in (None, "", "main"):
+        raise RoadError(
+            f"{name_or_path} is for revision {quoted(config['revision'])} of {quoted(config.get('base_model_name_or_path'))}: "
+            "download that one and name its folder as the model"
+        )
+    return config.get("base_model_name_or_path") or ""
 
 
 def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     """Write one adapter as a PEFT checkpoint, for `PeftModel.from_pretrained(model, folder)`; returns its size in bytes.
 
     name: which one; the only one by default. Raises RoadError, and writes nothing, for what PEFT has no form for: hidden-state
-    interventions, a LoRA beside the rotations, Conv1D and embeddings, pairs by halves of layers of several widths.
+    interventions, a LoRA beside the rotations, Conv1D and embeddings, pairs by halves of layers of several widths; and where the
+    folder holds an adapter of other targets, variant or base model.
     """
     if name is None and len(road.adapters) == 1:
         name = next(iter(road.adapters))
@@ -102,12 +141,16 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
         "modules_to_save": list(adapter.head_paths) or None,
         "task_type": None,
     }
+    _check_names(road.model, adapter)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    payload, text = safetensors.torch.save(tensors, {"format": "pt"}), json.dumps(config, indent=2) + "\n"
-    write_whole(folder / TENSORS, payload)
-    write_whole(folder / CONFIG, text)
-    return len(payload) + len(text)
+    said = json.dumps(config, indent=2) + "\n"
+    payload = safetensors.torch.save(tensors, {"format": "pt"})
+    if (folder / CONFIG).is_file() and (folder / CONFIG).read_bytes() != said.encode():
+        # PEFT could not tell new tensors beside the old config, as a kill would leave them, from a whole checkpoint.
+        raise RoadError(f"{folder} holds another adapter, whose {CONFIG} is not this one's: expected a new folder")
+    make_folder(folder)
+    write_pair(folder / TENSORS, payload, folder / CONFIG, said)
+    return len(payload) + len(said)
 
 
 def as_peft(values: Tensor, variant: Variant, group: int) -> Tensor:
@@ -140,32 +183,115 @@ def _by_block(channels: Tensor) -> Tensor:
     return channels.reshape(len(channels), 2, -1).transpose(1, 2).reshape(-1, 2)
 
 
-def _heads(model: nn.Module, config: Mapping[str, Any], rest: Mapping[str, Tensor], folder: Path) -> dict[str, nn.Module]:
+def _heads(model: nn.Module, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, nn.Module]:
     """The model's modules that `modules_to_save` names and the checkpoint has."""
     found: dict[str, nn.Module] = {}
-    names = config.get("modules_to_save") or []
+    named = config.get("modules_to_save") or []
     for path, module in model.named_modules():
-        if any(path == name or path.endswith(f".{name}") for name in names):
-            missing = [key for key, own in module.state_dict().items() if rest.get(f"{path}.{key}", Tensor()).shape != own.shape]
-            if missing:
-                raise RoadError(
-                    f"{folder}: {path}.{missing[0]} is missing or of another shape than the model's: load its own class of model"
-                )
+        if not _saved_by((*named, *_OF_TASKS.get(config.get("task_type") or "", ())), path):
+            continue
+        wrong = [key for key, own in module.state_dict().items() if sizes.get(f"{path}.{key}") != tuple(own.shape)]
+        if wrong and (_saved_by(named, path) or any(key.startswith(f"{path}.") for key in sizes)):
+            raise RoadError(
+                f"{folder}: {path}.{wrong[0]} is missing or of another shape than the model's: load its own class of model"
+            )
+        if not wrong and module.state_dict():
             found[path] = module
-    known = tuple(f"{path}." for path in found)
-    unknown = [key for key in rest if not key.startswith(known)] if known else list(rest)
-    if unknown:
-        raise RoadError(f"{folder} holds {unknown[0]}, which this model has no place for: load its own class of model")
+    for path in found:
+        if any(other.startswith(f"{path}.") for other in found):
+            raise RoadError(f"{folder}: modules_to_save names {path} and modules inside it: expected one of them")
     return found
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config, and the tensors by their names in the base model."""
+def _saved_by(names: Iterable[str], path: str) -> bool:
+    """Whether modules_to_save means a module: PEFT takes a name for the end of a path, in the middle of a word too."""
+    return any(f"{_PREFIX}{path}".endswith(name) for name in names) and bool(path)
+
+
+def _check_names(model: nn.Module, adapter: LinearRoad) -> None:
+    """Raises RoadError where PEFT would take the names of the adapter's modules for others too."""
+    config = {"target_modules": list(adapter.layout.paths), "modules_to_save": list(adapter.head_paths)}
+    _check_targets(model, config, adapter.layout.paths, adapter.name)
+    for path, _ in model.named_modules():
+        if _saved_by(adapter.head_paths, path) and path not in adapter.head_paths:
+            raise RoadError(
+                f"PEFT would take the head of {adapter.name!r} for {path} too, which ends alike: save_pretrained keeps it"
+            )
+
+
+def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: Iterable[str], what: object) -> None:
+    """Raises RoadError where the layers with values are others than those that PEFT would put the adapter on."""
+    names = config.get("target_modules")
+    if not isinstance(names, list):
+        return  # a regular expression, or PEFT's choice for the architecture: what has values counts
+    wanted, exact = tuple(f".{name}" for name in names), set(names)
+    saved = [name.split(".") for name in config.get("modules_to_save") or []]
+
+    def inside_saved(path: str) -> bool:
+        parts = path.split(".")
+        return any(parts[at : at + len(name)] == name for name in saved for at in range(len(parts)))
+
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not inside_saved(path)]
+    targeted = {path for path in linear if path in exact or path.endswith(wanted)}
+    for path in sorted(targeted ^ set(paths)):
+        said = "has no values for it" if path in targeted else "does not name it in target_modules"
+        raise RoadError(f"{what}: {path} is a layer of the adapter in PEFT or in the checkpoint alone: the other {said}")
+
+
+def _check_rest(sizes: Iterable[str], paths: Iterable[str], heads: Iterable[str], folder: Path) -> None:
+    """Raises RoadError for a tensor that nothing takes."""
+    known = {f"{path}.road_{kind}" for path in paths for kind in ("theta", "alpha")}
+    inside = tuple(f"{path}." for path in heads)
+    for key in sizes:
+        if key not in known and not key.startswith(inside):
+            raise RoadError(f"{folder} holds {quoted(key)}, which this model has no place for: load its own class of model")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The config, checked; settings that a later PEFT may add are refused where they say anything."""
+    if not (folder / CONFIG).is_file():
+        raise RoadError(f"{folder} is no PEFT checkpoint: expected {CONFIG} and {TENSORS}")
+    config = read_json(folder / CONFIG)
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if isinstance(kind, str) and kind != "ROAD":
+        raise RoadError(f"{folder} is a PEFT {quoted(kind)[1:-1]} checkpoint: expected peft_type ROAD; keep using PEFT for it")
+    _CONFIG(config, str(folder / CONFIG))
+    for name, value in config.items():
+        if name not in ("peft_type", *_SETTINGS) and value not in (None, False, "", [], {}):
+            raise RoadError(
+                f"{folder / CONFIG} has {quoted(name)}: {quoted(value)}, which is no setting of RoAd that roadint knows"
+            )
+    group = config.get("group_size", 64)
+    if group % 2:
+        raise RoadError(f"{folder / CONFIG}: group_size is {group}: expected an even number")
+    return config  # type: ignore[no-any-return]
+
+
+def _read_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors, by their names in the base model; their values are not read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        with (folder / TENSORS).open("rb") as file:
+            header = read_header(file, os.fstat(file.fileno()).st_size, TENSORS)
+    except RoadError as error:
+        raise RoadError(f"{folder} is damaged: {error}") from None
+    except OSError as error:
         raise RoadError(
             f"{folder} is no PEFT checkpoint, or damaged ({first_line(error)}): expected {CONFIG} and {TENSORS}"
         ) from None
-    return config, {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
+    for key, (dtype, _) in header.items():
+        allowed = _FLOATS if key.endswith((".road_theta", ".road_alpha")) else (*_FLOATS, "I64", "I32", "BOOL", "U8")
+        if dtype not in allowed:
+            raise RoadError(f"{folder}: {quoted(key)} is {dtype}: expected one of {listing(allowed)}")
+    sizes = {key.removeprefix(_PREFIX): shape for key, (_, shape) in header.items()}
+    if len(sizes) < len(header):
+        raise RoadError(f"{folder} holds tensors twice, with {_PREFIX} and without: expected each once")
+    return sizes
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors by their names in the base model."""
+    try:
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise RoadError(f"{folder} is damaged ({first_line(error)}): copy the checkpoint again") from None
+    return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
 from roadint.baselines import LoreftIntervention
-from roadint.errors import RoadError
+from roadint.errors import RoadError, first_line
 from roadint.interop.pyvene import load as load_pyvene
-from roadint.interop.pyvene import state_of
+from roadint.interop.pyvene import read_tensors, state_of
 from roadint.position import Position
 from roadint.prompt import Template, completion_ids, pad_id, prompt_ids, render
 
@@ -95,18 +95,28 @@ def make_data_module(
     }
 
 
-def load(folder: str | Path, model: nn.Module) -> Any:
-    """`pyreft.ReftModel.load`, on whatever device the model is, for model types that pyvene may not know. Raises RoadError."""
-    return pyreft.ReftModel._convert_to_reft_model(load_pyvene(folder, model))
+def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
+    """`pyreft.ReftModel.load`, on whatever device the model is, for model types that pyvene may not know.
+
+    classes: as in `roadint.interop.pyvene.load`; pyreft's own are known. Raises RoadError.
+    """
+    return pyreft.ReftModel._convert_to_reft_model(load_pyvene(folder, model, classes=[*_known_classes(), *classes]))
+
+
+def _known_classes() -> list[type]:
+    return [each for name, each in vars(pyreft).items() if name.endswith("Intervention") and isinstance(each, type)]
 
 
 def load_intervention(reft_model: Any, folder: str | Path) -> None:
     """`save_intervention`'s values, and those of the model that were saved with them, on the model's device. Raises RoadError."""
     for key, intervention in reft_model.interventions.items():
-        intervention.load_state_dict(state_of(folder, key))
+        try:
+            intervention.load_state_dict(state_of(folder, key))
+        except (RuntimeError, KeyError, AssertionError) as error:  # other shapes, or another kind's values
+            raise RoadError(f"the values of {key} in {folder} do not fit it ({first_line(error)})") from error
     saved = Path(folder) / "pytorch_model.bin"
     if saved.is_file():
-        reft_model.model.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True), strict=False)
+        reft_model.model.load_state_dict(read_tensors(saved), strict=False)
 
 
 def loreft_from(reft_model: Any, position: str | Position = "last") -> list[LoreftIntervention]:

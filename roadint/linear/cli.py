@@ -1,11 +1,13 @@
 """`roadint merge`, `roadint export` and `roadint import`: adapters into plain models, and to and from PEFT."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, first_line, quoted
+from roadint.files import remove_empty, whole_folder
 from roadint.terminal import Base, Json, console, open_checkpoint, print_json
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
@@ -24,8 +26,9 @@ def merge(
     _check_new(out)
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
     report = road.merge(compose)
-    road.model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out, last="config.json") as scratch:
+        road.model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     worst = max(report.rounding.values())
     if as_json:
         print_json({"out": str(out), "composition": str(report.composition), "targets": len(report.rounding), "rounding": worst})
@@ -84,5 +87,13 @@ def import_(
 
 
 def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RoadError(f"--out {out} is not empty: expected a new folder")
+    """Raises RoadError where the folder can't be made, or is no new or empty one, before the work that it is for."""
+    try:
+        missing = [each for each in (out, *out.parents) if not each.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        taken, writable = any(out.iterdir()), os.access(out, os.W_OK)
+        remove_empty(missing)
+    except (OSError, ValueError) as error:
+        raise RoadError(f"--out {quoted(str(out))} can't be made ({first_line(error)}): expected a new folder") from None
+    if taken or not writable:
+        raise RoadError(f"--out {quoted(str(out))} is {'not empty' if taken else 'not writable'}: expected a new folder")

@@ -50,8 +50,10 @@ class LinearEdit:
                 self._layers.setdefault(path, []).append(Layer(turning, place, self._rows, scratch))
         self._beside = _beside(self._acting, terms, live)
 
-    def __bool__(self) -> bool:
-        return bool(self._acting)
+    @property
+    def learns(self) -> bool:
+        """Whether an adapter that acts has values that ask for gradients."""
+        return any(value.requires_grad for each in self._acting for value in each.parameters())
 
     def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
         """What runs after the targets and the heads."""
@@ -78,6 +80,7 @@ class LinearEdit:
             if passes.number == 1:
                 self._ran.add(path)
                 _check_output(path, args, output)
+                passes.check_gradients(path)
             for layer in turning:
                 output = layer(output, passes)
             for act in beside:

@@ -13,11 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, listing
+from roadint.composition import check_strength
+from roadint.errors import RoadError, listing, quoted
 from roadint.gate import Lock
 from roadint.linear.targets import Layout
+from roadint.plain import slice_text
 from roadint.precision import KeepsPrecision
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
 _states = itertools.count(1)
@@ -58,7 +70,7 @@ class LinearRoad(KeepsPrecision):
         self.groups = tuple(group_size(pairing, width) for width in layout.widths)
         shape = parameter_shape(self.variant, sum(layout.blocks))
         self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
-        self.subspace = subspace
+        self.subspace = None if subspace is None else _as_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held(), persistent=False)
         if not isinstance(lora_rank, int) or lora_rank < 0:
             raise RoadError(f"lora_rank={lora_rank!r}: expected a count, 0 for no LoRA")
@@ -103,10 +115,23 @@ class LinearRoad(KeepsPrecision):
         return 2 * held * self.theta[0].numel() + sum(each.numel() for each in beside)
 
     def rotation(self, strength: float = 1.0, *, learning: bool = True) -> Rotation:
-        """The rotations of all targets, end to end: u, v [blocks]. learning: whether the values get gradients."""
+        """The rotations of all targets, end to end: u, v [blocks]. learning: whether the values get gradients.
+
+        Raises RoadError where the strength makes a scale too large.
+        """
+        self._check_strength(strength)
         theta, alpha = (self.theta, self.alpha) if learning else (self.theta.detach(), self.alpha.detach())
         strengths = strength if self.held is None else self.held * strength
         return rotation(theta, alpha, strengths, variant=self.variant)
+
+    def _check_strength(self, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            check_scale(self.alpha, strength if self.held is None else self.held * strength, self._owner)
+
+    def _owner(self, block: int) -> str:
+        ends = itertools.accumulate(self.layout.blocks)
+        path = next(path for path, end in zip(self.layout.paths, ends, strict=True) if block < end)
+        return f"{self.name!r}, at {path}"
 
     def of(self, path: str) -> tuple[Tensor, Tensor]:
         """θ and α of one target. Raises RoadError where it is none."""
@@ -132,7 +157,9 @@ class LinearRoad(KeepsPrecision):
         return list(zip(torch.split(a, list(self.layout.inputs), 1), torch.split(scaled, list(self.layout.widths)), strict=True))
 
     def rescale(self, strength: float) -> None:
-        """Make this strength the new 1, exactly: of the rotations, and of a LoRA."""
+        """Make this strength the new 1, exactly: of the rotations, and of a LoRA. Raises RoadError where a scale is too large."""
+        check_strength(self.name, strength)
+        self._check_strength(strength)
         with torch.no_grad():
             angle, scale = canonical(self.theta, self.alpha)
             self.theta.copy_(angle * strength)
@@ -158,7 +185,7 @@ class LinearRoad(KeepsPrecision):
             "name": self.name,
             "variant": self.variant,
             "pairing": self.pairing,
-            "subspace": None if self.subspace is None else str(self.subspace),
+            "subspace": self.subspace,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "paths": list(self.layout.paths),
@@ -187,6 +214,41 @@ def _same(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     )
 
 
+def _as_text(subspace: SubspaceLike, widths: Iterable[int]) -> str:
+    """The same subspace as text, which a checkpoint can keep: relative to each width where it is ("[0, d/2)", slice(8, None)).
+
+    Raises RoadError where it is none, or no one text says at each width what was given (slice(0, 48) of 32 and of 64 dims).
+    """
+    blocks = {width: Subspace.parse(subspace, width) for width in widths}
+    if isinstance(subspace, str):
+        return " ".join(subspace.split())
+    texts = {str(each) for each in blocks.values()}
+    text = texts.pop() if len(texts) == 1 else _relative(subspace)
+    if all(_means(text, width) == each.blocks for width, each in blocks.items()):
+        return text
+    raise RoadError(f"subspace {quoted(subspace)} is not the same at widths {listing(blocks)}: expected text such as '[0, d/2)'")
+
+
+def _relative(subspace: SubspaceLike) -> str:
+    """Slices and ranges of a list, one by one, without a width."""
+    if isinstance(subspace, slice):
+        return slice_text(subspace)
+    if isinstance(subspace, range):
+        return f"[{subspace.start}, {subspace.stop})"
+    if isinstance(subspace, Sequence) and not isinstance(subspace, str):
+        pair = len(subspace) == 2 and all(isinstance(each, (int, str)) for each in subspace)
+        return f"[{subspace[0]}, {subspace[1]})" if pair else " | ".join(map(_relative, subspace))
+    return str(subspace)
+
+
+def _means(text: str, width: int) -> list[int] | None:
+    """The blocks of a text at a width; None where it has no meaning there."""
+    try:
+        return Subspace.parse(text, width).blocks
+    except RoadError:
+        return None
+
+
 def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
     """Those that rotate the same pairs of the same targets together: one product of rotations serves them."""
     found: dict[Any, list[LinearRoad]] = {}
@@ -206,7 +268,21 @@ def product(
     if found is None:
         like = next(iter(members.values()))
         return Rotation(torch.ones(sum(like.layout.blocks), dtype=torch.complex64, device=like.theta.device))
+    _check_finite(found, members, terms)
     return found
+
+
+def _check_finite(made: Rotation, members: Mapping[str, LinearRoad], terms: Sequence[tuple[str, float]]) -> None:
+    """Raises RoadError for values that are not finite; not while training, which should not wait."""
+    acting = [members[name] for name, _ in terms]
+    if torch.is_grad_enabled() and any(each.training for each in acting):
+        return
+    if not bool(torch.stack([each.isfinite().all() for each in (made.u, made.v) if each is not None]).all()):
+        broken = [each.name for each in acting if not bool((each.theta.isfinite() & each.alpha.isfinite()).all())]
+        raise RoadError(
+            f"the rotations of {listing(broken or [each.name for each in acting])} are not finite: expected numbers, such as those "
+            "of a training at a lower rate; compose without them, or load a checkpoint"
+        )
 
 
 def commute(one: LinearRoad, other: LinearRoad) -> str | None:

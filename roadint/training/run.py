@@ -65,7 +65,7 @@ def train(
         for which in ("lrs", "strengths")
     )
     for setting, named in (("lrs", lrs), ("strengths", strengths)):
-        Composition.parse(named, road.names)
+        Composition.parse(named if setting == "strengths" else dict.fromkeys(named, 1.0), road.names)
         for name in named:
             if name not in road.names:
                 raise RoadError(

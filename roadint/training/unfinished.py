@@ -22,6 +22,7 @@ from roadint.data.collate import Example
 from roadint.errors import RoadError
 from roadint.files import write_whole
 from roadint.model import RoadModel
+from roadint.plain import plain
 from roadint.training.fingerprint import fingerprint_of
 from roadint.training.recipe import Recipe
 
@@ -45,7 +46,7 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
         "tokens": [sum(map(len, examples)), len(examples), hashlib.sha256(tokens.encode()).hexdigest()],
         "base": fingerprint_of(road.model.named_parameters()),
     }
-    return dict(json.loads(json.dumps(identity)))
+    return dict(plain(identity))
 
 
 def digest_of(identity: dict[str, Any]) -> str:
@@ -78,9 +79,9 @@ def finish(out: Path) -> None:
     if (out / checkpoint.WHILE_TRAINING).is_dir():
         (out / _ENDS).touch()
     _remove(out)
-    for name in (checkpoint.CONFIG, checkpoint.TENSORS, LOG):
-        for leftover in out.glob(f".{name}.*"):  # of a write that was cut short
-            leftover.unlink(missing_ok=True)
+    for leftover in out.glob(f".{LOG}.*"):  # of a write that was cut short
+        leftover.unlink(missing_ok=True)
+    checkpoint.tidy(out)
 
 
 def _remove(out: Path) -> None:
@@ -119,7 +120,7 @@ def check_same_recipe(out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, d
     """Raises RoadError where the finished result in `out` is of other settings, or data of other names, than those."""
     training = saved.config.get("training")
     before = training.get("recipe") if isinstance(training, dict) else None
-    now = json.loads(json.dumps({**vars(recipe), "data": dict(data or recipe.data)}))
+    now = plain({**vars(recipe), "data": dict(data or recipe.data)})
     other = [name for name in now if name not in _HOW and isinstance(before, dict) and before.get(name, now[name]) != now[name]]
     if other:
         raise RoadError(

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.interop.peft import export, load
+from roadint.interop.peft import CONFIG, TENSORS, base_of, export, load
 from tests.conftest import build
 from tests.linear.test_edit import IDS, VARIANTS, encoder, randomised, with_adapters
 
@@ -116,3 +119,196 @@ def test_refuses_what_is_damaged_or_something_else(tmp_path: Path) -> None:
     with pytest.raises(RoadError, match="neither a folder nor"):
         load(road, tmp_path / "nothing here")
     assert not road.adapters
+
+
+def test_names_of_modules_to_save_are_ends_of_paths(tmp_path: Path) -> None:
+    """As PEFT takes them: "norm" is every "…layernorm" too."""
+    model = build("llama")
+    expected = theirs_trained(model, tmp_path / "in", group_size=4, target_modules=["q_proj"], modules_to_save=["norm"])
+    road = RoadModel(model)
+    adapter = load(road, tmp_path / "in", "a")
+    assert len(adapter.head_paths) == 2 * 3 + 1
+    torch.testing.assert_close(road(input_ids=IDS, compose="a").logits, expected, rtol=1e-6, atol=1e-5)
+    export(road, tmp_path / "out")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out").eval()
+    assert torch.equal(again(input_ids=IDS).logits, expected)
+
+
+def test_a_head_that_peft_would_take_for_others_is_not_exported(tmp_path: Path) -> None:
+    model = LlamaModel(build("llama").config)
+    road = with_adapters(model, "a", targets=["q_proj"], heads="norm")
+    with pytest.raises(RoadError, match=r"would take the head of 'a' for layers.0.input_layernorm too"):
+        export(road, tmp_path / "out")
+
+
+def test_heads_that_peft_adds_for_a_task_are_read(tmp_path: Path) -> None:
+    bert = encoder()
+    config = {"task_type": "SEQ_CLS", "variant": "road_1", "group_size": 2, "target_modules": ["query"]}
+    theirs_trained(bert, tmp_path, **config)
+    file = tmp_path / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": None}))
+    assert load(RoadModel(bert), tmp_path).head_paths == ("classifier",)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    theirs_trained(build("llama"), tmp_path / "in", group_size=2, target_modules=["q_proj"])
+    return tmp_path / "in"
+
+
+NASTY: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    10**9,
+    10**400,
+    0.5,
+    "",
+    "x",
+    "\x00",
+    [],
+    ["x"],
+    [1],
+    [None],
+    {},
+    {"a": 1},
+    [[]],
+]
+FIELDS = ["peft_type", "variant", "group_size", "target_modules", "modules_to_save", "task_type", "base_model_name_or_path"]
+
+
+@pytest.mark.parametrize("key", [*FIELDS, "revision", "init_weights", "exclude_modules", "layers_to_transform"])
+def test_changed_settings_are_refused_or_harmless(theirs: Path, key: str) -> None:
+    model, file = build("llama"), theirs / CONFIG
+    whole = json.loads(file.read_text())
+    for value in NASTY:
+        file.write_text(json.dumps({**whole, key: value}))
+        road = RoadModel(model)
+        try:
+            adapter = load(road, theirs)
+        except RoadError:
+            assert not road.adapters
+            continue
+        assert adapter.groups == (2, 2, 2)
+        assert len(adapter.layout.paths) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": None}, "group_size is None"),
+        ({"group_size": "x"}, "group_size is 'x'"),
+        ({"group_size": 0}, "group_size is 0: expected an integer from 2"),
+        ({"group_size": 3}, "expected an even number"),
+        ({"group_size": 6}, "does not fit width"),
+        ({"variant": None}, "variant is None: expected one of 'road_1'"),
+        ({"target_modules": ["k_proj"]}, "self_attn.k_proj is a layer of the adapter in PEFT or in the checkpoint alone"),
+        ({"target_modules": ["q_proj", "k_proj"]}, "has no values for it"),
+        ({"target_modules": ["layers.0.self_attn.q_proj"]}, "does not name it in target_modules"),
+        ({"modules_to_save": ["norm"]}, "is missing or of another shape"),
+        ({"layers_to_transform": [0]}, "'layers_to_transform': .* no setting of RoAd that roadint knows"),
+        ({"rank_pattern": {"q_proj": 4}}, "no setting of RoAd"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(theirs: Path, changes: dict[str, Any], message: str) -> None:
+    file = theirs / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(RoadError, match=message):
+        load(RoadModel(build("llama")), theirs)
+
+
+def test_settings_of_a_later_peft_that_say_nothing_are_passed_over(theirs: Path) -> None:
+    file = theirs / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), "exclude_modules": None, "later": []}))
+    load(RoadModel(build("llama")), theirs)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"5", b"{", b"[" * 100_000, b'{"peft_type": 5}', b'{"a": 1, "a": 2}', b'{"a": ' + b"1" * 5000 + b"}"]
+)
+def test_configs_that_are_none_are_refused(theirs: Path, content: bytes) -> None:
+    (theirs / CONFIG).write_bytes(content)
+    with pytest.raises(RoadError):
+        load(RoadModel(build("llama")), theirs)
+    with pytest.raises(RoadError):
+        base_of(theirs)
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"{FIRST}.road_theta": torch.full((16,), 1e300, dtype=torch.float64)}, "not finite"),
+        ({f"{FIRST}.road_theta": torch.full((16,), float("nan"))}, "not finite"),
+        ({f"{FIRST}.road_theta": torch.zeros(16, dtype=torch.int64)}, "is I64: expected one of"),
+        ({f"{FIRST}.road_theta": torch.zeros(16).to(torch.float8_e4m3fn)}, "is F8_E4M3"),
+        ({f"{FIRST}.road_theta": torch.zeros(4, 4)}, r"is \(4, 4\): expected 16 numbers"),
+        ({f"{FIRST}.road_alpha": None}, "road_alpha is missing"),
+        ({FIRST.replace("q_proj", "k_proj") + ".road_alpha": torch.ones(8)}, "no place for"),
+        ({"evil": torch.zeros(2)}, "holds 'evil'"),
+        ({FIRST.removeprefix("base_model.model.") + ".road_theta": torch.zeros(16)}, "holds tensors twice"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(theirs: Path, changes: dict[str, Any], message: str) -> None:
+    tensors = {**safetensors.torch.load_file(theirs / TENSORS), **changes}
+    (theirs / TENSORS).write_bytes(safetensors.torch.save({key: value for key, value in tensors.items() if value is not None}))
+    with pytest.raises(RoadError, match=message):
+        load(RoadModel(build("llama")), theirs)
+
+
+def test_a_huge_file_is_not_read(theirs: Path) -> None:
+    os.truncate(theirs / TENSORS, 8 << 30)  # sparse
+    start = time.perf_counter()
+    with pytest.raises(RoadError, match="truncated or was altered"):
+        load(RoadModel(build("llama")), theirs)
+    assert time.perf_counter() - start < 2
+
+
+def test_half_precision_is_read(theirs: Path) -> None:
+    tensors = {key: value.bfloat16() for key, value in safetensors.torch.load_file(theirs / TENSORS).items()}
+    safetensors.torch.save_file(tensors, theirs / TENSORS)
+    adapter = load(RoadModel(build("llama")), theirs)
+    assert torch.equal(adapter.of(FIRST.removeprefix("base_model.model."))[0], tensors[f"{FIRST}.road_theta"].float())
+
+
+def test_another_revision_of_the_base_is_not_taken_for_the_newest(theirs: Path) -> None:
+    file = theirs / CONFIG
+    whole = {**json.loads(file.read_text()), "base_model_name_or_path": "a/b"}
+    for revision, wanted in {None: "a/b", "main": "a/b"}.items():
+        file.write_text(json.dumps({**whole, "revision": revision}))
+        assert base_of(theirs) == wanted
+    file.write_text(json.dumps({**whole, "revision": "v2"}))
+    with pytest.raises(RoadError, match="for revision 'v2' of 'a/b'"):
+        base_of(theirs)
+
+
+def test_an_export_over_another_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    road = with_adapters(model, "a", targets=["q_proj"])
+    export(road, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    randomised(road.adapters["a"], 7)
+    real, calls = os.replace, []
+
+    def replace(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="disk full"):
+            export(road, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    export(road, tmp_path)
+    assert load(RoadModel(model), tmp_path).theta.equal(road.adapters["a"].theta)
+    other = with_adapters(model, "a", targets=["k_proj"])
+    with pytest.raises(RoadError, match="holds another adapter"):
+        export(other, tmp_path)

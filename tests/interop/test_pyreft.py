@@ -89,3 +89,37 @@ def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path
     torch.testing.assert_close(road.sites[0](h), theirs(h), atol=1e-6, rtol=1e-6)
     with pytest.raises(RoadError, match="expected a LoreftIntervention"):
         loreft_from(pyreft.get_reft_model(llama, pyvene_config(llama, trained(llama).sites)))
+
+
+def test_one_that_is_not_bound_has_parameters_and_trains(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As pyreft's users write it: a dict a site, no width, the layer said once."""
+    intervention = RoadIntervention(layer=1, subspace="[0, d/2)")
+    optimizer = torch.optim.AdamW(intervention.parameters(), lr=0.1)
+    sites = [{"component": "block_output", "intervention": intervention}]
+    reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=sites))
+    assert reft.count_parameters() == WIDTH
+    reft.print_trainable_parameters()
+    assert f"trainable intervention params: {WIDTH}" in capsys.readouterr().out
+    assert [id(each) for each in reft.get_trainable_parameters()] == [id(each) for each in optimizer.param_groups[0]["params"]]
+    data = make_data_module(tokenizer, model, ASKED, ANSWERS)
+    settings = arguments(tmp_path / "run", max_steps=2)
+    ReftTrainer(model=reft, processing_class=tokenizer, args=settings, **data).train()
+    half = WIDTH // 4
+    assert bool((intervention.theta[:half] != 0).all())
+    assert torch.equal(intervention.theta[half:], torch.zeros(half))
+    model.eval()
+    ids = torch.randint(3, 99, (2, 7))
+    _, found = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
+    torch.testing.assert_close(found.logits, RoadModel(model, intervention)(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_values_that_do_not_fit_are_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    reft = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1)]))
+    reft.save_intervention(str(tmp_path / "saved"))
+    others = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1, variant="road_2")]))
+    (key,) = others.interventions
+    torch.save({"theta": torch.ones(3)}, tmp_path / "saved" / f"intkey_{key}.bin")
+    with pytest.raises(RoadError, match="do not fit"):
+        load_intervention(others, tmp_path / "saved")
