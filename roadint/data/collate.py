@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from roadint.data.sources import Row
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 
@@ -41,18 +41,27 @@ def tokenize(
 ) -> list[Example]:
     """Tokenise rows. A completion is cut at `max_completion` tokens, then the prompt so that both fit in `max_length`.
 
-    eos: whether a completion that was not cut ends with the end-of-sequence token. Raises RoadError where nothing fits.
+    eos: whether a completion that was not cut ends with the end-of-sequence token. Raises RoadError where nothing fits, and for
+    a tokenizer that has no such token.
     """
+    if eos and tokenizer.eos_token_id is None:
+        raise RoadError(
+            f"{type(tokenizer).__name__} has no end-of-sequence token to end the completions of {quoted(composition)} with: "
+            "expected a tokenizer with one, or a recipe with eos=[]"
+        )
     examples = []
     for row in rows:
-        rendered = render(template, row["instruction"], tokenizer)
+        given = row.get("input", "")
+        rendered = render(template, row["instruction"], tokenizer, given)
         completion = completion_ids(tokenizer, template, rendered, row["output"])
         if eos:
             completion = [*completion, tokenizer.eos_token_id]
         completion = completion[: max_completion or max_length // 2]
         if not completion:
-            raise RoadError(f"output {row['output']!r} has no tokens: expected some text")
-        prompt = prompt_ids(tokenizer, template, row["instruction"], max_length - len(completion))
+            raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
+        prompt = prompt_ids(tokenizer, template, row["instruction"], max_length - len(completion), given)
+        if not prompt:
+            raise RoadError(f"instruction {quoted(row['instruction'])} has no tokens: expected some text")
         examples.append(Example(prompt, completion, composition))
     return examples
 
