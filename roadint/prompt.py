@@ -49,9 +49,7 @@ def render(template: Template, instruction: str, tokenizer: Any, given: str = ""
         raise RoadError(f"template 'chat': the tokenizer's chat template fails ({first_line(error)}): try 'alpaca'") from error
 
 
-def prompt_ids(
-    tokenizer: Any, template: Template, instruction: str, max_length: int | None = None, given: str = ""
-) -> list[int]:
+def prompt_ids(tokenizer: Any, template: Template, instruction: str, max_length: int | None = None, given: str = "") -> list[int]:
     """The prompt's token ids. One that is longer than `max_length` loses the end of its text, never the template's.
 
     given: as in `render`; it is cut before the instruction is. Raises RoadError for what is no text, and where nothing fits.

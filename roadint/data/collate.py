@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from roadint.data.sources import Row
 from roadint.errors import RoadError, quoted
+from roadint.layers import text_config
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 
@@ -47,23 +48,64 @@ def tokenize(
     if eos and tokenizer.eos_token_id is None:
         raise RoadError(
             f"{type(tokenizer).__name__} has no end-of-sequence token to end the completions of {quoted(composition)} with: "
-            "expected a tokenizer with one, or a recipe with eos=[]"
+            "expected a tokenizer with one (tokenizer.eos_token = …), or, where a recipe says eos, eos=[]"
         )
     examples = []
     for row in rows:
         given = row.get("input", "")
         rendered = render(template, row["instruction"], tokenizer, given)
         completion = completion_ids(tokenizer, template, rendered, row["output"])
-        if eos:
-            completion = [*completion, tokenizer.eos_token_id]
-        completion = completion[: max_completion or max_length // 2]
         if not completion:
             raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
-        prompt = prompt_ids(tokenizer, template, row["instruction"], max_length - len(completion), given)
+        if eos:
+            completion = [*completion, tokenizer.eos_token_id]
+        completion = completion[: max_completion or max(1, max_length // 2)]
+        room = max_length - len(completion)
+        if room < 1:
+            raise RoadError(
+                f"a completion of {len(completion)} tokens leaves no room for a prompt in max_length={max_length}: "
+                "expected a larger max_length, or a smaller max_completion"
+            )
+        prompt = prompt_ids(tokenizer, template, row["instruction"], room, given)
         if not prompt:
             raise RoadError(f"instruction {quoted(row['instruction'])} has no tokens: expected some text")
         examples.append(Example(prompt, completion, composition))
     return examples
+
+
+def check_fits(examples: Sequence[Example], model: Any, fill: int = 0) -> None:
+    """Raises RoadError where a model can't read the examples: more tokens than it has positions, or ids that it does not embed.
+
+    fill: the id of the padding. Models that compute their positions (rotary ones) read any length.
+    """
+    embedded = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(example.prompt + example.completion) for example in examples)
+    for what, index in (("id", largest), ("padding", fill)):
+        if index >= embedded:
+            raise RoadError(
+                f"the tokenizer's {what} {index} is outside the model's {embedded} embeddings: expected the model's own tokenizer, "
+                "or model.resize_token_embeddings(len(tokenizer))"
+            )
+    positions, longest = _positions(model), max(len(example.inputs) for example in examples)
+    if positions is not None and longest > positions:
+        raise RoadError(f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less")
+
+
+def _positions(model: Any) -> int | None:
+    """How many positions the model has a table of; None where it computes them."""
+    count = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(count, int):
+        return None
+    for table in model.modules():
+        if (
+            isinstance(table, nn.Embedding)
+            and table is not model.get_input_embeddings()
+            and count <= table.num_embeddings <= count + 2
+        ):
+            # OPT's has two rows in front; RoBERTa counts from the row after the padding's.
+            return count if table.padding_idx is None else min(count, table.num_embeddings - table.padding_idx - 1)
+    buffered = any(each.ndim == 2 and each.shape[0] == count for each in model.buffers())  # GPT-J's sines
+    return count if buffered else None
 
 
 class Collator:

@@ -1,4 +1,4 @@
-"""The rows of a local file, one after the other, as they are written: no types are guessed, nothing is read before it is asked for."""
+"""The rows of a local file, one by one, as they are written: no types are guessed, nothing is read before it is asked for."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def _json_list(file: TextIO) -> Iterator[Any]:
 
 
 def _json_value(file: TextIO, text: str, place: int, decode: Callable[[str, int], tuple[Any, int]]) -> tuple[str, int, Any]:
-    """The value at `place` of a text that the file goes on with: the text that is read now, where the value ends in it, the value."""
+    """The value at `place` of a text that the file goes on with; returns the text as read, where the value ends, the value."""
     while True:
         try:
             value, end = decode(text, place)
@@ -109,10 +109,11 @@ def _csv(path: Path) -> Iterator[dict[str, str]]:
         header = next(rows, [])
         _check_columns(header)
         for index, cells in enumerate(rows):
+            where = f"row {index}, which ends in line {reader.line_num},"
             if len(cells) != len(header):
-                raise ValueError(f"row {index}, which ends in line {reader.line_num}, has {len(cells)} cells for {len(header)} columns")
+                raise ValueError(f"{where} has {len(cells)} cells for {len(header)} columns")
             if any("\0" in cell for cell in cells):
-                raise ValueError(f"row {index}, which ends in line {reader.line_num}, holds NUL, as no text does")
+                raise ValueError(f"{where} holds NUL, as no text does")
             yield dict(zip(header, cells, strict=True))
 
 

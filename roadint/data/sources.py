@@ -88,7 +88,7 @@ def from_hellaswag_de(row: Mapping[str, Any]) -> Row:
 
 
 def from_ultrafeedback(row: Mapping[str, Any]) -> Row:
-    """openbmb/UltraFeedback: the instruction, and the completion with the highest overall score. Raises Unusable where none has one."""
+    """openbmb/UltraFeedback: the instruction, and the completion with the highest overall score. Raises Unusable without one."""
     instruction, completions = (_field(row, name) for name in ("instruction", "completions"))
     listed = completions if isinstance(completions, (list, tuple)) else ()
     rated = [each for each in listed if isinstance(each, Mapping) and _score(each) is not None]
@@ -119,7 +119,7 @@ def _collect(source: Source, limit: int | None, seed: int | None) -> tuple[list[
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
     seen = 0
-    for seen, each in enumerate(raw, 1):  # noqa: B007 (the count is wanted)
+    for seen, each in enumerate(raw, 1):
         try:
             row = _row(each, form)
         except Unusable as error:
