@@ -100,7 +100,7 @@ class Range:
 
     def __str__(self) -> str:
         least = "any finite number" if self.low < 0 else f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        return least if self.high == FLOAT32 else f"{least} and at most {self.high:,g}"
+        return least if self.high == FLOAT32 else f"{least} and at most {self.high:,.12g}"
 
 
 def _reads_yaml(text: str, options: Sequence[Any]) -> bool:

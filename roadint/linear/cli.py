@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from roadint.errors import RoadError
-from roadint.terminal import Base, Json, console, open_checkpoint, print_json
+from roadint.terminal import Base, Json, check_folder, console, open_checkpoint, print_json
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
 Out = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
@@ -21,7 +21,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Write a plain transformers model with adapters merged into its weights; it loads without roadint."""
-    _check_new(out)
+    check_folder("--out", out, new=True)
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
     report = road.merge(compose)
     road.model.save_pretrained(out)
@@ -47,7 +47,7 @@ def export(
     """Write an adapter as a PEFT RoAd checkpoint, for PeftModel.from_pretrained."""
     from roadint.interop.peft import export as write
 
-    _check_new(out)
+    check_folder("--out", out, new=True)
     road, _ = open_checkpoint(checkpoint, model, None)
     size = write(road, out, adapter)
     if as_json:
@@ -69,7 +69,7 @@ def import_(
     from roadint.model import RoadModel
     from roadint.pretrained import load
 
-    _check_new(out)
+    check_folder("--out", out, new=True)
     base_id = model or peft.base_of(source)
     if not base_id:
         raise RoadError(f"{source} does not say which base model it is for: expected --model")
@@ -81,8 +81,3 @@ def import_(
         print_json({"out": str(out), "bytes": size, "targets": len(adapter.layout.paths), "numbers": adapter.trainable_count})
         return
     console.print(f"{out}: {adapter.variant}, {len(adapter.layout.paths)} layers, {size:,} bytes", highlight=False)
-
-
-def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RoadError(f"--out {out} is not empty: expected a new folder")
