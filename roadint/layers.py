@@ -77,3 +77,20 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
         if hasattr(layers[layer], name):
             return f"{path}.{layer}.{name}"
     raise RoadError(f"{type(model).__name__} has no {component}: looked for {listing(names)} in its layers; try 'block_output'")
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions the model has a table of; None where it computes them."""
+    count = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(count, int):
+        return None
+    for table in model.modules():
+        if (
+            isinstance(table, nn.Embedding)
+            and table is not model.get_input_embeddings()
+            and count <= table.num_embeddings <= count + 2
+        ):
+            # OPT's has two rows in front; RoBERTa counts from the row after the padding's.
+            return count if table.padding_idx is None else min(count, table.num_embeddings - table.padding_idx - 1)
+    buffered = any(each.ndim == 2 and each.shape[0] == count for each in model.buffers())  # GPT-J's sines
+    return count if buffered else None

@@ -201,6 +201,8 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
         (["sweep", "glue", "--out", "x", "--over", "lr=[1]"], "a sweep can't run task 'rte'"),
         (["merge", "ADAPTER", "--out", "FILE"], "is a file, expected a folder"),
         (["export", "ADAPTER", "--out", "/proc/nope"], "can't be a folder"),
+        (["merge", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
+        (["export", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
         (["import", "nowhere", "--out", "ADAPTER"], "is not empty: expected a new folder"),
         (["bench", "train", "--out", "/proc/a.json"], "--out '/proc/a.json' can't be written"),
         (["bench", "learn", "glue", "--rate", "lora=fast"], "expected METHOD=NUMBER"),

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from roadint.data.sources import Row
 from roadint.errors import RoadError, quoted
-from roadint.layers import text_config
+from roadint.layers import positions_of
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 
@@ -86,26 +86,9 @@ def check_fits(examples: Sequence[Example], model: Any, fill: int = 0) -> None:
                 f"the tokenizer's {what} {index} is outside the model's {embedded} embeddings: expected the model's own tokenizer, "
                 "or model.resize_token_embeddings(len(tokenizer))"
             )
-    positions, longest = _positions(model), max(len(example.inputs) for example in examples)
+    positions, longest = positions_of(model), max(len(example.inputs) for example in examples)
     if positions is not None and longest > positions:
         raise RoadError(f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less")
-
-
-def _positions(model: Any) -> int | None:
-    """How many positions the model has a table of; None where it computes them."""
-    count = getattr(text_config(model), "max_position_embeddings", None)
-    if not isinstance(count, int):
-        return None
-    for table in model.modules():
-        if (
-            isinstance(table, nn.Embedding)
-            and table is not model.get_input_embeddings()
-            and count <= table.num_embeddings <= count + 2
-        ):
-            # OPT's has two rows in front; RoBERTa counts from the row after the padding's.
-            return count if table.padding_idx is None else min(count, table.num_embeddings - table.padding_idx - 1)
-    buffered = any(each.ndim == 2 and each.shape[0] == count for each in model.buffers())  # GPT-J's sines
-    return count if buffered else None
 
 
 class Collator:

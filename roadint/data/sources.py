@@ -83,7 +83,7 @@ def from_hellaswag_de(row: Mapping[str, Any]) -> Row:
     context, endings, label = (_field(row, name) for name in ("ctx", "endings_de", "label"))
     named = {str(place): ending for place, ending in enumerate(endings)} if isinstance(endings, (list, tuple)) else {}
     if str(label) not in named:  # the labels of the test split are empty
-        raise Unusable("label without its ending")
+        raise Unusable("a label that names no ending")
     return {"instruction": context, "output": named[str(label)]}
 
 
@@ -186,7 +186,7 @@ def _row(row: Any, form: Form | None) -> Row:
         texts["instruction"], texts["input"] = texts["input"], ""
     for name in _NEEDED:
         if not texts[name].strip():
-            raise Unusable(f"empty or non-text {name!r}")
+            raise Unusable(f"an empty or non-text {name!r}")
     return {name: text for name, text in texts.items() if name in _NEEDED or text.strip()}
 
 

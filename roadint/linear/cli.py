@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, check_known, quoted
 from roadint.terminal import Base, Json, check_folder, console, open_checkpoint, print_json
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
@@ -22,6 +22,7 @@ def merge(
 ) -> None:
     """Write a plain transformers model with adapters merged into its weights; it loads without roadint."""
     check_folder("--out", out, new=True)
+    _check_adapters(checkpoint)
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
     report = road.merge(compose)
     road.model.save_pretrained(out)
@@ -48,6 +49,7 @@ def export(
     from roadint.interop.peft import export as write
 
     check_folder("--out", out, new=True)
+    _check_adapters(checkpoint, adapter)
     road, _ = open_checkpoint(checkpoint, model, None)
     size = write(road, out, adapter)
     if as_json:
@@ -81,3 +83,14 @@ def import_(
         print_json({"out": str(out), "bytes": size, "targets": len(adapter.layout.paths), "numbers": adapter.trainable_count})
         return
     console.print(f"{out}: {adapter.variant}, {len(adapter.layout.paths)} layers, {size:,} bytes", highlight=False)
+
+
+def _check_adapters(checkpoint: str, name: str | None = None) -> None:
+    """Raises RoadError, before a model is loaded, for a checkpoint without adapters, or without the one of that name."""
+    from roadint.checkpoint import folder_of, read
+
+    names = [spec["name"] for spec in read(folder_of(checkpoint)).config.get("adapters", ())]
+    if not names:
+        raise RoadError(f"{quoted(checkpoint)} holds no adapters of linear layers: an edit of hidden states has no form as weights")
+    if name is not None:
+        check_known("adapter", name, names)

@@ -113,8 +113,8 @@ def test_hub_rows_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     assert [row["output"] for row in load_rows("hub:LeoLM/HellaSwag_de")] == ["Er singt.", "Er geht."]
     assert [row["output"] for row in load_rows("hub:openbmb/UltraFeedback")] == ["d", "f"]
     assert [record.getMessage() for record in caplog.records] == [
-        "skipped 5 of 7 rows of 'hub:LeoLM/HellaSwag_de': 4 with label without its ending, 1 with empty or non-text 'output'",
-        "skipped 5 of 7 rows of 'hub:openbmb/UltraFeedback': 3 with no rated completion, 2 with empty or non-text 'output'",
+        "skipped 5 of 7 rows of 'hub:LeoLM/HellaSwag_de': 4 with a label that names no ending, 1 with an empty or non-text 'output'",
+        "skipped 5 of 7 rows of 'hub:openbmb/UltraFeedback': 3 with no rated completion, 2 with an empty or non-text 'output'",
     ]
     sets["openbmb/UltraFeedback"] = FEEDBACK[:5]
     with pytest.raises(RoadError, match="no row that can be used: all 5 are skipped"):
@@ -134,7 +134,7 @@ def test_empty_rows_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCa
     path.write_text("instruction,output\n" + "a,\n" * 2 + " ,b\n" + "a,b\n" * 5)
     assert load_rows(path, 3) == [{"instruction": "a", "output": "b"}] * 3  # the limit counts what is kept
     (told,) = caplog.records
-    assert told.getMessage().endswith("2 with empty or non-text 'output', 1 with empty or non-text 'instruction'")
+    assert told.getMessage().endswith("2 with an empty or non-text 'output', 1 with an empty or non-text 'instruction'")
     assert "skipped 3 of 6 rows" in told.getMessage()
     rows = [{"instruction": "a", "output": each} for each in (None, float("nan"), "b")]
     assert load_rows(rows) == rows[2:]
