@@ -69,7 +69,7 @@ def check_file(option: str, path: Path | None) -> None:
     if is_folder(path):
         raise RoadError(f"{option} {quoted(str(path))} is a folder: expected a file, in it or elsewhere")
     if not is_folder(path.parent):
-        raise RoadError(f"{option} {path}: the folder {path.parent} does not exist")
+        raise RoadError(f"{option} {quoted(str(path))[1:-1]}: the folder {quoted(str(path.parent))[1:-1]} does not exist")
     try:
         if path.exists():
             with path.open("ab"):
@@ -101,7 +101,7 @@ def check_picture(option: str, path: Path | None) -> None:
     """Raises RoadError where a figure could not be written."""
     check_file(option, path)
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
-        raise RoadError(f"{option} {quoted(str(path))}: expected a .png, .svg or .pdf file")
+        raise RoadError(f"{option} {quoted(str(path))[1:-1]}: expected a .png, .svg or .pdf file")
 
 
 def check_compositions(data: Mapping[str, Any], names: Sequence[str]) -> None:
