@@ -15,11 +15,14 @@ from roadint.site import SubspaceIntervention
 
 
 def check_sums(sites: Sequence[SubspaceIntervention], compositions: Iterable[Composition]) -> None:
-    """Raises RoadError where a composition sums what does not commute: the order would change the result."""
-    labelled = [site for site in sites if label_of(site)]
+    """Raises RoadError where a composition sums what does not commute: the order would change the result.
+
+    Interventions of one checkpoint (or of none) act in the order in which they are listed, which is theirs.
+    """
+    several = len({label_of(site) for site in sites}) > 1
     pairs = [
         (one, other)
-        for one, other in itertools.combinations(labelled, 2)
+        for one, other in itertools.combinations(sites if several else (), 2)
         if (one.layer, one.component) == (other.layer, other.component) and label_of(one) != label_of(other)
     ]
     for composition in set(compositions) if pairs else ():

@@ -60,8 +60,19 @@ class Baseline(EditIntervention):
         """The arguments that make this intervention again, without its values, as plain JSON values."""
         return {**super().spec(), "rank": self.rank}
 
+    def _check_strengths(self, strengths: Tensor) -> None:
+        largest = strengths.abs().max()
+        if not bool(largest <= 1):
+            sizes = torch.stack([parameter.detach().abs().max() for parameter in self.parameters()])
+            if not bool((largest.to(sizes.device) * sizes).isfinite().all()):
+                raise RoadError(
+                    f"strength {float(largest):g} at layer {self.layer} makes values that are not finite: expected a smaller one"
+                )
+
     def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Strengths:
-        """What the rows are edited with: their strengths."""
+        """What the rows are edited with: their strengths. Raises RoadError where the values are not finite."""
+        if self._may_wait:
+            self._check_finite(strengths, *self.parameters())
         return Strengths(strengths, learning)
 
     def edit(self, h: Tensor, rows: Strengths, source: Tensor | None = None) -> Tensor:

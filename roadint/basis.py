@@ -5,15 +5,17 @@ little to turn; in a random orthogonal basis every pair carries its share. A ran
 what it is.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roadint.errors import check_known
+from roadint.errors import RoadError, check_known, quoted
 from roadint.rotation import Rotation
 
 BasisKind = Literal["identity", "random", "hadamard", "pca"]
@@ -25,7 +27,8 @@ class Basis:
 
     "identity": the paper's. "random": Haar-distributed. "hadamard": random signs, then a Walsh–Hadamard transform (a width that is
     no power of two mixes its odd factor by a small random matrix): O(d log d) to apply, d signs to hold. "pca": the principal axes
-    of the hidden states at the site, the largest first; training measures them on its prompts, and the checkpoint keeps them.
+    of the hidden states at the site, the largest first; training measures them on its prompts, `fit_basis` on any hidden states,
+    and the checkpoint keeps them. Until then an intervention in them does not act: RoadError.
     """
 
     kind: BasisKind = "identity"
@@ -33,18 +36,20 @@ class Basis:
 
     def __post_init__(self) -> None:
         check_known("basis", self.kind, get_args(BasisKind))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise RoadError(f"basis_seed {quoted(self.seed)} is no seed: expected an integer from 0 to {2**32 - 1}")
 
     def frame(self, width: int) -> "Frame | None":
-        """What carries hidden states of `width` dims into the basis and back; None for the identity. PCA starts as the identity."""
+        """What carries hidden states of `width` dims into the basis and back; None for the identity."""
         if self.kind == "random":
             return Matrix(_random_orthogonal(width, self.seed))
         if self.kind == "pca":
-            return Matrix(torch.eye(width))
+            return Axes(width)
         return Hadamard(width, self.seed) if self.kind == "hadamard" else None
 
     def measured(self, frame: "Frame | None") -> dict[str, Tensor]:
         """What a checkpoint has to keep of a frame of this basis: the axes of PCA; the others come from their seed."""
-        return {"basis": frame.q} if self.kind == "pca" and isinstance(frame, Matrix) else {}
+        return {"basis": frame.q} if self.kind == "pca" and isinstance(frame, Axes) else {}
 
 
 class Frame(nn.Module):
@@ -64,9 +69,9 @@ class Matrix(Frame):
 
     q: Tensor
 
-    def __init__(self, q: Tensor) -> None:
+    def __init__(self, q: Tensor, *, persistent: bool = False) -> None:
         super().__init__()
-        self.register_buffer("q", q, persistent=False)
+        self.register_buffer("q", q, persistent=persistent)
 
     def into(self, h: Tensor) -> Tensor:
         """One matrix product."""
@@ -76,11 +81,57 @@ class Matrix(Frame):
         """One matrix product."""
         return coordinates @ self.q.T
 
-    def fit(self, hidden: Tensor) -> None:
-        """Make it the principal axes of hidden states [tokens, width], the largest variance first."""
-        centred = (hidden - hidden.mean(0)).double()
+
+class Axes(Matrix):
+    """The principal axes of hidden states; q is not a number until they are measured, or loaded, and part of the state_dict."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(torch.full((width, width), math.nan), persistent=True)
+        self._measured = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether the axes are known. Waits for the device only as long as they are not."""
+        self._measured = self._measured or bool(self.q.isfinite().all())
+        return self._measured
+
+    @torch.no_grad()
+    def fit(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Make it the principal axes of hidden states, the largest variance first.
+
+        hidden: [tokens, width], more dims before the last or not; or a sequence of such. Raises RoadError for other widths, for
+        fewer than two tokens, and for numbers that are not finite.
+        """
+        width = len(self.q)
+        parts = [hidden] if torch.is_tensor(hidden) else list(hidden) if isinstance(hidden, (list, tuple)) else []
+        if not parts or not all(torch.is_tensor(each) and each.ndim and each.shape[-1] == width for each in parts):
+            raise RoadError(f"no hidden states to measure axes on: expected a tensor [tokens, {width}], or a list of such")
+        states = torch.cat([each.reshape(-1, width).double().to(parts[0].device) for each in parts])
+        if len(states) < 2 or not bool(states.isfinite().all()):
+            raise RoadError(f"{len(states)} hidden states to measure axes on: expected at least 2, all of them finite")
+        centred = states - states.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         self.q.copy_(axes.flip(-1))
+
+    def into(self, h: Tensor) -> Tensor:
+        """One matrix product. Raises RoadError where the axes are not known."""
+        if not self.measured:
+            raise RoadError(
+                "the principal axes of basis 'pca' are not measured: expected roadint.train, which measures them where it edits, "
+                "fit_basis(hidden states) of the intervention, or a checkpoint"
+            )
+        return super().into(h)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self._measured = False  # until `measured` has looked at what is loaded
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def fit(frame: Frame | None, hidden: Tensor | Sequence[Tensor]) -> None:
+    """Measure the axes of a frame. Raises RoadError where it has none to measure."""
+    if not isinstance(frame, Axes):
+        raise RoadError("no basis to measure: expected an intervention with basis='pca' whose width is known")
+    frame.fit(hidden)
 
 
 class Hadamard(Frame):

@@ -1,8 +1,7 @@
 """The edit of one call at the interventions' sites: which rows, which tokens, which rotations."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 
 from roadint.composition import Composition
 from roadint.errors import RoadError
-from roadint.hooks import acts, attached
-from roadint.layers import cached_columns
 from roadint.partial import Enough
+from roadint.passes import Passes
 from roadint.position import Position, Tokens
 from roadint.site import Rows, SubspaceIntervention
+from roadint.view import After
 
 Source = Tensor | Sequence[Tensor]  # for each row [tokens, width], or [width]: one state for all of its tokens
 
@@ -22,7 +21,7 @@ Source = Tensor | Sequence[Tensor]  # for each row [tokens, width], or [width]: 
 class Edit:
     """What one forward or generate call changes.
 
-    interventions: of the whole model, in order. compositions: one a row.
+    interventions: of the whole model, in order; paths: of the modules whose outputs they edit. compositions: one a row.
     kept: [rows, columns] bool or int, the tokens of the call that are no padding, those in a cache included.
     prompt_length: [rows] int, how many kept tokens are the prompt; all of them by default.
     learning: one a row, the compositions whose blocks get the row's gradient; all blocks by default.
@@ -36,6 +35,7 @@ class Edit:
     def __init__(
         self,
         interventions: Sequence[SubspaceIntervention],
+        paths: Sequence[str],
         compositions: Sequence[Composition],
         kept: Tensor,
         prompt_length: Tensor | None = None,
@@ -48,17 +48,15 @@ class Edit:
         self._rank = (kept.long().cumsum(dim=1) - 1).masked_fill(~kept, -1)
         self._kept_count = kept.sum(dim=1)
         self._prompt_length = self._kept_count if prompt_length is None else prompt_length.to(kept.device)
-        self._start = 0
         self._sites: list[_Site] = []
         given: Sequence[Source | None] = sources or [None] * len(interventions)
-        for intervention, source in zip(interventions, given, strict=True):
-            strengths = intervention.strengths(compositions)
-            acting = torch.tensor(
-                [any(name in intervention.partition for name, _ in composition.terms) for composition in compositions]
-            ).to(kept.device)
+        for intervention, path, source in zip(interventions, paths, given, strict=True):
+            acts = [any(name in intervention.partition for name, _ in composition.terms) for composition in compositions]
             constant = intervention.source_representation is not None
             if intervention.takes_source and sources is not None and source is None and not constant:
-                acting = torch.zeros_like(acting)
+                acts = [False] * len(acts)
+            strengths = intervention.strengths(compositions)
+            acting = torch.tensor(acts, device=kept.device)
             position = positions or intervention.position
             position.check(self._prompt_length if isinstance(position, Tokens) else self._prompt_length[acting])
             learned = None if learning is None else intervention.strengths(learning) != 0
@@ -66,50 +64,70 @@ class Edit:
             if source is not None:
                 where = position.edited(self._rank, self._prompt_length) & acting[:, None]
                 taken = Taken.of(source, where, position.after_prompt, intervention.layer)
-            self._sites.append(_Site(intervention, position, intervention.rows(strengths, learned), acting, taken))
+            rows = intervention.rows(strengths, learned)
+            self._sites.append(_Site(intervention, path, position, rows, acting, any(acts), taken))
 
-    def applied(self, model: nn.Module, modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
-        """Carry the edit into every forward pass of `model` in this context; `modules` are the sites, one an intervention."""
-        hooks = [(module, self._hook_of(index)) for index, module in enumerate(modules)]
-        return attached(self, hooks, before=(model, self._on_forward))
+    @property
+    def learns(self) -> bool:
+        """Whether an intervention that acts has values that ask for gradients."""
+        return any(site.acts and any(each.requires_grad for each in site.intervention.parameters()) for site in self._sites)
 
-    def _on_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
-        """Note where this pass starts: how many columns are in the cache already."""
-        if acts(self):
-            self._start = cached_columns(kwargs or {})
+    def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
+        """What runs after the modules at which something acts."""
+        for index, site in enumerate(self._sites):
+            if site.acts:
+                yield model.get_submodule(site.path), self._hook_of(index, passes)
 
-    def _hook_of(self, index: int) -> Any:
+    def finish(self, passes: Passes) -> None:
+        """Raises RoadError where a pass went by an edit."""
+        for site in self._sites:
+            if site.acts and site.passed[0] != passes.number:
+                raise RoadError(
+                    f"{site.path} did not run in this pass, so the edit at layer {site.intervention.layer} did not act: "
+                    "expected a model that calls it for all tokens"
+                )
+
+    def _hook_of(self, index: int, passes: Passes) -> After:
+        site = self._sites[index]
+
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if not acts(self):
-                return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            edited = self._edited(index, hidden)
+            site.passed[0] = passes.number
+            passes.check_gradients(site.path)
+            several = isinstance(output, (tuple, list))
+            hidden = output[0] if several else output
+            edited = self._edited(index, hidden, passes)
             if edited is None:
                 return None
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+            return type(output)([edited, *output[1:]]) if several else edited
 
         return hook
 
-    def _edited(self, index: int, hidden: Tensor) -> Tensor | None:
+    def _edited(self, index: int, hidden: Tensor, passes: Passes) -> Tensor | None:
         """The edited hidden states [rows, columns, width], or None where this pass holds no token to edit."""
         site = self._sites[index]
-        rows, columns, copies = self._places(site, hidden)
+        rows, columns, copies = self._places(site, hidden, passes)
         if not len(rows):
             return None
         own = rows // copies
-        source = None if site.taken is None else site.taken.at(own, columns + self._start)
+        source = None if site.taken is None else site.taken.at(own, columns + passes.start)
         edited = site.intervention.edit(hidden[rows, columns], site.rows.row(own), source)
         return hidden.index_put((rows, columns), edited)
 
-    def _places(self, site: "_Site", hidden: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _places(self, site: "_Site", hidden: Tensor, passes: Passes) -> tuple[Tensor, Tensor, int]:
         """The rows and columns of the tokens of this pass to edit, and how often each row of the call is repeated in it."""
-        start, stop = self._start, self._start + hidden.shape[1]
+        wanted = (passes.rows, passes.columns, site.intervention.width)
+        if not torch.is_tensor(hidden) or tuple(hidden.shape) != wanted:
+            shape = tuple(hidden.shape) if torch.is_tensor(hidden) else type(hidden).__name__
+            raise RoadError(f"{site.path} gives hidden states of shape {shape}: expected [rows, columns, width], so {wanted}")
+        # Beams and returned sequences repeat each row in place.
+        copies, left = divmod(passes.rows, len(site.acting))
+        if left or not copies:
+            raise RoadError(f"a pass of {passes.rows} rows in a call of {len(site.acting)}: expected each as often as any other")
+        start, stop = passes.start, passes.start + passes.columns
         if start >= self.columns and not site.position.after_prompt:
             nowhere = torch.empty(0, dtype=torch.long, device=hidden.device)
             return nowhere, nowhere, 1
         where = site.position.edited(self._rank_of(start, stop), self._prompt_length) & site.acting[:, None]
-        # Beams and returned sequences repeat each row in place.
-        copies = hidden.shape[0] // where.shape[0]
         rows, columns = where.repeat_interleave(copies, dim=0).to(hidden.device).nonzero(as_tuple=True)
         return rows, columns, copies
 
@@ -130,8 +148,8 @@ class Reading(Edit):
         super().__init__(*args, **kwargs)
         self.found: list[list[Tensor]] = [[] for _ in self._sites]
 
-    def _edited(self, index: int, hidden: Tensor) -> None:
-        rows, columns, _ = self._places(self._sites[index], hidden)
+    def _edited(self, index: int, hidden: Tensor, passes: Passes) -> None:
+        rows, columns, _ = self._places(self._sites[index], hidden, passes)
         counts = torch.bincount(rows, minlength=len(hidden)).tolist()
         self.found[index] = list(torch.split(hidden[rows, columns], counts))
         if all(self.found):
@@ -179,10 +197,16 @@ class Taken:
 
 @dataclass(frozen=True)
 class _Site:
-    """One intervention of the call: where it acts, what each row is edited with, which rows, and what it takes."""
+    """One intervention of the call: where it acts, what each row is edited with, which rows (and whether any), what it takes.
+
+    passed: the number of the last pass that came by.
+    """
 
     intervention: SubspaceIntervention
+    path: str
     position: Position | Tokens
     rows: Rows
     acting: Tensor
+    acts: bool
     taken: Taken | None
+    passed: list[int] = field(default_factory=lambda: [0])

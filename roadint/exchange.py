@@ -1,7 +1,7 @@
 """Hidden states from one forward pass into another: what RoadModel's `collect` and `interchange` do."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from roadint.composition import ALL, Composition
 from roadint.edit import Edit, Reading, Source
 from roadint.errors import check_known
 from roadint.partial import Enough
+from roadint.passes import Passes, edited
 from roadint.position import Position, Tokens
 from roadint.site import SubspaceIntervention, subspace_names
 
@@ -19,7 +20,7 @@ Mode = Literal["parallel", "serial"]
 def read(
     model: nn.Module,
     sites: Sequence[SubspaceIntervention],
-    modules: Sequence[nn.Module],
+    paths: Sequence[str],
     inputs: dict[str, Any],
     kept: Tensor,
     where: Position | Tokens | None,
@@ -27,13 +28,12 @@ def read(
 ) -> list[list[Tensor]]:
     """For each site and each row, the hidden states [tokens, width] at `where` (the site's own position by default).
 
-    modules: those of the sites. kept: [rows, columns], the tokens that are no padding. edit: of the same sites, acts in the pass.
+    paths: of the sites' modules. kept: [rows, columns], the tokens that are no padding. edit: of the same sites, acts in the pass.
     """
     everywhere = [Composition.parse(ALL, subspace_names(sites))] * len(kept)
-    reading = Reading(sites, everywhere, kept, positions=where)
-    edited = nullcontext() if edit is None else edit.applied(model, modules)
-    with edited, reading.applied(model, modules), suppress(Enough):
-        model(**inputs, use_cache=False)
+    reading = Reading(sites, paths, everywhere, kept, positions=where)
+    with suppress(Enough):
+        edited(model, [reading] if edit is None else [edit, reading], Passes(kept.shape[1]), inputs)(**inputs, use_cache=False)
     return reading.found
 
 

@@ -5,7 +5,6 @@ each piece of logits is gone, with its gradient, before the next one comes. What
 is done by its own forward, in which only the layers do nothing.
 """
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,26 +15,30 @@ from torch.nn.functional import cross_entropy
 
 from roadint.errors import RoadError
 from roadint.layers import find_layers, text_config
-from roadint.partial import Enough, resumed
+from roadint.partial import Enough, Resumed
+from roadint.view import view
 
 _LOGITS = 5 << 23  # numbers in a piece of logits: 160 tokens of 262,144, 84 MB in bfloat16
 _FLOATS = 1 << 20  # how many of them are float32 at a time: 4 MB, which stay in the processor's cache
 
 
-def score(model: nn.Module, inputs: dict[str, Any], where: Tensor, labels: Tensor) -> Tensor:
+def score(model: nn.Module, inputs: dict[str, Any], where: Tensor, labels: Tensor, *, plain: nn.Module) -> Tensor:
     """The negative log-likelihood, in nats, of labels [tokens] as the tokens after those at `where`: [tokens] float32.
 
-    inputs: of the model's forward. where: [2, tokens] int, rows and columns. Raises RoadError where the model has no head.
+    model: with the edits of the call; plain: without. inputs: of the model's forward. where: [2, tokens] int, rows and columns.
+    Raises RoadError where the model has no head.
     """
-    hidden, as_tuple = _input_of_head(model, inputs)
     rows, columns = where
+    if _head(model) is not _head(plain):  # the edits are in the head too
+        return cross_entropy(model(**inputs).logits[rows, columns].float(), labels, reduction="none")
+    hidden, as_tuple = _input_of_head(model, inputs)
 
     def logits_of(piece: Tensor) -> Tensor:
-        return _logits(model, piece, as_tuple)
+        return _logits(plain, piece, as_tuple)
 
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in _head(model).parameters()):
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in _head(plain).parameters()):
         return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
-    pieces = min(len(labels), -(-len(labels) * int(text_config(model).vocab_size) // _LOGITS))
+    pieces = min(len(labels), -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS))
     nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
     return nll
 
@@ -94,43 +97,32 @@ def _head(model: nn.Module) -> nn.Module:
 def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
     """What the model's forward gives to its head, [rows, columns, width]; the head itself does not run.
 
-    And whether the model's layers return tuples, which those that `resumed` puts in their place must do too.
+    And whether the model's layers return tuples, which those that `Resumed` puts in their place must do too.
     """
     found: list[Tensor] = []
     forms: list[bool] = []
-    thread = threading.get_ident()
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            forms.append(isinstance(output, tuple))
+        forms.append(isinstance(output, tuple))
 
-    def stop(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            found.append(args[0])
-            raise Enough
+    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(args[0])
+        raise Enough
 
-    hooks = [find_layers(model)[1][0].register_forward_hook(look), _head(model).register_forward_pre_hook(stop)]
-    try:
-        with suppress(Enough):
-            model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    looking = view(model, {find_layers(model)[1][0]: [look]}, {_head(model): [stop]})
+    with suppress(Enough):
+        looking(**inputs)
     return found[0], forms[0]
 
 
 def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
     """The model's own logits [tokens, vocabulary] for the head's input [tokens, width]."""
-    thread = threading.get_ident()
 
-    def replace(module: nn.Module, args: Any) -> Any:
-        return (hidden[None], *args[1:]) if threading.get_ident() == thread else None
+    def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (hidden[:, None], *args[1:]), kwargs
 
-    handle = _head(model).register_forward_pre_hook(replace)
-    try:
-        with resumed(model, int(text_config(model).num_hidden_layers), None, as_tuple=as_tuple):
-            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits.squeeze(0)
-            return logits
-    finally:
-        handle.remove()
+    alone = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
+    alone = view(alone, {}, {_head(alone): [replace]})
+    ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)  # a row each: a model may have few positions
+    logits: Tensor = alone(input_ids=ids, use_cache=False).logits.squeeze(1)
+    return logits

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame
+from roadint.basis import Basis, BasisKind, Frame, fit
 from roadint.errors import RoadError, check_known, listing
 from roadint.position import Phase, Position
 from roadint.rotation import Rotation, group_size, rotation
@@ -159,6 +159,14 @@ class RoadInterchange(SubspaceIntervention):
             own["source_representation"] = self.source_representation.tolist()
         return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
 
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
+
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""
         return {**super().values(), **self.basis.measured(self.frame)}
@@ -199,6 +207,8 @@ class RoadInterchange(SubspaceIntervention):
         """The Projection of each row of a batch. strengths: [rows, width]. Raises RoadError for `learning`: R is all rows' own."""
         if learning is not None:
             raise RoadError("an interchange is trained on counterfactual outputs (RoadModel.interchange), not by RoadTrainer")
+        if self._may_wait:
+            self._check_finite(strengths, *self.parameters())
         one = torch.ones_like(self.theta[0])
         depth = (self.width & -self.width).bit_length() - 1  # how often 2 divides the width
         stages = [rotation(theta, one, variant="road_1", group=2 ** (stage % depth + 1)) for stage, theta in enumerate(self.theta)]

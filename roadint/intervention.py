@@ -9,10 +9,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from roadint.basis import Basis, BasisKind, Frame, rotate
-from roadint.errors import RoadError, check_known
+from roadint.basis import Basis, BasisKind, Frame, fit, rotate
+from roadint.errors import check_known
 from roadint.position import Phase, Position
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.site import EditIntervention
 from roadint.subspace import Partition, SubspaceLike
 
@@ -99,13 +109,26 @@ class RoadIntervention(EditIntervention):
         own = {"variant": self.variant, "pairing": self.pairing, "basis": self.basis.kind, "basis_seed": self.basis.seed}
         return {**super().spec(), **own, "form": self.form}
 
+    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
+        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+
+        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)
+
     def values(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
         return {**super().values(), **self.basis.measured(self.frame)}
 
     def _check_strengths(self, strengths: Tensor) -> None:
-        if bool((strengths < 0).any()) and bool((self.alpha == 0).any()):
-            raise RoadError("a scale α of zero has no inverse: negative strengths are undefined here")
+        unusual = ~((strengths >= 0) & (strengths <= 1)).all(dim=1)
+        if bool(unusual.any()):
+            check_scale(self.alpha, strengths[unusual], self._owner)
+
+    def _owner(self, block: int) -> str:
+        owners = [repr(name) for name, subspace in self.partition.items() if block in subspace.blocks]
+        return f"{''.join(owners) or 'no subspace'} at layer {self.layer}"
 
     def rotation(self, strengths: Tensor | float = 1.0, learning: Tensor | None = None) -> Rotation:
         """The Rotation at these strengths, one for each leading row; see roadint.rotation.rotation.
@@ -121,7 +144,13 @@ class RoadIntervention(EditIntervention):
         found = rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
         return found if self.form == "rotation" else found.as_interchange()
 
-    rows = rotation  # what the rows of a batch are edited with
+    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rotation:
+        """What the rows of a batch are edited with; as `rotation`. Raises RoadError where a row that acts is not finite."""
+        found = self.rotation(strengths, learning)
+        if self._may_wait:
+            acting = (strengths != 0).any(dim=-1, keepdim=True)  # of a row, all blocks: one at strength 0 is NaN if its θ is
+            self._check_finite(strengths, *(each.where(acting, 0) for each in (found.u, found.v) if each is not None))
+        return found
 
     def edit(self, h: Tensor, rotation: Rotation, source: Tensor | None = None) -> Tensor:
         """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""

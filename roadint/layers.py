@@ -1,13 +1,16 @@
-"""Sites: where in a transformers model a layer and a component are."""
+"""Where in a transformers model a layer and a component are, and what the model is like around them."""
 
 import inspect
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from roadint.errors import RoadError, check_known, listing
+from roadint.errors import RoadError, check_known, listing, quoted
+from roadint.view import uncompiled
 
 # What the architectures call a component, inside one decoder layer; the layer itself is "block_output".
 _COMPONENTS: dict[str, tuple[str, ...]] = {
@@ -15,6 +18,11 @@ _COMPONENTS: dict[str, tuple[str, ...]] = {
     "attention_output": ("self_attn", "self_attention", "attention", "attn"),
     "mlp_output": ("mlp", "feed_forward", "ffn", "block_sparse_moe"),
 }
+_LAYERS = ("layers", "layer", "h", "blocks", "block")  # what they call the list of layers, where several lists are as long
+# The arguments that take what a model keeps from token to token, newest name first (5.24 renamed past_key_values).
+CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
+# Layers of these give hidden states in another order than [rows, columns, width].
+_OTHER_ORDER = ("xlnet",)
 
 
 def text_config(model: nn.Module) -> Any:
@@ -25,6 +33,26 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def check_model(model: nn.Module) -> None:
+    """Raises RoadError for a model in which rows and columns are not what the edits take them for."""
+    config = text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise RoadError(
+            f"{type(model).__name__} is an encoder-decoder: its prompt and its answer are other sequences; "
+            "expected a decoder-only transformers model, or an encoder with a head"
+        )
+    if config.model_type in _OTHER_ORDER:
+        raise RoadError(f"{type(model).__name__} has hidden states [columns, rows, width]: expected [rows, columns, width]")
+    prompts = getattr(model, "peft_config", None)
+    if isinstance(prompts, Mapping) and any(getattr(each, "is_prompt_learning", False) for each in prompts.values()):
+        raise RoadError("the PeftModel puts virtual tokens before each prompt: expected adapters on layers alone, such as LoRA")
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside wrappers (PEFT's, compiled ones): what every forward and every step of `generate` runs."""
+    return next((uncompiled(each) for each in model.modules() if isinstance(uncompiled(each), PreTrainedModel)), model)
+
+
 def width_of(model: nn.Module) -> int:
     """The width d of the hidden states."""
     return int(text_config(model).hidden_size)
@@ -32,7 +60,27 @@ def width_of(model: nn.Module) -> int:
 
 def takes_positions(model: nn.Module) -> bool:
     """Whether the model's forward takes position_ids; the others count by the attention mask."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    return "position_ids" in inspect.signature(inner_model(model).forward).parameters
+
+
+def counts_padding(model: nn.Module) -> bool:
+    """Whether the model, left alone, gives the first column position 0, padding or not, and looks positions up in a table.
+
+    `generate` counts each row's own tokens for it. Rotary positions are relative, so that padding changes nothing; encoders, and
+    models whose tables begin elsewhere, count their own way.
+    """
+    inner = inner_model(model)
+    if not takes_positions(inner) or not bool(getattr(inner, "can_generate", bool)()):
+        return False
+    size = getattr(text_config(inner), "max_position_embeddings", None)
+    tables = [
+        path
+        for path, each in inner.named_modules()
+        if type(each) is nn.Embedding
+        and each.num_embeddings == size
+        and path.endswith(("wpe", "position_embeddings", "positions_embed"))
+    ]
+    return bool(tables) and not any(hasattr(each, "create_position_ids_from_input_ids") for each in inner.modules())
 
 
 def check_recomputation(model: nn.Module) -> None:
@@ -46,37 +94,120 @@ def check_recomputation(model: nn.Module) -> None:
 
 def cache_name(model: nn.Module) -> str:
     """The argument of the model's forward that takes a cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(inner_model(model).forward).parameters else "past_key_values"
 
 
-def cached_columns(inputs: Mapping[str, Any]) -> int:
-    """How many columns the cache in a forward's arguments holds, under either name; 0 where there is none."""
-    caches = [inputs[name] for name in ("cache", "past_key_values") if inputs.get(name) is not None]
-    return int(caches[0].get_seq_length()) if caches else 0
+def cached_columns(inputs: Mapping[str, Any]) -> int | None:
+    """How many columns the cache in a forward's arguments holds, 0 without one; None where it can't tell (recurrent states)."""
+    cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError, TypeError):
+        return None
+
+
+def prepare_capture(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Let transformers hook the model itself where the call captures states, as it does at the first such call anyway.
+
+    A view would take those hooks with it, and the next call would add them once more.
+    """
+    configs = (getattr(model, "config", None), getattr(model, "generation_config", None), inputs.get("generation_config"))
+    told = [*inputs.items(), *(item for each in configs if each is not None for item in _settings(each))]
+    if not any(name.startswith("output_") and value is not None and value is not False for name, value in told):
+        return
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:
+        return
+    waiting = deque([model])
+    while waiting:
+        module = waiting.popleft()
+        inside = [each for each in module.modules() if isinstance(each, PreTrainedModel) and each is not module]
+        hooked = any(getattr(each, "_output_capturing_hooks_installed", False) for each in inside)
+        if isinstance(module, PreTrainedModel) and not hooked:
+            maybe_install_capturing_hooks(module)
+        else:
+            waiting.extend(module.children())
+
+
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    for each in (config, config.get_text_config()) if hasattr(config, "get_text_config") else (config,):
+        yield from (
+            (name, getattr(each, name, None)) for name in ("output_hidden_states", "output_attentions", "output_router_logits")
+        )
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module runs, also where accelerate brings its weights only for a moment; None where nothing tells."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in (hook, *getattr(hook, "hooks", ())):
+        place = getattr(each, "execution_device", None)
+        if place is not None:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    own = next((each.device for each in module.parameters() if each.device.type != "meta"), None)
+    if own is not None:
+        return own
+    return next((place for place in map(device_of, module.children()) if place is not None), None)
+
+
+def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """The language model's body, by its path: without heads, other towers and what leads from them to it."""
+    inner: Any = inner_model(model)
+    paths = {id(module): path for path, module in model.named_modules()}
+    body = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    if not isinstance(body, nn.Module) or id(body) not in paths:
+        body = getattr(inner, "base_model", inner)
+    return paths[id(body)], body
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The path and the list of the decoder layers. Raises RoadError where the model has no such list."""
-    count = text_config(model).num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and "vision" not in path:
-            return path, module
-    raise RoadError(f"no list of {count} decoder layers in {type(model).__name__}: expected a decoder-only transformers model")
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    prefix, body = decoder_of(model)
+    found = [
+        (path, module)
+        for path, module in body.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and "vision" not in path
+    ]
+    outermost = min((path.count(".") for path, _ in found), default=0)  # experts and the like lie inside
+    found = [(path, layers) for path, layers in found if path.count(".") == outermost]
+    if len(found) > 1:
+        found = [(path, layers) for path, layers in found if path.rpartition(".")[2] in _LAYERS]
+    if len(found) != 1:
+        raise RoadError(f"no list of {count} decoder layers in {type(model).__name__}: expected a decoder-only transformers model")
+    ((path, layers),) = found
+    return ".".join(filter(None, (prefix, path))), layers
 
 
 def site_path(model: nn.Module, layer: int, component: str) -> str:
     """The dotted path of the module whose output is the site. Raises RoadError for an unknown layer or component."""
     path, layers = find_layers(model)
-    if not 0 <= layer < len(layers):
-        raise RoadError(f"layer {layer} is outside the model: expected 0 to {len(layers) - 1} (layers count from 0)")
+    if not isinstance(layer, int) or not 0 <= layer < len(layers):
+        raise RoadError(f"layer {quoted(layer)} is outside the model: expected 0 to {len(layers) - 1} (layers count from 0)")
     check_known("component", component, _COMPONENTS)
     names = _COMPONENTS[component]
     if not names:
         return f"{path}.{layer}"
-    for name in names:
-        if hasattr(layers[layer], name):
-            return f"{path}.{layer}.{name}"
-    raise RoadError(f"{type(model).__name__} has no {component}: looked for {listing(names)} in its layers; try 'block_output'")
+    name = next((each for each in names if isinstance(getattr(layers[layer], each, None), nn.Module)), None)
+    if name is None:
+        raise RoadError(
+            f"layer {layer} of {type(model).__name__} has no {component}: looked for {listing(names)} in it; try 'block_output'"
+        )
+    module = getattr(layers[layer], name)
+    if _adds_residual(module):
+        raise RoadError(
+            f"{path}.{layer}.{name} of {type(model).__name__} adds the residual stream inside: its output is no {component}; "
+            "try 'block_output'"
+        )
+    return f"{path}.{layer}.{name}"
+
+
+def _adds_residual(module: nn.Module) -> bool:
+    """Whether a component is given the residual stream, to add it to its own output (Bloom, MPT; BERT's attention)."""
+    within = [module, *module.children()]
+    return any({"residual", "input_tensor"} & set(inspect.signature(each.forward).parameters) for each in within)
 
 
 def positions_of(model: Any) -> int | None:

@@ -1,7 +1,7 @@
 """RoadModel: a transformers model with interventions and adapters, and a composition for each row of the batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,16 +11,28 @@ from roadint import describe
 from roadint.arithmetic import check_products, check_sums
 from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
-from roadint.errors import RoadError, listing
+from roadint.errors import RoadError, listing, quoted
 from roadint.exchange import Mode, gather, read
+from roadint.generation import check_generation, generation_settings
 from roadint.head import score
-from roadint.inputs import Prompts, kept_tokens, shape_of, tokens_of
-from roadint.layers import check_recomputation, takes_positions
+from roadint.inputs import (
+    Prompts,
+    check_prompt_length,
+    check_scored,
+    is_padded,
+    kept_tokens,
+    shape_of,
+    tokens_of,
+    with_own_positions,
+)
+from roadint.layers import check_recomputation, counts_padding, text_config
 from roadint.linear.edit import LinearEdit
 from roadint.linear.merge import Merged, merge
+from roadint.partial import Resumed
+from roadint.passes import Acting, Passes, edited
 from roadint.position import Position, PositionLike, Tokens, parse_positions
-from roadint.prompt import Template, batch_prompts, check_template, generation_inputs, pad_id
-from roadint.roads import Roads
+from roadint.prompt import Template, batch_prompts, check_template, generation_inputs
+from roadint.roads import Placed, Roads
 from roadint.site import SubspaceIntervention
 
 Compose = CompositionLike | Sequence[CompositionLike]
@@ -48,8 +60,7 @@ class RoadModel(Roads):
         capacity: int = 1024,
     ) -> None:
         super().__init__(model, interventions, capacity=capacity)
-        # Encoders count positions their own way.
-        self._takes_positions = takes_positions(model) and bool(getattr(model, "can_generate", bool)())
+        self._counts_padding = counts_padding(model)
 
     def forward(
         self,
@@ -60,12 +71,14 @@ class RoadModel(Roads):
         scored: tuple[Tensor, Tensor] | None = None,
         positions: PositionLike | None = None,
         sources: Sequence[Source | None] | None = None,
+        resumed: Resumed | None = None,
         **inputs: Any,
     ) -> Any:
         """The model's own forward, with its own output class, and a composition a row.
 
         inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
-        those in the cache] (all ones by default).
+        those in the cache] (all ones by default; ids that are padded need one). Where a model looks positions up in a table and
+        the mask shows padding on the left, it gets the position_ids that `generate` would give it.
         compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
         prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
         so that "last" is the last token that the mask keeps.
@@ -75,32 +88,53 @@ class RoadModel(Roads):
         positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
         sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it, or for each row one state,
         [width], for all of its edited tokens, generated ones too; None where it takes nothing.
-        Raises RoadError for a composition or a mask that does not fit.
+        resumed: the hidden states that some of the lowest layers are known to give: those layers do not run.
+        Raises RoadError for a composition or a mask that does not fit, and where an edit could not act.
         """
-        compositions = self._parse(compose, shape_of(inputs)[0])
-        if not any(composition.terms for composition in compositions):
-            return self._run(inputs, scored)
-        check_recomputation(self.model)
-        kept = kept_tokens(inputs, self._takes_positions, self.device)
-        learned = None if learning == ALL else parse_rows(learning, len(compositions), self.names)
-        with self._edited(compositions, kept, prompt_length, learned, _places(positions), self._check_sources(sources)):
-            return self._run(inputs, scored)
+        rows, columns = shape_of(inputs)
+        check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
+        if self._counts_padding:
+            inputs = with_own_positions(inputs)
+        with self._gate.call():
+            placed = self._placed()
+            compositions = self._parse(placed, compose, rows)
+            learned = None if learning == ALL else parse_rows(learning, rows, placed.names)
+            plain = self.model if resumed is None else resumed.of(self.model)
+            model = plain
+            if any(composition.terms for composition in compositions):
+                check_recomputation(self.model)
+                kept = kept_tokens(inputs, self.model, self.device)
+                length = check_prompt_length(prompt_length, kept)
+                edits = self._edits(placed, compositions, kept, length, learned, _places(positions), sources)
+                model = edited(plain, edits, Passes(kept.shape[1]), inputs)
+            return model(**inputs) if scored is None else score(model, inputs, *scored, plain=self.model)
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
 
         input_ids [rows, columns], padded on the left where rows differ, with their attention_mask. Beams and returned
-        sequences share their row's composition and sources. Raises RoadError as `forward` does.
+        sequences share their row's composition and sources. Compiled models and caches run uncompiled where something composes.
+        Raises RoadError as `forward` does, and for guidance_scale, whose passes run on other tokens.
         """
         rows, columns = shape_of(inputs)
-        compositions = self._parse(compose, rows)
-        kept = inputs.get("attention_mask")
-        if kept is None:
-            kept = inputs["attention_mask"] = torch.ones(rows, columns, dtype=torch.long, device=self.device)
-        if not any(composition.terms for composition in compositions):
-            return self.model.generate(**inputs)  # type: ignore[operator]
-        with torch.no_grad(), self._edited(compositions, kept, sources=self._check_sources(sources)):
-            return self.model.generate(**inputs)  # type: ignore[operator]
+        with self._gate.call():
+            placed = self._placed()
+            compositions = self._parse(placed, compose, rows)
+            if not any(composition.terms for composition in compositions):
+                return self.model.generate(**inputs)  # type: ignore[operator]
+            check_generation(self.model, inputs)
+            kept = inputs.get("attention_mask")
+            if kept is None:
+                ids = inputs.get("input_ids", inputs.get("inputs"))
+                padded = is_padded({"input_ids": ids}, self.model)
+                ones = torch.ones(rows, columns, dtype=torch.long, device=self.device)
+                kept = (ids != text_config(self.model).pad_token_id).long() if padded and ids is not None else ones
+                inputs["attention_mask"] = kept
+            kept = kept_tokens({"input_ids": torch.empty(rows, columns), "attention_mask": kept}, self.model, self.device)
+            with torch.no_grad():
+                edits = self._edits(placed, compositions, kept, sources=sources)
+                model = edited(self.model, edits, Passes(), inputs)
+                return model.generate(**inputs, disable_compile=True)  # type: ignore[operator]
 
     def generate(
         self,
@@ -116,7 +150,8 @@ class RoadModel(Roads):
 
         prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
         template: overrides the model's. sources: as in `forward`.
-        generation: for transformers' `generate`, over roadint.model.DECODING.
+        generation: for transformers' `generate`: settings, or a generation_config. What they leave open is as in
+        roadint.model.DECODING or, beside a generation_config, as that says.
         Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
         """
         if isinstance(prompts, str):
@@ -126,9 +161,11 @@ class RoadModel(Roads):
         chosen = check_template(template or self.template, tokenizer)
         batch = generation_inputs(tokenizer, chosen, prompts)
         columns = batch["input_ids"].shape[1]
-        settings = {"pad_token_id": pad_id(tokenizer), **DECODING, **generation}
         tokens = self.generate_tokens(
-            compose=compose, sources=sources, **{name: tensor.to(self.device) for name, tensor in batch.items()}, **settings
+            compose=compose,
+            sources=sources,
+            **{name: tensor.to(self.device) for name, tensor in batch.items()},
+            **generation_settings(tokenizer, generation, DECODING),
         )
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         return [str(text).strip() for text in tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)]
@@ -141,8 +178,8 @@ class RoadModel(Roads):
         prompts: instructions, or tokens: {"input_ids": [rows, columns], "attention_mask": …}; positions: instead of the
         interventions' own, as in `forward`. No layer above the highest site runs. Raises RoadError for bad input.
         """
-        with torch.no_grad():
-            return self._read(self._tokens(tokenizer, prompts, template), positions)
+        with torch.no_grad(), self._gate.call():
+            return self._read(self._placed(), self._tokens(tokenizer, prompts, template), positions)
 
     def interchange(
         self,
@@ -165,7 +202,8 @@ class RoadModel(Roads):
         the last is put into the base: a chain, as in pyvene's mode of that name. Other interventions act on the base alone.
         Logits and the rest are as `forward` returns them, with padding on the left. Raises RoadError for bad input.
         """
-        takes = [site.takes_source for site in self.sites]
+        placed = self._placed()
+        takes = [site.takes_source for site in placed.sites]
         if not any(takes):
             raise RoadError("no intervention takes a source: expected a RoadInterchange among them")
         several = not isinstance(source, (str, Mapping)) and not all(isinstance(each, str) for each in source)
@@ -173,14 +211,17 @@ class RoadModel(Roads):
         if len(given) != sum(takes):
             raise RoadError(f"{len(given)} sources for {sum(takes)} interchanges: expected one each, or prompts for all of them")
         inputs = self._tokens(tokenizer, base, template)
-        compositions = self._parse(compose, shape_of(inputs)[0])
+        compositions = self._parse(placed, compose, shape_of(inputs)[0])
 
         def read_source(prompts: Prompts, taken: Sequence[Source | None]) -> list[list[Tensor]]:
             tokens = self._tokens(tokenizer, prompts, template)
-            return self._read(tokens, source_positions or positions, compositions, positions, taken)
+            return self._read(placed, tokens, source_positions or positions, compositions, positions, taken)
 
-        sources = gather(takes, given, mode, read_source)
-        return self(compose=compositions, positions=positions, sources=sources, **inputs)
+        with self._gate.call():
+            sources = gather(takes, given, mode, read_source)
+            if self._placed().sites != placed.sites:
+                raise RoadError("interventions came or went while the sources were read: expected the same ones; call again")
+            return self(compose=compositions, positions=positions, sources=sources, **inputs)
 
     def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
         """Put a composition of adapters into the model's own weights, which then run at no cost; nothing composes until `unmerge`.
@@ -190,24 +231,29 @@ class RoadModel(Roads):
         Works in place, two rows at a time. Warns where the weights' dtype rounds much of the change away.
         Raises RoadError, and changes nothing, for edits of hidden states, quantised or shared weights, and what does not commute.
         """
-        if self._merged:
-            raise RoadError(f"adapters are merged already, as '{self._merged.composition}': unmerge() first")
-        composition = Composition.parse(compose, list(self.adapters) if compose == ALL else self.names)
-        for name, _ in composition.terms:
-            if name not in self.adapters:
+        with self._gate.change("merging adapters into the weights"):
+            if self._merged:
+                raise RoadError(f"adapters are merged already, as '{self._merged.composition}': unmerge() first")
+            composition = Composition.parse(compose, list(self.adapters) if compose == ALL else self.names)
+            for name, _ in composition.terms:
+                if name not in self.adapters:
+                    raise RoadError(
+                        f"{name!r} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
+                    )
+            if not composition.terms:
                 raise RoadError(
-                    f"{name!r} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
+                    f"nothing to merge in {quoted(str(compose))}: expected a composition of adapters, of {listing(self.adapters)}"
                 )
-        if not composition.terms:
-            raise RoadError(
-                f"nothing to merge in {str(compose)!r}: expected a composition of adapters, of {listing(self.adapters)}"
-            )
-        check_products(self.adapters, [composition])
-        self._merged = merge(self.model, self.adapters, composition, keep)
-        return self._merged
+            check_products(self.adapters, [composition])
+            self._merged = merge(self.model, self.adapters, composition, keep)
+            return self._merged
 
     def unmerge(self) -> None:
-        """Take merged adapters out of the weights again. Raises RoadError where none are merged."""
+        """Take merged adapters out of the weights again. Raises RoadError where none are merged, or calls run on them."""
+        with self._gate.change("taking adapters out of the weights"):
+            self._unmerge()
+
+    def _unmerge(self) -> None:
         if not self._merged:
             raise RoadError("no adapters are merged: expected merge() before unmerge()")
         self._merged.undo()
@@ -215,12 +261,20 @@ class RoadModel(Roads):
 
     @contextmanager
     def merged(self, compose: CompositionLike = ALL) -> Iterator[nn.Module]:
-        """The model with adapters merged, inside; its weights are exactly as before afterwards, also after an exception."""
+        """The model with adapters merged, inside; its weights are exactly as before afterwards, also after an exception.
+
+        The end waits for the calls that run.
+        """
         self.merge(compose, keep=True)
         try:
             yield self.model
         finally:
-            self.unmerge()
+            with self._gate.change("taking adapters out of the weights", wait=True):
+                self._unmerge()
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inside, as in any call, adapters are neither merged nor unmerged: for what takes several calls, such as a training."""
+        return self._gate.call()
 
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
         """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
@@ -235,6 +289,7 @@ class RoadModel(Roads):
 
     def _read(
         self,
+        placed: Placed,
         inputs: dict[str, Any],
         where: PositionLike | None,
         compositions: Sequence[Composition] = (),
@@ -242,59 +297,55 @@ class RoadModel(Roads):
         taken: Sequence[Source | None] = (),
     ) -> list[list[Tensor]]:
         """The hidden states at the sites; the interchanges that have something in `taken` act in the pass."""
-        kept = kept_tokens(inputs, self._takes_positions, self.device)
+        if self._counts_padding:
+            inputs = with_own_positions(inputs)
+        kept = kept_tokens(inputs, self.model, self.device)
         edit = None
         if any(states is not None for states in taken):
-            of_takers = {name for site in self.sites if site.takes_source for name in site.partition}
+            of_takers = {name for site in placed.sites if site.takes_source for name in site.partition}
             acting = [Composition(tuple(term for term in each.terms if term[0] in of_takers)) for each in compositions]
-            edit = Edit(self.sites, acting, kept, positions=_places(positions), sources=taken)
-        return read(self.model, self.sites, self._modules_at_sites(), inputs, kept, _places(where), edit)
+            edit = Edit(placed.sites, placed.paths, acting, kept, positions=_places(positions), sources=taken)
+        return read(self.model, placed.sites, placed.paths, inputs, kept, _places(where), edit)
 
-    @contextmanager
-    def _edited(
+    def _edits(
         self,
+        placed: Placed,
         compositions: Sequence[Composition],
         kept: Tensor,
         prompt_length: Tensor | None = None,
-        learning: Any = None,
+        learning: Sequence[Composition] | None = None,
         positions: Position | Tokens | None = None,
         sources: Sequence[Source | None] | None = None,
-    ) -> Iterator[None]:
-        """Interventions and adapters act inside, each row by its composition."""
-        with ExitStack() as stack:
-            if self.sites:
-                edit = Edit(self.sites, compositions, kept, prompt_length, learning, positions, sources)
-                stack.enter_context(edit.applied(self.model, self._modules_at_sites()))
-            if self.linear and not self._merged:
-                turning = LinearEdit(self.adapters, compositions, self._banks, self.capacity, learning)
-                stack.enter_context(turning.applied(self.model))
-            yield
-
-    def _check_sources(self, sources: Sequence[Source | None] | None) -> Sequence[Source | None] | None:
-        if sources is not None and len(sources) != len(self.sites):
+    ) -> list[Acting]:
+        """What interventions and adapters do in a call, each row by its composition."""
+        edits: list[Acting] = []
+        if sources is not None and len(sources) != len(placed.sites):
             raise RoadError(
-                f"{len(sources)} sources for {len(self.sites)} interventions: expected one each, None where none is taken"
+                f"{len(sources)} sources for {len(placed.sites)} interventions: expected one each, None where none is taken"
             )
-        return sources
+        if placed.sites:
+            edits.append(Edit(placed.sites, placed.paths, compositions, kept, prompt_length, learning, positions, sources))
+        if placed.adapters and not placed.merged:
+            edits.append(LinearEdit(placed.adapters, compositions, self._banks, self.capacity, learning))
+        return edits
 
-    def _parse(self, compose: Compose, rows: int) -> list[Composition]:
+    def _parse(self, placed: Placed, compose: Compose, rows: int) -> list[Composition]:
         """One composition a row. Raises RoadError."""
+        merged = (
+            f"; adapters are merged into the weights, as '{placed.merged.composition}': unmerge() first" if placed.merged else ""
+        )
         try:
-            compositions = parse_rows(compose, rows, self.names)
+            compositions = parse_rows(compose, rows, placed.names)
         except RoadError as error:
-            merged = (
-                f"; adapters are merged into the weights, as '{self._merged.composition}': unmerge() first" if self._merged else ""
-            )
             raise RoadError(f"{error}{merged}") from None
-        check_sums(self.sites, compositions)
-        check_products(self.adapters, compositions)
+        if merged:
+            given = compose if isinstance(compose, (list, tuple)) else [compose]
+            for each, composition in zip(given, compositions, strict=False):
+                if not composition.terms and each != ALL:
+                    raise RoadError(f"composition {quoted(each)} is the base model{merged}, or compose 'all'")
+        check_sums(placed.sites, compositions)
+        check_products(placed.adapters, compositions)
         return compositions
-
-    def _run(self, inputs: dict[str, Any], scored: tuple[Tensor, Tensor] | None) -> Any:
-        return self.model(**inputs) if scored is None else score(self.model, inputs, *scored)
-
-    def _modules_at_sites(self) -> list[nn.Module]:
-        return [self.model.get_submodule(self._paths[site.layer, site.component]) for site in self.sites]
 
 
 def _places(positions: PositionLike | None) -> Position | Tokens | None:

@@ -1,18 +1,19 @@
 """Parts of a model's own forward pass: up to the output of a layer, or from there on.
 
 Both go through the model's public forward, so that masks, positions, caches and heads stay the model's business; only the layers
-that are not wanted do nothing. What is changed on the model is undone afterwards, and other threads never see it.
+that are not wanted do nothing, in a view of the model (roadint.view) that nobody else sees.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roadint.layers import find_layers
+from roadint.view import view
 
 
 class Enough(Exception):
@@ -31,49 +32,38 @@ def output_after(model: nn.Module, layers: int, **inputs: Any) -> Any:
     That is the hidden states [rows, columns, width] or, in some architectures, a tuple that begins with them.
     """
     found: list[Any] = []
-    thread = threading.get_ident()
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            found.append(output)
-            raise Enough
+        found.append(output)
+        raise Enough
 
-    handle = find_layers(model)[1][layers - 1].register_forward_hook(keep)
-    try:
-        run_until_enough(model, **inputs)
-    finally:
-        handle.remove()
+    run_until_enough(view(model, {find_layers(model)[1][layers - 1]: [keep]}), **inputs)
     return found[0]
 
 
-@contextmanager
-def resumed(model: nn.Module, layers: int, hidden: Tensor | None, *, as_tuple: bool = False) -> Iterator[None]:
-    """Inside, in this thread, the lowest `layers` layers do no work; the next one gets `hidden` [rows, columns, width].
+@dataclass(frozen=True)
+class Resumed:
+    """A forward pass that begins above the lowest `layers` layers, which do no work: the next one gets `hidden`.
 
-    Hooks on the skipped layers still run: the output of the last of them is `hidden`, as if it had been computed (without
-    `hidden`, the embeddings pass). The call's input_ids (or inputs_embeds) say rows and columns. With `layers` 0 the model
-    runs as it is. as_tuple: whether this model's layers return tuples.
+    hidden: [rows, columns, width]; without it, the embeddings pass. as_tuple: whether this model's layers return tuples.
     """
-    thread = threading.get_ident()
 
-    def instead(own: Callable[..., Any], last: bool) -> Callable[..., Any]:
+    layers: int
+    hidden: Tensor | None
+    as_tuple: bool = False
+
+    def of(self, model: nn.Module) -> nn.Module:
+        """The model that runs so. The call's input_ids (or inputs_embeds) say rows and columns.
+
+        Hooks on the skipped layers still run: the output of the last of them is `hidden`, as if it had been computed. With
+        `layers` 0 it is the model itself.
+        """
+        skipped = find_layers(model)[1][: self.layers]
+        return view(model, {}, forwards={layer: self._forward(layer is skipped[-1]) for layer in skipped}) if self.layers else model
+
+    def _forward(self, last: bool) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return own(hidden_states, *args, **kwargs)
-            output = hidden_states if hidden is None or not last else hidden
-            return (output, None) if as_tuple else output
+            output = hidden_states if self.hidden is None or not last else self.hidden
+            return (output, None) if self.as_tuple else output
 
         return forward
-
-    with ExitStack() as undo:
-        for index, layer in enumerate(find_layers(model)[1][:layers]):
-            undo.callback(_put_back, layer, vars(layer).get("forward"))
-            layer.forward = instead(layer.forward, last=index == layers - 1)
-        yield
-
-
-def _put_back(layer: nn.Module, forward: Any) -> None:
-    """A forward of the layer's own (accelerate sets such), or none."""
-    del layer.forward
-    if forward is not None:
-        layer.forward = forward

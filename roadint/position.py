@@ -8,17 +8,23 @@ passes; this is why the edit is the same with and without a cache, with beams an
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, check_known, did_you_mean, quoted
+from roadint.scanner import check_length
 
 Phase = Literal["prompt", "generated", "both"]
 Kind = Literal["last", "first", "all", "at"]
 
-_CALL = re.compile(r"\s*(?P<kind>\w+)\s*(?:\(\s*(?P<numbers>[^()]*?)\s*\))?\s*")
+_CALL = re.compile(r"([^\W\d]\w*)\s*(?:\(([^()]*)\))?")
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+_LONGEST = 16_000  # characters
+_MOST = 1_000  # indices
+_LARGEST = 999_999_999  # a count or an index
 _EXPECTED = "expected 'last', 'last(n)', 'first(n)', 'all' or 'at(i, …)'"
 
 
@@ -28,40 +34,65 @@ class Position:
 
     phase: "prompt", "generated" (what follows the prompt) or "both". The generated part grows by a token at a time, each of
     which is the last one once, so there `last(n)` is every token; `first(n)` and `at(i)` count from the first generated token.
+    Its text, `str(position)`, is kind and numbers. Raises RoadError for fields that select nothing.
     """
 
     kind: Kind = "last"
-    numbers: tuple[int, ...] = (1,)
+    numbers: tuple[int, ...] = ()  # (1,) for last and first
     phase: Phase = "prompt"
+
+    def __post_init__(self) -> None:
+        check_known("phase", self.phase, get_args(Phase))
+        check_known("position", self.kind, get_args(Kind))
+        numbers = _integers(self.numbers)
+        if numbers is None or len(numbers) > _MOST:
+            raise RoadError(
+                f"position {quoted(self.kind)} has the numbers {quoted(self.numbers)}: "
+                f"expected a tuple of up to {_MOST:,} integers of at most {_LARGEST:,} in size"
+            )
+        if self.kind in ("last", "first"):
+            numbers = numbers or (1,)
+        object.__setattr__(self, "numbers", numbers)
+        if self.kind in ("last", "first") and (len(numbers) != 1 or numbers[0] < 1):
+            raise RoadError(f"position {quoted(str(self))} needs one count of at least 1, such as {self.kind}(1)")
+        if self.kind == "all" and numbers:
+            raise RoadError(f"position 'all' takes no numbers, but has {quoted(numbers)}: expected 'all'")
+        if self.kind == "at" and not numbers:
+            raise RoadError("position 'at' names no token: expected at least one index, such as 'at(0)' or 'at(-1)'")
+        if self.kind == "at" and self.after_prompt and min(numbers) < 0:
+            raise RoadError(
+                f"position {quoted(str(self))} counts from the end, but phase {self.phase!r} has no end yet: "
+                "expected indices from 0"
+            )
 
     @classmethod
     def parse(cls, text: "str | Position", phase: Phase = "prompt") -> "Position":
-        """Read `"last(2)"` and the like. Raises RoadError for an unknown kind or phase, and for counts that select nothing."""
+        """Read `"last(2)"` and the like; a Position stays as it is, with its own phase.
+
+        Raises RoadError for an unknown kind or phase, for numbers that are none or that select nothing, and for a phase that
+        contradicts a Position's own.
+        """
+        check_known("phase", phase, get_args(Phase))
         if isinstance(text, Position):
+            if phase not in ("prompt", text.phase):  # "prompt" is said by default
+                raise RoadError(
+                    f"position {quoted(str(text))} has phase {text.phase!r}, but phase {phase!r} is asked for: "
+                    f"expected one of them, such as Position.parse({quoted(str(text))}, {phase!r})"
+                )
             return text
-        if phase not in get_args(Phase):
-            raise RoadError(f"unknown phase {phase!r}: expected one of {listing(get_args(Phase))}")
-        found = _CALL.fullmatch(text) if isinstance(text, str) else None
+        if not isinstance(text, str):
+            raise RoadError(f"position {quoted(text)} is not understood: {_EXPECTED}")
+        check_length("position", text, _LONGEST)
+        found = _CALL.fullmatch(text.strip())
         if found is None:
-            raise RoadError(f"position {text!r} is not understood: {_EXPECTED}")
-        kind: Kind = found["kind"]  # type: ignore[assignment]
+            raise RoadError(f"position {quoted(text)} is not understood: {_EXPECTED}")
+        kind: Kind = found[1]  # type: ignore[assignment]
         if kind not in get_args(Kind):
-            raise RoadError(f"unknown position {text!r}: {_EXPECTED}{did_you_mean(kind, get_args(Kind))}")
-        try:
-            numbers = tuple(int(number) for number in (found["numbers"] or "").split(",") if number.strip())
-        except ValueError:
-            raise RoadError(f"position {text!r} has numbers that are no integers: {_EXPECTED}") from None
-        if kind in ("last", "first"):
-            numbers = numbers or (1,)
-            if len(numbers) != 1 or numbers[0] < 1:
-                raise RoadError(f"position {text!r} needs one count of at least 1, such as {kind}(1)")
-        if kind == "all" and numbers:
-            raise RoadError(f"position {text!r} takes no numbers: expected 'all'")
-        if kind == "at" and not numbers:
-            raise RoadError(f"position {text!r} names no token: expected at least one index, such as 'at(0)' or 'at(-1)'")
-        if kind == "at" and phase != "prompt" and min(numbers) < 0:
-            raise RoadError(f"position {text!r} counts from the end, but phase {phase!r} has no end yet: expected indices from 0")
-        return cls(kind, numbers, phase)
+            raise RoadError(f"unknown position {quoted(text)}: {_EXPECTED}{did_you_mean(kind, get_args(Kind))}")
+        listed = [] if found[2] is None else [number.strip() for number in found[2].split(",")]
+        if not all(_INTEGER.fullmatch(number) for number in listed):
+            raise RoadError(f"position {quoted(text)} has numbers that are no integers of at most {_LARGEST:,}: {_EXPECTED}")
+        return cls(kind, tuple(map(int, listed)), phase)
 
     @property
     def after_prompt(self) -> bool:
@@ -122,6 +153,15 @@ class Tokens:
     indices: tuple[tuple[int, ...], ...]
     after_prompt = False
 
+    def __post_init__(self) -> None:
+        given = self.indices if isinstance(self.indices, (list, tuple)) else ()
+        rows = tuple(_integers(row) or () for row in given)
+        if not all(rows) or not rows:
+            raise RoadError(
+                f"positions {quoted(self.indices)} are not understood: {_EXPECTED}, or a list of token indices for each row"
+            )
+        object.__setattr__(self, "indices", rows)
+
     def edited(self, rank: Tensor, prompt_length: Tensor) -> Tensor:
         """Which tokens are edited; as Position.edited."""
         selected = torch.zeros_like(rank, dtype=torch.bool)
@@ -144,14 +184,22 @@ class Tokens:
                     )
 
 
-PositionLike = Position | str | Sequence[Sequence[int]]
+PositionLike = Position | Tokens | str | Sequence[Sequence[int]]
 
 
 def parse_positions(positions: PositionLike) -> Position | Tokens:
     """A position for all rows, or explicit indices, a list for each row. Raises RoadError."""
     if isinstance(positions, (str, Position)):
         return Position.parse(positions)
-    rows = [list(row) if isinstance(row, Sequence) else row for row in positions]
-    if not all(isinstance(row, list) and row and all(isinstance(index, int) for index in row) for row in rows):
-        raise RoadError(f"positions {positions!r} are not understood: {_EXPECTED}, or a list of token indices for each row")
-    return Tokens(tuple(tuple(row) for row in rows))
+    return positions if isinstance(positions, Tokens) else Tokens(positions)  # type: ignore[arg-type]
+
+
+def _integers(given: Any) -> tuple[int, ...] | None:
+    """A list, tuple or range of integers as a tuple; None for anything else."""
+    if isinstance(given, range):
+        given = given if max(abs(given.start), abs(given.stop)) <= _LARGEST and len(given) <= _LONGEST else None
+    if not isinstance(given, (list, tuple, range)):
+        return None
+    if not all(isinstance(number, Integral) and not isinstance(number, bool) and abs(int(number)) <= _LARGEST for number in given):
+        return None
+    return tuple(map(int, given))

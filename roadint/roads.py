@@ -1,7 +1,8 @@
 """What lies on a model: interventions at hidden states and adapters on linear layers; placed, named, added, removed, kept."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from roadint import checkpoint, describe
 from roadint.arithmetic import label_of
 from roadint.composition import ALL, Composition, CompositionLike
 from roadint.errors import RoadError, did_you_mean, listing
-from roadint.layers import find_layers, site_path, text_config, width_of
-from roadint.linear.edit import Banks
+from roadint.gate import Gate, Lock
+from roadint.layers import check_model, device_of, find_layers, site_path, text_config, width_of
+from roadint.linear.bank import Banks
 from roadint.linear.merge import Merged
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import ALL_LINEAR, Names, find_targets
@@ -25,6 +27,21 @@ from roadint.subspace import SubspaceLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What lies on a model at one moment, read once by each call. paths: of the modules at the sites."""
+
+    sites: tuple[SubspaceIntervention, ...]
+    paths: tuple[str, ...]
+    adapters: Mapping[str, LinearRoad]
+    merged: Merged | None
+
+    @property
+    def names(self) -> list[str]:
+        """What a composition may use."""
+        return [*subspace_names(self.sites), *(() if self.merged else self.adapters)]
 
 
 class Roads(nn.Module):
@@ -41,15 +58,18 @@ class Roads(nn.Module):
         capacity: int = 1024,
     ) -> None:
         super().__init__()
+        check_model(model)
         self.model = model
+        self._gate = Gate()
+        self._changing = Lock()  # what lies on the model: replaced, never changed, so that a call reads it whole
+        self._merged: Merged | None = None
         self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
+        self.interventions, self.linear = nn.ModuleList(), nn.ModuleList()
         self._place([interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions))
-        self.linear = nn.ModuleList()
         if not isinstance(capacity, int) or capacity < 1:
             raise RoadError(f"capacity={capacity!r}: expected how many compositions of adapters are held ready, at least 1")
         self.capacity = capacity
-        self._banks: Banks = {}
-        self._merged: Merged | None = None
+        self._banks = Banks()
         self.template: Template = "plain"
         self.training_summary: dict[str, Any] = {}
 
@@ -66,7 +86,7 @@ class Roads(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of all subspaces and adapters, in order: what a composition may use. Adapters that are merged rest."""
-        return [*subspace_names(self.sites), *(() if self._merged else self.adapters)]
+        return self._placed().names
 
     @property
     def trainable_count(self) -> int:
@@ -80,7 +100,7 @@ class Roads(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
-        return next(self.model.parameters()).device
+        return device_of(self.model) or torch.device("cpu")
 
     def compositions(self) -> list[Composition]:
         """What there is to compare: none, each subspace and adapter alone and, where there are several, all of them."""
@@ -152,7 +172,7 @@ class Roads(nn.Module):
             )
         if name not in self.adapters:
             raise RoadError(f"no adapter {name!r}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}")
-        self._keep_adapters(each for each in self.adapters.values() if each.name != name)
+        self._keep_adapters(lambda each: each.name != name)
 
     def save_pretrained(self, folder: str | Path, adapters: Sequence[str] | None = None) -> int:
         """Write interventions and adapters (not the model) as a checkpoint of a few kB; returns its size in bytes.
@@ -211,15 +231,16 @@ class Roads(nn.Module):
         if template != self.template:
             raise RoadError(f"{name_or_path} was trained with template {template!r}, this one with {self.template!r}")
         adapters = saved.adapters(self.model, label)
-        self._place([*self.sites, *saved.interventions(label)])
+        self._place(saved.interventions(label))
         self.attach(adapters)
 
     def remove_checkpoint(self, label: str) -> None:
         """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing is."""
         if not label or label not in self._labels():
             raise RoadError(f"no checkpoint {label!r} to remove: the names are {listing(self.names)}")
-        self._place([site for site in self.sites if label_of(site) != label])
-        self._keep_adapters(each for each in self.adapters.values() if each.name.partition("@")[2] != label)
+        with self._changing:
+            self.interventions = nn.ModuleList(site for site in self.sites if label_of(site) != label)
+        self._keep_adapters(lambda each: each.name.partition("@")[2] != label)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
@@ -270,28 +291,40 @@ class Roads(nn.Module):
 
     def attach(self, adapters: Sequence[LinearRoad]) -> None:
         """Put adapters that exist already on the model. Raises RoadError, and attaches none, where a name is taken."""
-        taken = {*self.names, *self.adapters}
         for adapter in adapters:
-            if adapter.name in taken:
-                raise RoadError(f"name {adapter.name!r} is taken: expected another one than {listing(self.names)}")
-        for adapter in adapters:
-            placed = next(self.model.get_submodule(adapter.layout.paths[0]).parameters(), None)
-            if placed is not None and placed.device.type != "meta":
-                adapter.to(placed.device)
-            self.linear.append(adapter)
+            device = device_of(self.model.get_submodule(adapter.layout.paths[0]))
+            if device is not None:
+                adapter.to(device)
+        with self._changing:
+            taken = {*subspace_names(self.sites), *self.adapters}
+            for adapter in adapters:
+                if adapter.name in taken:
+                    raise RoadError(f"name {adapter.name!r} is taken: expected another one than {listing(taken)}")
+                taken.add(adapter.name)
+            self.linear = nn.ModuleList([*self.linear, *adapters])
 
-    def _keep_adapters(self, kept: Iterable[LinearRoad]) -> None:
-        self.linear = nn.ModuleList(kept)
-        used = {each.place for each in self.adapters.values()}
-        self._banks = {key: bank for key, bank in self._banks.items() if key in used}
+    def _keep_adapters(self, keep: Callable[[LinearRoad], bool]) -> None:
+        with self._changing:
+            kept = [each for each in self.adapters.values() if keep(each)]
+            self.linear = nn.ModuleList(kept)
+        self._banks.keep({each.place for each in kept})
 
+    def _placed(self) -> Placed:
+        with self._changing:
+            sites = tuple(self.sites)
+            paths = tuple(self._paths[site.layer, site.component] for site in sites)
+            return Placed(sites, paths, self.adapters, self._merged)
+
+    @torch.inference_mode(False)
     def _place(self, interventions: Sequence[SubspaceIntervention]) -> None:
-        """Settle the interventions: their width, and the device of the layer that each one edits."""
+        """Put interventions beside those that are there: with the model's width, on the device of the layer that each one edits."""
+        paths = {(each.layer, each.component): site_path(self.model, each.layer, each.component) for each in interventions}
         for intervention in interventions:
-            path = site_path(self.model, intervention.layer, intervention.component)
-            self._paths[intervention.layer, intervention.component] = path
+            path = paths[intervention.layer, intervention.component]
             intervention.bind(width_of(self.model))
-            placed = next(self.model.get_submodule(path).parameters(), None)
-            if placed is not None and placed.device.type != "meta":
-                intervention.to(placed.device)
-        self.interventions = nn.ModuleList(interventions)
+            device = device_of(self.model.get_submodule(path))
+            if device is not None:
+                intervention.to(device)
+        with self._changing:
+            self._paths = {**self._paths, **paths}
+            self.interventions = nn.ModuleList([*self.interventions, *interventions])

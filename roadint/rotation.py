@@ -13,6 +13,7 @@ or, with each pair of h as a complex number, `z = u·h + v·h̄`: two vectors of
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from roadint.errors import RoadError, check_known
 from roadint.fused import dims, turn
+
+LARGEST_SCALE = 1e6  # of a block; what it multiplies stays far inside float32
 
 Variant = Literal["road_1", "road_2", "road_4"]
 Pairing = Literal["adjacent", "half"] | int
@@ -157,6 +160,27 @@ def rotation(theta: Tensor, alpha: Tensor, strength: Tensor | float = 1.0, *, va
     if variant == "road_2":
         return _from_entries(cosine[..., 0], -sine[..., 0], sine[..., 1], cosine[..., 1], group)
     return _from_entries(cosine[..., 0, 0], -sine[..., 0, 1], sine[..., 1, 0], cosine[..., 1, 1], group)
+
+
+def check_scale(alpha: Tensor, strengths: Tensor | float, whose: Callable[[int], str]) -> None:
+    """Raises RoadError where `|α|^s` is not finite or above LARGEST_SCALE: a strength at which there is no rotation to compute.
+
+    alpha: as for `rotation`. strengths: a number or [..., blocks]. whose: what a block belongs to, for the message.
+    Waits for the device, so it is for strengths outside of 0 … 1 alone, at which a scale can't pass both 1 and α.
+    """
+    alpha = alpha.detach().abs()
+    s = torch.as_tensor(strengths, dtype=alpha.dtype, device=alpha.device)
+    s = s.reshape(*s.shape, *(1,) * (alpha.ndim - 1)) if s.ndim else s
+    scales = (alpha**s).reshape(-1, *alpha.shape)
+    beyond = ~(scales <= LARGEST_SCALE)
+    if bool(beyond.any()):
+        place = tuple(beyond.nonzero()[0].tolist())
+        scale, strength = float(alpha[place[1:]]), float(s.expand(scales.shape)[place])
+        why = "has no inverse" if scale == 0 else f"becomes {float(scales[place]):g}"
+        raise RoadError(
+            f"a scale α of {scale or 'zero'} {why} at strength {strength:g}, in block {place[1]} of {whose(place[1])}: "
+            f"expected a strength at which it is at most {LARGEST_SCALE:,.0f}"
+        )
 
 
 def canonical(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from roadint.composition import ALL, Composition
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.position import Phase, Position
 from roadint.precision import KeepsPrecision
-from roadint.subspace import Partition, Subspace, SubspaceLike
+from roadint.subspace import Partition, Subspace, SubspaceLike, of_partition
 
 # The other fields of pyvene's RepresentationConfig; they say nothing that an intervention of ours needs.
 _PYVENE_FIELDS = {"unit", "low_rank_dimension", "intervention_type", "intervention", "group_key", "intervention_link_key"}
@@ -77,7 +77,7 @@ class SubspaceIntervention(KeepsPrecision, TrainableIntervention, DistributedRep
         # pyvene's `subspaces` mean dims where there is no partition, else indices into it.
         self.counts_dims = subspaces is None and subspace_partition is None
         if subspace_partition is not None:
-            subspaces = {f"subspace_{index}": part for index, part in enumerate(subspace_partition)}
+            subspaces = of_partition(subspace_partition)
         self._subspaces = subspaces if subspaces is not None else {WHOLE: "[0, d)" if subspace is None else subspace}
         # pyvene multiplies the width by the number of positions, although keep_last_dim keeps them apart.
         self._told_width = None if embed_dim is None else int(embed_dim) // max_number_of_units
@@ -143,7 +143,21 @@ class SubspaceIntervention(KeepsPrecision, TrainableIntervention, DistributedRep
         return table[index].to(next(self.parameters()).device)
 
     def _check_strengths(self, strengths: Tensor) -> None:
-        """Raises RoadError for a strength at which the intervention is not defined."""
+        """Raises RoadError for a strength at which the intervention is not defined; strengths: [rows, units], on the CPU."""
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether values may be looked at; a training step should not wait for the device."""
+        return not (self.training and torch.is_grad_enabled())
+
+    def _check_finite(self, strengths: Tensor, *values: Tensor) -> None:
+        """Raises RoadError where something acts and values are not finite."""
+        broken = torch.stack([~value.isfinite().all() for value in values]).any()
+        if bool(broken & (strengths != 0).any()):
+            raise RoadError(
+                f"the values of the intervention at layer {self.layer} are not finite: expected numbers, such as those of a "
+                "training at a lower rate; compose without it, or load a checkpoint"
+            )
 
     def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rows:
         """What the rows are edited with. strengths: [rows, units]. learning: [rows, units] bool, what gets a row's gradient."""

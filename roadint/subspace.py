@@ -1,70 +1,97 @@
 """Subspaces: sets of whole blocks, written as ranges of dimensions; partitions: named, disjoint subspaces (paper section 4.3).
 
 The grammar: half-open ranges over the dimensions 0 … d, `"[0, d/2)"`, with integers, `d`, fractions (`d/4`, `3d/4`, `d - 64`) and
-unions (`"[0, 64) | [128, 192)"`), or every n-th block, `"blocks[::2]"` and `"blocks[1::2]"` (Python's slices). Also accepted:
-`(0, 64)`, `slice(0, 64)`, `range(0, 64)`, lists of those, and lists of dimensions. Dimensions are counted in the order of the
-blocks: block i is [2i, 2i + 2), whatever the pairing or the basis.
+unions (`"[0, 64) | [128, 192)"`), or every n-th block, `"blocks[::2]"` and `"blocks[1::2]"` (as Python's slices, but for indices
+that there are none of). Also accepted: tuples of a start and an end, `(0, 64)` and `(0, "d/2")`, `slice(0, 64)`, `range(0, 64)`,
+lists of those, and lists of dimensions. A list of two integers is refused where it could be both, a range or two dimensions.
+Dimensions are counted in the order of the blocks: block i is [2i, 2i + 2), whatever the pairing or the basis.
 
 Other interventions are cut into other units than blocks of two dims: LoReFT of rank r into its r rows, one by one. The grammar is
 the same, with `unit=1` and r as the width; "[0, d/2)" is the first half of the rows.
 """
 
-import ast
 import itertools
+import operator
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
+from roadint.scanner import check_length, scan
 
-# str, slice, range, (start, end), dims, or a sequence of these
+# str, slice, range, (start, end), dims, a sequence of these, or a Subspace
 SubspaceLike = Any
-_RANGE = re.compile(r"\[\s*([^\[\](),]+?)\s*,\s*([^\[\](),]+?)\s*\)")
-_SLICE = re.compile(r"\s*(?:blocks|rows)\[\s*(\d*)\s*:\s*(\d*)\s*:\s*(\d+)\s*\]\s*")
-_UNION = re.compile(r"\s*(\||∪|\+|,)?\s*")
+_RANGE = re.compile(r"\[([^\[\](),]*),([^\[\](),]*)\)")
+_UNION = re.compile(r"\s*([|∪+,]?)\s*")
+_EVERY = re.compile(r"(blocks|rows)\[([^\[\]:]*):([^\[\]:]*):([^\[\]:]*)\]")
+_EXPRESSION = re.compile(r"\s+|[0-9]{1,9}|d|[-+*/]")
+_INTEGER = re.compile(r"[0-9]{1,9}")
+_NAME = re.compile(r"[^\W\d]\w*(@\w+)?")
+_LARGEST = 999_999_999  # a dimension
+_BOUNDARY = 100  # characters
+_NAMED = 200  # characters
+_DEEPEST = 4  # lists in lists
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """A set of whole blocks: sorted, disjoint, half-open ranges of blocks of `unit` dims each."""
+    """A set of whole blocks: sorted, disjoint, half-open ranges of blocks of `unit` dims each; ranges that touch become one.
+
+    Its text, `str(subspace)`, is an expression of the grammar that means the same. Raises RoadError for ranges that are none.
+    """
 
     ranges: tuple[tuple[int, int], ...]
     unit: int = 2
 
+    def __post_init__(self) -> None:
+        if not _is_integer(self.unit) or self.unit < 1:
+            raise RoadError(f"unit {quoted(self.unit)} of a subspace is no count of dims: expected 2, or 1 for single rows")
+        merged: list[tuple[int, int]] = []
+        for each in self.ranges if isinstance(self.ranges, (tuple, list)) else (self.ranges,):
+            pair = tuple(each) if isinstance(each, (tuple, list)) and len(each) == 2 and all(map(_is_integer, each)) else (0, 0)
+            start, end = map(int, pair)
+            last = merged[-1][1] if merged else 0
+            if not last <= start < end <= _LARGEST // self.unit:
+                raise RoadError(
+                    f"range {quoted(each)} in Subspace({quoted(self.ranges)}) is none: expected (start, end) in blocks, "
+                    f"start below end, ranges in order and apart; Subspace.parse reads text such as '[0, d/2)'"
+                )
+            if merged and last == start:
+                start = merged.pop()[0]
+            merged.append((start, end))
+        if not merged:
+            raise RoadError("subspace Subspace(()) is empty: expected at least one range of blocks, such as ((0, 8),)")
+        object.__setattr__(self, "ranges", tuple(merged))
+
     @classmethod
     def parse(cls, spec: SubspaceLike, width: int, unit: int = 2) -> "Subspace":
-        """Read any form of the grammar for hidden states of `width` dimensions.
+        """Read any form of the grammar for hidden states of `width` dimensions; a Subspace must have that unit, and fit.
 
-        Raises RoadError where the form is unknown, a boundary is odd or outside the width, ranges overlap or nothing is left.
+        Raises RoadError where the form is unknown or has two meanings, a boundary is odd or outside the width, ranges overlap or
+        nothing is left.
         """
-        if isinstance(spec, Subspace):
-            return spec
         dims = list(_dim_ranges(spec, width, unit))
         if not dims:
-            raise RoadError(f"subspace {spec!r} is empty: expected at least one range such as '[0, d/2)'")
+            raise RoadError(f"subspace {quoted(spec)} is empty: expected at least one range such as '[0, d/2)'")
         for start, end in dims:
             _check_range(spec, start, end, width, unit)
         dims.sort()
         for (_, end), (start, later) in itertools.pairwise(dims):
             if start < end:
-                raise RoadError(f"subspace {spec!r} overlaps itself on dims [{start}, {min(end, later)})")
-        merged: list[tuple[int, int]] = []
-        for start, end in dims:
-            if merged and merged[-1][1] == start // unit:
-                merged[-1] = (merged[-1][0], end // unit)
-            else:
-                merged.append((start // unit, end // unit))
-        return cls(tuple(merged), unit)
+                raise RoadError(f"subspace {quoted(spec)} overlaps itself on dims [{start}, {min(end, later)})")
+        return cls(tuple((start // unit, end // unit) for start, end in dims), unit)
 
     @classmethod
     def from_dims(cls, dims: Iterable[int], width: int, unit: int = 2) -> "Subspace":
         """The subspace of these dimensions, in any order; they must make up whole blocks (RoadError)."""
-        return cls.parse([range(start, end) for start, end in _runs(sorted({int(dim) for dim in dims}))], width, unit)
+        return cls.parse([range(start, end) for start, end in _runs(sorted({_dim(dim) for dim in dims}))], width, unit)
 
     @property
     def blocks(self) -> list[int]:
@@ -87,8 +114,8 @@ class Partition(Mapping[str, Subspace]):
 
     def __init__(self, subspaces: Mapping[str, SubspaceLike], width: int, unit: int = 2) -> None:
         """Raises RoadError where there is none, a name is no plain word, or two subspaces share a block."""
-        if not subspaces:
-            raise RoadError("no subspaces given: expected at least one, such as {'german': '[0, d/2)'}")
+        if not isinstance(subspaces, Mapping) or not subspaces:
+            raise RoadError(f"no subspaces given, but {quoted(subspaces)}: expected at least one, such as {{'german': '[0, d/2)'}}")
         for name in subspaces:
             check_name(name)
         self.width, self.unit = width, unit
@@ -132,37 +159,72 @@ class Partition(Mapping[str, Subspace]):
 
 def check_name(name: object) -> str:
     """Return `name`; raise RoadError where it can't be used in a composition. "name@checkpoint" is of a loaded checkpoint."""
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(@\w+)?", name):
-        raise RoadError(f"subspace name {name!r} is not a plain word: expected letters, digits and '_', such as 'german'")
+    if not isinstance(name, str) or len(name) > _NAMED or not _NAME.fullmatch(name):
+        raise RoadError(
+            f"subspace name {quoted(name)} is not a plain word: "
+            f"expected letters, digits and '_', at most {_NAMED}, such as 'german'"
+        )
     if name in ("none", "all"):
         raise RoadError(f"subspace name {name!r} is reserved: 'none' is the base model, 'all' is every subspace")
     return name
 
 
-def _dim_ranges(spec: SubspaceLike, width: int, unit: int) -> Iterator[tuple[int, int]]:
-    if isinstance(spec, str) and (every := _SLICE.fullmatch(spec)):
-        start, end, step = (int(number) if number else None for number in every.groups())
-        if not step:
-            raise RoadError(f"subspace {spec!r} has step 0: expected at least 1")
-        for block in range(width // unit)[start:end:step]:
-            yield unit * block, unit * block + unit
+def of_partition(parts: Any) -> dict[str, SubspaceLike]:
+    """pyvene's `subspace_partition` as named subspaces: two integers are a half-open range, any other number of them dimensions."""
+    if not isinstance(parts, (list, tuple)):
+        raise RoadError(f"subspace_partition {quoted(parts)} is no list: expected one such as [[0, 64], [64, 128]]")
+    pairs = [isinstance(part, (list, tuple)) and len(part) == 2 and isinstance(part[0], int) for part in parts]
+    return {f"subspace_{i}": tuple(part) if pair else part for i, (part, pair) in enumerate(zip(parts, pairs, strict=True))}
+
+
+def _dim_ranges(spec: SubspaceLike, width: int, unit: int, depth: int = 0) -> Iterator[tuple[int, int]]:
+    """The ranges of dims that a form of the grammar names, unchecked and in its own order."""
+    if isinstance(spec, Subspace):
+        if spec.unit != unit:
+            raise RoadError(f"subspace {quoted(str(spec))} is of units of {spec.unit} dims: expected one of units of {unit}")
+        yield from ((unit * start, unit * end) for start, end in spec.ranges)
     elif isinstance(spec, str):
-        yield from _parse_text(spec, width)
+        check_length("subspace", spec, 4_000 + 20 * width)  # as long as single blocks, one by one, can be
+        text = spec.strip()
+        every = _EVERY.fullmatch(text)
+        yield from _every(every, text, width, unit) if every else _parse_text(text, width)
     elif isinstance(spec, (slice, range)):
-        if spec.step not in (None, 1):
-            raise RoadError(f"subspace {spec!r} has step {spec.step}: expected whole blocks, so a step of 1")
-        start, end = (spec.start or 0), (width if spec.stop is None else spec.stop)
-        yield (start, end) if isinstance(spec, range) else spec.indices(width)[:2]
-    elif isinstance(spec, Sequence) and spec and all(isinstance(item, int) for item in spec):
-        if len(spec) == 2 and spec[1] != spec[0] + 1:
-            yield spec[0], spec[1]
-        else:
-            yield from _runs(sorted(spec))
-    elif isinstance(spec, Sequence):
-        for part in spec:
-            yield from _dim_ranges(part, width, unit)
+        yield _of_slice(spec, width)
+    elif isinstance(spec, (list, tuple)):
+        yield from _of_sequence(spec, width, unit, depth)
     else:
-        raise RoadError(f"subspace {spec!r} is not understood: expected text such as '[0, d/2)', a slice or a list of ranges")
+        raise RoadError(
+            f"subspace {quoted(spec)} is not understood: expected text such as '[0, d/2)', (0, 64), a slice or a list of ranges"
+        )
+
+
+def _of_sequence(spec: Sequence[Any], width: int, unit: int, depth: int) -> Iterator[tuple[int, int]]:
+    if len(spec) == 2 and all(map(_is_boundary, spec)):
+        start, end = (_boundary(each, spec, width) for each in spec)
+        if isinstance(spec, tuple) or not all(map(_is_integer, spec)):
+            yield start, end
+        else:
+            yield from _of_two(start, end, width, unit)
+    elif spec and all(map(_is_integer, spec)):
+        yield from _runs(sorted(int(dim) for dim in spec))
+    elif depth == _DEEPEST:
+        raise RoadError(f"subspace {quoted(spec)} is not understood: expected a list of ranges, with no lists deep inside lists")
+    else:
+        for part in spec:
+            yield from _dim_ranges(part, width, unit, depth + 1)
+
+
+def _of_two(first: int, second: int, width: int, unit: int) -> Iterator[tuple[int, int]]:
+    """A list of two integers: the range, or the two dimensions, where it can't be both."""
+    if unit == 1 and 0 <= first < second < width:
+        raise RoadError(
+            f"subspace [{first}, {second}] has two meanings: expected ({first}, {second}) or '[{first}, {second})' for the range, "
+            f"'[{first}, {first + 1}) | [{second}, {second + 1})' for the two dimensions"
+        )
+    if unit == 2 and abs(second - first) == 1:  # no range of whole blocks
+        yield from _runs(sorted((first, second)))
+    else:
+        yield first, second
 
 
 def _runs(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -173,61 +235,134 @@ def _runs(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = index + 1
 
 
+def _of_slice(spec: slice | range, width: int) -> tuple[int, int]:
+    if spec.step not in (None, 1):
+        raise RoadError(f"subspace {quoted(spec)} has step {quoted(spec.step)}: expected whole blocks, so a step of 1")
+    start = _boundary(0 if spec.start is None else spec.start, spec, width)
+    end = _boundary(width if spec.stop is None else spec.stop, spec, width)
+    if isinstance(spec, slice):  # negative ones count from the end
+        start, end = (place + width if -width <= place < 0 else place for place in (start, end))
+    return start, end
+
+
+def _every(found: re.Match[str], text: str, width: int, unit: int) -> Iterator[tuple[int, int]]:
+    """`blocks[start:end:step]`."""
+    if found[1] == "rows" and unit == 2:
+        raise RoadError(f"subspace {quoted(text)} counts rows, but blocks are chosen here: expected 'blocks[…]'")
+    parts = [part.strip() for part in found.groups()[1:]]
+    if not parts[2] or not all(_INTEGER.fullmatch(part) for part in parts if part):
+        raise RoadError(f"subspace {quoted(text)} is not understood: expected integers, such as 'blocks[::2]' or 'blocks[1:9:2]'")
+    blocks = width // unit
+    start, end, step = (int(part) if part else default for part, default in zip(parts, (0, blocks, 1), strict=True))
+    if not step:
+        raise RoadError(f"subspace {quoted(text)} has step 0: expected at least 1")
+    if max(start, end) > blocks:
+        raise RoadError(f"subspace {quoted(text)} is outside the width: expected indices up to {blocks} at width {width}")
+    for block in range(start, end, step):
+        yield unit * block, unit * block + unit
+
+
 def _parse_text(text: str, width: int) -> Iterator[tuple[int, int]]:
-    position, first = 0, True
-    text = text.strip()
-    while position < len(text):
-        joint = _UNION.match(text, position)
-        found = _RANGE.match(text, joint.end() if joint else position)
-        if found is None or joint is None or (first == bool(joint.group(1))):
+    place, first = 0, True
+    while place < len(text):
+        joint = _UNION.match(text, place)
+        found = _RANGE.match(text, joint.end() if joint else place)
+        if found is None or joint is None or (first == bool(joint[1])):
             raise RoadError(
-                f"subspace {text!r} is not understood at {text[position:]!r}: expected half-open ranges joined by '|', "
+                f"subspace {quoted(text)} is not understood at {quoted(text[place:])}: expected half-open ranges joined by '|', "
                 "such as '[0, d/2)' or '[0, 64) | [128, 192)'"
             )
-        yield _endpoint(found.group(1), width, text), _endpoint(found.group(2), width, text)
-        position, first = found.end(), False
+        yield _boundary(found[1], text, width), _boundary(found[2], text, width)
+        place, first = found.end(), False
 
 
-def _endpoint(text: str, width: int, whole: str) -> int:
+def _dim(value: Any) -> int:
+    """The index of a dimension, from an integer, NumPy's and torch's among them; a flag of a mask is none."""
     try:
-        value = _evaluate(ast.parse(re.sub(r"(\d)\s*d\b", r"\1*d", text), mode="eval").body, width)
-    except (SyntaxError, TypeError, ZeroDivisionError):
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError(value)
+        return operator.index(value)
+    except TypeError:
+        raise RoadError(f"dimension {quoted(value)} is no index: expected an integer") from None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_boundary(value: object) -> bool:
+    """An integer, or text that is no range by itself."""
+    return _is_integer(value) or (isinstance(value, str) and "[" not in value)
+
+
+def _boundary(value: Any, whole: object, width: int) -> int:
+    """A boundary, from an integer or from text such as "3d/4"."""
+    if _is_integer(value) and abs(value) <= _LARGEST:
+        return int(value)
+    text = value.strip() if isinstance(value, str) else ""
+    tokens, understood = scan(_EXPRESSION, text[: _BOUNDARY + 1])
+    try:
+        if understood < len(text) or understood > _BOUNDARY:
+            raise ValueError(text)
+        number = _sum(_with_products(tokens), width)
+    except (ValueError, IndexError, ZeroDivisionError):
         raise RoadError(
-            f"boundary {text!r} in subspace {whole!r} is not understood: expected an integer, d, or a fraction such as d/2 or 3d/4"
+            f"boundary {quoted(text or value)} in subspace {quoted(whole)} is not understood: "
+            f"expected an integer up to {_LARGEST:,}, d, or a fraction such as d/2 or 3d/4"
         ) from None
-    if value.denominator != 1:
-        raise RoadError(f"boundary {text!r} in subspace {whole!r} is {float(value):.2f} at width {width}: expected a whole number")
-    return int(value)
+    if number.denominator != 1:
+        raise RoadError(
+            f"boundary {quoted(text)} in subspace {quoted(whole)} is {float(number):.2f} at width {width}: expected a whole number"
+        )
+    return int(number)
 
 
-def _evaluate(node: ast.expr, width: int) -> Fraction:
-    match node:
-        case ast.Constant(value=int(value)):
-            return Fraction(value)
-        case ast.Name(id="d"):
-            return Fraction(width)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, width)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _evaluate(left, width) + _evaluate(right, width)
-        case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _evaluate(left, width) - _evaluate(right, width)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _evaluate(left, width) * _evaluate(right, width)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return _evaluate(left, width) / _evaluate(right, width)
-    raise TypeError(ast.dump(node))
+def _with_products(tokens: Sequence[tuple[int, str]]) -> deque[str]:
+    """The tokens of a boundary, 3d as 3 * d."""
+    found: deque[str] = deque()
+    for _, token in tokens:
+        if found and token == "d" and found[-1].isdigit():
+            found.append("*")
+        found.append(token)
+    return found
+
+
+def _sum(tokens: deque[str], width: int) -> Fraction:
+    """All tokens, as a sum of products. Raises ValueError, IndexError or ZeroDivisionError where they are none."""
+    value = _product(tokens, width)
+    while tokens:
+        sign = tokens.popleft()
+        if sign not in "+-":
+            raise ValueError(sign)
+        value += _product(tokens, width) if sign == "+" else -_product(tokens, width)
+    return value
+
+
+def _product(tokens: deque[str], width: int) -> Fraction:
+    value = _factor(tokens, width)
+    while tokens and tokens[0] in "*/":
+        sign = tokens.popleft()
+        value = value * _factor(tokens, width) if sign == "*" else value / _factor(tokens, width)
+    return value
+
+
+def _factor(tokens: deque[str], width: int) -> Fraction:
+    token = tokens.popleft()
+    if token == "-":
+        token = tokens.popleft()
+        return -Fraction(width if token == "d" else int(token))
+    return Fraction(width if token == "d" else int(token))
 
 
 def _check_range(spec: SubspaceLike, start: int, end: int, width: int, unit: int) -> None:
     for boundary in (start, end):
-        if boundary % unit:
-            below, above = boundary - 1, boundary + 1
-            raise RoadError(
-                f"boundary {boundary} in subspace {spec!r} cuts the block [{below}, {above}): expected even boundaries; "
-                f"the nearest are {below} and {above}"
-            )
         if not 0 <= boundary <= width:
-            raise RoadError(f"boundary {boundary} in subspace {spec!r} is outside the width: expected 0 to {width}")
+            raise RoadError(f"boundary {quoted(boundary)} in subspace {quoted(spec)} is outside the width: expected 0 to {width}")
+        if boundary % unit:
+            below = boundary - boundary % unit
+            raise RoadError(
+                f"boundary {boundary} in subspace {quoted(spec)} cuts the block [{below}, {below + unit}): "
+                f"expected even boundaries; the nearest are {below} and {below + unit}"
+            )
     if start >= end:
-        raise RoadError(f"range [{start}, {end}) in subspace {spec!r} is empty: expected its start below its end")
+        raise RoadError(f"range [{start}, {end}) in subspace {quoted(spec)} is empty: expected its start below its end")

@@ -123,3 +123,22 @@ def test_interventions_of_one_model_are_not_checked(llama: PreTrainedModel) -> N
     """Their order is the one they were given in."""
     sites = [RoadIntervention(layer=1, variant="road_4", subspaces={name: "[0, d)"}) for name in ("a", "b")]
     assert torch.isfinite(trained(llama, *sites)(input_ids=IDS, compose="a + b").logits).all()
+
+
+def test_a_first_checkpoint_without_a_label_is_summed_by_the_same_rules(llama: PreTrainedModel, tmp_path: Path) -> None:
+    other = saved(tmp_path / "b", llama, 2, variant="road_2")
+    for first in (saved(tmp_path / "a", llama, 1), saved(tmp_path / "c", llama, 3, basis="hadamard")):
+        road = RoadModel.from_pretrained(first, llama)
+        assert road.names == ["german", "english"]
+        road.add_checkpoint(other, "b")
+        for compose in ("german + german@b", "all", ["none", "german + b"], {"german": 0.5, "b": 1}):
+            with pytest.raises(RoadError, match="sums .* at layer 1, but .*: expected the same basis and pairing"):
+                road(input_ids=IDS.repeat(len(compose) if isinstance(compose, list) else 1, 1), compose=compose)
+        for compose in ("german + english", "b"):
+            assert torch.isfinite(road(input_ids=IDS, compose=compose).logits).all()
+    road = RoadModel.from_pretrained(tmp_path / "a", llama)
+    road.add_checkpoint(other, "b")
+    assert torch.isfinite(road(input_ids=IDS, compose="german + english@b").logits).all()  # disjoint blocks
+    road.add_checkpoint(tmp_path / "c", "c")
+    with pytest.raises(RoadError, match="different bases"):
+        road(input_ids=IDS, compose="german + english@c")

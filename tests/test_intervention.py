@@ -1,16 +1,20 @@
 """RoadIntervention in pyvene: as an instance, as a type, per-example subspaces, training; the same numbers as RoadModel."""
 
+import copy
+import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import roadint
 from roadint import RoadError, RoadIntervention
 from roadint._pyvene import pyvene as pv
+from roadint.baselines import LoreftIntervention, SteeringIntervention
 from tests.conftest import WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
@@ -174,3 +178,122 @@ def test_import_is_silent_and_light() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == ""
     assert result.stderr == ""
+
+
+def odd(alpha: float, **arguments: Any) -> RoadIntervention:
+    """One whose block 3, in b, has this scale."""
+    intervention = RoadIntervention(embed_dim=8, subspaces=HALVES, **arguments)
+    with torch.no_grad():
+        intervention.alpha[3] = alpha
+    return intervention
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+@pytest.mark.parametrize(
+    ("alpha", "strength", "message"),
+    [
+        (2.0, "300*b", "a scale α of 2.0 becomes inf at strength 300, in block 3 of 'b' at layer 0"),
+        (2.0, "20*b", r"becomes 1.04858e\+06 at strength 20"),
+        (-2.0, "20*b", r"a scale α of 2.0 becomes"),
+        (1e-4, "-2*b", r"becomes 1e\+08 at strength -2"),
+        (0.0, "a - b", "a scale α of zero has no inverse at strength -1, in block 3 of 'b'"),
+        (math.nan, "-1*b", "becomes nan at strength -1"),
+    ],
+)
+def test_strengths_at_which_a_scale_is_too_large_are_refused(variant: Any, alpha: float, strength: str, message: str) -> None:
+    intervention = odd(alpha, variant=variant)
+    h = torch.randn(1, 8)
+    with pytest.raises(RoadError, match=message):
+        intervention(h, subspaces=[strength])
+    before = {name: value.clone() for name, value in intervention.state_dict().items()}
+    with pytest.raises(RoadError, match="at strength"):
+        intervention.rescale({"b": 1000.0 if abs(alpha) > 1 else -1000.0})
+    assert all(torch.equal(value, before[name]) for name, value in intervention.state_dict().items() if alpha == alpha)
+    if alpha == alpha:
+        assert intervention(h, subspaces=["1000*a + 0.5*b"]).isfinite().all()  # only what acts matters
+
+
+def test_a_refused_strength_leaves_the_model_as_it_is(llama: PreTrainedModel) -> None:
+    road = trained(llama)
+    ids = torch.randint(3, 100, (2, 6))
+    before = llama(ids).logits
+    for compose in ("300*a", [None, "-300*b"], "1e308*a + 1e308*a"):
+        with pytest.raises(RoadError, match="strength"):
+            road(input_ids=ids, compose=compose)
+        with pytest.raises(RoadError, match="strength"):
+            road.generate_tokens(input_ids=ids, compose=compose, max_new_tokens=2)
+    assert torch.equal(llama(ids).logits, before)
+    assert road(input_ids=ids, compose=["3*a", "-2*b"]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [RoadIntervention, LoreftIntervention, SteeringIntervention, roadint.RoadInterchange])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_do_not_act(kind: Any, value: float, llama: PreTrainedModel) -> None:
+    intervention = kind(layer=1, subspaces={"a": "[0, 4)", "b": "[4, 8)"})
+    road = roadint.RoadModel(llama, intervention).eval()
+    with torch.no_grad():
+        next(intervention.parameters()).view(-1)[0] = value
+    ids = torch.randint(3, 100, (2, 6))
+    sources = [torch.zeros(2, WIDTH)] if intervention.takes_source else None
+    with pytest.raises(RoadError, match="values of the intervention at layer 1 are not finite"):
+        road(input_ids=ids, compose=["a", None], sources=sources)
+    assert torch.equal(road(input_ids=ids, compose=None).logits, llama(ids).logits)
+    if kind is RoadIntervention:
+        road.train()
+        assert road(input_ids=ids, compose="a").logits.isnan().any()  # a training step does not wait to look
+
+
+def test_added_edits_that_overflow_are_refused() -> None:
+    steering = SteeringIntervention(embed_dim=8, rank=2)
+    with torch.no_grad():
+        steering.vectors[0] = 1e37
+    assert steering(torch.zeros(1, 8), subspaces=["road"]).isfinite().all()
+    with pytest.raises(RoadError, match="strength 1000 at layer 0 makes values that are not finite"):
+        steering(torch.zeros(1, 8), subspaces=["1000*road"])
+
+
+@pytest.mark.parametrize("kind", [RoadIntervention, roadint.RoadInterchange])
+def test_principal_axes_are_measured_before_they_act(
+    kind: Any, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    def made() -> roadint.RoadModel:
+        return roadint.RoadModel(llama, kind(layer=1, subspaces=HALVES, basis="pca", position="last(2)"))
+
+    road = made()
+    ids = torch.randint(3, 100, (2, 6))
+    sources = [torch.ones(2, WIDTH)] if kind is roadint.RoadInterchange else None
+    pv_model = pv.IntervenableModel(roadint.pyvene_config(llama, kind(layer=1, basis="pca")), llama)
+    for call in (
+        lambda: road(input_ids=ids, compose="a", sources=sources),
+        lambda: road.generate_tokens(input_ids=ids, compose=["a", None], sources=sources, max_new_tokens=1),
+        lambda: pv_model({"input_ids": ids}, [{"input_ids": ids}], {"sources->base": 5}),
+    ):
+        with pytest.raises(RoadError, match="basis 'pca' are not measured: expected roadint.train.*fit_basis"):
+            call()
+    assert torch.equal(road(input_ids=ids, compose=None).logits, llama(ids).logits)
+    (states,) = road.collect(tokenizer, ["hello you", "abc", "what is it?"])
+    site: Any = road.interventions[0]
+    site.fit_basis(states)
+    with torch.no_grad():
+        site.theta.normal_()
+    found = road(input_ids=ids, compose="a", sources=sources).logits
+    assert not torch.allclose(found, llama(ids).logits)
+    road.save_pretrained(tmp_path / "road")
+    again, another = made(), made()
+    again.load_state_dict(road.state_dict())
+    another.interventions[0].load_state_dict(site.state_dict())
+    for other in (
+        again,
+        another,
+        roadint.RoadModel.from_pretrained(tmp_path / "road", llama),
+        roadint.RoadModel(llama, copy.deepcopy(site)),
+    ):
+        assert torch.equal(other(input_ids=ids, compose="a", sources=sources).logits, found)
+
+
+def test_only_principal_axes_are_measured() -> None:
+    for intervention in (RoadIntervention(embed_dim=8), RoadIntervention(embed_dim=8, basis="random")):
+        with pytest.raises(RoadError, match="no basis to measure: expected an intervention with basis='pca'"):
+            intervention.fit_basis(torch.randn(4, 8))
+    with pytest.raises(RoadError, match="does not know its width yet"):
+        RoadIntervention(basis="pca").fit_basis(torch.randn(4, 8))

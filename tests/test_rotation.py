@@ -1,6 +1,8 @@
 """The formulas, against dense matrices."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roadint.basis import Basis, BasisKind, Frame, Matrix, rotate
+from roadint.basis import Axes, Basis, BasisKind, Frame, Matrix, rotate
 from roadint.errors import RoadError
 from roadint.fused import turn
 from roadint.rotation import Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
@@ -249,3 +251,38 @@ def test_one_copy_of_the_input_is_kept_for_the_gradient(variant: Variant) -> Non
         turned(h).sum().backward()
     large = [tensor for tensor in kept if tensor.numel() >= h.numel()]
     assert [tensor.data_ptr() for tensor in large] == [h.data_ptr()]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, True, "7"])
+def test_seeds_are_checked(seed: Any) -> None:
+    with pytest.raises(RoadError, match="basis_seed .* is no seed"):
+        Basis("random", seed)
+
+
+def test_axes_act_only_once_they_are_measured() -> None:
+    frame = Basis("pca").frame(6)
+    assert isinstance(frame, Axes)
+    with pytest.raises(RoadError, match="principal axes of basis 'pca' are not measured: expected roadint.train"):
+        frame.into(torch.randn(2, 6))
+    for hidden in (
+        torch.randn(4, 5),
+        torch.randn(1, 6),
+        torch.full((4, 6), torch.nan),
+        [],
+        None,
+        [torch.randn(3, 6), 5],
+        torch.zeros(()),
+    ):
+        with pytest.raises(RoadError, match="hidden states to measure axes on"):
+            frame.fit(hidden)
+    assert not copy.deepcopy(frame).measured
+    states = torch.randn(3, 4, 6)
+    frame.fit(states)
+    again, parts = (Basis("pca").frame(6) for _ in range(2))
+    again.load_state_dict(frame.state_dict())
+    parts.fit([states[0], states[1:].half().float()])
+    for each in (again, parts, copy.deepcopy(frame)):
+        assert each.measured
+        torch.testing.assert_close(each.into(states).abs(), frame.into(states).abs(), atol=1e-2, rtol=1e-2)
+    again.load_state_dict(Basis("pca").frame(6).state_dict())
+    assert not again.measured

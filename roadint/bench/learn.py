@@ -108,7 +108,7 @@ class _Rival(nn.Module):
         return next(self.model.parameters()).device
 
     def forward(self, *, scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any) -> Any:
-        return self.model(**inputs) if scored is None else score(self.model, inputs, *scored)
+        return self.model(**inputs) if scored is None else score(self.model, inputs, *scored, plain=self.model)
 
     def train(self, mode: bool = True) -> "_Rival":
         self.training = mode  # as in a RoadModel, what is frozen does not drop out

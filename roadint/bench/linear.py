@@ -82,10 +82,10 @@ def _layers(*, widths: Sequence[int], dtype: torch.dtype, runs: int, quiet: bool
         rows = [number % count for number in range(ROWS)]
 
         def once(system: System, rows: Sequence[int] = rows, x: Tensor = x, repeat: int = repeat) -> float:
-            with system.context(rows):
+            with system.context(rows) as module:
                 started = time.perf_counter()
                 for _ in range(repeat):
-                    system.module(x, **system.keywords(rows))
+                    module(x, **system.keywords(rows))
                 return (time.perf_counter() - started) / repeat
 
         about = {"width": width, "tokens": tokens, "adapters": count, "rows": ROWS, "dtype": _plain(dtype)}
@@ -112,10 +112,10 @@ def _decode(*, model: str, dtype: torch.dtype, runs: int, steps: int, quiet: boo
             output = base(input_ids=ids, use_cache=True)
             cache = getattr(output, cache_name(base))
             times = []
-            with system.context(()):
+            with system.context(()) as module:
                 for _ in range(steps):
                     started = time.perf_counter()
-                    system.module(input_ids=ids[:, :1], use_cache=True, **{cache_name(base): cache}, **system.keywords(()))
+                    module(input_ids=ids[:, :1], use_cache=True, **{cache_name(base): cache}, **system.keywords(()))
                     times.append(time.perf_counter() - started)
             return median(times)
 

@@ -7,21 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from roadint.bench.learn import import_peft
 from roadint.composition import Composition
+from roadint.linear.bank import Banks
 from roadint.linear.edit import LinearEdit
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import Layout, layout_of
+from roadint.passes import Passes, edited
 
 RANK = 8
-Entered = Callable[[Sequence[int]], AbstractContextManager[None]]  # the adapter of each row → a context in which it acts
+Entered = Callable[[Sequence[int]], AbstractContextManager[nn.Module]]  # the adapter of each row → what to call in a context
 
 
 class System:
     """A module with `count` adapters on the linear layers at `paths`.
 
-    module: what is called; keywords: of its call, for an assignment of adapters to rows; context: what the call runs in.
+    context: for an assignment of adapters to rows, what is called and runs in it; keywords: of its call.
     """
 
     def __init__(self, name: str, module: nn.Module, context: Entered, keywords: Callable[[Sequence[int]], dict[str, Any]]) -> None:
@@ -35,20 +38,29 @@ class System:
 
 def bare(module: nn.Module) -> System:
     """The module as it is."""
-    return System("base", module, lambda rows: nullcontext(), lambda rows: {})
+    return System("base", module, lambda rows: nullcontext(module), lambda rows: {})
 
 
 def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
     """RoAd1, a composition a row; the edit of a call is made anew for every context, as RoadModel does."""
     layout = layout_of(module, paths)
     adapters = {f"a{number}": random_road(f"a{number}", layout) for number in range(count)}
-    banks: Any = {}
+    banks = Banks()
+    passes_of = Passes if isinstance(module, PreTrainedModel) else _OfLayers
 
-    def act(rows: Sequence[int]) -> AbstractContextManager[None]:
+    def act(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
         edit = LinearEdit(adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024)
-        return edit.applied(module)
+        return nullcontext(edited(module, [edit], passes_of(), {}))
 
     return System("roadint", module, act, lambda rows: {})
+
+
+class _OfLayers(Passes):
+    """Of layers by themselves, whose input says rows and columns."""
+
+    def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.rows, self.columns = args[0].shape[:2]
+        self.number += 1
 
 
 def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> System:
@@ -68,9 +80,9 @@ def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> Syst
     name = "PEFT RoAd" if kind == "road" else f"PEFT LoRA r={RANK}"
 
     @contextmanager
-    def tidy(rows: Sequence[int]) -> Iterator[None]:
+    def tidy(rows: Sequence[int]) -> Iterator[nn.Module]:
         try:
-            yield
+            yield model
         except BaseException:
             for layer in model.modules():  # what PEFT leaves behind when a mixed batch fails
                 layer._forward_pre_hooks.clear()
@@ -91,11 +103,11 @@ def bmm(module: nn.Module, paths: Sequence[str], count: int) -> System:
     layers = [_BmmLora(model, path, count) for path in paths]
 
     @contextmanager
-    def act(rows: Sequence[int]) -> Iterator[None]:
+    def act(rows: Sequence[int]) -> Iterator[nn.Module]:
         index = torch.tensor(rows)
         for layer in layers:
             layer.gather(index)
-        yield
+        yield model
 
     return System(f"bmm LoRA r={RANK}", model, act, lambda rows: {})
 

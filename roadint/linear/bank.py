@@ -4,14 +4,14 @@ A slot holds the two vectors of a composition (`u`, and `v` where some adapter n
 copies the slots of its rows out of the table, so adding, replacing and evicting never touch what a running call uses.
 """
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from roadint.errors import RoadError
+from roadint.gate import Lock
 from roadint.rotation import Rotation
 
 _EXPANDED = 1 << 24  # numbers: up to 128 MB of rotations are laid out row by row, more are looked up layer by layer
@@ -26,7 +26,7 @@ class Bank:
         self._u = torch.empty(0, blocks, dtype=torch.complex64, device=device)
         self._v: Tensor | None = None
         self._mirrored: set[int] = set()  # the slots whose v is not zero
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -43,7 +43,8 @@ class Bank:
                 f"{len(distinct)} different compositions in one batch, room for {self.capacity}: "
                 f"expected fewer, or RoadModel(…, capacity={len(distinct)})"
             )
-        with self._lock, torch.no_grad():
+        # A table that is made or written in inference mode could not be used outside of it.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             slots = {key: self._slot(key, distinct, make) for key in distinct}
             laid_out = len(distinct) > 1 and (len(keys) <= 2 * len(distinct) or len(keys) * self.blocks <= _EXPANDED)
             wanted = torch.tensor([slots[key] for key in (keys if laid_out else distinct)], device=self.device)
@@ -80,7 +81,32 @@ class Bank:
         for name in ("_u", "_v"):
             old = getattr(self, name)
             if old is not None:
-                with torch.inference_mode(False):  # a table that is made in inference mode could not be written outside of it
-                    new = torch.zeros(slots, self.blocks, dtype=old.dtype, device=self.device)
+                new = torch.zeros(slots, self.blocks, dtype=old.dtype, device=self.device)
                 new[: len(old)] = old
                 setattr(self, name, new)
+
+
+class Banks:
+    """The tables of a model: one for each place that adapters share."""
+
+    def __init__(self) -> None:
+        self._banks: dict[Hashable, Bank] = {}
+        self._lock = Lock()
+
+    def of(self, place: Hashable, blocks: int, capacity: int, device: torch.device) -> Bank:
+        """The table of a place; a new one where there is none, or the adapters have moved."""
+        with self._lock:
+            found = self._banks.get(place)
+            if found is None or found.device != device:
+                found = self._banks[place] = Bank(blocks, capacity, device)
+            return found
+
+    def keep(self, places: Collection[Hashable]) -> None:
+        """Drop the tables of other places."""
+        with self._lock:
+            self._banks = {place: bank for place, bank in self._banks.items() if place in places}
+
+    def values(self) -> list[Bank]:
+        """All tables."""
+        with self._lock:
+            return list(self._banks.values())

@@ -1,7 +1,7 @@
 """The edit of one call at the targets of adapters: for each row of the batch the rotation of its own composition."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from roadint.composition import Composition
-from roadint.hooks import acts, attached
-from roadint.linear.bank import Bank
+from roadint.errors import RoadError
+from roadint.linear.bank import Banks
 from roadint.linear.road import LinearRoad, by_layout
-from roadint.linear.targets import Layout
+from roadint.linear.targets import may_rest
 from roadint.linear.turning import Layer, Scratch, Terms, Turning, copies_in
+from roadint.passes import Passes
+from roadint.view import After
 
-Banks = MutableMapping[tuple[Layout, tuple[int, ...]], Bank]
+Beside = Callable[[Tensor, Tensor, Callable[[], int]], Tensor]  # (input, output so far, how often it has each row) → output
 
 
 class LinearEdit:
@@ -34,48 +36,73 @@ class LinearEdit:
         learning: Sequence[Composition] | None = None,
     ) -> None:
         self._rows = len(compositions)
+        self._ran: set[str] = set()
         terms = [tuple(term for term in each.terms if term[0] in adapters) for each in compositions]
         live = [None if learning is None else frozenset(name for name, _ in each.terms) for each in learning or compositions]
         self._acting = [adapters[name] for name in dict.fromkeys(name for each in terms for name, _ in each)]
         self._layers: dict[str, list[Layer]] = {}
         scratch = Scratch()
         for members in by_layout(self._acting):
-            (layout, pairing), device = members[0].place, members[0].theta.device
-            bank = banks.setdefault((layout, pairing), Bank(sum(layout.blocks), capacity, device))
+            layout = members[0].layout
+            bank = banks.of(members[0].place, sum(layout.blocks), capacity, members[0].theta.device)
             turning = Turning({each.name: each for each in members}, terms, live, bank)
             for place, path in enumerate(layout.paths):
                 self._layers.setdefault(path, []).append(Layer(turning, place, self._rows, scratch))
         self._beside = _beside(self._acting, terms, live)
 
-    def __bool__(self) -> bool:
-        return bool(self._acting)
+    @property
+    def learns(self) -> bool:
+        """Whether an adapter that acts has values that ask for gradients."""
+        return any(value.requires_grad for each in self._acting for value in each.parameters())
 
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Carry the edit into every forward pass of `model` in this context."""
-        heads = {path: None for each in self._acting for path in each.head_paths}
-        hooks = [(model.get_submodule(path), self._hook_of(path)) for path in dict.fromkeys([*self._layers, *heads])]
-        return attached(self, hooks)
+    def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
+        """What runs after the targets and the heads."""
+        heads = [path for each in self._acting for path in each.head_paths]
+        for path in dict.fromkeys([*self._layers, *heads]):
+            yield model.get_submodule(path), self._hook_of(path, passes)
+        self._model = model
 
-    def _hook_of(self, path: str) -> Callable[[nn.Module, Any, Any], Any]:
+    def finish(self, passes: Passes) -> None:
+        """Raises RoadError where a target's weights were used, but the target itself was not called, so that nothing acted."""
+        if passes.number > 1:  # later passes may take from a cache what the first one computed
+            return
+        for path in self._layers.keys() - self._ran:
+            if not may_rest(self._model, path):
+                raise RoadError(
+                    f"{path} did not run: the model uses its weights without calling it, so no adapter acts there; "
+                    f"leave it out with exclude=[{path.rpartition('.')[2]!r}]"
+                )
+
+    def _hook_of(self, path: str, passes: Passes) -> After:
         turning, beside = self._layers.get(path, []), self._beside.get(path, [])
 
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if not acts(self):
-                return None
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if passes.number == 1:
+                self._ran.add(path)
+                _check_output(path, args, output)
+                passes.check_gradients(path)
             for layer in turning:
-                output = layer(output)
+                output = layer(output, passes)
             for act in beside:
-                output = act(args[0], output, copies_in(output, self._rows, path))
+                output = act(args[0], output, partial(copies_in, output, passes, self._rows, path))
             return output
 
         return hook
 
 
+def _check_output(path: str, args: Any, output: Any) -> None:
+    if not torch.is_tensor(output) or not args:
+        raise RoadError(
+            f"{path} gives {type(output).__name__}, or is called by keyword: expected a layer that turns one tensor into another; "
+            f"leave it out with exclude=[{path.rpartition('.')[2]!r}]"
+        )
+
+
 def _beside(
     adapters: Sequence[LinearRoad], terms: Sequence[Terms], live: Sequence[frozenset[str] | None]
-) -> dict[str, list[Callable[[Tensor, Tensor, int], Tensor]]]:
-    """What acts beside the rotations: path → LoRA and heads, (input, output so far, copies) → output."""
-    found: dict[str, list[Callable[[Tensor, Tensor, int], Tensor]]] = {}
+) -> dict[str, list[Beside]]:
+    """What acts beside the rotations: path → LoRA and heads."""
+    found: dict[str, list[Beside]] = {}
     for adapter in adapters:
         strengths = torch.tensor([dict(each).get(adapter.name, 0.0) for each in terms])
         learning = torch.tensor([names is None or adapter.name in names for names in live])
@@ -90,25 +117,29 @@ def _beside(
     return found
 
 
-def _lora(a: Tensor, b: Tensor, strengths: Tensor) -> Callable[[Tensor, Tensor, int], Tensor]:
+def _lora(a: Tensor, b: Tensor, strengths: Tensor) -> Beside:
     """Adds `s · B A x`; strengths: [rows]."""
+    alike = bool((strengths == strengths[0]).all())
 
-    def add(x: Tensor, output: Tensor, copies: int) -> Tensor:
-        own = strengths.to(output.device).repeat_interleave(copies)
+    def add(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        if alike:
+            return output + ((x.to(a.dtype) @ a.T) @ b.T * float(strengths[0])).to(output.dtype)
+        own = strengths.repeat_interleave(copies())
         rows = own.nonzero()[:, 0]
-        scale = own[rows].reshape(-1, *(1,) * (output.ndim - 1))
+        scale = own[rows].reshape(-1, *(1,) * (output.ndim - 1)).to(output.device)
+        rows = rows.to(output.device)
         added = (x[rows].to(a.dtype) @ a.T) @ b.T * scale
         return output.index_add(0, rows, added.to(output.dtype))
 
     return add
 
 
-def _head(head: nn.Module, strengths: Tensor, *, learning: bool) -> Callable[[Tensor, Tensor, int], Tensor]:
+def _head(head: nn.Module, strengths: Tensor, *, learning: bool) -> Beside:
     """The adapter's own head in the place of the model's, for the rows in which it acts at all."""
     values = {name: value if learning else value.detach() for name, value in head.named_parameters()}
 
-    def instead(x: Tensor, output: Tensor, copies: int) -> Tensor:
-        rows = strengths.to(output.device).repeat_interleave(copies).nonzero()[:, 0]
+    def instead(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        rows = strengths.repeat_interleave(copies()).nonzero()[:, 0].to(output.device)
         return output.index_copy(0, rows, functional_call(head, values, x[rows].float()).to(output.dtype))
 
     return instead

@@ -171,6 +171,8 @@ def _check_weights(model: nn.Module, path: str) -> None:
     module = model.get_submodule(path)
     for name, parameter in module.named_parameters(recurse=False):
         kind = type(module).__name__
+        if parameter.device.type == "meta":
+            raise RoadError(f"{path} is offloaded: its weights are elsewhere; load the model whole, or serve this adapter unmerged")
         if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
             raise RoadError(
                 f"{path} is quantised ({kind}, {parameter.dtype}): rotating would quantise it once more, which loses more than an "

@@ -13,13 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roadint.composition import check_strength
 from roadint.errors import RoadError, listing
+from roadint.gate import Lock
 from roadint.linear.targets import Layout
 from roadint.precision import KeepsPrecision
-from roadint.rotation import Pairing, Rotation, Variant, canonical, check_variant, group_size, parameter_shape, rotation
+from roadint.rotation import (
+    Pairing,
+    Rotation,
+    Variant,
+    canonical,
+    check_scale,
+    check_variant,
+    group_size,
+    parameter_shape,
+    rotation,
+)
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
-_serials = itertools.count()
+_states = itertools.count(1)
 
 
 class LinearRoad(KeepsPrecision):
@@ -38,6 +50,7 @@ class LinearRoad(KeepsPrecision):
     theta: nn.Parameter
     alpha: nn.Parameter
 
+    @torch.inference_mode(False)  # its values can be changed later on, wherever they were made
     def __init__(
         self,
         name: str,
@@ -71,7 +84,9 @@ class LinearRoad(KeepsPrecision):
             self.lora_b = nn.Parameter(torch.zeros(sum(layout.widths), lora_rank))
         self.head_paths = tuple(heads or {})
         self.heads = nn.ModuleList(copy.deepcopy(module).float().requires_grad_() for module in (heads or {}).values())
-        self.serial = next(_serials)
+        self._seen: list[Tensor] = []
+        self._state = 0
+        self._seeing = Lock()
 
     held: Tensor | None
 
@@ -99,10 +114,23 @@ class LinearRoad(KeepsPrecision):
         return 2 * held * self.theta[0].numel() + sum(each.numel() for each in beside)
 
     def rotation(self, strength: float = 1.0, *, learning: bool = True) -> Rotation:
-        """The rotations of all targets, end to end: u, v [blocks]. learning: whether the values get gradients."""
+        """The rotations of all targets, end to end: u, v [blocks]. learning: whether the values get gradients.
+
+        Raises RoadError where the strength makes a scale too large.
+        """
+        self._check_strength(strength)
         theta, alpha = (self.theta, self.alpha) if learning else (self.theta.detach(), self.alpha.detach())
         strengths = strength if self.held is None else self.held * strength
         return rotation(theta, alpha, strengths, variant=self.variant)
+
+    def _check_strength(self, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            check_scale(self.alpha, strength if self.held is None else self.held * strength, self._owner)
+
+    def _owner(self, block: int) -> str:
+        ends = itertools.accumulate(self.layout.blocks)
+        path = next(path for path, end in zip(self.layout.paths, ends, strict=True) if block < end)
+        return f"{self.name!r}, at {path}"
 
     def of(self, path: str) -> tuple[Tensor, Tensor]:
         """θ and α of one target. Raises RoadError where it is none."""
@@ -128,7 +156,9 @@ class LinearRoad(KeepsPrecision):
         return list(zip(torch.split(a, list(self.layout.inputs), 1), torch.split(scaled, list(self.layout.widths)), strict=True))
 
     def rescale(self, strength: float) -> None:
-        """Make this strength the new 1, exactly: of the rotations, and of a LoRA."""
+        """Make this strength the new 1, exactly: of the rotations, and of a LoRA. Raises RoadError where a scale is too large."""
+        check_strength(self.name, strength)
+        self._check_strength(strength)
         with torch.no_grad():
             angle, scale = canonical(self.theta, self.alpha)
             self.theta.copy_(angle * strength)
@@ -136,10 +166,17 @@ class LinearRoad(KeepsPrecision):
             if self.lora_rank:
                 self.lora_b.mul_(strength)
 
-    @property
-    def state(self) -> tuple[int, ...]:
-        """Changes with every change of θ or α."""
-        return self.serial, self.theta._version, self.alpha._version
+    def state(self) -> int:
+        """A number that no other values of θ and α of any adapter have or had.
+
+        The values themselves are compared with those that were seen last: torch's version counters miss fused optimizers, `.data`
+        and more. One wait for the device a call.
+        """
+        now = [each.detach() for each in (self.theta, self.alpha, self.held) if each is not None]
+        with self._seeing, torch.inference_mode(False), torch.no_grad():
+            if not _same(now, self._seen):
+                self._seen, self._state = [each.clone() for each in now], next(_states)
+            return self._state
 
     def spec(self) -> dict[str, Any]:
         """The arguments that make this adapter again, without its values, as plain JSON values."""
@@ -168,6 +205,14 @@ class LinearRoad(KeepsPrecision):
         return f"{self.name}, {self.variant}, {len(self.layout.paths)} targets, {self.trainable_count:,} numbers"
 
 
+def _same(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Whether these are equal numbers, on the same device."""
+    return len(now) == len(before) and all(
+        one.shape == other.shape and one.device == other.device and torch.equal(one, other)
+        for one, other in zip(now, before, strict=True)
+    )
+
+
 def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
     """Those that rotate the same pairs of the same targets together: one product of rotations serves them."""
     found: dict[Any, list[LinearRoad]] = {}
@@ -187,7 +232,21 @@ def product(
     if found is None:
         like = next(iter(members.values()))
         return Rotation(torch.ones(sum(like.layout.blocks), dtype=torch.complex64, device=like.theta.device))
+    _check_finite(found, members, terms)
     return found
+
+
+def _check_finite(made: Rotation, members: Mapping[str, LinearRoad], terms: Sequence[tuple[str, float]]) -> None:
+    """Raises RoadError for values that are not finite; not while training, which should not wait."""
+    acting = [members[name] for name, _ in terms]
+    if torch.is_grad_enabled() and any(each.training for each in acting):
+        return
+    if not bool(torch.stack([each.isfinite().all() for each in (made.u, made.v) if each is not None]).all()):
+        broken = [each.name for each in acting if not bool((each.theta.isfinite() & each.alpha.isfinite()).all())]
+        raise RoadError(
+            f"the rotations of {listing(broken or [each.name for each in acting])} are not finite: expected numbers, such as those "
+            "of a training at a lower rate; compose without them, or load a checkpoint"
+        )
 
 
 def commute(one: LinearRoad, other: LinearRoad) -> str | None:

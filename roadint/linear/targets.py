@@ -1,14 +1,14 @@
 """Which modules of a model are rotated: all linear layers, or some by name, pattern, kind or layer."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roadint.errors import RoadError, did_you_mean, listing
-from roadint.layers import find_layers
+from roadint.layers import decoder_of, find_layers, text_config
 
 Names = str | Sequence[str]
 ALL_LINEAR, FC1 = "all-linear", "fc1"
@@ -34,17 +34,16 @@ class Layout:
 def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names = (), layers: Iterable[int] | None = None) -> Layout:
     """The modules that an adapter rotates the outputs of, in the model's order.
 
-    targets: "all-linear" (every linear layer of the backbone, without heads), "fc1" (the first of each feed-forward network), a
-    list of names ("q_proj", "mlp.down_proj": what a path ends with), or one text, a regular expression for whole paths, or a name.
-    Linear layers (quantised ones too), GPT-2's Conv1D and embeddings can be targets. exclude: the same, to leave out.
+    targets: "all-linear" (every linear layer of the language model's body: not its heads, not another tower or what leads from it,
+    not the routers and gates of a mixture of experts, nor layers whose weights the model uses without calling them), "fc1" (the
+    first of each feed-forward network), a list of names ("q_proj", "mlp.down_proj": what a path ends with), or one text, a regular
+    expression for whole paths, or a name. Linear layers (quantised ones too), GPT-2's Conv1D and embeddings can be targets.
+    exclude: the same, to leave out.
     layers: indices of layers, from 0; all of them, and what lies outside of layers, by default.
     Raises RoadError where nothing is selected, a name is unknown, or an output has an odd width.
     """
-    backbone = getattr(model, "base_model", model)
-    prefix = next((f"{name}." for name, module in model.named_modules() if module is backbone and name), "")
     known = {path: module for path, module in model.named_modules() if _is_target(module)}
-    linear = [path for path in known if path.startswith(prefix) and not isinstance(known[path], nn.Embedding)]
-    chosen = set(linear) if targets == ALL_LINEAR else set(_matching("targets", targets, known))
+    chosen = set(_all_linear(model, known)) if targets == ALL_LINEAR else set(_matching("targets", targets, known))
     chosen -= set(_matching("exclude", exclude, known)) if exclude else set()
     if layers is not None:
         chosen &= set(_inside(model, layers, known))
@@ -54,6 +53,45 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
     return layout_of(model, paths)
 
 
+def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
+    prefix, body = decoder_of(model)
+    counts = {value for name, value in vars(text_config(model)).items() if "expert" in name and isinstance(value, int)}
+    inside = {id(each) for each in body.modules()}
+    return [
+        path
+        for path, module in known.items()
+        if id(module) in inside
+        and path.startswith(f"{prefix}." if prefix else "")
+        and not isinstance(module, nn.Embedding)
+        and not _is_bypassed(model, path)
+        and not _routes(path, module, counts)
+        and not re.search(r"(^|\.)lora_|(^|\.)encoder_attn\.", path)  # PEFT's own; attention to an encoder that is not there
+    ]
+
+
+def _routes(path: str, module: nn.Module, counts: Collection[int]) -> bool:
+    """Whether the layer sends tokens to experts, or weighs them: its outputs are no hidden states."""
+    if re.search(r"Router|TopK|Gat(e|ing)$", type(module).__name__) or re.search(r"(^|\.)(router|gating)(\.|$)", path):
+        return True
+    width = _size(module)[0]
+    return path.endswith("gate") and (width == 1 or width in counts)
+
+
+def _is_bypassed(model: nn.Module, path: str) -> bool:
+    """Whether the model uses the layer's weights without calling it, as far as can be told beforehand."""
+    parent, _, name = path.rpartition(".")
+    around = model.get_submodule(parent)
+    return isinstance(around, nn.MultiheadAttention) or (name == "dt_proj" and hasattr(around, "A_log"))
+
+
+def may_rest(model: nn.Module, path: str) -> bool:
+    """Whether a pass may well go by a target: an expert that no token went to, or a part that text alone does not reach."""
+    if re.search(r"(^|\.)(\w*experts?|cross\w*|encoder_attn)(\.|$)", path):
+        return True
+    inside = {id(each) for each in decoder_of(model)[1].modules()}
+    return id(model.get_submodule(path)) not in inside and not _is_bypassed(model, path)
+
+
 def layout_of(model: nn.Module, paths: Iterable[str]) -> Layout:
     """The layout of these modules, in the model's order. Raises RoadError where one is missing or has an odd width."""
     known = {path: module for path, module in model.named_modules() if _is_target(module)}
@@ -61,9 +99,14 @@ def layout_of(model: nn.Module, paths: Iterable[str]) -> Layout:
     for path in wanted - set(known):
         raise RoadError(f"{type(model).__name__} has no linear layer {path}: expected the adapter's own base model")
     sizes = {path: _size(module) for path, module in known.items() if path in wanted}
-    for path, (width, _) in sizes.items():
-        if width % 2:
-            raise RoadError(f"{path} has the odd width {width}: rotations need pairs; leave it out with exclude=[{path!r}]")
+    odd = [path for path, (width, _) in sizes.items() if width % 2]
+    if odd:
+        names = list(dict.fromkeys(path.rpartition(".")[2] for path in odd))
+        such = "it" if len(odd) == 1 else f"all {len(odd)} such"
+        raise RoadError(
+            f"{odd[0]} has the odd width {sizes[odd[0]][0]}: rotations need pairs; "
+            f"leave {such} out with exclude={names if len(odd) > 1 else odd}"
+        )
     return Layout(tuple(sizes), tuple(width for width, _ in sizes.values()), tuple(inputs for _, inputs in sizes.values()))
 
 

@@ -1,5 +1,6 @@
 """The rotations of one call, at the targets of adapters of one layout: made once, then one product at a layer's output."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -9,10 +10,12 @@ from roadint.errors import RoadError
 from roadint.fused import turn, turn_
 from roadint.linear.bank import Bank
 from roadint.linear.road import LinearRoad, product
+from roadint.passes import Passes
 from roadint.rotation import Rotation
 
 Terms = tuple[tuple[str, float], ...]
 _IN_PLACE = (torch.float32, torch.bfloat16, torch.float16)
+_EXPERT = re.compile(r"(^|\.)experts?(\.|$)")  # these run on the tokens that are sent to them
 _SCRATCH = 1 << 20  # numbers that are worked on at a time: they stay in the processor's cache
 
 
@@ -30,7 +33,8 @@ class Turning:
             rotation = _stacked(made)
             self.index = index if len(distinct) > 1 else None
         else:
-            keys: list[Hashable] = [tuple((*term, members[term[0]].state) for term in each) for each in own]
+            states = {name: members[name].state() for name in {name for each in own for name, _ in each}}
+            keys: list[Hashable] = [tuple((*term, states[term[0]]) for term in each) for each in own]
             rotation, self.index = bank.rows(keys, lambda key: product(members, [(name, s) for name, s, _ in key]))  # type: ignore[attr-defined]
         like = next(iter(members.values()))
         self.paths, self.groups, blocks = like.layout.paths, like.groups, like.layout.blocks
@@ -67,17 +71,20 @@ class Layer:
         self._rows, self._scratch = rows, scratch
         self._shape: torch.Size | None = None
 
-    def __call__(self, output: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, passes: Passes) -> Tensor:
         """output: [rows, …, width], the layer's own, which is written over where nothing needs its gradient."""
         if output.shape != self._shape:
-            self._settle(output)
+            self._settle(output, passes)
         if self._in_place and not torch.is_grad_enabled() and output.is_contiguous():
             return turn_(output, self._u, self._room)
         return turn(output, self._u, self._v, self._group).to(output.dtype)
 
-    def _settle(self, output: Tensor) -> None:
+    def _settle(self, output: Tensor, passes: Passes) -> None:
         """u, v beside an output of this shape."""
-        copies = copies_in(output, self._rows, self._path)
+        u, v = self._own
+        copies = 1
+        if self._index is not None or len(u) > 1:  # else all rows turn alike, whatever the layer's rows are
+            copies = copies_in(output, passes, self._rows, self._path)
 
         def beside(each: Tensor) -> Tensor:
             if self._index is not None:
@@ -86,22 +93,25 @@ class Layer:
                 each = each.repeat_interleave(copies, dim=0)
             return each.reshape(len(each), *(1,) * (output.ndim - 2), each.shape[-1]).to(output.device)
 
-        u, v = self._own
         self._u, self._v = beside(u), None if v is None else beside(v)
         self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
         self._room = self._scratch.of(output) if self._in_place else None
         self._shape = None if u.requires_grad else output.shape  # a graph is of one use
 
 
-def copies_in(output: Tensor, rows: int, path: str) -> int:
-    """How often an output has each row of a batch: beams and returned sequences repeat it in place. Raises RoadError."""
-    copies, left = divmod(output.shape[0], rows)
-    if left:
-        raise RoadError(
-            f"{path} ran on {output.shape[0]} rows in a batch of {rows}: its rows can't be told apart; "
-            "leave it out of the targets, or give all rows one composition"
-        )
-    return copies
+def copies_in(output: Tensor, passes: Passes, rows: int, path: str) -> int:
+    """How often an output has each of the call's rows: beams and returned sequences repeat them in place, and some layers give
+    [rows · columns, width]. Raises RoadError where its rows are others: an image's, or the tokens that went to an expert."""
+    copies, left = divmod(passes.rows, rows)
+    if not left and copies and not _EXPERT.search(path):
+        if output.shape[0] == passes.rows and (output.ndim < 4 or output.shape[1] == passes.columns):
+            return copies
+        if output.ndim == 2 and output.shape[0] == passes.rows * passes.columns:
+            return copies * passes.columns
+    raise RoadError(
+        f"{path} ran on {output.shape[0]} rows in a batch of {passes.rows}: its rows can't be told apart; "
+        "leave it out of the targets, or give all rows one composition"
+    )
 
 
 def _stacked(rotations: Sequence[Rotation]) -> Rotation:

@@ -6,26 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.basis import Matrix
+from roadint.basis import Axes
 from roadint.data.collate import Collator, Example, moved
+from roadint.interchange import RoadInterchange
 from roadint.intervention import RoadIntervention
 from roadint.layers import site_path
 from roadint.model import RoadModel
 from roadint.partial import Enough, run_until_enough
 from roadint.progress import track
+from roadint.site import SubspaceIntervention
 
 _ROWS = 16  # of a batch
 
 
 @torch.no_grad()
 def fit_axes(road: RoadModel, examples: Sequence[Example], collate: Collator, *, quiet: bool = True) -> None:
-    """Make the basis of every site that wants the principal axes ("pca") those of the tokens that it edits, in the base model."""
+    """Make the basis of every site that wants the principal axes ("pca") those of the tokens that it edits, in the base model.
+
+    Axes that are known already stay: values were learned in them.
+    """
     for site in road.sites:
-        if isinstance(site, RoadIntervention) and site.basis.kind == "pca" and isinstance(site.frame, Matrix):
-            site.frame.fit(_hidden_at(road, site, examples, collate, quiet))
+        frame = site.frame if isinstance(site, (RoadIntervention, RoadInterchange)) else None
+        if isinstance(frame, Axes) and not frame.measured:
+            frame.fit(_hidden_at(road, site, examples, collate, quiet))
 
 
-def _hidden_at(road: RoadModel, site: RoadIntervention, examples: Sequence[Example], collate: Collator, quiet: bool) -> Tensor:
+def _hidden_at(road: RoadModel, site: SubspaceIntervention, examples: Sequence[Example], collate: Collator, quiet: bool) -> Tensor:
     """[tokens, width] float32: what the site edits of these examples."""
     found: list[Tensor] = []
     edited = torch.zeros(0)

@@ -23,7 +23,7 @@ from roadint.data.collate import Collator, Example, completion_nll, moved, targe
 from roadint.errors import RoadError, first_line
 from roadint.layers import cache_name, takes_positions
 from roadint.model import RoadModel
-from roadint.partial import output_after, resumed, run_until_enough
+from roadint.partial import Resumed, output_after, run_until_enough
 from roadint.progress import track
 from roadint.prompt import pad
 from roadint.training.key_values import Layout, Recorder, UnknownCacheError, layout_of
@@ -181,10 +181,9 @@ class PrefixCache:
             inputs[cache_name(self._base)] = self._layout.past(batch["prefix"])
         # A few queries over a long prefix: torch's fused attention is half as fast as plain products on a CPU, gradients included.
         attention = sdpa_kernel(SDPBackend.MATH) if "prefix" in batch and self._device.type == "cpu" else nullcontext()
-        with (
-            attention,
-            resumed(self._base, self._skipped if "hidden" in batch else 0, batch.get("hidden"), as_tuple=self._as_tuple),
-        ):
+        if "hidden" in batch:
+            inputs["resumed"] = Resumed(self._skipped, batch["hidden"], self._as_tuple)
+        with attention:
             return completion_nll(model, inputs)
 
     def fits(self, road: RoadModel, examples: Sequence[Example], collator: Collator) -> bool:
@@ -256,8 +255,8 @@ class PrefixCache:
                 recorder = Recorder(len(layout.shapes))
                 past = self._layout.past(header.expand(len(index), -1, -1), recorder)
                 inputs = self._inputs(ids[:, :columns], rank, wanted, past)
-                with resumed(self._base, self._skipped, None if hidden is None else hidden[:, :columns], as_tuple=self._as_tuple):
-                    run_until_enough(self._base, **inputs)
+                known = Resumed(self._skipped, None if hidden is None else hidden[:, :columns], self._as_tuple)
+                run_until_enough(known.of(self._base), **inputs)
                 added = self._layout.joined(recorder)
                 self._prefix.put(plan.prefix_slots(index, rank)[wanted], added[wanted.to(added.device)])
 

@@ -56,7 +56,11 @@ def train(
     rates = {name: rate / settings.lr for name, rate in settings.lrs.items() if name in road.names or "lrs" in overrides}
     strengths = {name: each for name, each in settings.strengths.items() if name in road.names or "strengths" in overrides}
     companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    acting: list[CompositionLike] = [rates, strengths, *(each for several in companions.values() for each in several)]
+    acting: list[CompositionLike] = [
+        dict.fromkeys(rates, 1.0),
+        strengths,
+        *(each for several in companions.values() for each in several),
+    ]
     for each in acting:
         Composition.parse(each, road.names)
     folder = Path(out) if out is not None else None

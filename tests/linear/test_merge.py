@@ -159,3 +159,38 @@ def test_refusals_change_nothing() -> None:
     with road.merged("a"):
         pass
     assert same(model, before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_strength_that_leaves_float32_is_refused_before_anything_changes(variant: Any) -> None:
+    llama = build("llama")
+    road = with_adapters(llama, "a", variant=variant)
+    before, values = weights(llama), {name: value.clone() for name, value in road.adapters["a"].state_dict().items()}
+    message = "a scale α of .* becomes .* at strength 300, in block [0-9]+ of 'a', at model.layers"
+    for call in (
+        lambda: road.merge("300*a"),
+        lambda: road.merge("300*a", keep=True),
+        lambda: road.adapters["a"].rescale(300.0),
+        lambda: road(input_ids=IDS, compose="300*a"),
+        lambda: road.generate_tokens(input_ids=IDS, compose="300*a", max_new_tokens=1),
+    ):
+        with pytest.raises(RoadError, match=message):
+            call()
+    with pytest.raises(RoadError, match="is too large: expected at most 1,000"):
+        road.adapters["a"].rescale(1e6)
+    assert same(llama, before)
+    assert all(torch.equal(value, values[name]) for name, value in road.adapters["a"].state_dict().items())
+    assert road(input_ids=IDS, compose="2*a").logits.isfinite().all()
+
+
+def test_adapters_that_are_not_finite_are_refused() -> None:
+    llama = build("llama")
+    road = with_adapters(llama, "a", "b").eval()
+    before = weights(llama)
+    with torch.no_grad():
+        road.adapters["b"].theta[3] = torch.nan
+    for call in (lambda: road(input_ids=IDS, compose="a + b"), lambda: road.merge("a + b")):
+        with pytest.raises(RoadError, match="rotations of 'b' are not finite"):
+            call()
+    assert same(llama, before)
+    assert road(input_ids=IDS, compose="a").logits.isfinite().all()

@@ -7,20 +7,28 @@ import torch
 
 from roadint.composition import Composition
 from roadint.linear import turning
+from roadint.linear.bank import Banks
 from roadint.linear.edit import LinearEdit
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import layout_of
+from roadint.passes import Passes
 from tests.linear.test_edit import randomised
 
 WIDTH = 12
 
 
-def layers(names: list[str]) -> torch.nn.Module:
+def layers(names: list[str]) -> Any:
     """One rotated layer, each row through the adapter of its name."""
     net = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH))
     made = {name: randomised(LinearRoad(name, layout_of(net, ["0"])), seed) for seed, name in enumerate("abc")}
-    edit = LinearEdit(made, [Composition(((name, 1.0),)) for name in names], {}, 8)
-    return edit._layers["0"][0]  # type: ignore[return-value]
+    edit = LinearEdit(made, [Composition(((name, 1.0),)) for name in names], Banks(), 8)
+    passes = Passes()
+
+    def turned(output: torch.Tensor) -> torch.Tensor:
+        passes.rows, passes.columns = output.shape[0], output.shape[1] if output.ndim > 2 else 1
+        return edit._layers["0"][0](output, passes)
+
+    return turned
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

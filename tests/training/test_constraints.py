@@ -94,3 +94,16 @@ def test_what_does_not_fit_is_named(llama: Any, tokenizer: Any, tmp_path: Path) 
     )
     with pytest.raises(RoadError, match="are for RoadInterventions"):
         roadint.train(RoadModel(llama, recipe.interventions()), tokenizer, DATA, recipe, quiet=True, **{"rows": 4, "eos": []})
+
+
+def test_axes_that_are_known_stay_when_training_goes_on(llama: Any, tokenizer: Any) -> None:
+    road = RoadModel(llama, RoadIntervention(layer=1, basis="pca", subspaces=HALVES))
+    roadint.train(road, tokenizer, DATA, **SHORT)
+    before = road.interventions[0].frame.q.clone()
+    roadint.train(road, tokenizer, {"a": rows("qqqqqqqq")}, **SHORT)
+    assert torch.equal(road.interventions[0].frame.q, before)
+
+
+def test_rates_far_above_the_runs_own_are_no_strengths(llama: Any, tokenizer: Any) -> None:
+    theta, _ = values(llama, tokenizer, lr=1e-6, lrs={"a": 1e-2})
+    assert float(theta[:HALF].abs().max()) > 1e-3

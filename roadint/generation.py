@@ -1,0 +1,41 @@
+"""What the caller of a generation said, and what that leaves to roadint's defaults."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from roadint.errors import RoadError
+from roadint.prompt import pad_id
+
+# What says how long an answer may be; any of them takes the place of a default length.
+_LENGTHS = ("max_new_tokens", "max_length", "max_time")
+
+
+def generation_settings(tokenizer: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for transformers' `generate`: what was given counts, over a generation_config, over the defaults.
+
+    A generation_config is the caller's whole say: the defaults are left out then.
+    """
+    config = given.get("generation_config")
+    chosen: dict[str, Any] = dict(given)
+    if config is None:
+        said = any(given.get(name) is not None for name in _LENGTHS)
+        chosen = {**{name: value for name, value in defaults.items() if not (said and name in _LENGTHS)}, **given}
+    if getattr(config, "pad_token_id", None) is None:
+        chosen.setdefault("pad_token_id", pad_id(tokenizer))
+    if given.get("stop_strings") is not None or getattr(config, "stop_strings", None) is not None:
+        chosen["tokenizer"] = tokenizer
+    return chosen
+
+
+def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Raises RoadError for what runs the model on other tokens than the call's, in between."""
+    configs = (settings.get("generation_config"), getattr(model, "generation_config", None))
+    told = next((each for each in configs if each is not None), None)
+    scale = settings.get("guidance_scale", getattr(told, "guidance_scale", None))
+    if scale is not None and scale != 1:
+        raise RoadError(
+            f"guidance_scale={scale!r} runs the model on other tokens in between, where no position of the prompt holds: "
+            "expected 1 or None where something composes"
+        )

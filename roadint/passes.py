@@ -1,0 +1,95 @@
+"""The forward passes of one call: where each of them stands in the call's rows and columns, and that every edit acts in it.
+
+A generation runs the model many times, with a cache or without, in chunks, with several tokens at once. The model itself tells,
+before its layers run, what this pass is given; whether a token is edited follows from its place alone.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from roadint.errors import RoadError
+from roadint.layers import CACHES, cached_columns, inner_model, prepare_capture
+from roadint.view import After, view
+
+
+class Passes:
+    """rows, columns: of the tokens of the pass that runs. start: with which column of the call it begins. number: from 1.
+
+    learns: whether gradients are wanted from the call.
+    total: the columns of a call that is one pass, with those in its cache; None where the passes themselves tell.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.rows = self.columns = self.start = self.number = 0
+        self.learns = False
+        self._total = total
+
+    def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the model's forward. Raises RoadError where it does not tell what it is given."""
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
+        tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+        if tokens is None:
+            raise RoadError(f"{type(module).__name__} runs on neither input_ids nor inputs_embeds: its rows can't be told")
+        self.start = self._start_of(given, int(tokens.shape[1]))
+        self.rows, self.columns = int(tokens.shape[0]), int(tokens.shape[1])
+        self.number += 1
+
+    def check_gradients(self, path: str) -> None:
+        """Raises RoadError where a module runs without gradients in a call that wants some: they would be lost in silence."""
+        if self.learns and not torch.is_grad_enabled():
+            raise RoadError(
+                f"{path} runs without gradients in a call that wants them (activation checkpointing of the reentrant kind, or a "
+                "no_grad of the model's own): expected use_reentrant=False, no checkpointing, or torch.no_grad() around the call"
+            )
+
+    def _start_of(self, given: Mapping[str, Any], columns: int) -> int:
+        if self._total is not None:
+            if columns > self._total:
+                raise RoadError(f"a pass over {columns} columns in a call of {self._total}: expected those of the call")
+            return self._total - columns
+        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        if cache is None:
+            return 0
+        mask = given.get("attention_mask")
+        if torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= columns:
+            return int(mask.shape[1]) - columns
+        # Models without a mask of all columns (static caches, recurrent ones) go on where the last pass ended.
+        return self.start + self.columns if self.number else cached_columns(given) or 0
+
+
+class Acting(Protocol):
+    """An edit of a call. learns: whether it has values that ask for gradients."""
+
+    learns: bool
+
+    def hooks(self, model: nn.Module, passes: Passes) -> Iterable[tuple[nn.Module, After]]:
+        """What runs after which modules of the model."""
+
+    def finish(self, passes: Passes) -> None:
+        """After each pass. Raises RoadError where something that was asked for did not act in it."""
+
+
+def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Mapping[str, Any]) -> nn.Module:
+    """A view of the model whose forward passes carry the edits, each before the next at a module of several.
+
+    inputs: of the call, which may ask the model to capture states.
+    """
+    listed = list(edits)
+    passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in listed)
+    after: dict[nn.Module, list[After]] = {}
+    for edit in listed:
+        for module, hook in edit.hooks(model, passes):
+            after.setdefault(module, []).append(hook)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        for edit in listed:
+            edit.finish(passes)
+
+    inner = inner_model(model)
+    after.setdefault(inner, []).append(end)
+    prepare_capture(inner, inputs)
+    return view(model, after, {inner: [passes.begin]})
