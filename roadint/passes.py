@@ -57,8 +57,14 @@ class Passes:
         mask = given.get("attention_mask")
         if torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= columns:
             return int(mask.shape[1]) - columns
-        # Models without a mask of all columns (static caches, recurrent ones) go on where the last pass ended.
-        return self.start + self.columns if self.number else cached_columns(given) or 0
+        end = self.start + self.columns
+        if self.number and getattr(cache, "is_compileable", False):
+            return end  # a static cache counts on the device, which would be waited for
+        held = cached_columns(given)
+        if held or not self.number:
+            return held or 0
+        # Recurrent states tell no length and go on where the last pass ended; a model that leaves its cache empty runs all anew.
+        return end if columns <= end else 0
 
 
 class Acting(Protocol):

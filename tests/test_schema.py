@@ -18,7 +18,7 @@ from roadint import RoadError, RoadIntervention, RoadModel, checkpoint
 from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
 from roadint.checkpoint import CONFIG, TENSORS
 from roadint.interchange import RoadInterchange
-from roadint.kinds import _KINDS
+from roadint.kinds import KINDS
 from roadint.schema import check_config
 from tests.conftest import build
 from tests.test_checkpoint import resign
@@ -84,7 +84,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
 
 
 def test_every_kind_comes_back(saved: Path) -> None:
-    assert {each.kind for each in EVERY_KIND} == set(_KINDS)
+    assert {each.kind for each in EVERY_KIND} == set(KINDS)
     again = RoadModel.from_pretrained(saved, build("llama"))
     config = json.loads((saved / CONFIG).read_text())
     assert [{"kind": each.kind, **each.spec()} for each in again.sites] == config["interventions"]

@@ -13,12 +13,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments, s
 
 from roadint import checkpoint
 from roadint.composition import Composition, CompositionLike
-from roadint.data.collate import Collator, Example, tokenize
+from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.plain import plain
-from roadint.prompt import check_template
+from roadint.prompt import check_template, pad_id
 from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
@@ -52,6 +52,7 @@ def train(
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
+    check_fits(examples, road.model, pad_id(tokenizer))
     # A preset's companions, rates and strengths are for its own data sets and subspaces.
     rates = {name: rate / settings.lr for name, rate in settings.lrs.items() if name in road.names or "lrs" in overrides}
     strengths = {name: each for name, each in settings.strengths.items() if name in road.names or "strengths" in overrides}
@@ -120,7 +121,7 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
         if not Composition.parse(name, road.names).terms:
             raise RoadError(f"data set {name!r} trains nothing: expected a composition of {road.names}")
         examples += tokenize(
-            load_rows(source, recipe.rows),
+            load_rows(source, recipe.rows, recipe.rows_seed),
             tokenizer,
             name,
             template=recipe.template,
