@@ -91,7 +91,9 @@ def check_folder(option: str, path: Path, *, new: bool = False) -> None:
         with tempfile.TemporaryDirectory(dir=there, prefix=".roadint.") as scratch:
             longest = max(len(os.fsencode(name)) for name in path.parts)
             (Path(scratch) / ("a" * longest)).touch()  # a name may be longer than the file system takes
-    except OSError as error:
+        if "\0" in str(path):
+            raise ValueError("no file has NUL in its name")
+    except (OSError, ValueError) as error:
         raise RoadError(
             f"{option} {quoted(str(path))} can't be a folder of ours ({first_line(error)}): expected another one"
         ) from None

@@ -44,6 +44,7 @@ NASTY: list[Any] = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     road = RoadModel(build("llama"), copy.deepcopy(EVERY_KIND))
+    road.sites[1].fit_basis(torch.randn(64, 32))  # type: ignore[attr-defined]
     road.add_adapter("x", variant="road_4", targets=["q_proj"], subspace="[0, d/2)", lora_rank=2, heads="lm_head")
     road.add_adapter("y", targets=["up_proj", "down_proj"], pairing=8)
     folder = tmp_path_factory.mktemp("saved")
