@@ -1,4 +1,4 @@
-"""What comes in from outside: texts and numbers of the page, the address and the endpoint for programs, before anything uses them."""
+"""What comes in from outside, before anything uses it: texts and numbers of the page, the address, the endpoint for programs."""
 
 import logging
 import math
@@ -61,7 +61,7 @@ def check_whole(what: str, value: Any, low: int, high: int) -> int:
 
 
 def unexpected(error: BaseException, replace: Sequence[tuple[str, str]] = ()) -> str:
-    """The line that a visitor gets. A RoadError is meant to be read, without this machine's paths; anything else goes to the log."""
+    """The line that a visitor gets: a RoadError's own, with `replace`, (path, name), said by name; anything else goes to the log."""
     if isinstance(error, RoadError):
         told = str(error)
         for path, name in replace:

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,7 @@ class Engine:
         settings: Settings,
         visitor: str | None = None,
         wanted: Callable[[], bool] = lambda: True,
-    ) -> Iterator[Update]:
+    ) -> Generator[Update, None, None]:
         """The answers of one prompt through several compositions, as they grow; closing the iterator stops them.
 
         visitor: whose requests are counted together. wanted: asked again and again whether anybody still waits; an answer of no
@@ -250,12 +250,13 @@ class Engine:
 def _newest(updates: "queue.Queue[Update | Exception]") -> Update:
     """The last of what has come, after half a second at most; raises what came instead, or queue.Empty."""
     update = updates.get(timeout=0.5)
-    while not isinstance(update, Exception):
+    while True:
+        if isinstance(update, Exception):
+            raise update
         try:
             update = updates.get_nowait()
         except queue.Empty:
             return update
-    raise update
 
 
 class _Progress(BaseStreamer):

@@ -12,7 +12,18 @@ from urllib.parse import parse_qs
 MOST_BYTES = 1 << 20  # of a request's body; the longest prompt that is looked at has a tenth
 _DEEPEST = 4  # lists in lists, in the values of a request
 _POSTS = ("queue/join", "call/", "cancel", "reset", "run/", "api/")  # below /gradio_api/
-_CLOSED = ("upload", "file=", "file/", "proxy=", "stream/", "deep_link", "custom_component", "component_server", "vibe", "run-history")
+_CLOSED = (
+    "upload",
+    "file=",
+    "file/",
+    "proxy=",
+    "stream/",
+    "deep_link",
+    "custom_component",
+    "component_server",
+    "vibe",
+    "run-history",
+)
 _PREFIX = "/gradio_api/"
 
 
@@ -43,6 +54,7 @@ class Guard:
         self._app, self._listening = app, listening
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request: answered here, or handed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -113,7 +125,9 @@ def _trouble(body: bytes) -> str | None:
     if not isinstance(value, dict):
         return "the request is no JSON object"
     session = value.get("session_hash")
-    if session is not None and not (isinstance(session, str) and len(session) <= 64 and session.isascii() and session.isprintable()):
+    if session is not None and not (
+        isinstance(session, str) and len(session) <= 64 and session.isascii() and session.isprintable()
+    ):
         return "session_hash is no short plain text"
     value.pop("event_data", None)  # of clicks; no function of the app asks for it
     if not _plain(list(value.values()), _DEEPEST):
@@ -131,7 +145,7 @@ def _plain(value: Any, deep: int) -> bool:
 def _stream_of(inside: str, query: bytes) -> str | None:
     """The session, or the call, that a GET reads the answers of; None for anything else."""
     if inside == "queue/data":
-        return (parse_qs(query.decode("latin-1")).get("session_hash") or [None])[0]
+        return next(iter(parse_qs(query.decode("latin-1")).get("session_hash", ())), None)
     parts = inside.strip("/").split("/")
     return parts[-1] if parts[0] == "call" and len(parts) > 2 else None
 

@@ -123,7 +123,6 @@ class Shelf:
     def _put(self, label: str, source: str, folder: Path, engine: Engine) -> None:
         """On the model, in the place of the one that was not used for longest where there is none; `_moving` is held."""
         try:
-            names = checkpoint.read(folder).names(label)
             with engine.lock:
                 # Before another one goes: where this one does not fit, nothing has changed.
                 engine.road.add_checkpoint(folder, label)
@@ -134,6 +133,7 @@ class Shelf:
                     raise
                 if goes is not None:
                     engine.road.remove_checkpoint(goes)
+                names = [name for name in engine.road.names if name.partition("@")[2] == label]
                 with self._books:
                     self._on[label], self._names[label] = None, names
         except Exception as error:
