@@ -27,7 +27,7 @@ def check_text(what: str, value: Any, most: int = MOST_CHARACTERS) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         where = error.start + 1
-        raise RoadError(f"{what} {quoted(value)} holds half a character (a lone surrogate), its {where}th: take it out") from None
+        raise RoadError(f"{what} {quoted(value)} holds half a character (a lone surrogate) at place {where}: take it out") from None
     return value
 
 
@@ -61,7 +61,7 @@ def check_whole(what: str, value: Any, low: int, high: int) -> int:
 
 
 def unexpected(error: BaseException, replace: Sequence[tuple[str, str]] = ()) -> str:
-    """The line that a visitor gets: a RoadError's own, with `replace`, (path, name), said by name; anything else goes to the log."""
+    """The line that a visitor gets: a RoadError's own, paths replaced by names; anything else goes to the log."""
     if isinstance(error, RoadError):
         told = str(error)
         for path, name in replace:

@@ -86,6 +86,8 @@ class Engine:
         self.road, self.tokenizer = road, tokenizer
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
+        self._served: dict[str, int] = {}  # visitors who have a turn, or had one and wait for more: which
+        self._turn = 0
         self._changed = threading.Condition()
         self.lock = threading.Lock()  # held while a batch runs: what changes the RoadModel takes it too
         threading.Thread(target=self._serve, daemon=True, name="roadint-demo").start()
@@ -209,22 +211,31 @@ class Engine:
                     self._answer([request])
 
     def _next(self) -> list[_Request]:
-        """The first request, and those after it that can share its batch; nobody's second comes before another's first."""
-        counts: Counter[str] = Counter()
-        turns: list[tuple[int, _Request]] = []
-        for request in self._waiting:
-            turns.append((counts[request.visitor] if request.visitor is not None else 0, request))
-            if request.visitor is not None:
-                counts[request.visitor] += 1
+        """The request whose turn it is, and those that can share its batch."""
         chosen: list[_Request] = []
         rows = 0
-        for _, request in sorted(turns, key=lambda each: each[0]):
+        for request in self._in_turn():
             alike = not chosen or (request.settings.kind == chosen[0].settings.kind and not request.settings.temperature)
             if alike and rows + len(request.compositions) <= _ROWS:
                 chosen.append(request)
                 rows += len(request.compositions)
         self._waiting = [each for each in self._waiting if each not in chosen]
+        self._turn += 1
+        waiting = {each.visitor for each in self._waiting}
+        self._served = {visitor: turn for visitor, turn in self._served.items() if visitor in waiting}
+        self._served |= {each.visitor: self._turn for each in chosen if each.visitor is not None}
         return chosen
+
+    def _in_turn(self) -> list[_Request]:
+        """Who waits: nobody's second request before another's first, and first whoever had no turn for longest."""
+        counts: Counter[str] = Counter()
+        keys: dict[_Request, tuple[int, int]] = {}
+        for request in self._waiting:
+            name = request.visitor
+            keys[request] = (0, 0) if name is None else (counts[name], self._served.get(name, 0))
+            if name is not None:
+                counts[name] += 1
+        return sorted(self._waiting, key=keys.__getitem__)
 
     def _run(self, requests: Sequence[_Request]) -> None:
         rows = [(request, composition) for request in requests for composition in request.compositions]
@@ -249,14 +260,14 @@ class Engine:
 
 def _newest(updates: "queue.Queue[Update | Exception]") -> Update:
     """The last of what has come, after half a second at most; raises what came instead, or queue.Empty."""
-    update = updates.get(timeout=0.5)
-    while True:
-        if isinstance(update, Exception):
-            raise update
+    came = updates.get(timeout=0.5)
+    while not isinstance(came, Exception):
+        newest = came
         try:
-            update = updates.get_nowait()
+            came = updates.get_nowait()
         except queue.Empty:
-            return update
+            return newest
+    raise came
 
 
 class _Progress(BaseStreamer):

@@ -123,6 +123,7 @@ class Shelf:
     def _put(self, label: str, source: str, folder: Path, engine: Engine) -> None:
         """On the model, in the place of the one that was not used for longest where there is none; `_moving` is held."""
         try:
+            checkpoint.read(folder)  # what is damaged, or gone, is refused before anybody waits for it
             with engine.lock:
                 # Before another one goes: where this one does not fit, nothing has changed.
                 engine.road.add_checkpoint(folder, label)
