@@ -18,6 +18,7 @@ from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.composition import Composition
 from roadint.demo import service as service_module
 from roadint.demo import views
+from roadint.demo.app import build as build_page
 from roadint.demo.checks import UNEXPECTED
 from roadint.demo.engine import Engine, Settings, Update
 from roadint.demo.handlers import CONTROLS, Handlers
@@ -584,3 +585,10 @@ def test_everything_shown_is_escaped() -> None:
     for each in shown:
         assert "<img src=x" not in each
         assert '"<img' not in each
+
+
+def test_the_layout_escapes_the_names_of_folders(small: Service) -> None:
+    small.folder, small.first = Path("/x") / HOSTILE.replace("/", ""), f"/x/{HOSTILE}"
+    shown = [str(each["props"].get("value")) for each in build_page(small).get_config_file()["components"]]
+    assert any("&lt;img" in each for each in shown)
+    assert not any("<img" in each for each in shown)

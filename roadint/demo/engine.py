@@ -198,6 +198,7 @@ class Engine:
 
     def _answer(self, requests: Sequence[_Request]) -> None:
         """Run them in one batch; if it fails, one by one, so that only who asked for what fails is told."""
+        requests = [each for each in requests if not each.closed.is_set()]
         try:
             with self.lock:
                 if requests:
@@ -207,8 +208,7 @@ class Engine:
                 requests[0].updates.put(RoadError(unexpected(error)))
                 return
             for request in requests:
-                if not request.closed.is_set():
-                    self._answer([request])
+                self._answer([request])
 
     def _next(self) -> list[_Request]:
         """The request whose turn it is, and those that can share its batch."""
