@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, first_line, listing, quoted
+from roadint.errors import RoadError, first_line, quoted
 from roadint.files import candidates, make_folder, write_pair
 from roadint.kinds import kind_of
 from roadint.layers import find_layers, text_config, width_of
@@ -125,9 +125,9 @@ def save(
     folder = Path(folder)
     parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [(f"{index}.", each) for index, each in enumerate(interventions)]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
-    broken = [name for _, each in parts for name, value in each.values().items() if not bool(value.isfinite().all())]
-    if broken:
-        raise RoadError(f"{listing(broken)} to be saved: not finite, or a basis that was never measured; nothing is written")
+    for _, each in parts:
+        if not bool(each.values().get("basis", torch.zeros(())).isfinite().all()):
+            raise RoadError("a basis 'pca' was never measured: nothing is written; roadint.train measures it, or fit_basis(hidden)")
     tensors = {prefix + name: _stored(value) for prefix, each in parts for name, value in each.values().items()}
     payload = safetensors.torch.save(tensors)
     config = {

@@ -69,17 +69,20 @@ def train(
 ) -> None:
     """Train all subspaces of a recipe at once, each data set through its own."""
     from roadint import checkpoint
+    from roadint.training import unfinished
     from roadint.training.recipe import Recipe
 
     check_folder("--out", out)
     given = pairs(data, "--data")
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, max_completion=max_completion, model=model))
     chosen.interventions()  # a setting that does not fit is told before a model is loaded
-    unfinished = (out / checkpoint.WHILE_TRAINING).is_dir()  # also over an older checkpoint, where --overwrite was cut short
-    if (out / checkpoint.CONFIG).is_file() and not overwrite and not unfinished:
+    if unfinished.is_finished(out) and not overwrite:
         if not resume:
             raise RoadError(f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite")
-        summary = checkpoint.read(out).config["training"]
+        saved = checkpoint.read(out)
+        unfinished.check_same_recipe(out, saved, chosen, given)
+        summary = saved.config["training"]
+        unfinished.finish(out)
     else:
         summary = _train(chosen, given, out, resume, as_json)
     size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))

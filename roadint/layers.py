@@ -42,9 +42,7 @@ def check_model(model: nn.Module) -> None:
             "expected a decoder-only transformers model, or an encoder with a head"
         )
     if type(inner_model(model)).forward is nn.Module.forward:
-        raise RoadError(
-            f"{type(model).__name__} has no forward of its own: expected one of the models inside it, such as its thinker"
-        )
+        raise RoadError(f"{type(model).__name__} has no forward: expected one of the models inside it, such as its thinker")
     if config.model_type in _OTHER_ORDER:
         raise RoadError(f"{type(model).__name__} has hidden states [columns, rows, width]: expected [rows, columns, width]")
     prompts = getattr(model, "peft_config", None)

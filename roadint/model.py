@@ -15,6 +15,7 @@ from roadint.errors import RoadError, listing, quoted
 from roadint.exchange import Mode, gather, read
 from roadint.generation import check_generation, generation_settings
 from roadint.head import score
+from roadint.hosted import as_tokens, shows_model_arguments
 from roadint.inputs import (
     Prompts,
     check_prompt_length,
@@ -62,6 +63,7 @@ class RoadModel(Roads):
         super().__init__(model, interventions, capacity=capacity)
         self._counts_padding = counts_padding(model)
 
+    @shows_model_arguments
     def forward(
         self,
         *,
@@ -138,15 +140,15 @@ class RoadModel(Roads):
 
     def generate(
         self,
-        tokenizer: Any,
-        prompts: str | Sequence[str],
+        tokenizer: Any = None,
+        prompts: str | Sequence[str] | None = None,
         compose: Compose = ALL,
         *,
         template: Template | None = None,
         sources: Sequence[Source | None] | None = None,
         **generation: Any,
-    ) -> list[str]:
-        """Answer prompts in one batch, each through its own composition.
+    ) -> Any:
+        """Answer prompts in one batch, each through its own composition; with tokens, input_ids=…, it is `generate_tokens`.
 
         prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
         template: overrides the model's. sources: as in `forward`.
@@ -154,6 +156,8 @@ class RoadModel(Roads):
         roadint.model.DECODING or, beside a generation_config, as that says.
         Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
         """
+        if prompts is None:  # as transformers' pipelines and trainers call it
+            return self.generate_tokens(compose=compose, sources=sources, **as_tokens(tokenizer, template, generation))
         if isinstance(prompts, str):
             prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
         if not prompts:

@@ -15,6 +15,7 @@ from roadint.arithmetic import label_of
 from roadint.composition import ALL, Composition, CompositionLike
 from roadint.errors import RoadError, did_you_mean, listing
 from roadint.gate import Gate, Lock
+from roadint.hosted import Hosted
 from roadint.layers import check_model, device_of, find_layers, site_path, text_config, width_of
 from roadint.linear.bank import Banks
 from roadint.linear.merge import Merged
@@ -44,7 +45,7 @@ class Placed:
         return [*subspace_names(self.sites), *(() if self.merged else self.adapters)]
 
 
-class Roads(nn.Module):
+class Roads(Hosted):
     """The base class of RoadModel: everything but running the model.
 
     interventions: nn.ModuleList of the interventions at hidden states; linear: nn.ModuleList of the adapters on linear layers.

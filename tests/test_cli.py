@@ -71,6 +71,33 @@ def test_train_writes_a_checkpoint_and_says_what_it_is(
     code, out, _ = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter, "--resume")
     assert code == 0
     assert "32 trained numbers" in out
+    code, _, errors = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter, "--resume", "--set", "lr=0.5")
+    assert code == 2
+    assert "holds a finished run of other settings (lr)" in errors
+
+
+@pytest.mark.parametrize("left", ["everything", "no run.json", "a mark"])
+def test_a_run_killed_when_it_only_had_to_remove_its_checkpoints_is_finished(
+    left: str, adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    from roadint.training import unfinished
+
+    train = [*TRAIN, "--model", base, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "finish", lambda out: None)
+        assert call(capsys, monkeypatch, *train)[0] == 0
+    if left != "everything":
+        (tmp_path / "out" / "checkpoints" / "run.json").unlink()
+    if left == "a mark":
+        (tmp_path / "out" / ".checkpoints.done").touch()
+    if left != "no run.json":  # which no removal leaves without its mark
+        code, _, errors = call(capsys, monkeypatch, *train)
+        assert code == 2
+        assert "holds a finished checkpoint" in errors
+    assert call(capsys, monkeypatch, *train, "--resume")[0] == 0
+    for name in ("road.json", "road.safetensors"):
+        assert (tmp_path / "out" / name).is_file()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.jsonl", "road.json", "road.safetensors"]
 
 
 def test_an_overwriting_run_that_was_cut_short_is_not_taken_for_finished(

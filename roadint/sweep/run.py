@@ -52,7 +52,7 @@ def sweep(
 
 
 def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> dict[str, Any]:
-    """Train and measure one run: its row of the table. A RoadError becomes the row's "error"."""
+    """Train and measure one run: its row of the table. What it raises becomes the row's "error", which ends no other run."""
     started = time.perf_counter()
     row: dict[str, Any] = {"run": key(settings), "settings": settings}
     try:
@@ -73,6 +73,10 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
         )
     except RoadError as error:
         return {**row, "error": str(error)}
+    except Exception as error:  # out of memory, say: what is kept for the runs to share may be what takes it
+        _kept.cache = None
+        logger.warning("%s failed", row["settings"], exc_info=True)
+        return {**row, "error": f"{type(error).__name__}: {first_line(error)}"}
     figures = ("nll", "language", "shares", "kl", "gain", "interference")
     row |= {"trainable": summary["trainable"], "loss": summary["loss"], "training_seconds": summary["seconds"]}
     return {**row, "seconds": round(time.perf_counter() - started, 1), **{name: report[name] for name in figures}}
@@ -114,16 +118,21 @@ def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     said = json.loads(json.dumps({name: value for name, value in asdict(plan).items() if name != "over"}))
     file = out / "plan.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != said:
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else said
+    except (ValueError, RecursionError):
+        raise RoadError(f"{file} is damaged, so nothing says whose {TABLE} is: choose another folder, or remove it") from None
+    if before != said:
         raise RoadError(f"{out} holds a sweep that differs in more than what it varies: choose another folder")
     write_whole(file, json.dumps(said, indent=2) + "\n")
     rows = {}
-    for line in (out / TABLE).read_text(encoding="utf-8").splitlines() if (out / TABLE).is_file() else ():
+    for line in (out / TABLE).read_bytes().splitlines() if (out / TABLE).is_file() else ():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):  # a kill may cut a line anywhere, inside a letter too
             continue
-        rows[row["run"]] = row
+        if isinstance(row, dict) and isinstance(row.get("run"), str):
+            rows[row["run"]] = row
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     write_whole(out / TABLE, whole)
     return rows

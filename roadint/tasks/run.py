@@ -3,12 +3,13 @@
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import Trainer, set_seed
 
 from roadint.data.collate import completion_nll
 from roadint.errors import RoadError
@@ -17,8 +18,9 @@ from roadint.pretrained import load
 from roadint.prompt import pad_id
 from roadint.tasks.jobs import Job, check_examples, job_of
 from roadint.training.arguments import arguments_of
-from roadint.training.progress import ProgressBar
+from roadint.training.progress import show_progress
 from roadint.training.recipe import Recipe
+from roadint.training.trainer import alone, unchanged
 
 
 def finetune(
@@ -64,12 +66,15 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
     examples, collate = job.prepare(tokenizer)
     check_examples(system, tokenizer, examples)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with alone, ExitStack() as undo:
+        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+        if isinstance(system, RoadModel):
+            undo.enter_context(unchanged(system))
         trainer = _TaskTrainer(
             model=system,
             args=arguments_of(
                 recipe,
-                Path(scratch),
+                scratch,
                 eval_strategy="epoch",
                 save_strategy="epoch",
                 save_total_limit=1,
@@ -82,10 +87,7 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
             data_collator=collate,
             score=lambda: job.score(system, tokenizer, "validation"),
         )
-        for printing in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printing)
-        if not quiet:
-            trainer.add_callback(ProgressBar())
+        show_progress(trainer, undo, quiet=quiet)
         result = trainer.train()
         epochs = [round(entry["eval_score"], 4) for entry in trainer.state.log_history if "eval_score" in entry]
     seconds = time.perf_counter() - started
@@ -114,6 +116,7 @@ class _TaskTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._score = score
         self.model_accepts_loss_kwargs = True  # num_items_in_batch is ours to use
+        self._loss_shifts_labels = False  # the labels are those of completions, or of rows: all of them count
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any

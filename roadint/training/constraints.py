@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.intervention import RoadIntervention
 from roadint.linear.road import LinearRoad
 from roadint.site import SubspaceIntervention, subspace_names
@@ -28,18 +28,25 @@ class Constraints:
     decay: float = 0.0
     max_log_scale: float | None = None
 
+    def check(self, interventions: Sequence[SubspaceIntervention]) -> None:
+        """Raises RoadError for a name or an intervention that this can't be done for."""
+        names = subspace_names(interventions)
+        for name in self.rates:
+            if name not in names:
+                raise RoadError(
+                    f"no subspace {quoted(name)} to give a rate: expected one of {listing(names)}{did_you_mean(name, names)}"
+                )
+        others = [each for each in interventions if not isinstance(each, RoadIntervention)]
+        if (self.rates or self.max_log_scale is not None) and others:
+            raise RoadError("rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks")
+
     def install(
         self, optimizer: torch.optim.Optimizer, interventions: Sequence[SubspaceIntervention], adapters: Sequence[LinearRoad] = ()
     ) -> None:
         """Act around every step of the optimizer. Raises RoadError for a name or an intervention that this can't be done for."""
-        names = subspace_names(interventions)
-        for name in self.rates:
-            if name not in names:
-                raise RoadError(f"no subspace {name!r} to give a rate: expected one of {listing(names)}{did_you_mean(name, names)}")
+        self.check(interventions)
         turning = [each for each in interventions if isinstance(each, RoadIntervention)]
         scales: list[Tensor] = [*(each.alpha for each in turning), *(each.alpha for each in adapters)]
-        if (self.rates or self.max_log_scale is not None) and len(turning) < len(interventions):
-            raise RoadError("rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks")
         if self.rates:
             scaled: list[tuple[Tensor, Tensor]] = []
             for each in turning:

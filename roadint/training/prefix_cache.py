@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roadint.data.collate import Collator, Example, completion_nll, moved, targets
 from roadint.errors import RoadError, first_line
@@ -26,6 +25,8 @@ from roadint.model import RoadModel
 from roadint.partial import Resumed, output_after, run_until_enough
 from roadint.progress import track
 from roadint.prompt import pad
+from roadint.training.attention import PlainAttention
+from roadint.training.fingerprint import behaviour_of, fingerprint_of, same_behaviour
 from roadint.training.key_values import Layout, Recorder, UnknownCacheError, layout_of
 from roadint.training.storage import NoRoomError, Storage, free_disk, free_memory
 
@@ -130,6 +131,7 @@ class PrefixCache:
     ) -> None:
         started = time.perf_counter()
         _check_deterministic(road.model)
+        self._made_from: tuple[str | None, Any] | None = None
         self._base, self._device, self._collator = road.model, road.device, collator
         self._positions = takes_positions(road.model)
         self._skipped = road.untouched_layers()
@@ -180,21 +182,41 @@ class PrefixCache:
         if "prefix" in batch:
             inputs[cache_name(self._base)] = self._layout.past(batch["prefix"])
         # A few queries over a long prefix: torch's fused attention is half as fast as plain products on a CPU, gradients included.
-        attention = sdpa_kernel(SDPBackend.MATH) if "prefix" in batch and self._device.type == "cpu" else nullcontext()
+        attention = PlainAttention() if "prefix" in batch and self._device.type == "cpu" else nullcontext()
         if "hidden" in batch:
             inputs["resumed"] = Resumed(self._skipped, batch["hidden"], self._as_tuple)
         with attention:
             return completion_nll(model, inputs)
 
+    def sign(self) -> None:
+        """Note what the stored numbers were made from, for `fits` to compare: all of the base model's values, and its modes."""
+        self._made_from = _values_of(self._base), behaviour_of(self._base)
+
     def fits(self, road: RoadModel, examples: Sequence[Example], collator: Collator) -> bool:
-        """Whether this is what would be stored for another training: same model, lowest layer, first edited tokens and examples."""
+        """Whether this is what would be stored for another training: the same model, with the same values, lowest layer, first
+        edited tokens and examples. What was not signed fits nothing."""
         if self._base is not road.model or self._skipped != road.untouched_layers() or self._collator.fill != collator.fill:
+            return False
+        if not self._same_base(road.device) or not examples:
             return False
         numbers = [self._index.get(_key(example), -1) for example in examples]
         needed = [_first_needed(road, example) for example in examples]
-        return min(numbers) >= 0 and all(
-            int(self._plan.starts[number]) <= first for number, first in zip(numbers, needed, strict=True)
-        )
+        if min(numbers) < 0 or any(int(self._plan.starts[number]) > first for number, first in zip(numbers, needed, strict=True)):
+            return False
+        try:
+            _check_deterministic(road.model)
+            self._check_same(road, max(examples, key=len))
+        except CannotReuseError:
+            return False
+        return True
+
+    def _same_base(self, device: torch.device) -> bool:
+        if self._made_from is None or device != self._device:
+            return False
+        values, behaviour = self._made_from
+        if values is None or not same_behaviour(behaviour, behaviour_of(self._base)):
+            return False
+        return values == _values_of(self._base)
 
     def _allocate(
         self, road: RoadModel, examples: Sequence[Example], width: int, dtype: torch.dtype, memory: float | None, folder: Path
@@ -277,6 +299,10 @@ class PrefixCache:
             raise CannotReuseError(
                 f"{type(self._base).__name__} gives other likelihoods with it (by {difference:.2g} nats a token)"
             )
+
+
+def _values_of(model: nn.Module) -> str | None:
+    return fingerprint_of([*model.named_parameters(), *model.named_buffers()])
 
 
 def _key(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,10 +1,11 @@
 """A progress bar for training, on stderr, so that stdout stays for results."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 
 class ProgressBar(TrainerCallback):
@@ -32,4 +33,18 @@ class ProgressBar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back, also where the training did not end."""
         self._bar.stop()
+
+
+def show_progress(trainer: Trainer, undo: ExitStack, *, quiet: bool) -> None:
+    """This bar instead of Trainer's own, or none; undo: stops it, whatever ends the training."""
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    if not quiet:
+        bar = ProgressBar()
+        undo.callback(bar.stop)
+        trainer.add_callback(bar)

@@ -1,31 +1,33 @@
 """`roadint.train`: rows in, a trained RoadModel out, resumable."""
 
 import json
-import shutil
+import os
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from roadint import checkpoint
-from roadint.composition import Composition, CompositionLike
+from roadint.composition import Composition
 from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.sources import Source, load_rows
-from roadint.errors import RoadError
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.files import write_whole
 from roadint.model import RoadModel
-from roadint.plain import plain
 from roadint.prompt import check_template, pad_id
+from roadint.training import unfinished
 from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept
-from roadint.training.progress import ProgressBar
+from roadint.training.progress import show_progress
 from roadint.training.recipe import Recipe
-from roadint.training.trainer import RoadTrainer
+from roadint.training.trainer import RoadTrainer, alone, together
 
 
 def train(
@@ -44,7 +46,8 @@ def train(
 
     data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources); the recipe's by default.
     recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the interventions are those of `road`.
-    out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there.
+    out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there; a run of
+    the same settings and data that is done is taken up as it is.
     quiet: no progress bar. kept: keeps what prefix reuse stored for the next run, which takes it where it fits.
     overrides: single settings of the recipe, such as lr=1e-2.
     Raises RoadError for bad input, before anything is written.
@@ -54,49 +57,68 @@ def train(
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
     check_fits(examples, road.model, pad_id(tokenizer))
     # A preset's companions, rates and strengths are for its own data sets and subspaces.
-    rates = {name: rate / settings.lr for name, rate in settings.lrs.items() if name in road.names or "lrs" in overrides}
-    strengths = {name: each for name, each in settings.strengths.items() if name in road.names or "strengths" in overrides}
-    companions = {name: each for name, each in settings.companions.items() if name in (data or settings.data)}
-    acting: list[CompositionLike] = [
-        dict.fromkeys(rates, 1.0),
-        strengths,
-        *(each for several in companions.values() for each in several),
-    ]
-    for each in acting:
-        Composition.parse(each, road.names)
+    lrs, strengths = (
+        {name: each for name, each in getattr(settings, which).items() if name in road.names or which in overrides}
+        for which in ("lrs", "strengths")
+    )
+    for setting, named in (("lrs", lrs), ("strengths", strengths)):
+        Composition.parse(named, road.names)
+        for name in named:
+            if name not in road.names:
+                raise RoadError(
+                    f"recipe setting {setting} names {quoted(name)}: expected one of {listing(road.names)}"
+                    f"{did_you_mean(name, road.names)}"
+                )
+    constraints = Constraints({name: rate / settings.lr for name, rate in lrs.items()}, settings.decay, settings.max_log_scale)
+    constraints.check(road.sites)
+    here = {str(example.composition) for example in examples}
+    companions = {name: each for name, each in settings.companions.items() if name in here or "companions" in overrides}
+    for name in companions:
+        if name not in here:
+            raise RoadError(f"companions name {quoted(name)}, which is no data set here: expected one of {listing(sorted(here))}")
+    together(road, companions, settings.companion_rate)
     folder = Path(out) if out is not None else None
-    last = None
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    last, identity = None, None
     if folder is not None:
-        last = _last_checkpoint(folder / checkpoint.WHILE_TRAINING, _fingerprint(road, settings, examples), resume)
-    set_seed(settings.seed)
-    road.template = template
-    started = time.perf_counter()
-    if last is None:  # a checkpoint keeps them
-        fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RoadTrainer(
-            road,
-            _arguments(settings, folder / checkpoint.WHILE_TRAINING if folder else Path(scratch), save=folder is not None),
-            train_dataset=examples,
-            data_collator=Collator(tokenizer),
-            companions=companions,
-            companion_rate=settings.companion_rate,
-            constraints=Constraints(rates, settings.decay, settings.max_log_scale),
-            prefix_reuse=settings.prefix_reuse,
-            prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
-            kept=kept,
-            quiet=quiet,
-        )
-        for printing in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printing)
-        if not quiet:
-            trainer.add_callback(ProgressBar())
-        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-        for site in road.sites if strengths else ():
-            site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
-        for name in road.adapters.keys() & strengths.keys():
-            road.adapters[name].rescale(strengths[name])
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        identity = unfinished.identity_of(road, settings, examples)
+        done = unfinished.finished(folder, identity) if resume else None
+        if done is not None:
+            return _taken_up(road, done, ends=first)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        last = unfinished.last_checkpoint(folder, identity, resume=resume, processes=processes, writes=first)
+    before = road.template
+    try:
+        with alone, ExitStack() as undo:
+            set_seed(settings.seed)
+            road.template = template
+            started = time.perf_counter()
+            if last is None:  # a checkpoint keeps them
+                fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
+            scratch = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+            trainer = RoadTrainer(
+                road,
+                _arguments(settings, folder / checkpoint.WHILE_TRAINING if folder else scratch, save=folder is not None),
+                train_dataset=examples,
+                data_collator=Collator(tokenizer),
+                companions=companions,
+                companion_rate=settings.companion_rate,
+                constraints=constraints,
+                prefix_reuse=settings.prefix_reuse,
+                prefix_memory=None if settings.prefix_memory is None else settings.prefix_memory * 1e9,
+                kept=kept,
+                quiet=quiet,
+            )
+            show_progress(trainer, undo, quiet=quiet)
+            result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except BaseException:
+        road.template = before
+        raise
+    for site in road.sites if strengths else ():
+        site.rescale({name: strength for name, strength in strengths.items() if name in site.partition})
+    for name in road.adapters.keys() & strengths.keys():
+        road.adapters[name].rescale(strengths[name])
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
         "recipe": {**vars(settings), "data": _named(data or settings.data)},
         "rows": {name: sum(e.composition == name for e in examples) for name in dict.fromkeys(e.composition for e in examples)},
@@ -106,10 +128,22 @@ def train(
         "prefix_reuse": asdict(trainer.prefix_report) if trainer.prefix_report else None,
         "loss": {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("loss")},
     }
+    if identity is not None:
+        road.training_summary["run"] = unfinished.digest_of(identity)
     if folder is not None and trainer.is_world_process_zero():
+        write_whole(folder / unfinished.LOG, "".join(json.dumps(entry) + "\n" for entry in history))
         road.save_pretrained(folder)
-        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-        shutil.rmtree(folder / checkpoint.WHILE_TRAINING, ignore_errors=True)
+        unfinished.finish(folder)
+    return road.training_summary
+
+
+def _taken_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> dict[str, Any]:
+    """The result of a run that was finished before, or killed when it only had to remove what it no longer needed."""
+    unfinished.restore(road, done)
+    road.template = check_template(done.config["template"])
+    road.training_summary = done.config["training"]
+    if ends:
+        unfinished.finish(done.folder)
     return road.training_summary
 
 
@@ -141,42 +175,6 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
         save_total_limit=2,
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
     )
-
-
-def _fingerprint(road: RoadModel, recipe: Recipe, examples: list[Example]) -> dict[str, Any]:
-    """What must be the same for a run to go on: the optimisation, the sites and the data."""
-    how = ("data", "save_steps", "prefix_reuse", "prefix_memory")  # the result does not depend on these, or the rest tells
-    settings = {name: value for name, value in vars(recipe).items() if name not in how}
-    sites = [*(each.spec() for each in road.sites), *(each.spec() for each in road.adapters.values())]
-    return dict(plain({"settings": settings, "sites": sites, "tokens": [sum(map(len, examples)), len(examples)]}))
-
-
-def _last_checkpoint(folder: Path, identity: dict[str, Any], resume: bool) -> Path | None:
-    """The last complete checkpoint of the same run; a kill may have left a later one half-written."""
-    identity_file = folder / "run.json"
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if found and not resume:
-        raise RoadError(f"{folder.parent} holds an unfinished run: add --resume (resume=True) to go on, or remove the folder")
-    if found:
-        before = json.loads(identity_file.read_text(encoding="utf-8")) if identity_file.is_file() else None
-        if before != json.loads(json.dumps(identity)):
-            raise RoadError(f"the unfinished run in {folder.parent} has other settings or data: expected the same to resume it")
-    for path in reversed(found):
-        if _complete(path):
-            return path
-        shutil.rmtree(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity_file.write_text(json.dumps(identity), encoding="utf-8")
-    return None
-
-
-def _complete(path: Path) -> bool:
-    try:
-        checkpoint.read(path)
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # what Trainer writes last
-    except (RoadError, OSError, json.JSONDecodeError):
-        return False
-    return True
 
 
 def _named(data: Mapping[str, Source]) -> dict[str, str]:

@@ -151,6 +151,9 @@ def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(RoadError, match="differs in more than what it varies"):
         sweep(plan, tmp_path, quiet=True)
+    (tmp_path / "plan.json").write_bytes(b'{"reci\xc3')
+    with pytest.raises(RoadError, match=r"plan.json is damaged"):
+        sweep(plan, tmp_path, quiet=True)
     with pytest.raises(RoadError, match="unknown engine 'rey'.*did you mean 'ray'"):
         sweep(plan, tmp_path, engine="rey")  # type: ignore[arg-type]
 
@@ -188,3 +191,45 @@ def test_through_ray(plan: Plan, tmp_path: Path) -> None:
         ray.shutdown()
     assert [row["settings"] for row in found] == plan.runs()
     assert all(row.get("error") is None for row in found)
+
+
+def test_a_table_cut_at_any_byte_loses_its_last_row_alone(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[Any] = []
+
+    def run(plan: Plan, out: Path, settings: Any, quiet: bool) -> dict[str, Any]:
+        done.append(settings)
+        return {"run": key(settings), "settings": settings, "seconds": 1.0, "says": "für \u2028 alle"}
+
+    monkeypatch.setattr(running, "one_run", run)
+    rows = sweep(plan, tmp_path, quiet=True)
+    table = (tmp_path / "runs.jsonl").read_bytes()
+    last = table.rstrip().rfind(b"\n") + 1
+    for cut in range(last + 1, len(table) - 1):
+        (tmp_path / "runs.jsonl").write_bytes(table[:cut])
+        done.clear()
+        assert sweep(plan, tmp_path, quiet=True) == rows
+        assert done == [plan.runs()[-1]]
+    (tmp_path / "runs.jsonl").write_bytes(b'[1]\n"x"\n{"run": 3}\n' + table)
+    assert sweep(plan, tmp_path, quiet=True) == rows
+
+
+def test_any_error_of_one_run_is_its_row_and_the_others_go_on(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    train = running.train
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["out"].name == key(plan.runs()[1]):
+            raise RuntimeError("out of memory\nand more")
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(running, "train", fails)
+    errors = [row.get("error") for row in sweep(plan, tmp_path, quiet=True)]
+    assert errors == [None, "RuntimeError: out of memory", None, None]
+    monkeypatch.setattr(running, "train", train)
+    assert all("error" not in row for row in sweep(plan, tmp_path, quiet=True))
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "train", stops)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, tmp_path / "other", quiet=True)

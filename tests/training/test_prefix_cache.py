@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
-from roadint.training.prefix_cache import PrefixCache, build
+from roadint.training.attention import PlainAttention
+from roadint.training.prefix_cache import Kept, PrefixCache, build
 from roadint.training.sampler import MixedLengthSampler
 from tests.conftest import LAYERS, trained
 from tests.conftest import build as build_model
@@ -287,3 +289,90 @@ def test_two_processes_cache_their_own_shards_and_agree(tmp_path: Path) -> None:
     assert bool(theta[0].any())
     for other in theta[1:]:
         torch.testing.assert_close(other, theta[0], rtol=1e-3, atol=1e-4)
+
+
+def _neuron_swap(model: PreTrainedModel) -> None:
+    weight = model.model.layers[0].mlp.up_proj.weight.data
+    weight[[0, 1]] = weight[[1, 0]].clone()
+
+
+def _fused_step(model: PreTrainedModel) -> None:
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=1e-2, fused=True).step()
+    weight.grad = None
+
+
+CHANGES: dict[str, Callable[[PreTrainedModel], object]] = {
+    "in place": lambda model: model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5),
+    "two neurons swapped": _neuron_swap,
+    "all signs": lambda model: model.model.layers[0].mlp.up_proj.weight.data.neg_(),
+    "a fused optimizer": _fused_step,
+    "the layers above": lambda model: model.model.layers[2].self_attn.k_proj.weight.data.add_(0.01),
+    "the embeddings": lambda model: model.model.embed_tokens.weight.data[5].zero_(),
+    "a buffer": lambda model: model.model.rotary_emb.inv_freq.data.mul_(2),
+    "another dtype": lambda model: model.bfloat16(),
+    "another mode": lambda model: model.train(),
+    "another attention": lambda model: model.set_attn_implementation("eager"),
+    "a setting of a module": lambda model: setattr(model.model.layers[0].self_attn, "scaling", 0.1),
+    "another module": lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.Tanh()),
+    "a hook": lambda model: model.model.layers[0].register_forward_hook(lambda _, __, output: output * 1.1),
+    "a forward of its own": lambda model: setattr(
+        model.model.layers[0].mlp, "forward", lambda hidden: 0 * hidden
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_kept_is_taken_for_the_same_base_model_alone(change: Callable[[PreTrainedModel], object], tokenizer: Any) -> None:
+    model = build_model("llama").requires_grad_(False)
+    kept = Kept()
+
+    def run(kept: Kept | None) -> Tensor:
+        road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
+        data = {"a": [{"instruction": f"say {index}", "output": "abc"} for index in range(8)]}
+        settings: dict[str, Any] = {"template": "plain", "eos": [], "epochs": 2, "lr": 1e-2, "max_length": 64, "companions": {}}
+        roadint.train(road, tokenizer, data, quiet=True, kept=kept, **settings)
+        return road.interventions[0].theta.detach().clone()
+
+    run(kept)
+    cache = kept.cache
+    assert cache is not None
+    run(kept)
+    assert kept.cache is cache
+    change(model)
+    changed = run(kept)
+    assert kept.cache is not cache
+    assert torch.equal(changed, run(Kept()))
+
+
+def test_attention_is_chosen_in_this_thread_alone(collator: Collator, tmp_path: Path) -> None:
+    def flags() -> tuple[bool, ...]:
+        cuda = torch.backends.cuda
+        return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
+
+    road, listed, seen = road_on(build_model("llama"), [{"layer": 1}]), examples(), []
+    cache = PrefixCache(road, listed, collator, folder=tmp_path)
+    before = flags()
+    road.model.model.layers[2].register_forward_hook(lambda *_: seen.append(flags()))
+    cache.nll(road, cache(listed))
+    assert set(seen) == {before}
+
+
+@pytest.mark.parametrize("masked", ["no", "bool", "float", "causal", "grouped"])
+def test_plain_attention_is_torchs_own(masked: str) -> None:
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    arguments: dict[str, Any] = {}
+    if masked == "bool":
+        arguments["attn_mask"] = torch.ones(5, 5, dtype=torch.bool).tril()
+    if masked == "float":
+        arguments["attn_mask"] = torch.randn(2, 1, 5, 5)
+    if masked == "causal":
+        arguments |= {"is_causal": True, "scale": 0.3}
+    if masked == "grouped":
+        key, value = key[:, :2], value[:, :2]
+        arguments["enable_gqa"] = True
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with PlainAttention():
+        plain = attend(query, key, value, **arguments)
+    torch.testing.assert_close(plain, attend(query, key, value, **arguments))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainingArguments
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
@@ -233,3 +233,55 @@ def test_training_with_companions_leaves_them_as_they_are(llama: PreTrainedModel
     assert not torch.equal(results[0][: WIDTH // 4], results[1][: WIDTH // 4])
     with pytest.raises(RoadError, match="unknown subspace 'c'"):
         roadint.train(road, tokenizer, {"a": rows("a")}, **{**SHORT, "companions": {"a": "c"}})
+
+
+@pytest.mark.parametrize("companion", ["-b", "-0.5*b", "none", "b - a + 0.5*a", "all"])
+def test_companions_of_every_form_act_as_sums(llama: PreTrainedModel, tokenizer: Any, companion: str, monkeypatch: Any) -> None:
+    seen: list[Any] = []
+    forward = RoadModel.forward
+    monkeypatch.setattr(RoadModel, "forward", lambda self, **inputs: (seen.extend(inputs["compose"]), forward(self, **inputs))[1])
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
+    changes = {"companions": {"a": [companion]}, "companion_rate": 1.0, "epochs": 1, "prefix_reuse": False}
+    roadint.train(road, tokenizer, {"a": rows("abc", 4)}, **{**SHORT, **changes})
+    wanted = {"-b": "a - b", "-0.5*b": "a - 0.5*b", "none": "a", "b - a + 0.5*a": "0.5*a + b", "all": "2*a + b"}
+    assert {str(each) for each in seen} == {wanted[companion]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"companions": {"a": "c"}}, "unknown subspace 'c'"),
+        ({"companions": {"a": "b +"}}, "is not understood"),
+        ({"companions": {"a": "-a"}}, "companion '-a' takes 'a' out of 'a'"),
+        ({"companions": {"b": "a"}}, "companions name 'b', which is no data set here: expected one of 'a'"),
+        ({"companion_rate": 1.5}, "companion_rate=1.5: expected the share"),
+        ({"lrs": {"all": 1.0}}, "recipe setting lrs names 'all'"),
+        ({"strengths": {"all": 2.0}}, "recipe setting strengths names 'all'"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(
+    llama: PreTrainedModel, tokenizer: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
+    with pytest.raises(RoadError, match=message):
+        roadint.train(road, tokenizer, {"a": rows("abc", 4)}, out=tmp_path / "out", **{**SHORT, **changes})
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_with_few_positions_or_tokens_say_so(tokenizer: Any, tmp_path: Path) -> None:
+    few = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=12)).eval()
+    tiny = LlamaForCausalLM(
+        LlamaConfig(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    )
+    rotary = build("llama")
+    rotary.config.max_position_embeddings = 12  # no table: it goes on
+    for model, message in ((few, "a row of 36 tokens for a model with 12 positions"), (tiny, "the model has 60")):
+        road = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES))
+        with pytest.raises(RoadError, match=message):
+            roadint.train(road, tokenizer, {"a": rows("abc" * 10, 4)}, out=tmp_path / "out", **{**SHORT, "max_completion": 30})
+        assert not (tmp_path / "out").exists()
+    for model, completion in ((few, 5), (rotary, 30)):
+        road = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES))
+        settings = {**SHORT, "max_completion": completion}
+        summary = roadint.train(road, tokenizer, {"a": rows("abc" * 10, 4)}, **settings)
+        assert summary["prefix_reuse"] is not None
