@@ -125,6 +125,9 @@ def save(
     folder = Path(folder)
     parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [(f"{index}.", each) for index, each in enumerate(interventions)]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
+    for _, each in parts:
+        if not bool(each.values().get("basis", torch.zeros(())).isfinite().all()):
+            raise RoadError("a basis 'pca' was never measured: nothing is written; roadint.train measures it, or fit_basis(hidden)")
     tensors = {prefix + name: _stored(value) for prefix, each in parts for name, value in each.values().items()}
     payload = safetensors.torch.save(tensors)
     config = {

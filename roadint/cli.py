@@ -12,7 +12,7 @@ from rich.table import Table
 
 from roadint.bench.cli import app as bench
 from roadint.demo.cli import demo
-from roadint.errors import RoadError
+from roadint.errors import RoadError, first_line
 from roadint.evaluation.cli import evaluate
 from roadint.inspection_cli import inspect
 from roadint.linear.cli import export, import_, merge
@@ -26,8 +26,11 @@ from roadint.terminal import (
     NewTokens,
     Prompts,
     Rows,
+    check_compositions,
+    check_folder,
     console,
     open_checkpoint,
+    overrides,
     pairs,
     print_json,
 )
@@ -69,9 +72,9 @@ def train(
     from roadint.training import unfinished
     from roadint.training.recipe import Recipe
 
+    check_folder("--out", out)
     given = pairs(data, "--data")
-    overrides = {**pairs(settings, "--set"), "rows": rows, "max_completion": max_completion, "model": model}
-    chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
+    chosen = Recipe.load(recipe, overrides(settings, rows=rows, max_completion=max_completion, model=model))
     chosen.interventions()  # a setting that does not fit is told before a model is loaded
     if unfinished.is_finished(out) and not overwrite:
         if not resume:
@@ -110,9 +113,16 @@ def _train(recipe: Any, data: Mapping[str, str], out: Path, resume: bool, quiet:
         if resume:
             raise RoadError(f"--resume: a run of task {recipe.task!r} starts anew; expected --overwrite, or another --out")
         return finetune(recipe, data=dict(data) or None, out=out, quiet=quiet)[1]
+    from roadint.data.sources import check_sources
     from roadint.pretrained import load
     from roadint.training.run import train as run
 
+    # Before the model is loaded, which takes longer than reading the rows once more.
+    sources = data or recipe.data
+    if not sources:
+        raise RoadError("no data given: expected --data NAME=SOURCE, a composition and what trains it")
+    check_compositions(sources, recipe.adapter_names() or list(recipe.subspaces))
+    check_sources(sources, recipe.rows)
     base, tokenizer = load(recipe.model, dtype=recipe.dtype)
     return run(recipe.on(base), tokenizer, data or None, recipe, out=out, resume=resume, quiet=quiet)
 
@@ -163,8 +173,13 @@ def main() -> None:
     try:
         app()
     except RoadError as error:
-        print(f"roadint: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        said = " ".join(str(error).split())
+    except OSError as error:  # what the system does not let us read or write
+        said = first_line(error)
+    else:
+        return
+    print(f"roadint: {said}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _plain(text: str) -> str:

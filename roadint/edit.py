@@ -28,7 +28,7 @@ class Edit:
     positions: where, instead of the interventions' own positions.
     sources: for each intervention, what it takes from: the hidden states of another input at each row's edited tokens, in order,
     [tokens, width] a row, or [width], one state for all of them, generated ones too; None where it takes nothing (an interchange
-    does not act then).
+    does not act then). ahead: whether tokens are still to be generated.
     Raises RoadError where a position is outside a row, or a row has more or fewer edited tokens than its source.
     """
 
@@ -42,6 +42,8 @@ class Edit:
         learning: Sequence[Composition] | None = None,
         positions: Position | Tokens | None = None,
         sources: Sequence[Source | None] | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
         self.columns = kept.shape[1]
         kept = kept.bool()
@@ -58,6 +60,11 @@ class Edit:
             strengths = intervention.strengths(compositions)
             acting = torch.tensor(acts, device=kept.device)
             position = positions or intervention.position
+            if prompt_length is None and not ahead and any(acts) and getattr(position, "phase", None) == "generated":
+                raise RoadError(
+                    f"the intervention at layer {intervention.layer} edits generated tokens alone, and this call has none: "
+                    "give prompt_length, what of each row is the prompt, or let generate run"
+                )
             position.check(self._prompt_length if isinstance(position, Tokens) else self._prompt_length[acting])
             learned = None if learning is None else intervention.strengths(learning) != 0
             taken = None

@@ -31,7 +31,7 @@ def read(
     paths: of the sites' modules. kept: [rows, columns], the tokens that are no padding. edit: of the same sites, acts in the pass.
     """
     everywhere = [Composition.parse(ALL, subspace_names(sites))] * len(kept)
-    reading = Reading(sites, paths, everywhere, kept, positions=where)
+    reading = Reading(sites, paths, everywhere, kept, positions=where, ahead=True)
     with suppress(Enough):
         edited(model, [reading] if edit is None else [edit, reading], Passes(kept.shape[1]), inputs)(**inputs, use_cache=False)
     return reading.found

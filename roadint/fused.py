@@ -64,7 +64,16 @@ class _Turn(torch.autograd.Function):
 
 def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     z = pairs(h, group, u)
-    return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
+    if group != 2:
+        return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
+    shape = torch.broadcast_shapes(z.shape, u.shape)
+    # Memory of its own, and no view of some: models write into a layer's output.
+    turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
+    out = torch.view_as_complex(turned.view(*shape, 2))
+    torch.mul(z, u, out=out)
+    if v is not None:
+        out.addcmul_(z.conj(), v)
+    return turned
 
 
 def pairs(h: Tensor, group: int, like: Tensor | None = None) -> Tensor:
@@ -82,4 +91,7 @@ def dims(z: Tensor, group: int) -> Tensor:
     if group == 2:
         return torch.view_as_real(z.resolve_conj()).flatten(-2)
     z = z.reshape(*z.shape[:-1], -1, group // 2)
-    return torch.stack((z.real, z.imag), dim=-2).flatten(-3)
+    whole = torch.empty(*z.shape[:-2], 2 * z.shape[-2] * z.shape[-1], dtype=z.real.dtype, device=z.device)
+    parts = whole.view(*z.shape[:-1], 2, group // 2)
+    parts[..., 0, :], parts[..., 1, :] = z.real, z.imag
+    return whole

@@ -41,6 +41,8 @@ def check_model(model: nn.Module) -> None:
             f"{type(model).__name__} is an encoder-decoder: its prompt and its answer are other sequences; "
             "expected a decoder-only transformers model, or an encoder with a head"
         )
+    if type(inner_model(model)).forward is nn.Module.forward:
+        raise RoadError(f"{type(model).__name__} has no forward: expected one of the models inside it, such as its thinker")
     if config.model_type in _OTHER_ORDER:
         raise RoadError(f"{type(model).__name__} has hidden states [columns, rows, width]: expected [rows, columns, width]")
     prompts = getattr(model, "peft_config", None)
@@ -195,6 +197,11 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
         raise RoadError(
             f"layer {layer} of {type(model).__name__} has no {component}: looked for {listing(names)} in it; try 'block_output'"
         )
+    if name == "block_sparse_moe" and hasattr(layers[layer], "shared_mlp"):
+        raise RoadError(
+            f"layer {layer} of {type(model).__name__} sums block_sparse_moe and shared_mlp: no module's output is its {component}; "
+            "try 'block_output'"
+        )
     module = getattr(layers[layer], name)
     if _adds_residual(module):
         raise RoadError(
@@ -208,3 +215,20 @@ def _adds_residual(module: nn.Module) -> bool:
     """Whether a component is given the residual stream, to add it to its own output (Bloom, MPT; BERT's attention)."""
     within = [module, *module.children()]
     return any({"residual", "input_tensor"} & set(inspect.signature(each.forward).parameters) for each in within)
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions the model has a table of; None where it computes them."""
+    count = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(count, int):
+        return None
+    for table in model.modules():
+        if (
+            isinstance(table, nn.Embedding)
+            and table is not model.get_input_embeddings()
+            and count <= table.num_embeddings <= count + 2
+        ):
+            # OPT's has two rows in front; RoBERTa counts from the row after the padding's.
+            return count if table.padding_idx is None else min(count, table.num_embeddings - table.padding_idx - 1)
+    buffered = any(each.ndim == 2 and each.shape[0] == count for each in model.buffers())  # GPT-J's sines
+    return count if buffered else None

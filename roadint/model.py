@@ -108,8 +108,12 @@ class RoadModel(Roads):
                 kept = kept_tokens(inputs, self.model, self.device)
                 length = check_prompt_length(prompt_length, kept)
                 edits = self._edits(placed, compositions, kept, length, learned, _places(positions), sources)
-                model = edited(plain, edits, Passes(kept.shape[1]), inputs)
-            return model(**inputs) if scored is None else score(model, inputs, *scored, plain=self.model)
+                passes = Passes(kept.shape[1])
+                model = edited(plain, edits, passes, inputs)
+            output = model(**inputs) if scored is None else score(model, inputs, *scored, plain=self.model)
+            if model is not plain:
+                passes.end()
+            return output
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
@@ -134,9 +138,11 @@ class RoadModel(Roads):
                 inputs["attention_mask"] = kept
             kept = kept_tokens({"input_ids": torch.empty(rows, columns), "attention_mask": kept}, self.model, self.device)
             with torch.no_grad():
-                edits = self._edits(placed, compositions, kept, sources=sources)
-                model = edited(self.model, edits, Passes(), inputs)
-                return model.generate(**inputs, disable_compile=True)  # type: ignore[operator]
+                edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
+                passes = Passes()
+                output = edited(self.model, edits, passes, inputs).generate(**inputs, disable_compile=True)  # type: ignore[operator]
+                passes.end()
+                return output
 
     def generate(
         self,
@@ -320,6 +326,8 @@ class RoadModel(Roads):
         learning: Sequence[Composition] | None = None,
         positions: Position | Tokens | None = None,
         sources: Sequence[Source | None] | None = None,
+        *,
+        ahead: bool = False,
     ) -> list[Acting]:
         """What interventions and adapters do in a call, each row by its composition."""
         edits: list[Acting] = []
@@ -328,7 +336,8 @@ class RoadModel(Roads):
                 f"{len(sources)} sources for {len(placed.sites)} interventions: expected one each, None where none is taken"
             )
         if placed.sites:
-            edits.append(Edit(placed.sites, placed.paths, compositions, kept, prompt_length, learning, positions, sources))
+            about = (prompt_length, learning, positions, sources)
+            edits.append(Edit(placed.sites, placed.paths, compositions, kept, *about, ahead=ahead))
         if placed.adapters and not placed.merged:
             edits.append(LinearEdit(placed.adapters, compositions, self._banks, self.capacity, learning))
         return edits

@@ -16,6 +16,20 @@ from roadint.layers import CACHES, cached_columns, inner_model, prepare_capture
 from roadint.view import After, view
 
 
+class Acting(Protocol):
+    """An edit of a call."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether what acts has values that ask for gradients."""
+
+    def hooks(self, model: nn.Module, passes: "Passes") -> Iterable[tuple[nn.Module, After]]:
+        """What runs after which modules of the model."""
+
+    def finish(self, passes: "Passes") -> None:
+        """After each pass. Raises RoadError where something that was asked for did not act in it."""
+
+
 class Passes:
     """rows, columns: of the tokens of the pass that runs. start: with which column of the call it begins. number: from 1.
 
@@ -26,6 +40,7 @@ class Passes:
     def __init__(self, total: int | None = None) -> None:
         self.rows = self.columns = self.start = self.number = 0
         self.learns = False
+        self.edits: list[Acting] = []
         self._total = total
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -37,6 +52,13 @@ class Passes:
         self.start = self._start_of(given, int(tokens.shape[1]))
         self.rows, self.columns = int(tokens.shape[0]), int(tokens.shape[1])
         self.number += 1
+
+    def end(self, *_: Any) -> None:
+        """After the model's forward, or what was wanted of it. Raises RoadError where an edit did not act in it."""
+        if not self.number:
+            raise RoadError("the call went by the transformers model that is edited: expected a model that runs its own modules")
+        for edit in self.edits:
+            edit.finish(self)
 
     def check_gradients(self, path: str) -> None:
         """Raises RoadError where a module runs without gradients in a call that wants some: they would be lost in silence."""
@@ -57,22 +79,14 @@ class Passes:
         mask = given.get("attention_mask")
         if torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= columns:
             return int(mask.shape[1]) - columns
-        # Models without a mask of all columns (static caches, recurrent ones) go on where the last pass ended.
-        return self.start + self.columns if self.number else cached_columns(given) or 0
-
-
-class Acting(Protocol):
-    """An edit of a call."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether what acts has values that ask for gradients."""
-
-    def hooks(self, model: nn.Module, passes: Passes) -> Iterable[tuple[nn.Module, After]]:
-        """What runs after which modules of the model."""
-
-    def finish(self, passes: Passes) -> None:
-        """After each pass. Raises RoadError where something that was asked for did not act in it."""
+        end = self.start + self.columns
+        if self.number and getattr(cache, "is_compileable", False):
+            return end  # a static cache counts on the device, which would be waited for
+        held = cached_columns(given)
+        if held or not self.number:
+            return held or 0
+        # Recurrent states tell no length and go on where the last pass ended; a model that leaves its cache empty runs all anew.
+        return end if columns <= end else 0
 
 
 def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Mapping[str, Any]) -> nn.Module:
@@ -80,18 +94,13 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
 
     inputs: of the call, which may ask the model to capture states.
     """
-    listed = list(edits)
-    passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in listed)
+    passes.edits = list(edits)
+    passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in passes.edits)
     after: dict[nn.Module, list[After]] = {}
-    for edit in listed:
+    for edit in passes.edits:
         for module, hook in edit.hooks(model, passes):
             after.setdefault(module, []).append(hook)
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        for edit in listed:
-            edit.finish(passes)
-
     inner = inner_model(model)
-    after.setdefault(inner, []).append(end)
+    after.setdefault(inner, []).append(passes.end)
     prepare_capture(inner, inputs)
     return view(model, after, {inner: [passes.begin]})

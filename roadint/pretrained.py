@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import huggingface_hub
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from roadint.errors import RoadError, did_you_mean, first_line
+from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
+from roadint.files import is_file, is_folder
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,17 @@ def load(
     dtype: as in transformers. device: a GPU by default where there is one. labels: a classifier with so many classes (one: a number
     to predict) in place of a language model, its head new where the model has none. Raises RoadError where nothing can be loaded.
     """
+    if not isinstance(name, (str, Path)) or not str(name).strip() or str(name) == ".":
+        raise RoadError(f"model {quoted(name)}: expected a folder, a hub id or one of {listing(MODELS)}")
+    place = _device(device)
+    if isinstance(dtype, str):
+        check_known("dtype", dtype, get_args(Dtype))
+    if labels is not None and (not isinstance(labels, int) or labels < 1):
+        raise RoadError(f"labels={quoted(labels)}: expected how many classes there are, or 1 for a number to predict")
     name = str(name)
-    if Path(name).is_dir():
+    if is_file(Path(name)):
+        raise RoadError(f"model {quoted(name)} is a file: expected the folder that it is in, or a hub id")
+    if is_folder(Path(name)):
         source, origin = name, "the folder"
     elif name in MODELS:
         source, origin = _hub_or_offline(name)
@@ -89,15 +101,21 @@ def load(
                 model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
             else:
                 model = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, num_labels=labels)
-    except (OSError, ValueError) as error:
-        raise RoadError(f"model {name!r} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}") from error
+    except Exception as error:  # OSError and ValueError, and whatever a broken folder makes its readers raise
+        raise RoadError(f"model {quoted(name)} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}") from error
     if name in MODELS:
         model.name_or_path = name
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(place).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{name}: {count / 1e6:,.0f}M parameters, {model.dtype}, from {origin}".replace("torch.", ""), file=sys.stderr)
     return model, tokenizer
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError):
+        raise RoadError(f"device {quoted(device)} is unknown: expected 'cpu', 'cuda', 'cuda:1' and the like") from None
 
 
 def _hub_or_offline(name: str) -> tuple[str, str]:

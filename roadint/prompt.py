@@ -1,18 +1,23 @@
 """From an instruction to the tokens of a prompt: the same in training and at inference, up to the last position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, check_known
+from roadint.errors import RoadError, check_known, first_line, quoted
 
 Template = Literal["plain", "alpaca", "chat"]
 
-_ALPACA = (  # the Alpaca project's prompt for instructions without an input
+_ALPACA = (  # the Alpaca project's prompt for instructions without an input, and the one for those with
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 
 
@@ -26,31 +31,68 @@ def check_template(template: str, tokenizer: Any | None = None) -> Template:
     return template  # type: ignore[return-value]
 
 
-def render(template: Template, instruction: str, tokenizer: Any) -> str:
-    """The text of the prompt, up to where the answer starts."""
-    if template == "plain":
-        return instruction
+def render(template: Template, instruction: str, tokenizer: Any, given: str = "") -> str:
+    """The text of the prompt, up to where the answer starts.
+
+    given: what the instruction is about, Alpaca's "input"; other templates have it in the line after the instruction.
+    """
     if template == "alpaca":
-        return _ALPACA.format(instruction=instruction)
+        return (_ALPACA_INPUT if given else _ALPACA).format(instruction=instruction, input=given)
+    whole = f"{instruction}\n{given}" if given else instruction
+    if template == "plain":
+        return whole
     check_template(template, tokenizer)
-    messages = [{"role": "user", "content": instruction}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    messages = [{"role": "user", "content": whole}]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # whatever the template's own code raises
+        raise RoadError(f"template 'chat': the tokenizer's chat template fails ({first_line(error)}): try 'alpaca'") from error
 
 
-def prompt_ids(tokenizer: Any, template: Template, instruction: str, max_length: int | None = None) -> list[int]:
-    """The prompt's token ids. One that is longer than `max_length` loses the end of its instruction, never the template's."""
-    ids = _ids(tokenizer, template, render(template, instruction, tokenizer))
+def prompt_ids(tokenizer: Any, template: Template, instruction: str, max_length: int | None = None, given: str = "") -> list[int]:
+    """The prompt's token ids. One that is longer than `max_length` loses the end of its text, never the template's.
+
+    given: as in `render`; it is cut before the instruction is. Raises RoadError for what is no text, and where nothing fits.
+    """
+    for text in (instruction, given):
+        check_text("prompt", text)
+
+    def ids_of(instruction: str, given: str = "") -> list[int]:
+        return _ids(tokenizer, template, render(template, instruction, tokenizer, given))
+
+    ids = ids_of(instruction, given)
     if max_length is None or len(ids) <= max_length:
         return ids
-    words = tokenizer(instruction, add_special_tokens=False)["input_ids"]
-    keep = len(words) - (len(ids) - max_length)
+    if given:
+        ids = _cut(tokenizer, given, lambda part: ids_of(instruction, part), max_length) or ids_of(instruction)
+        if len(ids) <= max_length:
+            return ids
+    found = _cut(tokenizer, instruction, ids_of, max_length)
+    if found is None:
+        raise RoadError(f"max_length {max_length} leaves no room for the instruction: template {template!r} alone is longer")
+    return found
+
+
+def _cut(tokenizer: Any, text: str, ids_of: Callable[[str], list[int]], max_length: int) -> list[int] | None:
+    """The ids with as much of the beginning of `text` as fits; None where nothing of it does."""
+    words = tokenizer(text, add_special_tokens=False)["input_ids"]
+    keep = len(words) - (len(ids_of(text)) - max_length)
     while keep > 0:
-        shortened = tokenizer.decode(words[:keep], skip_special_tokens=True)
-        ids = _ids(tokenizer, template, render(template, shortened, tokenizer))
+        ids = ids_of(tokenizer.decode(words[:keep], skip_special_tokens=True))
         if len(ids) <= max_length:
             return ids
         keep -= len(ids) - max_length
-    raise RoadError(f"max_length {max_length} leaves no room for the instruction: template {template!r} alone is longer")
+    return None
+
+
+def check_text(what: str, text: object) -> None:
+    """Raises RoadError for what is no text, or holds half a letter (a lone surrogate), which tokenizers don't read."""
+    if not isinstance(text, str):
+        raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RoadError(f"{what} {quoted(text)} has half a letter in it, which no tokenizer reads") from None
 
 
 def completion_ids(tokenizer: Any, template: Template, prompt: str, completion: str) -> list[int]:
@@ -79,7 +121,7 @@ def batch_prompts(
     ids = [prompt_ids(tokenizer, template, instruction, max_length) for instruction in instructions]
     for instruction, sequence in zip(instructions, ids, strict=True):
         if not sequence:
-            raise RoadError(f"prompt {instruction!r} has no tokens: expected some text")
+            raise RoadError(f"prompt {quoted(instruction)} has no tokens: expected some text")
     return {
         "input_ids": pad(ids, pad_id(tokenizer), "left"),
         "attention_mask": pad([[1] * len(sequence) for sequence in ids], 0, "left"),

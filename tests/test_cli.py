@@ -205,22 +205,69 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
         (["inspect", "ADAPTER", "--plot", "angles.txt"], "expected a .png, .svg or .pdf file"),
         (["inspect", "nowhere/nothing"], "neither a folder nor a reachable hub repository"),
         (["frobnicate"], "No such command"),
+        (["train", "composition", "--out", "x", "--set", "lr=1", "--set", "lr=2"], "--set names 'lr' twice, as '1' and '2'"),
+        (["train", "composition", "--out", "x", "--set", "rows=5", "--rows", "6"], "--set rows='5' and --rows 6: expected one"),
+        (["train", "composition", "--out", "x", "--set", "lr=[1"], "recipe setting lr='.1' is no YAML"),
+        (["train", "composition", "--out", "x", "--set", "lr=.nan"], "lr=nan must be above 0"),
+        (["train", "composition", "--out", "x", "--data", "german=a.csv", "--data", "german=b.csv"], "--data names 'german' twice"),
+        (["train", "composition", "--out", "x", "--data", "german=a.csv"], "data file 'a.csv' does not exist"),
+        (["train", "composition", "--out", "x", "--data", "germn=bundled:german"], "unknown subspace 'germn'"),
+        (["train", "composition", "--out", "/proc/nope/x"], "--out '/proc/nope/x' can't be a folder"),
+        (["train", "composition", "--out", "FILE"], "is a file, expected a folder"),
+        (["train", "composition", "--out", "FILE/x/y"], "is a file, expected a folder"),
+        (["train", "composition", "--out", "a" * 300], "can't be a folder.*too long"),
+        (["generate", "ADAPTER", "Hi", "--add", "a=x", "--add", "a=y"], "--add names 'a' twice"),
+        (["generate", "ADAPTER", "--prompts", "/proc"], "prompts '/proc' can't be read"),
+        (["eval", "ADAPTER", "--out", "/"], "--out '/' is a folder: expected a file"),
+        (["eval", "ADAPTER", "--plot", "/proc/report.png"], "--plot '/proc/report.png' can't be written"),
+        (["eval", "ADAPTER", "--language", "german"], "language 'german': expected a code"),
+        (["inspect", "ADAPTER", "--plot", "FILE/a.png"], "does not exist"),
+        (["sweep", "composition", "--out", "FILE"], "is a file, expected a folder"),
+        (["sweep", "composition", "--out", "x", "--over", "lr=[1]", "--over", "lr=[2]"], "--over names 'lr' twice"),
+        (["sweep", "composition", "--out", "x", "--over", "lr=[1"], "--over lr='.1' is no YAML"),
+        (["sweep", "glue", "--out", "x", "--over", "lr=[1]"], "a sweep can't run task 'rte'"),
+        (["merge", "ADAPTER", "--out", "FILE"], "is a file, expected a folder"),
+        (["export", "ADAPTER", "--out", "/proc/nope"], "can't be a folder"),
+        (["merge", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
+        (["export", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
+        (["import", "nowhere", "--out", "ADAPTER"], "is not empty: expected a new folder"),
+        (["bench", "train", "--out", "/proc/a.json"], "--out '/proc/a.json' can't be written"),
+        (["bench", "learn", "glue", "--rate", "lora=fast"], "expected METHOD=NUMBER"),
+        (["bench", "learn", "glue", "--rate", "lora=nan"], "--rate.lora=nan must be above 0"),
+        (["demo", "--folder", "FILE"], "is a file: expected a folder of checkpoints"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_clear_line(
-    adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path, arguments: list[str], message: str
+    adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path, tmp_path_factory: Any, arguments: list[str], message: str
 ) -> None:
+    """Before a model is loaded."""
     import re
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a model is loaded")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, out, errors = call(capsys, monkeypatch, *(adapter if each == "ADAPTER" else each for each in arguments))
+    monkeypatch.setattr("roadint.pretrained.load", never)
+    file = tmp_path_factory.mktemp("a file") / "file"
+    file.write_text("")
+    given = (adapter if each == "ADAPTER" else each.replace("FILE", str(file)) for each in arguments)
+    code, out, errors = call(capsys, monkeypatch, *given)
     assert code == 2
     assert out == ""
     assert re.search(message, errors)
     if "No such command" not in message:
         assert len([line for line in errors.splitlines() if line.startswith("roadint: ")]) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_line(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    def refuses(*args: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "road.json")
+
+    monkeypatch.setattr("roadint.checkpoint.read", refuses)
+    code, out, errors = call(capsys, monkeypatch, "inspect", adapter)
+    assert (code, out, errors) == (2, "", "roadint: [Errno 13] Permission denied: 'road.json'\n")
 
 
 def test_version_and_help() -> None:

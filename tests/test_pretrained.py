@@ -92,3 +92,16 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RoadError, match="can't be loaded"):
         roadint.load(tmp_path / "empty")
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[1]")
+    for name in ("", " ", ".", 5, None, tmp_path / "model.bin", tmp_path / "empty", tmp_path / "broken", "a\0b", "a" * 5000):
+        with pytest.raises(RoadError, match="model"):
+            roadint.load(name)  # type: ignore[arg-type]
+    for arguments in ({"dtype": "bf16"}, {"device": "gpu"}, {"device": "cpu:x"}, {"labels": 0}, {"labels": "two"}):
+        with pytest.raises(RoadError, match=next(iter(arguments))):
+            roadint.load(tmp_path / "empty", **arguments)  # type: ignore[arg-type]

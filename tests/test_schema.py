@@ -18,7 +18,7 @@ from roadint import RoadError, RoadIntervention, RoadModel, checkpoint
 from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
 from roadint.checkpoint import CONFIG, TENSORS
 from roadint.interchange import RoadInterchange
-from roadint.kinds import _KINDS
+from roadint.kinds import KINDS
 from roadint.schema import check_config
 from tests.conftest import build
 from tests.test_checkpoint import resign
@@ -44,6 +44,7 @@ NASTY: list[Any] = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     road = RoadModel(build("llama"), copy.deepcopy(EVERY_KIND))
+    road.sites[1].fit_basis(torch.randn(64, 32))  # type: ignore[attr-defined]
     road.add_adapter("x", variant="road_4", targets=["q_proj"], subspace="[0, d/2)", lora_rank=2, heads="lm_head")
     road.add_adapter("y", targets=["up_proj", "down_proj"], pairing=8)
     folder = tmp_path_factory.mktemp("saved")
@@ -84,7 +85,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
 
 
 def test_every_kind_comes_back(saved: Path) -> None:
-    assert {each.kind for each in EVERY_KIND} == set(_KINDS)
+    assert {each.kind for each in EVERY_KIND} == set(KINDS)
     again = RoadModel.from_pretrained(saved, build("llama"))
     config = json.loads((saved / CONFIG).read_text())
     assert [{"kind": each.kind, **each.spec()} for each in again.sites] == config["interventions"]

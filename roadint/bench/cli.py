@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.errors import RoadError, check_known, listing
-from roadint.terminal import Data, Json, Rows, check_folder, check_picture, console, pairs, report_json
+from roadint.errors import RoadError, check_known, first_line, listing, quoted
+from roadint.settings import Range
+from roadint.terminal import Data, Json, Rows, check_file, check_picture, console, overrides, pairs, report_json
 
 app = typer.Typer(help="Measure roadint against pyvene and the bare model, on this machine in one run.", no_args_is_help=True)
 
@@ -39,6 +40,7 @@ def train(
     """Time training steps: the same weights, rows, order, optimizer and dtype in every system, each in a process of its own."""
     from roadint.bench.systems import BUNDLED, SYSTEMS, Job
     from roadint.bench.train import bench_train
+    from roadint.data.sources import check_sources
 
     for each in system or ():
         check_known("system", each, SYSTEMS)
@@ -47,6 +49,7 @@ def train(
     given = pairs(data, "--data") or BUNDLED
     if not set(given) <= set(BUNDLED):
         raise RoadError(f"--data names {listing(given)}: expected german and english, the two halves that are trained")
+    check_sources(given, rows)
     job = Job(model, layer, given, rows, max_completion, batch_size, epochs=epochs)
     report = bench_train(job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json)
     _show(report, out, plot, as_json)
@@ -81,7 +84,7 @@ def align(
     steps: Annotated[int, typer.Option(min=1, help="Of every system, in turns.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 256,
     task_steps: Annotated[int, typer.Option(min=1, help="To train the network that is looked into.")] = 600,
-    seed: Annotated[int, typer.Option(help="Of network and data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of network and data.")] = 0,
     rival: Annotated[list[str] | None, typer.Option(help="Only these classes of pyvene, repeatable: RotatedSpace, …")] = None,
     out: Out = None,
     as_json: Json = False,
@@ -169,7 +172,7 @@ def learn(
     model: Annotated[str | None, typer.Option(help="Base model instead of the recipe's.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="road_1, road_2, road_4, lora, ia3 or head, repeatable.")] = None,
     rate: Annotated[list[str] | None, typer.Option(help="METHOD=RATE, repeatable: another learning rate.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Repeatable; 1, 2 and 3 by default.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, max=2**32 - 1, help="Repeatable; 1, 2 and 3 by default.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -178,12 +181,13 @@ def learn(
     from roadint.training.recipe import Recipe
 
     _check(out, None)
-    overrides = {**pairs(settings, "--set"), "rows": rows, "model": model}
-    chosen = Recipe.load(recipe, {name: value for name, value in overrides.items() if value is not None})
+    chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
+    given_rates = pairs(rate, "--rate")
     try:
-        rates = {name: float(value) for name, value in pairs(rate, "--rate").items()}
+        rates = {name: float(value) for name, value in given_rates.items()}
     except ValueError as error:
-        raise RoadError(f"--rate {rate}: expected METHOD=NUMBER ({error})") from None
+        raise RoadError(f"--rate {quoted(rate)}: expected METHOD=NUMBER ({first_line(error)})") from None
+    Range(0, above=True).check("--rate", rates)
     report = bench_learn(chosen, pairs(data, "--data"), methods=method or (), seeds=seed or (1, 2, 3), rates=rates, quiet=as_json)
     report_json(report, out, as_json)
     if as_json:
@@ -211,7 +215,7 @@ def learn(
 
 def _check(out: Path | None, plot: Path | None) -> None:
     """Before hours of measuring."""
-    check_folder("--out", out)
+    check_file("--out", out)
     check_picture("--plot", plot)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from roadint.data.sources import Row
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
+from roadint.layers import positions_of
 from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 
@@ -41,20 +42,53 @@ def tokenize(
 ) -> list[Example]:
     """Tokenise rows. A completion is cut at `max_completion` tokens, then the prompt so that both fit in `max_length`.
 
-    eos: whether a completion that was not cut ends with the end-of-sequence token. Raises RoadError where nothing fits.
+    eos: whether a completion that was not cut ends with the end-of-sequence token. Raises RoadError where nothing fits, and for
+    a tokenizer that has no such token.
     """
+    if eos and tokenizer.eos_token_id is None:
+        raise RoadError(
+            f"{type(tokenizer).__name__} has no end-of-sequence token to end the completions of {quoted(composition)} with: "
+            "expected a tokenizer with one (tokenizer.eos_token = …), or, where a recipe says eos, eos=[]"
+        )
     examples = []
     for row in rows:
-        rendered = render(template, row["instruction"], tokenizer)
+        given = row.get("input", "")
+        rendered = render(template, row["instruction"], tokenizer, given)
         completion = completion_ids(tokenizer, template, rendered, row["output"])
+        if not completion:
+            raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
         if eos:
             completion = [*completion, tokenizer.eos_token_id]
-        completion = completion[: max_completion or max_length // 2]
-        if not completion:
-            raise RoadError(f"output {row['output']!r} has no tokens: expected some text")
-        prompt = prompt_ids(tokenizer, template, row["instruction"], max_length - len(completion))
+        completion = completion[: max_completion or max(1, max_length // 2)]
+        room = max_length - len(completion)
+        if room < 1:
+            raise RoadError(
+                f"a completion of {len(completion)} tokens leaves no room for a prompt in max_length={max_length}: "
+                "expected a larger max_length, or a smaller max_completion"
+            )
+        prompt = prompt_ids(tokenizer, template, row["instruction"], room, given)
+        if not prompt:
+            raise RoadError(f"instruction {quoted(row['instruction'])} has no tokens: expected some text")
         examples.append(Example(prompt, completion, composition))
     return examples
+
+
+def check_fits(examples: Sequence[Example], model: Any, fill: int = 0) -> None:
+    """Raises RoadError where a model can't read the examples: more tokens than it has positions, or ids that it does not embed.
+
+    fill: the id of the padding. Models that compute their positions (rotary ones) read any length.
+    """
+    embedded = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(example.prompt + example.completion) for example in examples)
+    for what, index in (("id", largest), ("padding", fill)):
+        if index >= embedded:
+            raise RoadError(
+                f"the tokenizer's {what} {index} is outside the model's {embedded} embeddings: expected the model's own tokenizer, "
+                "or model.resize_token_embeddings(len(tokenizer))"
+            )
+    positions, longest = positions_of(model), max(len(example.inputs) for example in examples)
+    if positions is not None and longest > positions:
+        raise RoadError(f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less")
 
 
 class Collator:

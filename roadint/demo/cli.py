@@ -14,7 +14,7 @@ def demo(
     model: Base = None,
     folder: Annotated[Path, typer.Option(help="Where further checkpoints may be opened from the page.")] = Path("runs"),
     host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 for all of the network.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="7860, or the next free one, by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="7860, or the next free one, by default.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also under a public address of Gradio's.")] = False,
     auth: Annotated[str | None, typer.Option(help="USER:PASSWORD that the page asks for.")] = None,
 ) -> None:
@@ -25,6 +25,8 @@ def demo(
         raise RoadError(f"the app needs Gradio ({error}): pip install 'roadint[demo]'") from None
     from roadint.demo.service import Service
 
+    if folder.exists() and not folder.is_dir():
+        raise RoadError(f"--folder {folder} is a file: expected a folder of checkpoints")
     user, separator, password = (auth or "").partition(":")
     if auth and not (separator and user and password):
         raise RoadError("--auth: expected USER:PASSWORD")

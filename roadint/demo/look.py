@@ -23,12 +23,15 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     if not parsed:
         raise RoadError("nothing to look at: tick a composition on the first page")
     names = [str(each) for each in parsed]
-    with engine.lock:
-        own = [site for site in road.sites if label_of(site) in ("", *labels)]
-        ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
-        edited = {place for site in own for place, flag in enumerate(edited_tokens(site, len(ids))) if flag}
-        moved = next_tokens(road, tokenizer, prompt, parsed)
-        lens = logit_lens(road, tokenizer, prompt, parsed)
+    used = {name.partition("@")[2] for each in parsed for name, _ in each.terms}
+    with service.using(parsed):
+        engine.check(prompt, parsed)
+        with engine.lock:
+            own = [site for site in road.sites if label_of(site) in ("", *used)]
+            ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
+            edited = {place for site in own for place, flag in enumerate(edited_tokens(site, len(ids))) if flag}
+            moved = next_tokens(road, tokenizer, prompt, parsed)
+            lens = logit_lens(road, tokenizer, prompt, parsed)
     lowest = min((site.layer for site in own), default=0)
     turning = [site for site in own if isinstance(site, RoadIntervention)]
     return [

@@ -1,5 +1,6 @@
 """What the page holds, in order; what it does is in roadint.demo.handlers."""
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,10 @@ def _look(page: Page, service: Service) -> None:
 
 
 def _checkpoints(page: Page, service: Service) -> None:
-    gr.Markdown(
-        f"Beside `{Path(service.first).name}`: one of `{service.folder.name}/`, or a hub id. Its subspaces are called `NAME@LABEL`."
+    first, folder = html.escape(Path(service.first).name), html.escape(service.folder.name)
+    gr.HTML(
+        f"<p>Beside <code>{first}</code>: one of <code>{folder}/</code>, or a hub id. "
+        "Its subspaces are called <code>NAME@LABEL</code>.</p>"
     )
     page.source = gr.Dropdown(service.found(), label="Checkpoint", allow_custom_value=True, elem_id="source")
     page.open = gr.Button("Open", variant="primary", elem_id="open", interactive=service.ready)

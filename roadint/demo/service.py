@@ -1,20 +1,24 @@
 """What all pages of the app share: the model, once it is loaded, and the checkpoints on it."""
 
+import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
 from roadint import checkpoint
 from roadint.composition import Composition
+from roadint.demo.checks import check_text
 from roadint.demo.engine import Engine
-from roadint.errors import RoadError, did_you_mean, first_line, listing
+from roadint.demo.shelf import Shelf
+from roadint.errors import RoadError, first_line
 from roadint.terminal import open_checkpoint
 
 SHIPPED = Path(str(files("roadint.demo") / "checkpoint"))
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_MOST = 16  # checkpoints at once
+_PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\][^\s'\",:;()]+")  # an absolute one, in a message
+_log = logging.getLogger("roadint.demo")
 
 
 class Service:
@@ -28,8 +32,8 @@ class Service:
         self.names_at_first = self._check_first()
         self._engine: Engine | None = None
         self._failure: str | None = None
-        self._labels: dict[str, str] = {}  # source → label
-        self._opening, self._loaded = threading.Lock(), threading.Event()
+        self._shelf = Shelf(self.folder, self.names_at_first)
+        self._loaded = threading.Event()
         threading.Thread(target=self._load, daemon=True, name="roadint-demo-load").start()
 
     @property
@@ -46,7 +50,13 @@ class Service:
             return "The model is loading. The first time, it is prepared for about a minute; answers come as soon as it is ready."
         road = self._engine.road
         count = sum(each.numel() for each in road.model.parameters())
-        return f"{road.model.name_or_path}, {count / 1e6:,.0f} million parameters, {str(road.model.dtype).removeprefix('torch.')}"
+        return f"{self.model_name}, {count / 1e6:,.0f} million parameters, {str(road.model.dtype).removeprefix('torch.')}"
+
+    @property
+    def model_name(self) -> str:
+        """The base model's, without the folders of this machine."""
+        name = str(self.engine.road.model.name_or_path)
+        return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
     @property
     def failed(self) -> bool:
@@ -67,64 +77,36 @@ class Service:
 
     def names(self, labels: Sequence[str]) -> list[str]:
         """What a page that has opened these checkpoints may compose."""
-        every = self._engine.road.names if self._engine else self.names_at_first
-        return [name for name in every if "@" not in name or name.partition("@")[2] in labels]
+        return [*self.names_at_first, *self._shelf.names(labels)]
 
     def parse(self, text: str, labels: Sequence[str]) -> Composition:
         """A page's expression, over its own names alone. Raises RoadError."""
-        return Composition.parse(text, self.names(labels))
+        return Composition.parse(check_text("the expression", text), self.names(labels))
 
     def sources(self, labels: Sequence[str]) -> list[str]:
         """What was opened as these labels, as `open` takes it again."""
-        by_label = {label: source for source, label in self._labels.items()}
-        found = [by_label[label] for label in labels if label in by_label]
-        return [str(Path(each).relative_to(self.folder)) if Path(each).is_absolute() else each for each in found]
+        return self._shelf.sources(labels)
 
     def found(self) -> list[str]:
         """The checkpoints in the folder, by their path in it."""
-        paths = sorted(self.folder.rglob(checkpoint.CONFIG)) if self.folder.is_dir() else []
-        return [str(path.parent.relative_to(self.folder)) for path in paths if checkpoint.WHILE_TRAINING not in path.parts]
+        return self._shelf.found()
 
     def open(self, name: str) -> str:
         """Load a checkpoint, from the folder or the hub, beside what is there; returns its label, the same for the same one.
 
-        Raises RoadError, and changes nothing, for one that is not allowed, damaged or does not fit the model.
+        One that no request needs makes room where there is none. Raises RoadError, and changes nothing, for one that is not
+        allowed, damaged or does not fit the model.
         """
-        name = name.strip()
-        if not name:
-            raise RoadError("no checkpoint chosen: expected one of the folder, or a hub id")
-        path = (self.folder / name).resolve()
-        inside = path == self.folder or self.folder in path.parents
-        if inside and path.is_dir():
-            source = str(path)
-        elif _HUB_ID.fullmatch(name) and ".." not in name and inside:
-            source = name
-        else:
-            found = self.found()
-            raise RoadError(
-                f"checkpoint {name!r} is not in the allowed folder: expected one of {listing(found) or 'none'}, or a hub id"
-                f"{did_you_mean(name, found)}"
-            )
-        engine = self.engine
-        with self._opening:
-            if source in self._labels:
-                return self._labels[source]
-            if len(self._labels) >= _MOST:
-                raise RoadError(f"{_MOST} checkpoints are open already: restart the app for others")
-            label = self._label_for(name)
-            with engine.lock:
-                engine.road.add_checkpoint(source, label)
-            self._labels[source] = label
-            return label
+        source = self._shelf.source(name)
+        return self._shelf.open(source, self.engine)
+
+    def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
+        """Have what these compositions need on the model, inside. Raises RoadError where it is gone."""
+        return self._shelf.using({name.partition("@")[2] for each in compositions for name, _ in each.terms}, self.engine)
 
     def _check_first(self) -> list[str]:
         """The names of the first checkpoint; raises RoadError before a model is loaded."""
         return checkpoint.read(checkpoint.folder_of(self.first)).names()
-
-    def _label_for(self, name: str) -> str:
-        plain = re.sub(r"\W+", "_", Path(name).name).strip("_") or "other"
-        taken = set(self._labels.values()) | set(self.names_at_first)
-        return next(label for label in (plain, *(f"{plain}_{number}" for number in range(2, 99))) if label not in taken)
 
     def _load(self) -> None:
         try:
@@ -132,7 +114,8 @@ class Service:
             engine = Engine(road, tokenizer)
             engine.warm_up()
             self._engine = engine
-        except Exception as error:  # told on the page
-            self._failure = first_line(error)
+        except Exception as error:  # told on the page, but for the names of this machine's folders
+            _log.error("the model could not be loaded", exc_info=error)
+            self._failure = _PATH.sub("…", first_line(error))
         finally:
             self._loaded.set()

@@ -125,7 +125,7 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return html.escape(" ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"), quote=False)
 
 
 def _token(text: str) -> str:

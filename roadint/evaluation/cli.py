@@ -17,7 +17,7 @@ from roadint.terminal import (
     NewTokens,
     Prompts,
     Rows,
-    check_folder,
+    check_file,
     check_picture,
     console,
     open_checkpoint,
@@ -43,20 +43,23 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure compositions: likelihood of references; language, topic and form of answers. Bundled development data by default."""
-    from roadint.data.sources import load_prompts
+    from roadint.data.sources import check_sources, load_prompts
+    from roadint.evaluation.language import check_language
     from roadint.evaluation.report import evaluate as measure
     from roadint.evaluation.report import over_seeds
 
-    check_folder("--out", out)
+    check_file("--out", out)
     check_picture("--plot", plot)
-    given = pairs(data, "--data") or None
+    check_language(language)
+    added, given = pairs(add, "--add"), pairs(data, "--data") or None
+    check_sources(given or {}, rows)
     asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     if len(set(checkpoints)) < len(checkpoints):
         raise RoadError(f"a checkpoint is given twice: {', '.join(checkpoints)}")
     reports = {}
     base: Any = None
     for each in checkpoints:
-        road, tokenizer = open_checkpoint(each, model, compose, pairs(add, "--add"), base)
+        road, tokenizer = open_checkpoint(each, model, compose, added, base)
         base = (road.model, tokenizer)
         reports[each] = measure(
             road,

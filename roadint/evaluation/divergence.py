@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, moved, row_means, tokenize
+from roadint.data.collate import Collator, check_fits, moved, row_means, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -30,6 +30,7 @@ def divergence(
     """
     examples = tokenize(rows, tokenizer, None, template="plain", max_length=512, max_completion=max_completion, eos=False)
     collate = Collator(tokenizer)
+    check_fits(examples, road.model, collate.fill)
     found: list[list[float]] = [[] for _ in compositions]
     starts = range(0, len(examples), batch_size)
     for start in track(starts, len(starts), "divergence", quiet=quiet):

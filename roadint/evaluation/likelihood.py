@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from roadint.composition import Composition
-from roadint.data.collate import Collator, by_length, completion_nll, moved, row_means, tokenize
+from roadint.data.collate import Collator, by_length, check_fits, completion_nll, moved, row_means, tokenize
 from roadint.data.sources import Row
 from roadint.model import RoadModel
 from roadint.progress import track
@@ -26,12 +26,20 @@ def reference_nll(
 ) -> list[list[float]]:
     """For each composition and reference, the negative log-likelihood: nats a token.
 
-    A reference is its tokens and its end-of-sequence token, cut at `max_completion`. Raises RoadError for rows without text.
+    A reference is its tokens and its end-of-sequence token, where the tokenizer has one, cut at `max_completion`.
+    Raises RoadError for rows without text, or longer than the model reads.
     """
     examples = tokenize(
-        rows, tokenizer, None, template=road.template, max_length=max_length, max_completion=max_completion, eos=True
+        rows,
+        tokenizer,
+        None,
+        template=road.template,
+        max_length=max_length,
+        max_completion=max_completion,
+        eos=tokenizer.eos_token_id is not None,
     )
     collate = Collator(tokenizer)
+    check_fits(examples, road.model, collate.fill)
     found = torch.zeros(len(compositions), len(examples))
     batches = by_length([len(each) for each in examples], batch_size)
     for chosen in track(batches, len(batches), "likelihood", quiet=quiet):

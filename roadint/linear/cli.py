@@ -1,14 +1,13 @@
 """`roadint merge`, `roadint export` and `roadint import`: adapters into plain models, and to and from PEFT."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from roadint.errors import RoadError, first_line, quoted
-from roadint.files import remove_empty, whole_folder
-from roadint.terminal import Base, Json, console, open_checkpoint, print_json
+from roadint.errors import RoadError, check_known, quoted
+from roadint.files import whole_folder
+from roadint.terminal import Base, Json, check_folder, console, open_checkpoint, print_json
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
 Out = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
@@ -23,7 +22,8 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Write a plain transformers model with adapters merged into its weights; it loads without roadint."""
-    _check_new(out)
+    check_folder("--out", out, new=True)
+    _check_adapters(checkpoint)
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
     report = road.merge(compose)
     with whole_folder(out, last="config.json") as scratch:
@@ -50,7 +50,8 @@ def export(
     """Write an adapter as a PEFT RoAd checkpoint, for PeftModel.from_pretrained."""
     from roadint.interop.peft import export as write
 
-    _check_new(out)
+    check_folder("--out", out, new=True)
+    _check_adapters(checkpoint, adapter)
     road, _ = open_checkpoint(checkpoint, model, None)
     size = write(road, out, adapter)
     if as_json:
@@ -72,7 +73,7 @@ def import_(
     from roadint.model import RoadModel
     from roadint.pretrained import load
 
-    _check_new(out)
+    check_folder("--out", out, new=True)
     base_id = model or peft.base_of(source)
     if not base_id:
         raise RoadError(f"{source} does not say which base model it is for: expected --model")
@@ -86,14 +87,12 @@ def import_(
     console.print(f"{out}: {adapter.variant}, {len(adapter.layout.paths)} layers, {size:,} bytes", highlight=False)
 
 
-def _check_new(out: Path) -> None:
-    """Raises RoadError where the folder can't be made, or is no new or empty one, before the work that it is for."""
-    try:
-        missing = [each for each in (out, *out.parents) if not each.exists()]
-        out.mkdir(parents=True, exist_ok=True)
-        taken, writable = any(out.iterdir()), os.access(out, os.W_OK)
-        remove_empty(missing)
-    except (OSError, ValueError) as error:
-        raise RoadError(f"--out {quoted(str(out))} can't be made ({first_line(error)}): expected a new folder") from None
-    if taken or not writable:
-        raise RoadError(f"--out {quoted(str(out))} is {'not empty' if taken else 'not writable'}: expected a new folder")
+def _check_adapters(checkpoint: str, name: str | None = None) -> None:
+    """Raises RoadError, before a model is loaded, for a checkpoint without adapters, or without the one of that name."""
+    from roadint.checkpoint import folder_of, read
+
+    names = [spec["name"] for spec in read(folder_of(checkpoint)).config.get("adapters", ())]
+    if not names:
+        raise RoadError(f"{quoted(checkpoint)} holds no adapters of linear layers: an edit of hidden states has no form as weights")
+    if name is not None:
+        check_known("adapter", name, names)

@@ -37,6 +37,7 @@ class LinearEdit:
     ) -> None:
         self._rows = len(compositions)
         self._ran: set[str] = set()
+        self._widths: dict[str, int] = {}
         terms = [tuple(term for term in each.terms if term[0] in adapters) for each in compositions]
         live = [None if learning is None else frozenset(name for name, _ in each.terms) for each in learning or compositions]
         self._acting = [adapters[name] for name in dict.fromkeys(name for each in terms for name, _ in each)]
@@ -46,6 +47,7 @@ class LinearEdit:
             layout = members[0].layout
             bank = banks.of(members[0].place, sum(layout.blocks), capacity, members[0].theta.device)
             turning = Turning({each.name: each for each in members}, terms, live, bank)
+            self._widths |= zip(layout.paths, layout.widths, strict=True)
             for place, path in enumerate(layout.paths):
                 self._layers.setdefault(path, []).append(Layer(turning, place, self._rows, scratch))
         self._beside = _beside(self._acting, terms, live)
@@ -79,7 +81,7 @@ class LinearEdit:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if passes.number == 1:
                 self._ran.add(path)
-                _check_output(path, args, output)
+                _check_output(path, args, output, self._widths.get(path))
                 passes.check_gradients(path)
             for layer in turning:
                 output = layer(output, passes)
@@ -90,10 +92,10 @@ class LinearEdit:
         return hook
 
 
-def _check_output(path: str, args: Any, output: Any) -> None:
-    if not torch.is_tensor(output) or not args:
+def _check_output(path: str, args: Any, output: Any, width: int | None) -> None:
+    if not torch.is_tensor(output) or not args or output.shape[-1] != (width or output.shape[-1]):
         raise RoadError(
-            f"{path} gives {type(output).__name__}, or is called by keyword: expected a layer that turns one tensor into another; "
+            f"{path} is no layer that turns a tensor into one of its width, {width}: no adapter can act there; "
             f"leave it out with exclude=[{path.rpartition('.')[2]!r}]"
         )
 

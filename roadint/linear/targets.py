@@ -71,7 +71,7 @@ def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
 
 def _routes(path: str, module: nn.Module, counts: Collection[int]) -> bool:
     """Whether the layer sends tokens to experts, or weighs them: its outputs are no hidden states."""
-    if re.search(r"Router|TopK|Gat(e|ing)$", type(module).__name__) or re.search(r"(^|\.)(router|gating)(\.|$)", path):
+    if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__) or re.search(r"(^|\.)(router|gating)(\.|$)", path):
         return True
     width = _size(module)[0]
     return path.endswith("gate") and (width == 1 or width in counts)

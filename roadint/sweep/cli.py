@@ -1,14 +1,16 @@
 """`roadint sweep`: the table of runs, for people and machines."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.table import Table
 
-from roadint.errors import RoadError, first_line
-from roadint.terminal import Composed, Json, Prompts, Rows, console, pairs, print_json
+from roadint.errors import quoted
+from roadint.settings import parse_yaml
+from roadint.terminal import Composed, Json, Prompts, Rows, check_folder, console, pairs, print_json
 
 
 def sweep(
@@ -30,7 +32,8 @@ def sweep(
     from roadint.sweep.plan import Plan
     from roadint.sweep.run import sweep as run
 
-    varied = {name: _values(name, text) for name, text in pairs(over, "--over").items()}
+    check_folder("--out", out)
+    varied = {name: parse_yaml(text, f"--over {name}={quoted(text)}") for name, text in pairs(over, "--over").items()}
     chosen = Plan.load(
         plan,
         varied,
@@ -43,7 +46,15 @@ def sweep(
     found = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
     if as_json:
         print_json(found)
-        return
+    else:
+        _show(found)
+    errors = [row["error"] for row in found if "error" in row]
+    if errors:
+        print(f"roadint: {len(errors)} of {len(found)} runs failed; the first: {' '.join(errors[0].split())}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _show(found: Sequence[Mapping[str, Any]]) -> None:
     table = Table("run", "settings", "composition", "success", "on topic", "languages", "nats a token", "s", show_lines=True)
     for row in found:
         said = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
@@ -61,13 +72,6 @@ def sweep(
             f"{row['seconds']:.0f}",
         )
     console.print(table)
-
-
-def _values(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RoadError(f"--over {name}={text!r} is no YAML list ({first_line(error)})") from None
 
 
 def _share(value: float | None) -> str:

@@ -1,6 +1,9 @@
 """GLUE: its tasks, from the files of the benchmark or the hub, with the paper's split and metrics (appendix C.1)."""
 
 import csv
+import logging
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +11,10 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 
-from roadint.errors import RoadError, did_you_mean, first_line, listing
+from roadint.data.formats import UNREADABLE
+from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 
+logger = logging.getLogger(__name__)
 Metric = Literal["accuracy", "matthews", "pearson"]
 
 
@@ -56,22 +61,29 @@ class Row:
     label: int | float
 
 
-def load_glue(task: str, source: str | Path, split: str = "train") -> list[Row]:
-    """The rows of a task. source: a tab-separated file as the benchmark has them, or "hub" for nyu-mll/glue.
+def load_glue(task: str, source: str | Path, split: str = "train", limit: int | None = None) -> list[Row]:
+    """The first `limit` rows of a task. source: a tab-separated file as the benchmark has them, or "hub" for nyu-mll/glue.
 
-    split: "train" or "dev", on the hub. Raises RoadError for an unknown task, and a file or a row that can't be read.
+    split: "train" or "dev", on the hub. Rows without a text or a label are skipped, as the usual readers do, and counted in a line.
+    Raises RoadError for an unknown task, and a file or a row that can't be read.
     """
     if task not in TASKS:
-        raise RoadError(f"unknown GLUE task {task!r}: expected one of {listing(TASKS)}{did_you_mean(task, TASKS)}")
-    known = TASKS[task]
-    if str(source) == "hub":
-        try:
-            found = datasets.load_dataset("nyu-mll/glue", task, split=known.dev if split == "dev" else "train")
-        except Exception as error:  # whatever the hub and the network raise
-            raise RoadError(f"GLUE {task} can't be loaded from the hub ({first_line(error)}): give a .tsv file instead") from error
-        columns = known.hub_texts or known.texts
-        return [Row(tuple(row[name] for name in columns), row["label"]) for row in found]
-    return [_row(known, row, f"row {number} of {source}") for number, row in enumerate(_read(known, Path(source)))]
+        raise RoadError(f"unknown GLUE task {quoted(task)}: expected one of {listing(TASKS)}{did_you_mean(task, TASKS)}")
+    known, name = TASKS[task], quoted(str(source))
+    raw = _hub(task, known.dev if split == "dev" else "train") if str(source) == "hub" else _read(known, Path(str(source)))
+    rows: list[Row] = []
+    seen = 0
+    for seen, each in enumerate(raw, 1):
+        row = _row(known, each, f"row {seen - 1} of {name}")
+        if row is not None:
+            rows.append(row)
+        if len(rows) == limit:
+            break
+    if not rows:
+        raise RoadError(f"GLUE {task} has no rows in {name}: expected {listing((*known.texts, known.label))}")
+    if len(rows) < seen:
+        logger.warning("skipped %s of %s rows of %s: a text or the label is missing", f"{seen - len(rows):,}", f"{seen:,}", name)
+    return rows
 
 
 def split_dev(rows: list[Row], seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -93,24 +105,51 @@ def measure(task: str, predicted: np.ndarray[Any, Any], labels: np.ndarray[Any, 
     return float(np.corrcoef(predicted, labels)[0, 1])  # of two classes, Pearson's is Matthews'
 
 
-def _read(known: Glue, path: Path) -> list[dict[str, str]]:
+def _hub(task: str, split: str) -> Iterator[dict[str, Any]]:
+    """The hub's rows with the names of the benchmark's files and labels in words."""
+    known = TASKS[task]
+    try:
+        for row in datasets.load_dataset("nyu-mll/glue", task, split=split):
+            names = zip(known.texts, known.hub_texts or known.texts, strict=True)
+            label = row["label"]
+            in_words = str(label) if known.labels is None else known.labels[label] if 0 <= label < len(known.labels) else ""
+            yield {**{name: row[there] for name, there in names}, known.label: in_words}
+    except Exception as error:  # whatever the hub and the network raise
+        raise RoadError(f"GLUE {task} can't be loaded from the hub ({first_line(error)}): give a .tsv file instead") from error
+
+
+def _read(known: Glue, path: Path) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, known.header, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RoadError(f"GLUE file {str(path)!r} can't be read ({first_line(error)}): expected a .tsv file, or 'hub'") from None
+            reader = csv.DictReader(file, known.header, delimiter="\t", quoting=csv.QUOTE_NONE)
+            names = list(reader.fieldnames or ())
+            for name in (*known.texts, known.label):
+                if names.count(name) != 1:
+                    raise RoadError(f"row 0 of {quoted(str(path))} has no {name!r}, or several: it has {listing(names)}")
+            yield from reader
+    except RoadError:
+        raise
+    except (*UNREADABLE, csv.Error) as error:
+        raise RoadError(
+            f"GLUE file {quoted(str(path))} can't be read ({first_line(error)}): expected a .tsv file, or 'hub'"
+        ) from None
 
 
-def _row(known: Glue, row: dict[str, str], where: str) -> Row:
-    missing = [name for name in (*known.texts, known.label) if not row.get(name)]
-    if missing:
-        raise RoadError(f"{where} has no {missing[0]!r}: it has {listing(map(str, row))}")
+def _row(known: Glue, row: Mapping[Any, Any], where: str) -> Row | None:
+    """None where a text or the label is missing."""
+    if None in row:  # where csv puts what is beyond the columns
+        raise RoadError(f"{where} has more cells than columns: {quoted(row[None])}; expected none of them to hold a tab")
+    if not all(row.get(name) for name in (*known.texts, known.label)):
+        return None
     texts, label = tuple(row[name] for name in known.texts), row[known.label].strip()
     if known.labels is None:
         try:
-            return Row(texts, float(label))
+            score = float(label)
         except ValueError:
-            raise RoadError(f"{where} has the {known.label} {label!r}: expected a number") from None
+            score = math.nan
+        if not math.isfinite(score):
+            raise RoadError(f"{where} has the {known.label} {quoted(label)}: expected a number")
+        return Row(texts, score)
     if label not in known.labels:
-        raise RoadError(f"{where} has the {known.label} {label!r}: expected one of {listing(known.labels)}")
+        raise RoadError(f"{where} has the {known.label} {quoted(label)}: expected one of {listing(known.labels)}")
     return Row(texts, known.labels.index(label))

@@ -1,14 +1,14 @@
 """What a task is to a trainer: examples, batches and a score."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from roadint.data.collate import Collator, Example, by_length, completion_nll, moved, row_sums, tokenize
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.data.collate import Collator, Example, by_length, check_fits, completion_nll, moved, row_sums, tokenize
+from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.prompt import batch_prompts, pad_id
 from roadint.tasks import glue, reasoning
 from roadint.training.recipe import Recipe
@@ -44,17 +44,27 @@ def job_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Job:
     known = (*glue.TASKS, *REASONING)
     if recipe.task not in known:
         name = str(recipe.task)
-        raise RoadError(f"recipe has the task {name!r}: expected one of {listing(known)}{did_you_mean(name, known)}")
+        raise RoadError(f"recipe has the task {quoted(name)}: expected one of {listing(known)}{did_you_mean(name, known)}")
     sources = dict(data or recipe.data)
     expected = ("train", "dev", "validation", "test")
     for name in sources:
         if name not in expected:
-            raise RoadError(f"data {name!r} of task {recipe.task!r}: expected some of {listing(expected)}")
+            raise RoadError(f"data {quoted(name)} of task {recipe.task!r}: expected some of {listing(expected)}")
     if "train" not in sources:
         raise RoadError(f"task {recipe.task!r} has no training data: expected --data train=FILE, and {_wanted(recipe.task)}")
+    if recipe.rows_seed is not None:
+        raise RoadError(
+            f"rows_seed={recipe.rows_seed}: task {recipe.task!r} takes the first rows of its data; expected no seed for them"
+        )
     if recipe.task in glue.TASKS:
         return Classification(recipe, sources)
     return Choosing(recipe, sources) if recipe.task == "cloze" else Answering(recipe, sources)
+
+
+def check_examples(system: Any, tokenizer: Any, examples: Sequence[Any]) -> None:
+    """Raises RoadError where a model, or the one inside of a system, can't read what a job prepared."""
+    listed = [each if isinstance(each, Example) else Example(each["input_ids"], [], None) for each in examples]
+    check_fits(listed, getattr(system, "model", system), pad_id(tokenizer))
 
 
 class Classification:
@@ -72,19 +82,23 @@ class Classification:
         else:
             raise RoadError(f"task {self.task!r} has nothing to be measured on: expected {_wanted(self.task)}")
         self.splits = {
-            "train": glue.load_glue(self.task, sources["train"])[: recipe.rows],
+            "train": glue.load_glue(self.task, sources["train"], limit=recipe.rows),
             "validation": halves[0],
             "test": halves[1],
         }
+        _check_splits(self.splits)
 
     def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         """Tokens and labels; batches are padded to their longest row."""
+        if tokenizer.pad_token_id is None:
+            raise RoadError(f"{type(tokenizer).__name__} has no padding token: expected one (tokenizer.pad_token = …)")
         return self._encoded(tokenizer, "train"), DataCollatorWithPadding(tokenizer)
 
     @torch.no_grad()
     def score(self, model: Any, tokenizer: Any, split: str) -> float:
         """The task's metric."""
         encoded, collate = self._encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
+        check_examples(model, tokenizer, encoded)
         found = np.zeros(len(encoded))
         for places in by_length([len(each["input_ids"]) for each in encoded], _SCORED_ROWS):
             batch = {name: value.to(model.device) for name, value in collate([encoded[place] for place in places]).items()}
@@ -123,6 +137,7 @@ class Answering:
             "validation": validation[: recipe.scored_rows],
             "test": reasoning.load_questions(sources["test"], recipe.scored_rows),
         }
+        _check_splits(self.splits)
 
     def prepare(self, tokenizer: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         """Prompts and completions, which end with the end-of-sequence token; the loss is the completions'."""
@@ -173,12 +188,20 @@ class Choosing(Answering):
         questions = self._cloze[split]
         rows = [{"instruction": each.prompt, "output": choice} for each in questions for choice in each.choices]
         examples, collate = self._tokenized(rows, tokenizer, eos=False), Collator(tokenizer)
+        check_examples(model, tokenizer, examples)
         found = np.zeros(len(examples))
         for places in by_length([len(each) for each in examples], _SCORED_ROWS):
             nll, row = completion_nll(model, moved(collate([examples[place] for place in places]), model.device))
             found[places] = row_sums(nll, row).cpu().numpy()
         ends = np.cumsum([len(each.choices) for each in questions])[:-1]
         return float(np.mean([own.argmin() == each.right for own, each in zip(np.split(found, ends), questions, strict=True)]))
+
+
+def _check_splits(splits: Mapping[str, Sequence[Any]]) -> None:
+    for name, rows in splits.items():
+        if not rows:
+            counts = ", ".join(f"{len(each)} for {other}" for other, each in splits.items())
+            raise RoadError(f"no rows are left for {name} ({counts}): expected more rows, or --data {name}=FILE of its own")
 
 
 def _wanted(task: str) -> str:

@@ -5,13 +5,15 @@ the answer can have ("Answer format: answer1/answer2/answer3/answer4"), an arith
 A small model can't point at the right one of four numbered answers; it can find one of them likelier than the others: `cloze`.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from roadint.errors import RoadError, first_line, listing
+from roadint.data.formats import UNREADABLE, json_rows
+from roadint.errors import RoadError, first_line, listing, quoted
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
 _CHOICE = re.compile(r"\b(?:true|false|(?:answer|solution|option|ending)\s?\d)\b", re.IGNORECASE)
@@ -28,22 +30,41 @@ class Question:
 
 
 def load_questions(source: str | Path, limit: int | None = None) -> list[Question]:
-    """The first `limit` rows of a file. Raises RoadError where it can't be read or a row lacks something."""
+    """The first `limit` rows of a file, a JSON list or JSON Lines.
+
+    Raises RoadError where it can't be read or a row lacks something.
+    """
+    name = quoted(str(source))
     try:
-        rows = json.loads(Path(source).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RoadError(f"questions {str(source)!r} can't be read ({first_line(error)}): expected a JSON list of rows") from None
-    if not isinstance(rows, list) or not rows:
-        raise RoadError(f"questions {str(source)!r} hold no rows: expected a JSON list")
-    found = []
-    for number, row in enumerate(rows[:limit]):
-        for name in ("instruction", "answer"):
-            if not isinstance(row, dict) or not str(row.get(name, "")).strip():
-                have = listing(row) if isinstance(row, dict) else type(row).__name__
-                raise RoadError(f"row {number} of {source} has no {name!r}: it has {have}")
-        instruction = "\n".join(each for each in (row["instruction"], row.get("input")) if each)
-        found.append(Question(instruction, str(row.get("output") or row["answer"]).strip(), str(row["answer"]).strip()))
-    return found
+        rows = list(islice(json_rows(Path(str(source))), limit))
+    except UNREADABLE as error:
+        raise RoadError(f"questions {name} can't be read ({first_line(error)}): expected a JSON list of rows") from None
+    if not rows:
+        raise RoadError(f"questions {name} hold no rows: expected a JSON list")
+    return [_question(row, f"row {number} of {name}") for number, row in enumerate(rows)]
+
+
+def _question(row: Any, where: str) -> Question:
+    if not isinstance(row, dict):
+        raise RoadError(f"{where} is {type(row).__name__}: expected fields 'instruction' and 'answer'")
+    texts = {name: _text(row, name, where) for name in ("instruction", "input", "output", "answer")}
+    for name in ("instruction", "answer"):
+        if not texts[name].strip():
+            raise RoadError(f"{where} has no {name!r}: it has {listing(row)}")
+    instruction = "\n".join(each for each in (texts["instruction"], texts["input"]) if each)
+    return Question(instruction, (texts["output"] or texts["answer"]).strip(), texts["answer"].strip())
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    """A field as text, empty where there is none; what is answered may be a number."""
+    value = row.get(name)
+    if value is None:
+        return ""
+    if name in ("output", "answer") and isinstance(value, (int, float)):
+        return str(value)
+    if not isinstance(value, str):
+        raise RoadError(f"{where} has a non-text {name!r}: {quoted(value)}; expected text")
+    return value
 
 
 def answered(text: str, answer: str) -> bool:
@@ -78,8 +99,8 @@ def cloze(question: Question) -> Cloze:
     numbers, choices = parts[1::2], [each.strip() for each in parts[2::2]]
     if not named or named.group(2) not in numbers or not all(choices):
         raise RoadError(
-            f"question {question.instruction!r} with the answer {question.answer!r} has no numbered choices to compare: expected "
-            "'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
+            f"question {quoted(question.instruction)} with the answer {quoted(question.answer)} "
+            "has no numbered choices to compare: expected 'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
         )
     asked = parts[0].partition(": ")[2].strip() or parts[0].strip()
     prompt = asked if named.group(1) == "ending" else f"Question: {asked}\nAnswer:"

@@ -16,7 +16,7 @@ from roadint.errors import RoadError
 from roadint.model import RoadModel
 from roadint.pretrained import load
 from roadint.prompt import pad_id
-from roadint.tasks.jobs import Job, job_of
+from roadint.tasks.jobs import Job, check_examples, job_of
 from roadint.training.arguments import arguments_of
 from roadint.training.progress import show_progress
 from roadint.training.recipe import Recipe
@@ -64,6 +64,7 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
     The values of the epoch with the best validation score are in the system afterwards.
     """
     examples, collate = job.prepare(tokenizer)
+    check_examples(system, tokenizer, examples)
     started = time.perf_counter()
     with alone, ExitStack() as undo:
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory()))

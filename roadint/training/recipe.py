@@ -4,21 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, Literal, get_type_hints
 
 from roadint.basis import BasisKind
-from roadint.errors import RoadError, did_you_mean, first_line, listing
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.files import is_file
 from roadint.kinds import kind_of
 from roadint.linear.targets import ALL_LINEAR
 from roadint.model import RoadModel
 from roadint.position import Phase
+from roadint.pretrained import Dtype
 from roadint.prompt import Template
 from roadint.rotation import Pairing, Variant
+from roadint.settings import FLOAT32, Range, cast, read_yaml
 from roadint.site import SubspaceIntervention
+from roadint.subspace import Subspace
 
 LINEAR = "linear"
+# Those of transformers that need no setting of their own.
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
 _PRESETS = Path(str(files("roadint.training"))) / "recipes"
 
 
@@ -28,7 +32,7 @@ class Recipe:
 
     # the model
     model: str = "gemma-3-270m"  # for roadint.load
-    dtype: str = "auto"  # the base model's; the rotations are float32 always
+    dtype: Dtype = "auto"  # the base model's; the rotations are float32 always
     # the interventions: the same at every layer of the list
     kind: str = "road"  # or a baseline: "loreft", "direft", "steering"; "linear": adapters on linear layers, see below
     layers: list[int] | None = None  # 9 by default, or, of adapters, all
@@ -50,7 +54,8 @@ class Recipe:
     # the data: composition → source, see roadint.data.sources; of a task: "train", "dev" (or "validation") and "test"
     task: str | None = None  # a task with a metric of its own, see roadint.tasks: "rte", …, "commonsense", "cloze"
     data: dict[str, str] = field(default_factory=dict)
-    rows: int | None = None  # of each source; all by default
+    rows: int | None = None  # of each source, the first ones; all by default
+    rows_seed: int | None = None  # draws the rows of each source at random instead
     template: Template = "alpaca"
     max_length: int = 512  # tokens of prompt and completion together
     max_completion: int | None = None  # tokens; half of max_length by default
@@ -66,7 +71,7 @@ class Recipe:
     epochs: float = 5
     batch_size: int = 8  # rows of a step, all compositions in proportion
     micro_batch: int | None = None  # rows that run at once, of like length; a whole step by default
-    schedule: str = "linear"
+    schedule: Schedule = "linear"
     warmup_steps: float = 0  # a count, or below 1 a share of all steps
     scored_rows: int | None = None  # of a reasoning task: at most so many validation, and test, rows
     max_new_tokens: int = 32  # of an answer that is scored
@@ -76,45 +81,49 @@ class Recipe:
     prefix_reuse: bool = True  # compute once what the edit can't change
     prefix_memory: float | None = None  # GB for it, then less is kept, or files are used; a quarter of what is free by default
 
+    def __post_init__(self) -> None:
+        for name, expected in _RANGES.items():
+            expected.check(f"recipe setting {name}", getattr(self, name))
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise RoadError(f"recipe setting micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
+        if self.layers is not None and not self.layers:
+            raise RoadError("recipe setting layers=[] selects no layer: expected some, such as [9]")
+
     @classmethod
     def load(cls, name: "str | Path | Recipe", overrides: Mapping[str, Any] | None = None) -> "Recipe":
         """A preset ("composition", "composition-paper") or a YAML file, with overrides. Raises RoadError for what doesn't fit."""
         if isinstance(name, Recipe):
             return name.override(overrides or {})
-        path = Path(name)
+        path = Path(str(name))
         if path.suffix not in (".yaml", ".yml"):
             path = _PRESETS / f"{name}.yaml"
-        if not path.is_file():
+        if not is_file(path):
             presets = sorted(each.stem for each in _PRESETS.glob("*.yaml"))
             raise RoadError(
-                f"no recipe {str(name)!r}: expected a YAML file or one of {listing(presets)}{did_you_mean(str(name), presets)}"
+                f"no recipe {quoted(str(name))}: expected a YAML file or one of "
+                f"{listing(presets)}{did_you_mean(str(name), presets)}"
             )
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RoadError(f"recipe {path} is no YAML ({first_line(error)})") from None
-        if not isinstance(content, dict):
-            raise RoadError(f"recipe {path} is a {type(content).__name__}: expected a mapping of settings")
-        return cls().override(content).override(overrides or {})
+        content = read_yaml(path, "recipe")
+        if not isinstance(content, (Mapping, type(None))):
+            raise RoadError(f"recipe {quoted(str(path))} is a {type(content).__name__}: expected a mapping of settings")
+        return cls().override(content or {}).override(overrides or {})
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The same recipe with some settings changed; texts are read as YAML. Raises RoadError for an unknown name or type."""
+        if not isinstance(settings, Mapping):
+            raise RoadError(f"recipe settings {quoted(settings)}: expected a mapping such as {{'lr': 1e-2}}")
         known = {each.name for each in fields(self)}
         hints = get_type_hints(type(self))
         changed = {}
         for name, value in settings.items():
             if name not in known:
                 raise RoadError(
-                    f"recipe has no setting {name!r}: expected one of {listing(sorted(known))}{did_you_mean(name, known)}"
+                    f"recipe has no setting {quoted(name)}: expected one of {listing(sorted(known))}{did_you_mean(name, known)}"
                 )
-            changed[name] = _cast(name, value, hints[name])
-        recipe = replace(self, **changed)
-        for name in ("epochs", "batch_size", "lr", "max_length", "save_steps"):
-            if getattr(recipe, name) <= 0:
-                raise RoadError(f"recipe setting {name}={getattr(recipe, name)!r} must be above 0")
-        if recipe.micro_batch is not None and (recipe.micro_batch < 1 or recipe.batch_size % recipe.micro_batch):
-            raise RoadError(f"recipe setting micro_batch={recipe.micro_batch} does not divide batch_size={recipe.batch_size}")
-        return recipe
+            changed[name] = cast(f"recipe setting {name}", value, hints[name])
+        if "subspaces" in changed:
+            changed["subspaces"] = {name: written(spec) for name, spec in changed["subspaces"].items()}
+        return replace(self, **changed)
 
     def on(self, model: Any) -> RoadModel:
         """A RoadModel with new interventions, or a new adapter for each data set, untrained. Raises RoadError."""
@@ -141,11 +150,12 @@ class Recipe:
             for name in getattr(self, setting):
                 if name not in self.subspaces:
                     raise RoadError(
-                        f"recipe setting {setting} names {name!r}: expected one of {listing(self.subspaces)}, or {setting}={{}}"
+                        f"recipe setting {setting} names {quoted(name)}: "
+                        f"expected one of {listing(self.subspaces)}, or {setting}={{}}"
                     )
         if kind_of(self.kind).takes_source:
             raise RoadError(
-                f"recipe kind {self.kind!r} learns from counterfactual outputs, not from rows: see RoadModel.interchange"
+                f"recipe kind {quoted(self.kind)} learns from counterfactual outputs, not from rows: see RoadModel.interchange"
             )
         names = ["component", "position", "phase", "subspaces"]
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
@@ -153,36 +163,53 @@ class Recipe:
         return [kind_of(self.kind)(layer=layer, **arguments) for layer in ([9] if self.layers is None else self.layers)]
 
 
-def _cast(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that the setting has; YAML reads 1e-2 and the like as text."""
-    options = get_args(hint) if get_origin(hint) is not None else (hint,)
-    plain = str in options or any(isinstance(option, str) for option in options)
-    if isinstance(value, str) and (get_origin(hint) is dict or not plain):
-        value = yaml.safe_load(value)
-    listed_hint = next((option for option in options if get_origin(option) is list), None)
-    if listed_hint is not None:  # a list or something else
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            value = yaml.safe_load(value)
-        if isinstance(value, list) or (str not in options and value is not None):
-            return _cast(name, value, listed_hint)
-    if get_origin(hint) is list or hint is list:
-        listed = value if isinstance(value, list) else [value]
-        return [_cast(name, each, options[0]) for each in listed]
-    if get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise RoadError(f"recipe setting {name}={value!r}: expected a mapping such as {{german: …}}")
-        return {key: each if options[1] is Any else _cast(f"{name}.{key}", each, options[1]) for key, each in value.items()}
-    if value is None and type(None) in options:
-        return None
-    if float in options and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise RoadError(f"recipe setting {name}={value!r}: expected a number") from None
-    for option in options:
-        if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
-            return value
-        if value == option or value in get_args(option):
-            return value
-    expected = [getattr(option, "__name__", option) for option in options]
-    raise RoadError(f"recipe setting {name}={value!r} does not fit: expected {listing(expected)}")
+def written(subspace: Any) -> Any:
+    """A subspace as text and lists, which YAML and JSON can hold: slices, ranges and pairs mean the same as such."""
+    if isinstance(subspace, (slice, range)) and subspace.step in (None, 1):
+        return f"[{_boundary(subspace.start, '0')}, {_boundary(subspace.stop, 'd')})"
+    if isinstance(subspace, Subspace):
+        return str(subspace)
+    if isinstance(subspace, tuple) and len(subspace) == 2 and not any(isinstance(each, (tuple, list)) for each in subspace):
+        start, end = subspace  # two neighbours may be meant as dims: the grammar's to tell
+        return list(subspace) if isinstance(start, int) and end == start + 1 else f"[{start}, {end})"
+    if isinstance(subspace, (tuple, list)):
+        return [written(each) for each in subspace]
+    return subspace
+
+
+def _boundary(place: Any, otherwise: str) -> str:
+    if place is None:
+        return otherwise
+    return f"d - {-place}" if isinstance(place, int) and place < 0 else str(place)
+
+
+_COUNT, _SEED, _NUMBER = Range(1, 2**31 - 1), Range(0, 2**32 - 1), Range(-FLOAT32)
+_POSITIVE, _NOT_NEGATIVE = Range(0, above=True), Range(0)
+# Of the settings that are numbers; of lists and mappings each value.
+_RANGES = {
+    "layers": Range(0, 2**31 - 1),
+    "basis_seed": _SEED,
+    "rank": _COUNT,
+    "lora_rank": Range(0, 2**31 - 1),
+    "lora_alpha": _NUMBER,
+    "rows": _COUNT,
+    "rows_seed": _SEED,
+    "max_length": Range(2, 2**31 - 1),
+    "max_completion": _COUNT,
+    "companion_rate": Range(0, 1),
+    "lr": _POSITIVE,
+    "lrs": _NOT_NEGATIVE,
+    "decay": _NOT_NEGATIVE,
+    "max_log_scale": _NOT_NEGATIVE,
+    "strengths": _NUMBER,
+    "epochs": Range(0, 1e6, above=True),
+    "batch_size": _COUNT,
+    "micro_batch": _COUNT,
+    "warmup_steps": Range(0, 2**31 - 1),
+    "scored_rows": _COUNT,
+    "max_new_tokens": _COUNT,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "seed": _SEED,
+    "save_steps": _COUNT,
+    "prefix_memory": _NOT_NEGATIVE,
+}

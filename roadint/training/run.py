@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,18 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from roadint import checkpoint
 from roadint.composition import Composition
-from roadint.data.collate import Collator, Example, tokenize
+from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.files import write_whole
-from roadint.layers import text_config
 from roadint.model import RoadModel
-from roadint.prompt import check_template
+from roadint.prompt import check_template, pad_id
 from roadint.training import unfinished
 from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
@@ -58,7 +55,7 @@ def train(
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
     examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
-    _check_sizes(road, examples, Collator(tokenizer).fill)
+    check_fits(examples, road.model, pad_id(tokenizer))
     # A preset's companions, rates and strengths are for its own data sets and subspaces.
     lrs, strengths = (
         {name: each for name, each in getattr(settings, which).items() if name in road.names or which in overrides}
@@ -158,7 +155,7 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
         if not Composition.parse(name, road.names).terms:
             raise RoadError(f"data set {name!r} trains nothing: expected a composition of {road.names}")
         examples += tokenize(
-            load_rows(source, recipe.rows),
+            load_rows(source, recipe.rows, recipe.rows_seed),
             tokenizer,
             name,
             template=recipe.template,
@@ -167,32 +164,6 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
             eos=name in recipe.eos,
         )
     return examples
-
-
-def _check_sizes(road: RoadModel, examples: list[Example], fill: int) -> None:
-    """Raises RoadError where the model has no such token or position: on a GPU, looking one up ends the process' use of it."""
-    embeddings = getattr(road.model, "get_input_embeddings", lambda: None)()
-    lengths = {len(example.inputs) for example in examples}
-    ids = {token for example in examples for token in (*example.prompt, *example.completion)}
-    if len(lengths) > 1:
-        ids.add(fill)
-    if isinstance(embeddings, nn.Embedding) and not 0 <= min(ids) <= max(ids) < embeddings.num_embeddings:
-        raise RoadError(
-            f"the tokenizer gives tokens up to {max(ids)}, padding included, the model has {embeddings.num_embeddings}: "
-            "expected the model's own tokenizer"
-        )
-    tables = [
-        module.num_embeddings
-        for path, module in road.model.named_modules()
-        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(wpe|(embed_)?positions?(_embed(ding)?s?)?)$", path)
-    ]
-    if tables:
-        most = min(*tables, int(getattr(text_config(road.model), "max_position_embeddings", None) or min(tables)))
-        if max(lengths) > most:
-            raise RoadError(
-                f"a row of {max(lengths) + 1} tokens for a model with {most} positions: expected at most {most + 1}; "
-                f"set max_length={most + 1}"
-            )
 
 
 def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:

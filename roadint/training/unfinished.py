@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def finish(out: Path) -> None:
     _remove(out)
     for leftover in out.glob(f".{LOG}.*"):  # of a write that was cut short
         leftover.unlink(missing_ok=True)
-    checkpoint.tidy(out)
+    with suppress(RoadError):  # a result that is damaged may be trained again
+        checkpoint.tidy(out)
 
 
 def _remove(out: Path) -> None:

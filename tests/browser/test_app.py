@@ -168,6 +168,40 @@ def test_what_goes_wrong_is_told(open_page: Any) -> None:
     expect(page.locator("#answers .ri-error")).to_contain_text("is not understood", timeout=30_000)
 
 
+def test_nothing_that_is_typed_runs_in_the_page(open_page: Any) -> None:
+    """Neither markup nor what Gradio's own templates would put in place."""
+    hostile = "<img src=x onerror='window.hit=1'> ${window.hit=2} {{constructor}} `\\"
+    page = open_page("?n=8")
+    ask(page, hostile)
+    wait_for_answers(page)
+    page.locator("#further textarea, #further input").first.fill(hostile)
+    page.locator("#compare").click()
+    expect(page.locator("#answers .ri-error")).to_contain_text("<img src=x", timeout=30_000)
+    page.locator("#further textarea, #further input").first.fill("")
+    page.get_by_role("tab", name="Look inside").click()
+    page.get_by_role("button", name="Look inside").click()
+    expect(page.locator("#edited")).to_contain_text("onerror", timeout=60_000)
+    page.get_by_role("tab", name="Checkpoints").click()
+    page.locator("#source input").fill(hostile)
+    page.locator("#source input").press("Enter")
+    page.locator("#open").click()
+    expect(page.locator("#opened .ri-error")).to_contain_text("<img src=x", timeout=30_000)
+    assert page.evaluate("window.hit") is None
+    picture(page, "hostile")
+
+
+def test_a_prompt_of_megabytes_is_refused_at_once(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.wait_for_selector("#compare:not([disabled])", timeout=60_000)
+    ask(page, "word " * 20_000)
+    expect(page.locator("#answers .ri-error")).to_contain_text("100,000 characters", timeout=10_000)
+    ask(page, "word " * 300_000)
+    expect(page.get_by_text("shorten what you ask").first).to_be_visible(timeout=10_000)
+    picture(page, "huge-prompt")
+    page.close()
+
+
 def test_stopped_answers_stay_and_the_next_one_comes(open_page: Any) -> None:
     page = open_page("?n=256")
     ask(page, "Tell me a long story about a dragon.")

@@ -84,6 +84,84 @@ def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
         load_rows("hub:nobody/nothing")
 
 
+HELLASWAG = [
+    {"ctx": "A man sits.", "endings_de": ["Er geht.", "Er singt."], "label": "1"},
+    {"ctx": "A man sits.", "endings_de": ["Er geht."], "label": "1"},
+    {"ctx": "A man sits.", "endings_de": ["Er geht."], "label": ""},
+    {"ctx": "A man sits.", "endings_de": None, "label": "0"},
+    {"ctx": "A man sits.", "endings_de": ["Er geht."], "label": "-1"},
+    {"ctx": "A man sits.", "endings_de": [""], "label": "0"},
+    {"ctx": "A man sits.", "endings_de": ["Er geht."], "label": 0},
+]
+FEEDBACK = [
+    {"instruction": "Why?", "completions": []},
+    {"instruction": "Why?", "completions": None},
+    {"instruction": "Why?", "completions": [{"response": "bad", "overall_score": 2}, {"response": "", "overall_score": 8.5}]},
+    {"instruction": "Why?", "completions": [{"response": float("nan"), "overall_score": 8.5}]},
+    {"instruction": "Why?", "completions": [{"response": "a", "overall_score": "N/A"}, {"response": "b", "overall_score": None}]},
+    {"instruction": "Why?", "completions": [{"response": "c", "overall_score": "N/A"}, {"response": "d", "overall_score": 3}]},
+    {
+        "instruction": "Why?",
+        "completions": [{"response": "e", "overall_score": float("nan")}, {"response": "f", "overall_score": 1}],
+    },
+]
+
+
+def test_hub_rows_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"LeoLM/HellaSwag_de": HELLASWAG, "openbmb/UltraFeedback": FEEDBACK}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: sets[name])
+    assert [row["output"] for row in load_rows("hub:LeoLM/HellaSwag_de")] == ["Er singt.", "Er geht."]
+    assert [row["output"] for row in load_rows("hub:openbmb/UltraFeedback")] == ["d", "f"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "skipped 5 of 7 rows of 'hub:LeoLM/HellaSwag_de': 4 with a label that names no ending, 1 with an empty or non-text 'output'",
+        "skipped 5 of 7 rows of 'hub:openbmb/UltraFeedback': 3 with no rated completion, 2 with an empty or non-text 'output'",
+    ]
+    sets["openbmb/UltraFeedback"] = FEEDBACK[:5]
+    with pytest.raises(RoadError, match="no row that can be used: all 5 are skipped"):
+        load_rows("hub:openbmb/UltraFeedback")
+    sets["openbmb/UltraFeedback"] = [{"prompt": "Why?"}]
+    with pytest.raises(RoadError, match="row 0 of 'hub:openbmb/UltraFeedback' has no field 'instruction': it has 'prompt'"):
+        load_rows("hub:openbmb/UltraFeedback")
+
+
+def test_hub_rows_beyond_a_limit_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [*HELLASWAG, {"broken": 1}])
+    assert len(load_rows("hub:LeoLM/HellaSwag_de", 2)) == 2
+
+
+def test_empty_rows_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output\n" + "a,\n" * 2 + " ,b\n" + "a,b\n" * 5)
+    assert load_rows(path, 3) == [{"instruction": "a", "output": "b"}] * 3  # the limit counts what is kept
+    (told,) = caplog.records
+    assert told.getMessage().endswith("2 with an empty or non-text 'output', 1 with an empty or non-text 'instruction'")
+    assert "skipped 3 of 6 rows" in told.getMessage()
+    rows = [{"instruction": "a", "output": each} for each in (None, float("nan"), "b")]
+    assert load_rows(rows) == rows[2:]
+    for bad in (4, True, ["b"], {}, b"b"):
+        with pytest.raises(RoadError, match="row 1 of the given rows has an empty or non-text 'output'"):
+            load_rows([rows[2], {"instruction": "a", "output": bad}])
+
+
+def test_a_sample_is_the_same_every_time_and_every_row_as_likely() -> None:
+    rows = [{"instruction": "a", "output": str(number)} for number in range(20)]
+    drawn = [{int(row["output"]) for row in load_rows(rows, 5, seed)} for seed in range(400)]
+    assert drawn[7] == {int(row["output"]) for row in load_rows(iter(rows), 5, 7)}
+    counts = [sum(number in each for each in drawn) for number in range(20)]
+    assert all(60 < count < 140 for count in counts)  # 100 each, with a standard deviation of 8.7
+    assert load_rows(rows, None, 1) == rows
+
+
+def test_an_input_comes_with_its_instruction(tmp_path: Path) -> None:
+    rows = [{"instruction": "Sum.", "input": "1, 2", "output": "3"}, {"instruction": "Why?", "input": "", "output": "So."}]
+    path = tmp_path / "alpaca.json"
+    path.write_text(json.dumps(rows))
+    assert load_rows(path) == [rows[0], {"instruction": "Why?", "output": "So."}]
+    assert load_rows([{"instruction": "", "input": "1, 2", "output": "3"}]) == [{"instruction": "1, 2", "output": "3"}]
+    with pytest.raises(RoadError, match="non-text 'input': 5"):
+        load_rows([{"instruction": "Sum.", "input": 5, "output": "3"}])
+
+
 @pytest.mark.parametrize(
     ("name", "count", "language"),
     [

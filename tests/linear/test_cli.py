@@ -7,17 +7,18 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from roadint import RoadError, RoadModel
-from roadint.linear.cli import _check_new, export, merge
+from roadint.linear.cli import export, merge
+from roadint.terminal import check_folder
 
 
 def test_folders_that_can_not_be_made_are_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("x" * 5000), Path("a\0b"), Path("/proc/nope/x")):
-        with pytest.raises(RoadError, match=r"--out .* can't be made"):
-            _check_new(out)
+        with pytest.raises(RoadError, match=r"--out .*(is a file|can't be a folder)"):
+            check_folder("--out", out, new=True)
     with pytest.raises(RoadError, match="is not empty"):
-        _check_new(tmp_path)
-    _check_new(tmp_path / "deep" / "new")
+        check_folder("--out", tmp_path, new=True)
+    check_folder("--out", tmp_path / "deep" / "new", new=True)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -93,6 +93,53 @@ def test_what_does_not_fit_is_told_before_anything_runs(over: Any, changes: Any,
         Plan.load("composition", over, **changes)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "over: 5", "over: [5]", "over: {lr: 1}", "over: {lr: []}", "over: {1: [2]}", "over: {lr: [.nan]}", "over: {seed: [2020-01-01]}",
+        "over: {lr: [[1]]}", "set: [1]", "set: {lr: {a: b}}", "compose: {a: 1}", "compose: []", "compose: [5]", "rows: -1", "rows: all",
+        "max_prompts: 0", "max_new_tokens: .inf", "data: [german]", "data: {german: nowhere.csv}", "data: {german: 5}",
+        "prompts: nowhere.txt", "prompts: [a]", "language: DE", "set: {data: {german: nowhere.csv, english: nowhere.csv}}",
+        "over: {seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], save_steps: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], rows: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "
+        "max_length: [90, 2, 3, 4, 5, 6, 7, 8, 9, 10]}", "lr: 1", "rows: 1\nrows: 2", "a: &a 1\nb: *a",
+    ],
+)  # fmt: skip
+def test_plans_that_are_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.yaml").write_text(f"recipe: composition\n{content}\n")
+    with pytest.raises(RoadError) as told:
+        Plan.load(str(tmp_path / "plan.yaml"))
+    assert len(str(told.value).replace(str(tmp_path), "")) < 500
+
+
+def test_tasks_are_refused_and_subspaces_stay_what_they_are() -> None:
+    with pytest.raises(RoadError, match="a sweep can't run task 'rte'"):
+        Plan.load("glue", {"lr": [1e-3]})
+    for recipe in (5, ["composition"], None):
+        with pytest.raises(RoadError):
+            Plan.load(recipe)  # type: ignore[arg-type]
+    halves = [{"german": slice(0, 320), "english": (320, 640)}]
+    (settings,) = Plan.load("composition", {"subspaces": halves}).runs()
+    assert settings == {"subspaces": {"german": "[0, 320)", "english": "[320, 640)"}}
+
+
+def test_a_failed_run_is_no_success(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    def run(plan: Plan, out: Path, settings: dict[str, Any], quiet: bool = True) -> dict[str, Any]:
+        error = {"error": "no room\nat all"} if settings["seed"] < failing else {}
+        figures = {name: {} for name in ("nll", "language", "shares")}
+        return {"run": key(settings), "settings": settings, "seconds": 1.0, **figures, **error}
+
+    monkeypatch.setattr(running, "one_run", run)
+    for failing, said, expected in ((2, "1 of 2 runs failed", 1), (3, "2 of 2 runs failed", 1), (0, "", 0)):
+        arguments = ["sweep", "composition", "--out", str(tmp_path / str(failing)), "--over", "seed=[1, 2]"]
+        for more in ([], ["--json"]):
+            code, out, errors = call(capsys, monkeypatch, *arguments, *more)
+            assert code == expected
+            assert [line for line in errors.splitlines() if line.startswith("roadint: ")] == (
+                [f"roadint: {said}; the first: no room at all"] if said else []
+            )
+            assert not more or len(json.loads(out)) == 2
+
+
 def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(f"recipe: composition\nset: {{model: {base}}}\nover: [{{lr: [1e-2, 1e-2]}}, {{seed: [1, 2]}}]\n")

@@ -95,6 +95,68 @@ def test_questions_are_checked(tmp_path: Path) -> None:
         load_questions(path)
 
 
+def test_rows_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "q.json"
+    for row in (
+        {"instruction": 5, "answer": "x"},
+        {"instruction": "a", "answer": ["x"]},
+        {"instruction": "a", "input": 5, "answer": 1},
+        5,
+    ):
+        path.write_text(json.dumps([row]), encoding="utf-8")
+        with pytest.raises(RoadError, match="row 0 of .*(non-text|is int)"):
+            load_questions(path)
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"instruction": "1 + 1?", "answer": 2}\r\n{"instruction": "?", "answer": true}\n')
+    assert [each.answer for each in load_questions(path)] == ["2", "True"]
+    assert len(load_questions(path, 1)) == 1
+    path.write_text("[" * 100_000, encoding="utf-8")
+    for source in (path, tmp_path, 5, "a\0", "a" * 5000):
+        with pytest.raises(RoadError, match="can't be read"):
+            load_questions(source)  # type: ignore[arg-type]
+        with pytest.raises(RoadError):
+            glue.load_glue("sst2", source)  # type: ignore[arg-type]
+    rows = write_tsv(tmp_path / "a.tsv", "sentence\tlabel", ["good\t1", "cut short", "\t1", "bad\t0"])
+    assert [row.label for row in glue.load_glue("sst2", rows)] == [1, 0]
+    assert "skipped 2 of 4 rows" in caplog.text
+    assert len(glue.load_glue("sst2", rows, limit=1)) == 1
+    for header, row, message in (
+        ("sentence\tlabel", "a\tb\t1", "has more cells than columns"),
+        ("sentence\tlabel\tlabel", "a\t1\t1", "or several"),
+        ("sentence\tlabel", "a\t2", "the label '2': expected one of"),
+        ("sentence\tlabel", "", "has no rows"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            glue.load_glue("sst2", write_tsv(tmp_path / "b.tsv", header, [row]))
+    with pytest.raises(RoadError, match="the score 'nan': expected a number"):
+        glue.load_glue("stsb", write_tsv(tmp_path / "c.tsv", "sentence1\tsentence2\tscore", ["a\tb\tnan"]))
+
+
+def test_the_hubs_rows_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "a", "hypothesis": "b", "label": -1}]
+    monkeypatch.setattr(glue.datasets, "load_dataset", lambda *args, **kwargs: rows)
+    assert glue.load_glue("mnli", "hub") == [glue.Row(("a", "b"), 1)]
+
+
+def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Path) -> None:
+    one = write_tsv(tmp_path / "one.tsv", "sentence\tlabel", ["good\t1"])
+    with pytest.raises(RoadError, match="no rows are left for validation"):
+        job_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "dev": one})
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps([{"instruction": "?", "answer": "answer1"}] * 5))
+    with pytest.raises(RoadError, match="no rows are left for validation .5 for train, 0 for validation, 5 for test"):
+        job_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
+    with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
+        job_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
+
+
+def test_a_classifier_with_few_positions_says_so(classifier: str, sentiment: dict[str, str], tmp_path: Path) -> None:
+    long = write_tsv(tmp_path / "long.tsv", "sentence\tlabel", [f"{'a' * 80}\t{i % 2}" for i in range(4)])
+    with pytest.raises(RoadError, match="a row has 81 tokens, the model 64 positions"):
+        finetune(
+            Recipe.load("glue", {"task": "sst2", "model": classifier}), data={"train": long, "dev": sentiment["dev"]}, quiet=True
+        )
+
+
 def test_a_classifier_from_the_command_line_to_a_plain_model(
     classifier: str, sentiment: dict[str, str], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -1,5 +1,6 @@
 """Recipes: presets, files, overrides."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,96 @@ def test_a_file(tmp_path: Path) -> None:
 def test_bad_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(RoadError, match=message):
         Recipe.load("composition", settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr", [0, -1, float("nan"), float("inf"), ".nan", ".inf", "nan", 1e39, 10**400, "[1", "2020-13-01", {}, None, True]),
+        ("epochs", [float("inf"), 1e7, "1e300"]),
+        ("decay", [float("nan"), -1]),
+        ("max_completion", [0, -3, 10**30, "9" * 5000]),
+        ("rows", [0, -2, 1.5]),
+        ("batch_size", [0, 2**31, "{}"]),
+        ("layers", [-1, [], [-1], ["a"], "[1", [[1]]]),
+        ("seed", [-1, 2**32, 1.5]),
+        ("companion_rate", [-0.1, 1.1, float("nan")]),
+        ("strengths", [{"german": float("nan")}, {"german": 1e39}, {1: 0.5}, [1], "{german: .inf}"]),
+        ("lrs", [{"german": -1}, {"german": "fast"}, "{german: 1, german: 2}"]),
+        ("prefix_memory", [-1, float("inf")]),
+        ("schedule", ["linaer", 5, "reduce_lr_on_plateau"]),
+        ("dtype", ["bf16", 32]),
+        ("template", [5, None]),
+        ("model", [5, None, ["a"]]),
+        ("data", ["[1]", {"german": 5}, {"german": ["a"]}, "{1: a}", "{yes: a}"]),
+        ("eos", [5, [5], "[1]", {}]),
+    ],
+)
+def test_every_value_has_its_range(name: str, values: list) -> None:
+    for value in values:
+        with pytest.raises(RoadError, match=f"recipe setting {name}") as told:
+            Recipe.load("composition", {name: value})
+        assert len(str(told.value)) < 400
+    with pytest.raises(RoadError, match="recipe setting epochs=nan must be above 0 and at most 1,000,000"):
+        Recipe(epochs=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1: 2", "the name 1 is no text"),
+        ("lr: 1\nlr: 2", "'lr' is there twice"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]", "an alias"),
+        ("subspaces: " + "[" * 100_000, "nested too deep"),
+        ("lr: 2020-13-01", "is no YAML"),
+        ("lr: !!python/object/apply:os.system [ls]", "is no YAML"),
+        ("lr: !!float x", "is no YAML"),
+        ("# " + "a" * (1 << 18), "over 262,144 bytes"),
+        ("lr: [1", "line 1"),
+        ("text", "is a str: expected a mapping"),
+        ("lr: {a: {b: c}}", "lr={'a': {'b': 'c'}} does not fit: expected 'float'"),
+        ("model: [a]", r"model=\['a'\] does not fit: expected 'str'"),
+        ("layers: null", None),
+        ("", None),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str | None) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    if message is None:
+        assert Recipe.load(path).layers is None
+        return
+    with pytest.raises(RoadError, match=message):
+        Recipe.load(path)
+
+
+def test_what_is_no_recipe_at_all(tmp_path: Path) -> None:
+    (tmp_path / "wide.yaml").write_bytes("lr: 1".encode("utf-16"))
+    (tmp_path / "folder.yaml").mkdir()
+    for name in (5, None, "a\0.yaml", "a" * 5000, tmp_path / "wide.yaml", tmp_path / "folder.yaml", {"lr": 1}):
+        with pytest.raises(RoadError):
+            Recipe.load(name)  # type: ignore[arg-type]
+    for settings in (5, [1], {1: 2}, {"": 1}):
+        with pytest.raises(RoadError):
+            Recipe.load("composition", settings)  # type: ignore[arg-type]
+
+
+def test_lists_and_subspaces_in_every_form() -> None:
+    assert Recipe.load("composition", {"eos": "[]"}).eos == []
+    assert Recipe.load("composition", {"eos": "[german]", "layers": (1, 2)}).layers == [1, 2]
+    forms = {
+        "a": slice(0, 8),
+        "b": range(8, 12),
+        "c": (12, "d/2"),
+        "d": [(16, 20), slice(24, 26)],
+        "e": slice(-4, None),
+        "f": "[26, 28)",
+    }
+    recipe = Recipe.load("composition", {"subspaces": forms, "lrs": {}, "strengths": {}})
+    assert json.loads(json.dumps(recipe.subspaces)) == recipe.subspaces
+    (intervention, _) = recipe.interventions()
+    expected = {"a": "[0, 8)", "b": "[8, 12)", "c": "[12, 16)", "d": "[16, 20) | [24, 26)", "e": "[28, 32)", "f": "[26, 28)"}
+    assert {name: str(each) for name, each in intervention.bind(32).partition.items()} == expected
 
 
 def test_bad_recipes_are_named(tmp_path: Path) -> None:

@@ -175,3 +175,19 @@ def test_an_older_result_is_not_taken_for_the_run_that_replaces_it(whole: Path, 
     run(tokenizer, out, resume=True)
     assert not torch.equal(result(out)[0], older)
     assert_same_result(out, whole)
+
+
+def test_what_killed_saves_left_goes_and_a_damaged_result_is_trained_again(whole: Path, tokenizer: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for name in (".road.safetensors.ab", ".road.json.cd", ".log.jsonl.ef"):
+        (out / name).write_text("half")
+    run(tokenizer, out, resume=True)
+    assert_same_result(out, whole)
+    os.rename(out / "road.safetensors", out / ".road.safetensors.ab")  # a save that was killed between its two files
+    (out / "road.safetensors").write_text("another's")
+    unfinished.finish(out)
+    assert torch.equal(checkpoint.read(out).tensors["0.theta"], result(whole)[0])
+    (out / "road.json").write_text("{")
+    run(tokenizer, out)
+    assert_same_result(out, whole)
