@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 ROWS, COLUMNS = 2, 9
 
-_ATTENTION = re.compile(r"(?<!cross)(?<!cross_)(attn|attention|mixer)", re.IGNORECASE)
-_MLP = re.compile(r"(mlp|feed_?forward|ffn?$|ffn|moe|expert|^ff$)", re.IGNORECASE)
-_NEVER = re.compile(r"(norm|rotary|embed|gate$|router|dropout|indexer)", re.IGNORECASE)
-_CROSS = re.compile(r"(cross|encoder_attn|encdec)", re.IGNORECASE)
+# What modules of a component are called, by the last part of their path.
+_NAMES = {
+    "attention_output": re.compile(r"attn|attention|^mixer$|temporal_block"),
+    "mlp_output": re.compile(r"mlp|feed_?forward|^ffn?$|moe|experts"),
+}
+# What is none, though it is called so.
+_NEVER = re.compile(r"norm|rotary|embed|gate$|router|dropout|indexer|cross|encoder_attn|mamba", re.IGNORECASE)
 # The linear layer inside, where a module adds the residual itself, or the block has no module for it.
 _INSIDE = {
-    "attention_output": ("attention.output.dense", "self_attention.dense", "self_attention.out_proj"),
-    "mlp_output": ("mlp.dense_4h_to_h", "mlp.down_proj", "output.dense", "ffn.w_out", "fc2"),
+    "attention_output": ("attention.output.dense", "self_attention.dense"),
+    "mlp_output": ("mlp.dense_4h_to_h", "output.dense", "ffn.down_proj", "fc2"),
 }
 
 
@@ -36,7 +39,15 @@ def replaced(output: Any, hidden: Tensor) -> Any:
     return hidden if torch.is_tensor(output) else type(output)([hidden, *output[1:]])
 
 
-@dataclass
+def axes(shape: Sequence[int], width: int) -> tuple[int, int] | None:
+    """The axes of rows and columns in the shape of hidden states; None where it is none."""
+    leading = list(shape[:-1])
+    if len(leading) < 2 or shape[-1] != width or leading.count(ROWS) != 1 or leading.count(COLUMNS) != 1:
+        return None
+    return leading.index(ROWS), leading.index(COLUMNS)
+
+
+@dataclass(frozen=True)
 class Site:
     """A module whose output is a component. rows, columns: the axes of its output."""
 
@@ -46,107 +57,114 @@ class Site:
     columns: int
 
 
-@dataclass
-class Layout:
-    """The decoder layers of a model, and the components inside of each one, by what ran."""
+@dataclass(frozen=True)
+class Layers:
+    """The decoder layers of a model: those that run on tokens, and give the next one what they return."""
 
     path: str
-    layers: list[nn.Module]
+    modules: list[nn.Module]
     calls: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     width: int
-    notes: list[str] = field(default_factory=list)
+    continuous: bool
+
+    def kinds(self) -> list[int]:
+        """The first layer of each kind, but the second layer for its kind."""
+        found: dict[tuple[str, ...], int] = {}
+        for index in [1, *range(len(self.modules))]:
+            inside = tuple(name for name, _ in self.modules[index].named_children())
+            found.setdefault((type(self.modules[index]).__name__, *inside), index)
+        return list(found.values())
 
 
-def axes(shape: Sequence[int], width: int) -> tuple[int, int] | None:
-    """The axes of rows and columns in the shape of hidden states; None where it is none."""
-    if len(shape) < 3 or shape[-1] != width:
-        return None
-    leading = list(shape[:-1])
-    if leading.count(ROWS) != 1 or leading.count(COLUMNS) != 1:
-        return None
-    return leading.index(ROWS), leading.index(COLUMNS)
-
-
-def observe(model: nn.Module, inputs: dict[str, Any], width: int, count: int) -> Layout | None:
-    """Run the model once and see which list of modules its decoder layers are; None where there is no such list."""
+def observe(model: nn.Module, inputs: dict[str, Any], width: int) -> Layers | None:
+    """Run the model once and see which of its lists of modules are the decoder layers; None where there is none."""
     calls: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    handles = []
+    taken: dict[str, list[Tensor]] = {}
+    given: dict[str, Tensor] = {}
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    elements = {f"{path}.{index}" for path, module in lists for index in range(len(module))}
 
-    def hook_of(path: str) -> Any:
+    def before(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            taken[path] = [each for each in (*args, *kwargs.values()) if torch.is_tensor(each)]
+
+        return hook
+
+    def after(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             calls[path] = calls.get(path, 0) + 1
             hidden = first_tensor(output)
             if hidden is not None:
                 shapes[path] = tuple(hidden.shape)
+                if path in elements:
+                    given[path] = hidden.clone()
 
         return hook
 
+    handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_hook(hook_of(path)))
+        handles.append(module.register_forward_hook(after(path)))
+        if path in elements:
+            handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
     try:
         with torch.no_grad():
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    lists = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            ran = [index for index in range(count) if axes(shapes.get(f"{path}.{index}", ()), width)]
-            if 1 in ran:
-                lists.append((path.count("."), path, list(module)))
-    if not lists:
-        return None
-    lists.sort(key=lambda each: each[0])
-    _, path, layers = lists[0]
-    found = Layout(path, layers, calls, shapes, width)
-    if len(lists) > 1:
-        found.notes.append(f"other lists of {count}: {[each[1] for each in lists[1:]]}")
-    return found
+    found = []
+    for path, module in lists:
+        if axes(shapes.get(f"{path}.1", ()), width):
+            pairs = [(f"{path}.{index}", f"{path}.{index + 1}") for index in range(len(module) - 1)]
+            follows = [_same(given[one], taken.get(other, [])) for one, other in pairs if one in given]
+            found.append(Layers(path, list(module), calls, shapes, width, all(follows)))
+    found.sort(key=lambda each: (not each.continuous, -len(each.modules), each.path.count(".")))
+    return found[0] if found else None
 
 
-def sites(model: nn.Module, inputs: dict[str, Any], layout: Layout, layer: int, component: str) -> tuple[list[Site], str]:
-    """The modules that are this component (several where one is inside of another), or none and why."""
-    prefix = f"{layout.path}.{layer}"
+def _same(hidden: Tensor, candidates: list[Tensor]) -> bool:
+    return any(each.shape == hidden.shape and torch.equal(each, hidden) for each in candidates)
+
+
+def site_of(model: nn.Module, inputs: dict[str, Any], layers: Layers, layer: int, component: str) -> tuple[Site | None, str]:
+    """The module that is this component, or None and why there is none."""
+    prefix = f"{layers.path}.{layer}"
     if component == "block_output":
-        where = axes(layout.shapes.get(prefix, ()), layout.width)
-        return ([Site(prefix, layout.layers[layer], *where)], "") if where else ([], "its output has another shape")
-    pattern = _ATTENTION if component == "attention_output" else _MLP
+        where = axes(layers.shapes.get(prefix, ()), layers.width)
+        if not layers.continuous:
+            return None, "the next layer takes something else than what this one returns"
+        return (Site(prefix, layers.modules[layer], *where), "") if where else (None, "its output has another shape")
     found: list[Site] = []
     impure: list[str] = []
-    for name, module in layout.layers[layer].named_modules():
-        path = f"{prefix}.{name}"
-        last = name.rpartition(".")[2]
-        fits = (pattern.search(last) or pattern.search(type(module).__name__)) and not _NEVER.search(last)
-        fits = fits and not _NEVER.search(type(module).__name__)
-        if not name or not layout.calls.get(path) or _CROSS.search(name) or not (fits or name in _INSIDE[component]):
+    for name, module in layers.modules[layer].named_modules():
+        path, last = f"{prefix}.{name}", name.rpartition(".")[2]
+        inside = any(name.startswith(f"{each.path[len(prefix) + 1 :]}.") for each in found)
+        named = _NAMES[component].search(last) and not _NEVER.search(name)
+        if not name or inside or not layers.calls.get(path) or not (named or name in _INSIDE[component]):
             continue
-        where = axes(layout.shapes.get(path, ()), layout.width)
-        if not where or any(name.startswith(f"{each.path[len(prefix) + 1:]}.") for each in found):
+        where = axes(layers.shapes.get(path, ()), layers.width)
+        if not where:
             continue
         if pure(model, inputs, module):
             found.append(Site(path, module, *where))
         else:
             impure.append(name)
-    inside = [each for each in found if each.path[len(prefix) + 1 :] in _INSIDE[component]]
-    found = inside or found
+    found = [each for each in found if each.path[len(prefix) + 1 :] in _INSIDE[component]] or found
     if len(found) > 1:
-        return [], f"several: {[each.path[len(prefix) + 1:] for each in found]}"
+        return None, f"it is several: {', '.join(each.path[len(prefix) + 1 :] for each in found)}"
     if not found:
-        return [], f"no module is it alone ({', '.join(impure)} has more in it)" if impure else "no module is it"
-    return found, ""
+        return None, f"no module is it alone: {', '.join(impure)} adds the residual" if impure else "no module is it"
+    return found[0], ""
 
 
 def pure(model: nn.Module, inputs: dict[str, Any], module: nn.Module) -> bool:
-    """Whether a module gives zero where all of its own weights are zero: no residual is added inside."""
-    kept = {}
-    for name, child in module.named_modules():
-        if "norm" in type(child).__name__.lower():
-            continue
-        for own, parameter in child.named_parameters(recurse=False):
-            kept[f"{name}.{own}"] = (parameter, parameter.detach().clone())
+    """Whether a module gives zero where its own weights are zero: no residual is added inside."""
+    kept = []
+    for child in module.modules():
+        if "norm" not in type(child).__name__.lower():
+            kept += [(parameter, parameter.detach().clone()) for parameter in child.parameters(recurse=False)]
     seen: list[bool] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -156,67 +174,56 @@ def pure(model: nn.Module, inputs: dict[str, Any], module: nn.Module) -> bool:
     handle = module.register_forward_hook(hook)
     try:
         with torch.no_grad():
-            for parameter, _ in kept.values():
+            for parameter, _ in kept:
                 parameter.zero_()
             model(**inputs)
     finally:
         handle.remove()
         with torch.no_grad():
-            for parameter, value in kept.values():
+            for parameter, value in kept:
                 parameter.copy_(value)
     return all(seen)
 
 
 def dense(theta: Tensor, alpha: Tensor, blocks: range) -> Tensor:
     """The matrix R of RoAd1 on these blocks (pairs of neighbours), the identity elsewhere: z = R h."""
-    width = 2 * len(theta)
-    matrix = torch.eye(width, dtype=torch.float64)
+    matrix = torch.eye(2 * len(theta))
     for block in blocks:
-        angle, scale = float(theta[block]), float(alpha[block])
-        turn = torch.tensor([[angle, 0.0]], dtype=torch.float64)
-        cosine, sine = float(turn.cos()[0, 0]), float(turn.sin()[0, 0])
+        cosine, sine = alpha[block] * theta[block].cos(), alpha[block] * theta[block].sin()
         pair = slice(2 * block, 2 * block + 2)
-        matrix[pair, pair] = scale * torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float64)
-    return matrix.float()
+        matrix[pair, pair] = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    return matrix
 
 
 def edited(position: str, phase: str, rank: int, prompt: int) -> bool:
     """Whether a token of this rank in its row is one that a position of a phase names."""
-    if rank < 0:
-        return False
     if rank >= prompt:
-        return phase != "prompt" and position in ("all", "last(2)")
-    chosen = {"all": True, "last(2)": rank >= prompt - 2, "first(1)": rank == 0}[position]
-    return phase != "generated" and chosen
+        return phase != "prompt" and position != "first(1)"
+    return phase != "generated" and {"all": True, "last(2)": rank >= prompt - 2, "first(1)": rank == 0}[position]
 
 
 @contextmanager
 def by_hand(
-    layer: nn.Module, site: Site, matrices: list[Tensor], mask: Tensor, position: str, phase: str, prompt: list[int] | None = None
-) -> Iterator[list[int]]:
-    """The edit, in passes without a cache that run whole sequences; what follows the mask is generated."""
+    layer: nn.Module, site: Site, matrices: list[Tensor], position: str, phase: str, prompt: int, columns: int
+) -> Iterator[None]:
+    """The edit of rows without padding, in passes without a cache, which run whole sequences of at least so many columns.
+
+    prompt: of how many tokens; the rest is generated. Only while the layer runs: others may share the module.
+    """
     inside: list[bool] = []
-    seen: list[int] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if not inside and module is not layer:
             return None
         hidden = first_tensor(output)
         assert hidden is not None
-        count = hidden.shape[site.columns]
-        seen.append(count)
-        if count < mask.shape[1]:
-            raise NotWhole(f"a pass of {count} columns")
         hidden = hidden.clone()
+        if hidden.shape[site.columns] < columns:
+            raise NotWhole
         view = hidden.movedim((site.rows, site.columns), (0, 1))
-        for row in range(len(mask)):
-            kept = [*mask[row].tolist(), *[1] * (count - mask.shape[1])]
-            length = sum(mask[row].tolist()) if prompt is None else prompt[row]
-            rank = -1
-            for column, keep in enumerate(kept):
-                rank += bool(keep)
-                if keep and edited(position, phase, rank, length):
-                    view[row, column] = view[row, column] @ matrices[row].T
+        chosen = [column for column in range(view.shape[1]) if edited(position, phase, column, prompt)]
+        for row, matrix in enumerate(matrices):
+            view[row, chosen] = view[row, chosen] @ matrix.T
         return replaced(output, hidden)
 
     handles = [site.module.register_forward_hook(hook)]
@@ -224,11 +231,11 @@ def by_hand(
         handles.append(layer.register_forward_pre_hook(lambda *_: inside.append(True)))
         handles.append(layer.register_forward_hook(lambda *_: inside.clear()))
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
 class NotWhole(Exception):
-    """A pass that was to run the whole sequence did not."""
+    """A pass that was to run the whole sequence ran a part of it."""

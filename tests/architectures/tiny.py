@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, CLIPVisionConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.models.auto import modeling_auto
 
 VOCABULARY, WIDTH, LAYERS, HEADS = 128, 32, 3, 4
@@ -100,10 +100,10 @@ def _fitting(config: PreTrainedConfig, kind: Any) -> PreTrainedConfig:
 def configuration(model_type: str) -> PreTrainedConfig:
     """The type's own configuration, in tiny sizes."""
     default = CONFIG_MAPPING[model_type]()
-    return _shrunk(default, model_type)
+    return _shrunk(default)
 
 
-def _shrunk(default: PreTrainedConfig, path: str) -> PreTrainedConfig:
+def _shrunk(default: PreTrainedConfig) -> PreTrainedConfig:
     kind = type(default)
     values = vars(default)
     special = itertools.count(VOCABULARY - 1, -1)
@@ -112,7 +112,7 @@ def _shrunk(default: PreTrainedConfig, path: str) -> PreTrainedConfig:
         name, value = field.name, values.get(field.name)
         if name in kind.sub_configs:
             if isinstance(value, PreTrainedConfig):
-                arguments[name] = _shrunk(value, f"{path}.{name}")
+                arguments[name] = _shrunk(value)
             continue
         told = field.default is not dataclasses.MISSING and field.default is not None or field.default_factory is not dataclasses.MISSING
         found = _size(name, value, told, special)
@@ -120,12 +120,14 @@ def _shrunk(default: PreTrainedConfig, path: str) -> PreTrainedConfig:
             arguments[name] = found
     if arguments.get("kv_lora_rank"):
         arguments["num_key_value_heads"] = HEADS  # latent attention has no groups
-    arguments |= _CORRECTIONS.get(path, {})
+    arguments |= _CORRECTIONS.get(kind.__name__, {})
     return kind(**arguments)
 
 
 def _size(name: str, value: Any, told: bool, special: Iterator[int]) -> Any:
     """The tiny value of one field; None where it stays as it is."""
+    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+        return {**value, "mrope_section": [2, 1, 1]}
     if name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         return {"pad": 0, "bos": 1, "eos": 2}[name[:3]]
     if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value) and name not in ("architectures", "languages"):
@@ -134,8 +136,6 @@ def _size(name: str, value: Any, told: bool, special: Iterator[int]) -> Any:
         return type(value)(kinds[index % len(kinds)] for index in range(count))
     if value is None and name in _EVEN_UNTOLD:
         return _BY_NAME[name]
-    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
-        return {**value, "mrope_section": [2, 1, 1] if value.get("partial_rotary_factor", 1) == 1 else [1, 1, 0]}
     if name == "is_decoder":
         return True
     if isinstance(value, bool) or value is None:
@@ -167,5 +167,157 @@ def _draw(model: nn.Module) -> None:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
 
 
-# What the rules above don't get right: path of a configuration → arguments.
-_CORRECTIONS: dict[str, dict[str, Any]] = {}
+# What the rules above don't get right: class of configuration → arguments.
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_MROPE_OF_HALF = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
+_TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "image_size": 16,
+    "patch_size": 4,
+}
+# in the place of a tower of timm's, which is no dependency
+_SIGLIP = SiglipVisionConfig(**_TOWER, model_args={"embed_dim": WIDTH})
+_CORRECTIONS: dict[str, dict[str, Any]] = {
+    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+    "VibeVoiceAcousticTokenizerEncoderConfig": {"num_filters": 2, "depths": (1,) * 7},
+    "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
+    "Blip2Config": {"num_query_tokens": 1, "image_token_index": 120},
+    "InstructBlipConfig": {"num_query_tokens": 1, "image_token_index": 120},
+    "InstructBlipVideoConfig": {"num_query_tokens": 1, "video_token_index": 120},
+    "Kosmos2Config": {"latent_query_num": 1},
+    "BltConfig": {"use_cache": False},
+    "DeepseekOcr2SamVisionConfig": {"downsample_channels": [32, 32]},
+    "UnlimitedOcrSamVisionConfig": {"downsample_channels": (32, 32)},
+    "Apertus1p5VisionTokenizerConfig": {"channel_multiplier": (1,), "num_res_blocks": 1, "latent_channels": 32},
+    "WavTokenizerEncoderConfig": {"num_filters": 4, "decoder_num_layers": 1},
+    "Emu3VQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
+    "JanusVQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
+    "ChameleonVQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
+    "Florence2VisionConfig": {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32), "num_heads": (4, 4, 4, 4), "num_groups": (4, 4, 4, 4)},
+    "MimiConfig": {"num_filters": 4, "upsample_groups": 32},
+    "OmniASRAudioConfig": {"conv_dim": (32,) * 7, "num_conv_pos_embedding_groups": 4},
+    "MusicgenDecoderConfig": {"num_codebooks": 1},
+    "MusicgenMelodyDecoderConfig": {"num_codebooks": 1},
+    "Nemotron3DiarizationConfig": {"chunk_length": 96, "chunk_right_context": 8, "chunk_left_context": 8},
+    "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 3200},
+    "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 16},
+    "PerceptionLMConfig": {"vision_config": _SIGLIP},
+    "Apertus1p5Config": {"image_token_offset": 32, "audio_token_offset": 64},
+    "BambaConfig": {**_MAMBA, "attn_layer_indices": [1]},
+    "ChameleonConfig": {"vocabulary_map": {"<image>": 120}},
+    "CohereCompassTextConfig": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}},
+    "DeepseekV2Config": {"num_experts_per_tok": 2},
+    "DeepseekOcr2TextConfig": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "DeepseekV32Config": {"head_dim": 4},
+    "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+    "DoryConfig": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "Dots3NoteTextConfig": {
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 8,
+        "swa_qk_nope_head_dim": 4,
+        "swa_v_head_dim": 8,
+    },
+    "Emu3Config": {"vocabulary_map": {"<image>": 120}},
+    "Ernie4_5_VLMoeTextConfig": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [16, 16], "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "FastVlmConfig": {"vision_config": _SIGLIP},
+    "FunAsrNanoAdaptorConfig": {"intermediate_size": 8},
+    "Gemma3nTextConfig": {"intermediate_size": 48, "num_kv_shared_layers": 1},
+    "Glm46VTextConfig": _MROPE_OF_HALF,
+    "Glm4vTextConfig": _MROPE_OF_HALF,
+    "Glm4vMoeTextConfig": _MROPE_OF_HALF,
+    "GlmOcrTextConfig": _MROPE_OF_HALF,
+    "GlmMoeDsaConfig": {"head_dim": 4},
+    "Glm5NextTextConfig": {"qk_rope_head_dim": 0, "head_dim": 0, "qk_nope_head_dim": 8},
+    "GPTNeoConfig": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 6},
+    "Granite4VisionConfig": {
+        "vision_config": CLIPVisionConfig(**{**_TOWER, "hidden_size": 64}),  # a head of its Q-Former is 64 wide
+        "deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1, 1, 2, 2]},
+    "GraniteMoeHybridConfig": {**_MAMBA, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "HYV4Config": {"head_dim": 4},
+    "HYV4VLTextConfig": {
+        "head_dim": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]},
+    },
+    "HunYuanVLTextConfig": _MROPE,
+    "InklingVisionConfig": {"num_hidden_layers": LAYERS, "patch_size": 8},
+    "JambaConfig": {"attn_layer_period": 3, "attn_layer_offset": 1},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "LongcatFlashConfig": {"head_dim": 4},
+    "Mamba2Config": {"head_dim": 16, "n_groups": 2},
+    "MistralLarge4TextConfig": {"head_dim": 4},
+    "Molmo2AdapterConfig": {"vision_feature_layer": [2, 1]},
+    "MuseSparkAudioConfig": {"patch_sizes": (4, 4), "hidden_sizes": (32, 32), "depths": (1, 1), "num_hidden_layers": 2},
+    "NemotronHConfig": {"mamba_head_dim": 16, "n_groups": 2, "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"]},
+    "PaddleOCRTextConfig": _MROPE,
+    "Qwen2_5OmniTextConfig": _MROPE,
+    "Qwen2_5OmniThinkerConfig": {"vision_start_token_id": 120},
+    "Qwen2_5_VLTextConfig": _MROPE,
+    "Qwen2VLTextConfig": _MROPE,
+    "Qwen3OmniMoeThinkerConfig": {"vision_start_token_id": 120},
+    "Qwen4ExpTextConfig": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 64,
+    },
+    "RadioConfig": {"video_temporal_patch_size": 2, "patch_dim": 48, "video_patch_dim": 96},
+    "ReformerConfig": {
+        "attn_layers": ["local", "local", "local"],
+        "axial_pos_shape": (8, 8),
+        "axial_pos_embds_dim": (16, 16),
+        "local_attn_chunk_length": 4,
+    },
+    "Step3p7TextConfig": {"sliding_window": 6},
+    "XmodConfig": {"default_language": "en_XX"},
+    "xLSTMConfig": {"hidden_size": 64, "qk_dim_factor": 1.0},  # it rounds widths up to 64
+    "ZambaConfig": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "ZayaConfig": {"num_experts_per_tok": 1},
+}
+
+
+def extra_inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model wants beside tokens, as tensors of as many rows; may put the token of an image into the first column."""
+    name, rows = type(model).__name__, len(ids)
+    generator = torch.Generator().manual_seed(7)
+    image = torch.randn(rows, 3, 16, 16, generator=generator)
+    if name == "BlipForConditionalGeneration":
+        return {"pixel_values": image}
+    if name in ("Blip2ForConditionalGeneration", "InstructBlipForConditionalGeneration"):
+        ids[:, 0] = 120
+        more = {"qformer_input_ids": torch.full((rows, 4), 9)} if name.startswith("Instruct") else {}
+        return {"pixel_values": image, **more}
+    if name == "InstructBlipVideoForConditionalGeneration":
+        ids[:, 0] = 120
+        return {"pixel_values": image[:, None], "qformer_input_ids": torch.full((rows, 4), 9)}
+    if name == "IdeficsForVisionText2Text":
+        return {"pixel_values": image[:, None], "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long)}
+    if name == "Kosmos2ForConditionalGeneration":
+        places = torch.zeros_like(ids)
+        places[:, 0] = 1
+        return {"pixel_values": image, "image_embeds_position_mask": places}
+    return {}
+
+
+# Types that no tiny model is made of, or that can't be asked about text: class → why.
+UNBUILT: dict[str, str] = {
+    "DiffusionGemmaForBlockDiffusion": "its forward answers for a canvas of noise, not for its input",
+    "Gemma3nForConditionalGeneration": "its vision tower needs timm (its text model is in the sweep)",
+    "Gemma4AssistantForCausalLM": "a draft model: it runs on another model's keys and values alone",
+    "Gemma4UnifiedAssistantForCausalLM": "a draft model: it runs on another model's keys and values alone",
+    "KyutaiSpeechToTextForConditionalGeneration": "it wants 32 codes of audio beside each token",
+    "Llama4ForConditionalGeneration": "its own forward raises AttributeError in transformers 5.24 (its text model is in the sweep)",
+    "PI0ForConditionalGeneration": "it answers with a robot's actions, not with tokens",
+    "VoxtralRealtimeForConditionalGeneration": "it wants audio beside each token",
+}
