@@ -17,7 +17,7 @@ _NAMES = {
     "mlp_output": re.compile(r"mlp|feed_?forward|^ffn?$|moe|experts"),
 }
 # What is none, though it is called so.
-_NEVER = re.compile(r"norm|rotary|embed|gate$|router|dropout|indexer|cross|encoder_attn|mamba", re.IGNORECASE)
+_NEVER = re.compile(r"norm|residual|hyper|rotary|embed|gate$|router|dropout|indexer|cross|encoder_attn|mamba", re.IGNORECASE)
 # The linear layer inside, where a module adds the residual itself, or the block has no module for it.
 _INSIDE = {
     "attention_output": ("attention.output.dense", "self_attention.dense"),
@@ -39,10 +39,10 @@ def replaced(output: Any, hidden: Tensor) -> Any:
     return hidden if torch.is_tensor(output) else type(output)([hidden, *output[1:]])
 
 
-def axes(shape: Sequence[int], width: int) -> tuple[int, int] | None:
-    """The axes of rows and columns in the shape of hidden states; None where it is none."""
+def axes(shape: Sequence[int], width: int | None) -> tuple[int, int] | None:
+    """The axes of rows and columns in the shape of hidden states (of any width: None); None where it is none."""
     leading = list(shape[:-1])
-    if len(leading) < 2 or shape[-1] != width or leading.count(ROWS) != 1 or leading.count(COLUMNS) != 1:
+    if len(leading) < 2 or (width and shape[-1] != width) or leading.count(ROWS) != 1 or leading.count(COLUMNS) != 1:
         return None
     return leading.index(ROWS), leading.index(COLUMNS)
 
@@ -59,7 +59,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Layers:
-    """The decoder layers of a model: those that run on tokens, and give the next one what they return."""
+    """The decoder layers of a model: those that run on tokens. continuous: whether they give the next one what they return."""
 
     path: str
     modules: list[nn.Module]
@@ -116,10 +116,10 @@ def observe(model: nn.Module, inputs: dict[str, Any], width: int) -> Layers | No
             handle.remove()
     found = []
     for path, module in lists:
-        if axes(shapes.get(f"{path}.1", ()), width):
+        if axes(shapes.get(f"{path}.1", ()), None):
             pairs = [(f"{path}.{index}", f"{path}.{index + 1}") for index in range(len(module) - 1)]
             follows = [_same(given[one], taken.get(other, [])) for one, other in pairs if one in given]
-            found.append(Layers(path, list(module), calls, shapes, width, all(follows)))
+            found.append(Layers(path, list(module), calls, shapes, width, any(follows)))
     found.sort(key=lambda each: (not each.continuous, -len(each.modules), each.path.count(".")))
     return found[0] if found else None
 
@@ -134,8 +134,8 @@ def site_of(model: nn.Module, inputs: dict[str, Any], layers: Layers, layer: int
     if component == "block_output":
         where = axes(layers.shapes.get(prefix, ()), layers.width)
         if not layers.continuous:
-            return None, "the next layer takes something else than what this one returns"
-        return (Site(prefix, layers.modules[layer], *where), "") if where else (None, "its output has another shape")
+            return None, "no layer takes what the one before it returns"
+        return (Site(prefix, layers.modules[layer], *where), "") if where else (None, "its output has another shape or width")
     found: list[Site] = []
     impure: list[str] = []
     for name, module in layers.modules[layer].named_modules():
@@ -198,7 +198,7 @@ def dense(theta: Tensor, alpha: Tensor, blocks: range) -> Tensor:
 def edited(position: str, phase: str, rank: int, prompt: int) -> bool:
     """Whether a token of this rank in its row is one that a position of a phase names."""
     if rank >= prompt:
-        return phase != "prompt" and position != "first(1)"
+        return phase != "prompt" and (position != "first(1)" or rank == prompt)
     return phase != "generated" and {"all": True, "last(2)": rank >= prompt - 2, "first(1)": rank == 0}[position]
 
 

@@ -199,14 +199,18 @@ class Component:
         if self.layers is None:
             raise Fault("accepted, but no list of layers runs on [rows, columns, width]")
         site, why = oracle.site_of(self.bare.model, self.bare.inputs(), self.layers, self.layer, self.component)
-        forwards = [("last(2)", "prompt", COLUMNS), ("first(1)", "prompt", COLUMNS), ("all", "prompt", COLUMNS)]
-        for position, phase, prompt in [*forwards, ("all", "generated", SHORT)]:
+        first = self.layer == 1
+        forwards = [("last(2)", "prompt", COLUMNS), ("first(1)", "prompt", COLUMNS), ("all", "generated", SHORT)] if first else []
+        for position, phase, prompt in [*forwards, ("all", "prompt", COLUMNS)]:
             self._forward(site, position, phase, prompt)
         if site is None:
             raise Fault(f"accepted, but {why}")
-        for position, phase in (("last(2)", "prompt"), ("all", "both")) if self.bare.cached else ():
+        whole = first and self.component == "block_output"  # what depends on the pass is the same for all components
+        generations = [("last(2)", "prompt"), ("first(1)", "generated")] if whole else []
+        for position, phase in [*generations, ("all", "both")] if self.bare.cached else ():
             self._generation(site, position, phase)
-        self._padding()
+        if whole:
+            self._padding()
         return site.path
 
     def _road(self, position: str, phase: str) -> RoadModel:

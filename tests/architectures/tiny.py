@@ -14,13 +14,19 @@ from transformers.models.auto import modeling_auto
 
 VOCABULARY, WIDTH, LAYERS, HEADS = 128, 32, 3, 4
 
-_LISTS = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
+_LISTS = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+)
 
-# Sizes by the names that configurations use; a name ending with "*" stands for every name that begins so.
+# Sizes by the names that configurations use.
 _BY_NAME: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "embed_dim", "embedding_dim", "embedding_size"), WIDTH),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "layers"), LAYERS),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "layers"), LAYERS
+    ),
     **dict.fromkeys(("num_encoder_layers", "num_decoder_layers", "num_blocks", "depth"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads"), HEADS),
     **dict.fromkeys(("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), HEADS),
@@ -55,6 +61,7 @@ _BY_NAME: dict[str, Any] = {
     "chunk_size": 8,
     "block_size": 8,
 }
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _EVEN_UNTOLD = ("head_dim", "num_key_value_heads")  # some types don't derive them from the others
 
 
@@ -73,7 +80,7 @@ def cases() -> list[Case]:
     """Every type and class of transformers' lists, each once."""
     found: dict[Case, None] = {}
     for name in _LISTS:
-        for model_type, class_names in getattr(modeling_auto, name).items():
+        for model_type, class_names in getattr(modeling_auto, name, {}).items():
             for class_name in [class_names] if isinstance(class_names, str) else class_names:
                 found[Case(model_type, class_name)] = None
     return list(found)
@@ -99,60 +106,60 @@ def _fitting(config: PreTrainedConfig, kind: Any) -> PreTrainedConfig:
 
 def configuration(model_type: str) -> PreTrainedConfig:
     """The type's own configuration, in tiny sizes."""
-    default = CONFIG_MAPPING[model_type]()
-    return _shrunk(default)
+    return _shrunk(CONFIG_MAPPING[model_type]())
 
 
 def _shrunk(default: PreTrainedConfig) -> PreTrainedConfig:
+    """The same configuration in tiny sizes, from the default values of its fields; those inside of it too."""
     kind = type(default)
-    values = vars(default)
     special = itertools.count(VOCABULARY - 1, -1)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        name, value = field.name, values.get(field.name)
-        if name in kind.sub_configs:
-            if isinstance(value, PreTrainedConfig):
-                arguments[name] = _shrunk(value)
-            continue
-        told = field.default is not dataclasses.MISSING and field.default is not None or field.default_factory is not dataclasses.MISSING
-        found = _size(name, value, told, special)
+        value = vars(default).get(field.name)
+        told = field.default not in (None, dataclasses.MISSING) or field.default_factory is not dataclasses.MISSING
+        if field.name in kind.sub_configs:
+            found = _shrunk(value) if isinstance(value, PreTrainedConfig) else None
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found = _integer(field.name, value, told, special)
+        else:
+            found = _other(field.name, value)
         if found is not None:
-            arguments[name] = found
+            arguments[field.name] = found
     if arguments.get("kv_lora_rank"):
         arguments["num_key_value_heads"] = HEADS  # latent attention has no groups
-    arguments |= _CORRECTIONS.get(kind.__name__, {})
-    return kind(**arguments)
+    return kind(**arguments | _CORRECTIONS.get(kind.__name__, {}))
 
 
-def _size(name: str, value: Any, told: bool, special: Iterator[int]) -> Any:
-    """The tiny value of one field; None where it stays as it is."""
-    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
-        return {**value, "mrope_section": [2, 1, 1]}
-    if name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        return {"pad": 0, "bos": 1, "eos": 2}[name[:3]]
-    if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value) and name not in ("architectures", "languages"):
-        kinds = list(dict.fromkeys(value))
-        count = max(LAYERS, len(kinds))
-        return type(value)(kinds[index % len(kinds)] for index in range(count))
-    if value is None and name in _EVEN_UNTOLD:
-        return _BY_NAME[name]
+def _integer(name: str, value: int, told: bool, special: Iterator[int]) -> int | None:
+    """The tiny value of a field; None where it stays as it is, or is derived from others (told: whether it has a default)."""
+    if name in _SPECIAL:
+        return _SPECIAL[name]
+    if name in _BY_NAME and (told or name in _EVEN_UNTOLD):
+        return int(_BY_NAME[name])
+    if not told or name in _BY_NAME:
+        return None
+    if name.endswith(("_id", "_index")):
+        return next(special) if value > 8 else None
+    for part, most in (("layers", LAYERS), ("heads", HEADS)):
+        if part in name and value > most:
+            return most
+    return WIDTH if value > 64 else None
+
+
+def _other(name: str, value: Any) -> Any:
+    """The same for a field that is no integer."""
+    if name in _SPECIAL:
+        return _SPECIAL[name]
     if name == "is_decoder":
         return True
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int):
-        if name in _BY_NAME:
-            return _BY_NAME[name] if told or name in _EVEN_UNTOLD else None
-        if not told:
-            return None
-        if name.endswith(("token_id", "token_index", "_id", "_index")):
-            return next(special) if value > 8 else None
-        if "layers" in name and value > LAYERS:
-            return LAYERS
-        if "heads" in name and value > HEADS:
-            return HEADS
-        if value > 64:
-            return WIDTH
+    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+        return {**value, "mrope_section": [2, 1, 1]}
+    if value is None and name in _EVEN_UNTOLD:
+        return _BY_NAME[name]
+    lists = isinstance(value, (list, tuple)) and name not in ("architectures", "languages")
+    if lists and value and all(isinstance(each, str) for each in value):  # the kind of each layer: all kinds, in turn
+        kinds = list(dict.fromkeys(value))
+        return type(value)(kinds[index % len(kinds)] for index in range(max(LAYERS, len(kinds))))
     return None
 
 
@@ -199,7 +206,12 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "Emu3VQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
     "JanusVQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
     "ChameleonVQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
-    "Florence2VisionConfig": {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32), "num_heads": (4, 4, 4, 4), "num_groups": (4, 4, 4, 4)},
+    "Florence2VisionConfig": {
+        "depths": (1, 1, 1, 1),
+        "embed_dim": (32, 32, 32, 32),
+        "num_heads": (4, 4, 4, 4),
+        "num_groups": (4, 4, 4, 4),
+    },
     "MimiConfig": {"num_filters": 4, "upsample_groups": 32},
     "OmniASRAudioConfig": {"conv_dim": (32,) * 7, "num_conv_pos_embedding_groups": 4},
     "MusicgenDecoderConfig": {"num_codebooks": 1},
@@ -216,7 +228,13 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "DeepseekOcr2TextConfig": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     "DeepseekV32Config": {"head_dim": 4},
     "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
-    "DoryConfig": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "DoryConfig": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+    },
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "Dots3NoteTextConfig": {
         "swa_num_attention_heads": HEADS,
@@ -228,7 +246,11 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": 8,
     },
     "Emu3Config": {"vocabulary_map": {"<image>": 120}},
-    "Ernie4_5_VLMoeTextConfig": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [16, 16], "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "Ernie4_5_VLMoeTextConfig": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        "moe_intermediate_size": [16, 16],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
     "FastVlmConfig": {"vision_config": _SIGLIP},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": 8},
     "Gemma3nTextConfig": {"intermediate_size": 48, "num_kv_shared_layers": 1},
@@ -241,7 +263,10 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 6},
     "Granite4VisionConfig": {
         "vision_config": CLIPVisionConfig(**{**_TOWER, "hidden_size": 64}),  # a head of its Q-Former is 64 wide
-        "deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1, 1, 2, 2]},
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+        "spatial_target_layers": [1, 1, 2, 2],
+    },
     "GraniteMoeHybridConfig": {**_MAMBA, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "HYV4Config": {"head_dim": 4},
     "HYV4VLTextConfig": {
@@ -257,7 +282,11 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "MistralLarge4TextConfig": {"head_dim": 4},
     "Molmo2AdapterConfig": {"vision_feature_layer": [2, 1]},
     "MuseSparkAudioConfig": {"patch_sizes": (4, 4), "hidden_sizes": (32, 32), "depths": (1, 1), "num_hidden_layers": 2},
-    "NemotronHConfig": {"mamba_head_dim": 16, "n_groups": 2, "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"]},
+    "NemotronHConfig": {
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"],
+    },
     "PaddleOCRTextConfig": _MROPE,
     "Qwen2_5OmniTextConfig": _MROPE,
     "Qwen2_5OmniThinkerConfig": {"vision_start_token_id": 120},
