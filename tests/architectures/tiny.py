@@ -134,7 +134,7 @@ def _integer(name: str, value: int, told: bool, special: Iterator[int]) -> int |
     """The tiny value of a field; None where it stays as it is, or is derived from others (told: whether it has a default)."""
     if name in _SPECIAL:
         return _SPECIAL[name]
-    if name in _BY_NAME and (told or name in _EVEN_UNTOLD):
+    if name in _BY_NAME and (told or name in _EVEN_UNTOLD or "experts" in name):
         return int(_BY_NAME[name])
     if not told or name in _BY_NAME:
         return None
