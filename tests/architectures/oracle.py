@@ -222,7 +222,7 @@ def by_hand(
             raise NotWhole
         view = hidden.movedim((site.rows, site.columns), (0, 1))
         chosen = [column for column in range(view.shape[1]) if edited(position, phase, column, prompt)]
-        for row, matrix in enumerate(matrices):
+        for row, matrix in enumerate(matrices[: len(view)]):
             view[row, chosen] = view[row, chosen] @ matrix.T
         return replaced(output, hidden)
 

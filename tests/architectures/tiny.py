@@ -115,7 +115,7 @@ def _shrunk(default: PreTrainedConfig) -> PreTrainedConfig:
     special = itertools.count(VOCABULARY - 1, -1)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        value = vars(default).get(field.name)
+        value = vars(default).get(kind.attribute_map.get(field.name, field.name))
         told = field.default not in (None, dataclasses.MISSING) or field.default_factory is not dataclasses.MISSING
         if field.name in kind.sub_configs:
             found = _shrunk(value) if isinstance(value, PreTrainedConfig) else None
@@ -134,7 +134,7 @@ def _integer(name: str, value: int, told: bool, special: Iterator[int]) -> int |
     """The tiny value of a field; None where it stays as it is, or is derived from others (told: whether it has a default)."""
     if name in _SPECIAL:
         return _SPECIAL[name]
-    if name in _BY_NAME and (told or name in _EVEN_UNTOLD or "experts" in name):
+    if name in _BY_NAME and (told or name in _EVEN_UNTOLD):
         return int(_BY_NAME[name])
     if not told or name in _BY_NAME:
         return None
@@ -159,6 +159,8 @@ def _other(name: str, value: Any) -> Any:
     lists = isinstance(value, (list, tuple)) and name not in ("architectures", "languages")
     if lists and value and all(isinstance(each, str) for each in value):  # the kind of each layer: all kinds, in turn
         kinds = list(dict.fromkeys(value))
+        if kinds[0] == "full_attention":  # a cache may ask the first layer how long it is: let it be of another kind
+            kinds = [*kinds[1:], kinds[0]]
         return type(value)(kinds[index % len(kinds)] for index in range(max(LAYERS, len(kinds))))
     return None
 
