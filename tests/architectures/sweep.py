@@ -200,6 +200,7 @@ class Component:
         """Where the component is. Raises RoadError where roadint refuses it, Fault where its edit is another one."""
         self._road("last(2)", "prompt")
         if self.layers is None:
+            self._forward(None, "last(2)", "prompt", COLUMNS)
             raise Fault("accepted, but no list of layers runs on [rows, columns, width]")
         site, why = oracle.site_of(self.bare.model, self.bare.inputs(), self.layers, self.layer, self.component)
         first = self.layer == 1
@@ -289,11 +290,6 @@ def identity(bare: Bare) -> str:
     return ""
 
 
-def _merged(bare: Bare, road: RoadModel) -> Tensor:
-    with road.merged("a") as plain:
-        return bare.logits(plain, bare.ids, bare.mask)
-
-
 def adapters(bare: Bare, layers: oracle.Layers | None) -> str:
     """Adapters on all linear layers: the same live, merged, and in a row alone; none where no text comes by."""
     ids, mask = bare.ids, bare.mask
@@ -303,9 +299,16 @@ def adapters(bare: Bare, layers: oracle.Layers | None) -> str:
     live = _guarded("live", bare.logits, road, ids, mask, compose="a")
     if off(live, bare.base) < 1e-4:
         raise Fault("no effect at all")
-    merged = _guarded("merged", _merged, bare, road)
+    ids_of_one, mask_of_one = ids[:1], mask[:1]
+    with _guarded("merged", road.merged, "a") as plain:
+        merged = bare.logits(plain, ids, mask)
+        answered = bare.continuation(plain.generate, ids_of_one, mask_of_one) if bare.cached else None
     if off(live, merged) > TOLERANCE:
         raise Fault(f"live and merged differ by {off(live, merged):.2g}")
+    if answered is not None:
+        answer = _guarded("generate", bare.continuation, road.generate_tokens, ids_of_one, mask_of_one, compose="a")
+        if off(answer, answered) > TOLERANCE:
+            raise Fault(f"generate: live and merged differ by {off(answer, answered):.2g}")
     mixed = _guarded("a mixed batch", bare.logits, road, ids, mask, compose=[None, "a"])
     for row, run, more in ((0, bare.model, {}), (1, road, {"compose": "a"})):
         alone = _guarded("a row alone", bare.logits, run, ids[row : row + 1], mask[row : row + 1], slice(row, row + 1), **more)[0]

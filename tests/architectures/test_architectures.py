@@ -31,6 +31,7 @@ MAY_REFUSE: dict[str, str] = {
     "BltForCausalLM": "tokens are grouped into patches",
     "CpmAntForCausalLM": "its layers run on a prompt of its own before the tokens",
     "DeepseekV4ForCausalLM": "several streams of hidden states a token",
+    "EvollaForProteinText2Text": "layers inside of its language model take a protein, and don't run on text alone",
     "Gemma3nForCausalLM": "several streams of hidden states a token",
     "Glm5NextForConditionalGeneration": "several streams of hidden states a token",
     "HYV4ForCausalLM": "several streams of hidden states a token",
