@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/german-english
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test lint types unit quantised real browser chromium notebooks wheel install-pyreft clean
+.PHONY: run test lint types unit architectures quantised real browser chromium notebooks wheel install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -20,7 +20,7 @@ run: $(VENV)/.installed
 	$(BIN)/roadint eval $(OUT) --rows 16
 	@echo; echo "To turn the subspaces on and off in a browser:  $(BIN)/roadint demo $(OUT)"
 
-test: lint types unit quantised wheel real browser notebooks
+test: lint types unit architectures quantised wheel real browser notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -30,7 +30,11 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/pytest tests --ignore tests/real --ignore tests/browser --ignore tests/notebooks
+	$(BIN)/pytest tests --ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
+
+# every decoder type that transformers offers, tiny; the table goes to build/architectures.md
+architectures: $(VENV)/.installed
+	$(BIN)/pytest tests/architectures -q -rN -s
 
 # bitsandbytes lies apart: where it is installed, everything that imports transformers' trainer imports it, with messages of its own
 quantised: $(VENV)/.installed
