@@ -66,7 +66,7 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     z = pairs(h, group, u)
     if group != 2:
         return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
-    shape = torch.broadcast_shapes(z.shape, u.shape)
+    shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
     # Memory of its own, and no view of some: models write into a layer's output.
     turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
     out = torch.view_as_complex(turned.view(*shape, 2))

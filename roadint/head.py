@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from roadint.errors import RoadError
-from roadint.layers import find_layers, text_config
+from roadint.layers import find_layers, positions_of, text_config
 from roadint.partial import Enough, Resumed
 from roadint.view import view
 
@@ -117,12 +117,14 @@ def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bo
 
 def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
     """The model's own logits [tokens, vocabulary] for the head's input [tokens, width]."""
+    positions = positions_of(model)
+    rows = hidden[None] if positions is None or len(hidden) <= positions else hidden[:, None]  # a row each where they are few
 
     def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (hidden[:, None], *args[1:]), kwargs
+        return (rows, *args[1:]), kwargs
 
     alone = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
     alone = view(alone, {}, {_head(alone): [replace]})
-    ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)  # a row each: a model may have few positions
-    logits: Tensor = alone(input_ids=ids, use_cache=False).logits.squeeze(1)
+    ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)
+    logits: Tensor = alone(input_ids=ids, use_cache=False).logits.flatten(0, 1)
     return logits

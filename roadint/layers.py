@@ -158,27 +158,30 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     """The language model's body, by its path: without heads, other towers and what leads from them to it."""
     inner: Any = inner_model(model)
     paths = {id(module): path for path, module in model.named_modules()}
-    body = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    if not isinstance(body, nn.Module) or id(body) not in paths:
-        body = getattr(inner, "base_model", inner)
-    return paths[id(body)], body
+    told = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    for body in (told, getattr(inner, "base_model", None)):
+        if isinstance(body, nn.Module) and id(body) in paths and _lists(model, body):
+            return paths[id(body)], body
+    return paths[id(inner)], inner
+
+
+def _lists(model: nn.Module, body: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """What may be the decoder layers: the lists inside a body that are as long as there are layers."""
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    listed = ((path, module) for path, module in body.named_modules() if isinstance(module, nn.ModuleList))
+    return [(path, module) for path, module in listed if len(module) == count and "vision" not in path]
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The path and the list of the decoder layers. Raises RoadError where the model has no such list."""
-    count = getattr(text_config(model), "num_hidden_layers", None)
     prefix, body = decoder_of(model)
-    found = [
-        (path, module)
-        for path, module in body.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and "vision" not in path
-    ]
+    found = _lists(model, body)
     outermost = min((path.count(".") for path, _ in found), default=0)  # experts and the like lie inside
     found = [(path, layers) for path, layers in found if path.count(".") == outermost]
     if len(found) > 1:
         found = [(path, layers) for path, layers in found if path.rpartition(".")[2] in _LAYERS]
     if len(found) != 1:
-        raise RoadError(f"no list of {count} decoder layers in {type(model).__name__}: expected a decoder-only transformers model")
+        raise RoadError(f"no list of its decoder layers in {type(model).__name__}: expected a decoder-only transformers model")
     ((path, layers),) = found
     return ".".join(filter(None, (prefix, path))), layers
 

@@ -41,10 +41,17 @@ class Passes:
         self.rows = self.columns = self.start = self.number = 0
         self.learns = False
         self.edits: list[Acting] = []
+        self._begun: nn.Module | None = None
         self._total = total
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the model's forward. Raises RoadError where it does not tell what it is given."""
+        """Before the forward of the model, or of the language model in it, where that is what runs.
+
+        Raises RoadError where it does not tell what it is given.
+        """
+        if self._begun is not None:
+            return
+        self._begun = module
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
         tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
         if tokens is None:
@@ -53,8 +60,14 @@ class Passes:
         self.rows, self.columns = int(tokens.shape[0]), int(tokens.shape[1])
         self.number += 1
 
-    def end(self, *_: Any) -> None:
-        """After the model's forward, or what was wanted of it. Raises RoadError where an edit did not act in it."""
+    def end(self, module: nn.Module, *_: Any) -> None:
+        """After the forward that began the pass."""
+        if module is self._begun:
+            self._begun = None
+            self.check()
+
+    def check(self) -> None:
+        """Raises RoadError where an edit did not act in the pass that has ended."""
         if not self.number:
             raise RoadError("the call went by the transformers model that is edited: expected a model that runs its own modules")
         for edit in self.edits:
@@ -100,7 +113,10 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
     for edit in passes.edits:
         for module, hook in edit.hooks(model, passes):
             after.setdefault(module, []).append(hook)
-    inner = inner_model(model)
-    after.setdefault(inner, []).append(passes.end)
+    inner: Any = inner_model(model)
+    body = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    begins = {inner, body} if isinstance(body, nn.Module) else {inner}
+    for each in begins:
+        after.setdefault(each, []).append(passes.end)
     prepare_capture(inner, inputs)
-    return view(model, after, {inner: [passes.begin]})
+    return view(model, after, {each: [passes.begin] for each in begins})

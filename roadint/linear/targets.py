@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roadint.errors import RoadError, did_you_mean, listing
-from roadint.layers import decoder_of, find_layers, text_config
+from roadint.layers import decoder_of, find_layers, inner_model, text_config
 
 Names = str | Sequence[str]
 ALL_LINEAR, FC1 = "all-linear", "fc1"
@@ -53,10 +53,15 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
     return layout_of(model, paths)
 
 
+# In the body, and no part of it: PEFT's own layers, attention to an encoder that is not there, other senses.
+_BESIDE = re.compile(r"(^|\.)lora_|(^|\.)encoder_attn\.|audio|vision|visual|image|speech")
+
+
 def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
     prefix, body = decoder_of(model)
     counts = {value for name, value in vars(text_config(model)).items() if "expert" in name and isinstance(value, int)}
-    inside = {id(each) for each in body.modules()}
+    head = getattr(inner_model(model), "get_output_embeddings", lambda: None)()
+    inside = {id(each) for each in body.modules()} - {id(head)}
     return [
         path
         for path, module in known.items()
@@ -65,13 +70,15 @@ def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
         and not isinstance(module, nn.Embedding)
         and not _is_bypassed(model, path)
         and not _routes(path, module, counts)
-        and not re.search(r"(^|\.)lora_|(^|\.)encoder_attn\.", path)  # PEFT's own; attention to an encoder that is not there
+        and not _BESIDE.search(path.removeprefix(prefix))
     ]
 
 
 def _routes(path: str, module: nn.Module, counts: Collection[int]) -> bool:
     """Whether the layer sends tokens to experts, or weighs them: its outputs are no hidden states."""
-    if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__) or re.search(r"(^|\.)(router|gating)(\.|$)", path):
+    if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__) or re.search(
+        r"(^|\.)\w*(router|gating)\w*(\.|$)", path
+    ):
         return True
     width = _size(module)[0]
     return path.endswith("gate") and (width == 1 or width in counts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.layers import counts_padding
 from tests.architectures import oracle
 from tests.architectures.oracle import COLUMNS, ROWS, Site
 from tests.architectures.tiny import WIDTH, extra_inputs
@@ -274,13 +275,18 @@ class Component:
 
 
 def identity(bare: Bare) -> str:
-    """An edit that changes nothing gives the base model's logits, whatever the mask."""
+    """An edit that changes nothing gives the base model's logits, whatever the mask.
+
+    Where positions are looked up in a table, of tokens that are not padding, as the model's own generate counts them.
+    """
     road = RoadModel(bare.model, RoadIntervention(layer=1))
     masks = {"no padding": bare.mask, "padding on the left": bare.left, "padding on the right": bare.left.flip(1)}
     for name, mask in masks.items():
         ids = bare.ids if name == "no padding" else bare.padded(mask)
         try:
-            want = bare.logits(bare.model, ids, mask)
+            counts = name == "padding on the left" and counts_padding(bare.model)
+            own = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if counts else {}
+            want = bare.logits(bare.model, ids, mask, **own)
         except Exception:
             continue
         got = _guarded(name, bare.logits, road, ids, mask)
