@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.prompt import pad_id
 
 # What says how long an answer may be; any of them takes the place of a default length.
@@ -36,6 +36,6 @@ def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
     scale = settings.get("guidance_scale", getattr(told, "guidance_scale", None))
     if scale is not None and scale != 1:
         raise RoadError(
-            f"guidance_scale={scale!r} runs the model on other tokens in between, where no position of the prompt holds: "
+            f"guidance_scale={quoted(scale)} runs the model on other tokens in between, where no position of the prompt holds: "
             "expected 1 or None where something composes"
         )

@@ -248,7 +248,7 @@ class RoadModel(Roads):
             for name, _ in composition.terms:
                 if name not in self.adapters:
                     raise RoadError(
-                        f"{name!r} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
+                        f"{quoted(name)} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
                     )
             if not composition.terms:
                 raise RoadError(

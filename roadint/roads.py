@@ -13,7 +13,7 @@ from torch import nn
 from roadint import checkpoint, describe
 from roadint.arithmetic import label_of
 from roadint.composition import ALL, Composition, CompositionLike
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.gate import Gate, Lock
 from roadint.hosted import Hosted
 from roadint.layers import check_model, device_of, find_layers, site_path, text_config, width_of
@@ -68,7 +68,7 @@ class Roads(Hosted):
         self.interventions, self.linear = nn.ModuleList(), nn.ModuleList()
         self._place([interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions))
         if not isinstance(capacity, int) or capacity < 1:
-            raise RoadError(f"capacity={capacity!r}: expected how many compositions of adapters are held ready, at least 1")
+            raise RoadError(f"capacity={quoted(capacity)}: expected how many compositions of adapters are held ready, at least 1")
         self.capacity = capacity
         self._banks = Banks()
         self.template: Template = "plain"
@@ -137,7 +137,7 @@ class Roads(Hosted):
         for each in wanted:
             if each not in modules:
                 near = [path for path in modules if path.endswith(f".{each}")] or list(modules)
-                raise RoadError(f"heads names {each!r}, which is no module of the model{did_you_mean(each, near)}")
+                raise RoadError(f"heads names {quoted(each)}, which is no module of the model{did_you_mean(each, near)}")
         adapter = LinearRoad(
             name,
             layout,
@@ -172,7 +172,9 @@ class Roads(Hosted):
                 f"adapters are merged into the weights, as '{self._merged.composition}': unmerge() before one is removed"
             )
         if name not in self.adapters:
-            raise RoadError(f"no adapter {name!r}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}")
+            raise RoadError(
+                f"no adapter {quoted(name)}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}"
+            )
         self._keep_adapters(lambda each: each.name != name)
 
     def save_pretrained(self, folder: str | Path, adapters: Sequence[str] | None = None) -> int:
@@ -196,7 +198,7 @@ class Roads(Hosted):
             return checkpoint.save(folder, self.sites, about, list(self.adapters.values()))
         for name in adapters:
             if name not in self.adapters:
-                raise RoadError(f"no adapter {name!r} to save: expected one of {listing(self.adapters)}")
+                raise RoadError(f"no adapter {quoted(name)} to save: expected one of {listing(self.adapters)}")
         return checkpoint.save(folder, [], about, [self.adapters[name] for name in adapters])
 
     @classmethod
@@ -226,11 +228,11 @@ class Roads(Hosted):
         RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
         """
         if label in self._labels() or label in self.names:
-            raise RoadError(f"label {label!r} is taken: expected another one than {listing(self.names)}")
+            raise RoadError(f"label {quoted(label)} is taken: expected another one than {listing(self.names)}")
         saved = checkpoint.read_for(self.model, name_or_path)
         template = saved.config["template"]
         if template != self.template:
-            raise RoadError(f"{name_or_path} was trained with template {template!r}, this one with {self.template!r}")
+            raise RoadError(f"{name_or_path} was trained with template {quoted(template)}, this one with {self.template!r}")
         adapters = saved.adapters(self.model, label)
         self._place(saved.interventions(label))
         self.attach(adapters)
@@ -238,7 +240,7 @@ class Roads(Hosted):
     def remove_checkpoint(self, label: str) -> None:
         """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing is."""
         if not label or label not in self._labels():
-            raise RoadError(f"no checkpoint {label!r} to remove: the names are {listing(self.names)}")
+            raise RoadError(f"no checkpoint {quoted(label)} to remove: the names are {listing(self.names)}")
         with self._changing:
             self.interventions = nn.ModuleList(site for site in self.sites if label_of(site) != label)
         self._keep_adapters(lambda each: each.name.partition("@")[2] != label)

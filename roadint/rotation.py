@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from roadint.errors import RoadError, check_known
+from roadint.errors import RoadError, check_known, quoted
 from roadint.fused import dims, turn
 
 LARGEST_SCALE = 1e6  # of a block; what it multiplies stays far inside float32
@@ -57,7 +57,7 @@ def group_size(pairing: Pairing, width: int) -> int:
         return width
     if isinstance(pairing, int) and pairing >= 2 and pairing % 2 == 0 and width % pairing == 0:
         return pairing
-    raise RoadError(f"pairing {pairing!r} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of the width")
+    raise RoadError(f"pairing {quoted(pairing)} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of it")
 
 
 @dataclass(frozen=True)

@@ -112,18 +112,18 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     if name is None and len(road.adapters) == 1:
         name = next(iter(road.adapters))
     if name not in road.adapters:
-        raise RoadError(f"no adapter {name!r} to export: expected one of {listing(road.adapters) or 'none'}")
+        raise RoadError(f"no adapter {quoted(name)} to export: expected one of {listing(road.adapters) or 'none'}")
     adapter = road.adapters[name]
     if adapter.lora_rank:
         raise RoadError(
-            f"{name!r} has a LoRA beside its rotations, for which PEFT's RoAd has no form: merge it, or save_pretrained"
+            f"{quoted(name)} has a LoRA beside its rotations, for which PEFT's RoAd has no form: merge it, or save_pretrained"
         )
     for path in adapter.layout.paths:
         module = road.model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise RoadError(f"{path} is a {type(module).__name__}, which PEFT's RoAd can't turn: merge it, or save_pretrained")
     if len(set(adapter.groups)) > 1:
-        raise RoadError(f"{name!r} pairs dims at distances {sorted(set(adapter.groups))}: PEFT has one group_size for all layers")
+        raise RoadError(f"{quoted(name)} pairs dims at distances {sorted(set(adapter.groups))}: PEFT has one for all layers")
     tensors = {}
     for path in adapter.layout.paths:
         for kind, value in zip(("theta", "alpha"), adapter.held_values(path), strict=True):

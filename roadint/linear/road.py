@@ -73,7 +73,7 @@ class LinearRoad(KeepsPrecision):
         self.subspace = None if subspace is None else _as_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held(), persistent=False)
         if not isinstance(lora_rank, int) or lora_rank < 0:
-            raise RoadError(f"lora_rank={lora_rank!r}: expected a count, 0 for no LoRA")
+            raise RoadError(f"lora_rank={quoted(lora_rank)}: expected a count, 0 for no LoRA")
         self.lora_rank, self.lora_alpha = lora_rank, float(lora_rank if lora_alpha is None else lora_alpha)
         self.register_parameter("lora_a", None)
         self.register_parameter("lora_b", None)
@@ -136,7 +136,7 @@ class LinearRoad(KeepsPrecision):
     def of(self, path: str) -> tuple[Tensor, Tensor]:
         """θ and α of one target. Raises RoadError where it is none."""
         if path not in self.layout.paths:
-            raise RoadError(f"{path!r} is no target of {self.name!r}: expected one of {listing(self.layout.paths)}")
+            raise RoadError(f"{quoted(path)} is no target of {self.name!r}: expected one of {listing(self.layout.paths)}")
         place = self.layout.paths.index(path)
         return torch.split(self.theta, self.layout.blocks)[place], torch.split(self.alpha, self.layout.blocks)[place]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from roadint.errors import RoadError, did_you_mean, listing
+from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.layers import decoder_of, find_layers, inner_model, text_config
 
 Names = str | Sequence[str]
@@ -49,7 +49,9 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
         chosen &= set(_inside(model, layers, known))
     paths = [path for path in known if path in chosen]
     if not paths:
-        raise RoadError(f"targets={targets!r}, exclude={exclude!r}, layers={layers!r} select no module of {type(model).__name__}")
+        raise RoadError(
+            f"targets={quoted(targets)}, exclude={quoted(exclude)}, layers={quoted(layers)} select no module of {type(model).__name__}"
+        )
     return layout_of(model, paths)
 
 
@@ -76,9 +78,7 @@ def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
 
 def _routes(path: str, module: nn.Module, counts: Collection[int]) -> bool:
     """Whether the layer sends tokens to experts, or weighs them: its outputs are no hidden states."""
-    if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__) or re.search(
-        r"(^|\.)\w*(router|gating)\w*(\.|$)", path
-    ):
+    if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__) or re.search(r"router|gating", path):
         return True
     width = _size(module)[0]
     return path.endswith("gate") and (width == 1 or width in counts)
@@ -144,6 +144,8 @@ def _size(module: nn.Module) -> tuple[int, int]:
 
 def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:
     known = list(known)
+    if not isinstance(wanted, str) and not (isinstance(wanted, (list, tuple)) and all(isinstance(each, str) for each in wanted)):
+        raise RoadError(f"{argument}={quoted(wanted)}: expected 'all-linear', 'fc1', a list of names, or a regular expression")
     if wanted == ALL_LINEAR:
         return known
     if wanted == FC1:
@@ -152,7 +154,7 @@ def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:
         try:
             found = [path for path in known if re.fullmatch(wanted, path)]
         except re.error as error:
-            raise RoadError(f"{argument}={wanted!r} is no regular expression ({error})") from None
+            raise RoadError(f"{argument}={quoted(wanted)} is no regular expression ({error})") from None
         if found:
             return found
         wanted = [wanted]
@@ -160,7 +162,7 @@ def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:
         if not any(_ends(path, (name,)) for path in known):
             names = sorted({path.rpartition(".")[2] for path in known})
             raise RoadError(
-                f"{argument} names {name!r}, which no module is called: there are {listing(names)}{did_you_mean(name, names)}"
+                f"{argument} names {quoted(name)}, which no module is called: there are {listing(names)}{did_you_mean(name, names)}"
             )
     return [path for path in known if _ends(path, wanted)]
 
@@ -171,8 +173,10 @@ def _ends(path: str, names: Iterable[str]) -> bool:
 
 def _inside(model: nn.Module, layers: Iterable[int], known: Iterable[str]) -> list[str]:
     path, found = find_layers(model)
-    wanted = list(layers)
+    wanted = list(layers) if isinstance(layers, Iterable) else [layers]
     for index in wanted:
+        if not isinstance(index, int):
+            raise RoadError(f"layers={quoted(layers)}: expected a list of indices, from 0 to {len(found) - 1}")
         if not 0 <= index < len(found):
             raise RoadError(f"layer {index} is outside the model: expected 0 to {len(found) - 1} (layers count from 0)")
     return [each for each in known if any(each.startswith(f"{path}.{index}.") for index in wanted)]

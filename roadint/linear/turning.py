@@ -104,10 +104,9 @@ def copies_in(output: Tensor, passes: Passes, rows: int, path: str) -> int:
     [rows · columns, width]. Raises RoadError where its rows are others: an image's, or the tokens that went to an expert."""
     copies, left = divmod(passes.rows, rows)
     if not left and copies and not _EXPERT.search(path):
-        # Between rows and columns some layers have an axis of one, as multi-head latent attention's.
-        if output.shape[0] == passes.rows and (
-            output.ndim < 4 or passes.columns in output.shape[1 : 3 if output.shape[1] == 1 else 2]
-        ):
+        # Some layers have an axis of one between rows and columns, as multi-head latent attention has.
+        columns = output.shape[2 if output.shape[1] == 1 else 1] if output.ndim > 3 else passes.columns
+        if output.shape[0] == passes.rows and columns == passes.columns:
             return copies
         if output.ndim == 2 and output.shape[0] == passes.rows * passes.columns:
             return copies * passes.columns

@@ -153,7 +153,7 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
     examples = []
     for name, source in data.items():
         if not Composition.parse(name, road.names).terms:
-            raise RoadError(f"data set {name!r} trains nothing: expected a composition of {road.names}")
+            raise RoadError(f"data set {quoted(name)} trains nothing: expected a composition of {road.names}")
         examples += tokenize(
             load_rows(source, recipe.rows, recipe.rows_seed),
             tokenizer,

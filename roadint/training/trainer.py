@@ -82,7 +82,7 @@ class RoadTrainer(Trainer):
         """
         last = self._checked(resume_from_checkpoint)
         own, pinned = self.data_collator, self.args.dataloader_pin_memory
-        with alone, unchanged(self.model), frozen(self.model.model), ExitStack() as undo:
+        with alone, self.model.running(), unchanged(self.model), frozen(self.model.model), ExitStack() as undo:
             if self._prefix_reuse and isinstance(own, Collator):
                 sampler = self._get_train_sampler()
                 self._prefix_cache = self._stored(
