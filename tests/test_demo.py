@@ -558,7 +558,7 @@ def test_unexpected_errors_are_one_neutral_line(small: Service, monkeypatch: pyt
 def test_the_machines_folders_are_not_told(small: Service, tmp_path: Path) -> None:
     tensors = tmp_path / "runs" / "second" / "road.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-20])
-    with pytest.raises(RoadError, match="second is truncated or was altered") as told:
+    with pytest.raises(RoadError, match="second/road.safetensors is truncated or was altered") as told:
         small.open("second")
     assert str(tmp_path) not in str(told.value)
     small.engine.road.model.config._name_or_path = str(tmp_path / "models" / "tiny")

@@ -64,12 +64,14 @@ def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
     counts = {value for name, value in vars(text_config(model)).items() if "expert" in name and isinstance(value, int)}
     head = getattr(inner_model(model), "get_output_embeddings", lambda: None)()
     inside = {id(each) for each in body.modules()} - {id(head)}
+    embedded = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}  # a head may be tied to one
     return [
         path
         for path, module in known.items()
         if id(module) in inside
         and path.startswith(f"{prefix}." if prefix else "")
         and not isinstance(module, nn.Embedding)
+        and id(getattr(module, "weight", None)) not in embedded
         and not _is_bypassed(model, path)
         and not _routes(path, module, counts)
         and not _BESIDE.search(path.removeprefix(prefix))

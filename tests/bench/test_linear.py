@@ -22,8 +22,8 @@ def test_rows_have_adapters_of_their_own(make: Any) -> None:
         base = bare(holder).module(x)
 
         def run(rows: list[int]) -> torch.Tensor:
-            with system.context(rows):
-                return system.module(x, **system.keywords(rows))
+            with system.context(rows) as module:
+                return module(x, **system.keywords(rows))
 
         mixed, alone = run([0, 2, 1, 2]), {number: run([number] * 4) for number in range(3)}
     for row, number in enumerate([0, 2, 1, 2]):

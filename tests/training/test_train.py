@@ -254,7 +254,7 @@ def test_companions_of_every_form_act_as_sums(llama: PreTrainedModel, tokenizer:
         ({"companions": {"a": "b +"}}, "is not understood"),
         ({"companions": {"a": "-a"}}, "companion '-a' takes 'a' out of 'a'"),
         ({"companions": {"b": "a"}}, "companions name 'b', which is no data set here: expected one of 'a'"),
-        ({"companion_rate": 1.5}, "companion_rate=1.5: expected the share"),
+        ({"companion_rate": 1.5}, "companion_rate=1.5 must be at least 0 and at most 1"),
         ({"lrs": {"all": 1.0}}, "recipe setting lrs names 'all'"),
         ({"strengths": {"all": 2.0}}, "recipe setting strengths names 'all'"),
     ],
@@ -275,7 +275,10 @@ def test_models_with_few_positions_or_tokens_say_so(tokenizer: Any, tmp_path: Pa
     )
     rotary = build("llama")
     rotary.config.max_position_embeddings = 12  # no table: it goes on
-    for model, message in ((few, "a row of 36 tokens for a model with 12 positions"), (tiny, "the model has 60")):
+    for model, message in (
+        (few, "a row has 35 tokens, the model 12 positions: expected max_length=12 or less"),
+        (tiny, "outside the model's 60 embeddings"),
+    ):
         road = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES))
         with pytest.raises(RoadError, match=message):
             roadint.train(road, tokenizer, {"a": rows("abc" * 10, 4)}, out=tmp_path / "out", **{**SHORT, "max_completion": 30})
