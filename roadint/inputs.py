@@ -95,8 +95,6 @@ def check_prompt_length(length: Any, kept: Tensor) -> Tensor | None:
 
 def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
     """Raises RoadError where places and labels are not [2, tokens] and [tokens], or outside of the call."""
-    if scored is None:
-        return
     if not isinstance(scored, tuple) or len(scored) != 2 or not all(torch.is_tensor(each) for each in scored):
         raise RoadError("scored: expected two tensors, places [2, tokens] and labels [tokens]")
     where, labels = scored

@@ -94,7 +94,8 @@ class RoadModel(Roads):
         Raises RoadError for a composition or a mask that does not fit, and where an edit could not act.
         """
         rows, columns = shape_of(inputs)
-        check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
+        if scored is not None:
+            check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
         if self._counts_padding:
             inputs = with_own_positions(inputs)
         with self._gate.call():

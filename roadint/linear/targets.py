@@ -49,9 +49,8 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
         chosen &= set(_inside(model, layers, known))
     paths = [path for path in known if path in chosen]
     if not paths:
-        raise RoadError(
-            f"targets={quoted(targets)}, exclude={quoted(exclude)}, layers={quoted(layers)} select no module of {type(model).__name__}"
-        )
+        said = f"targets={quoted(targets)}, exclude={quoted(exclude)}, layers={quoted(layers)}"
+        raise RoadError(f"{said} select no module of {type(model).__name__}")
     return layout_of(model, paths)
 
 
