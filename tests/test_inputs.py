@@ -21,8 +21,8 @@ from transformers import (
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.layers import cache_name
-from tests.conftest import trained
-from tests.test_layers import SIZES, scaled
+from tests.conftest import SIZES, trained
+from tests.test_layers import scaled
 from tests.test_model import own, padded, prompts
 
 IDS = torch.arange(10, 28).reshape(2, 9)
