@@ -113,7 +113,7 @@ class RoadModel(Roads):
                 model = edited(plain, edits, passes, inputs)
             output = model(**inputs) if scored is None else score(model, inputs, *scored, plain=self.model)
             if model is not plain:
-                passes.check()
+                passes.finish()
             return output
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
@@ -142,7 +142,7 @@ class RoadModel(Roads):
                 edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
                 passes = Passes()
                 output = edited(self.model, edits, passes, inputs).generate(**inputs, disable_compile=True)  # type: ignore[operator]
-                passes.check()
+                passes.finish()
                 return output
 
     def generate(

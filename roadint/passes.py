@@ -13,7 +13,7 @@ from torch import nn
 
 from roadint.errors import RoadError
 from roadint.layers import CACHES, cached_columns, inner_model, prepare_capture
-from roadint.view import After, view
+from roadint.view import After, Copy, view
 
 
 class Acting(Protocol):
@@ -41,6 +41,7 @@ class Passes:
         self.rows = self.columns = self.start = self.number = 0
         self.learns = False
         self.edits: list[Acting] = []
+        self.copies: list[Copy] = []
         self._begun: nn.Module | None = None
         self._total = total
 
@@ -65,6 +66,12 @@ class Passes:
         if module is self._begun:
             self._begun = None
             self.check()
+
+    def finish(self) -> None:
+        """At the end of the call: what the model has noted on itself stays. Raises RoadError as `check`."""
+        self.check()
+        for each in self.copies:
+            each.write_back()
 
     def check(self) -> None:
         """Raises RoadError where an edit did not act in the pass that has ended."""
@@ -119,4 +126,4 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
     for each in begins:
         after.setdefault(each, []).append(passes.end)
     prepare_capture(inner, inputs)
-    return view(model, after, {each: [passes.begin] for each in begins})
+    return view(model, after, {each: [passes.begin] for each in begins}, copies=passes.copies)

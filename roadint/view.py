@@ -9,6 +9,7 @@ uncompiled; what is compiled below them stays so.
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -18,14 +19,34 @@ After = Callable[[nn.Module, Any, Any], Any]  # (module, args, output) → None,
 Forward = Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A module, its copy, and the attributes that the copy was made with."""
+
+    module: nn.Module
+    copy: nn.Module
+    made: dict[str, Any]
+
+    def write_back(self) -> None:
+        """Give the module what its copy's forward has noted on itself, as some models keep state from call to call."""
+        own = vars(self.module)
+        for name, value in vars(self.copy).items():
+            if value is not self.made.get(name, _NOTHING):
+                own[name] = value
+
+
 def view(
     model: nn.Module,
     after: Mapping[nn.Module, Sequence[After]],
     before: Mapping[nn.Module, Sequence[Before]] | None = None,
     forwards: Mapping[nn.Module, Forward] | None = None,
+    copies: list[Copy] | None = None,
 ) -> nn.Module:
-    """A copy of `model` that differs in these modules of it: hooks before and after their forward, or another forward."""
-    return _Copying(after, before or {}, forwards or {}).of(model)
+    """A copy of `model` that differs in these modules of it: hooks before and after their forward, or another forward.
+
+    copies: gets the copies that were made, to write back.
+    """
+    return _Copying(after, before or {}, forwards or {}, [] if copies is None else copies).of(model)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -33,6 +54,7 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module._modules["_orig_mod"] if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
 
 
+_NOTHING = object()
 _NEWER = 1000  # more hooks than a view has at a module
 
 
@@ -42,7 +64,9 @@ class _Copying:
         after: Mapping[nn.Module, Sequence[After]],
         before: Mapping[nn.Module, Sequence[Before]],
         forwards: Mapping[nn.Module, Forward],
+        copies: list[Copy],
     ) -> None:
+        self._copies = copies
         self._after, self._before, self._forwards = after, before, forwards
         self._wanted = {*after, *before, *forwards}
         self._done: dict[nn.Module, nn.Module] = {}
@@ -86,6 +110,8 @@ class _Copying:
             hooks = state["_forward_pre_hooks"] = {**own, **_to(module, module._forward_pre_hooks)}
             ours = {number: True for number in hooks if number < 0}
             state["_forward_pre_hooks_with_kwargs"] = {**module._forward_pre_hooks_with_kwargs, **ours}
+        if children is not None or not isinstance(module, nn.Linear):
+            self._copies.append(Copy(module, copy, dict(state)))
         return copy
 
 
@@ -95,8 +121,13 @@ class _Foreign:
     def __init__(self, hook: Callable[..., Any], module: nn.Module) -> None:
         self._hook, self._module = hook, module
 
-    def __call__(self, _: nn.Module, *rest: Any) -> Any:
-        return self._hook(self._module, *rest)
+    def __call__(self, copy: nn.Module, *rest: Any) -> Any:
+        before = dict(vars(self._module))
+        result = self._hook(self._module, *rest)
+        for name, value in dict(vars(self._module)).items():
+            if value is not before.get(name, _NOTHING):  # as weight norms and prunings set a weight before each forward
+                vars(copy)[name] = value
+        return result
 
 
 def _to(module: nn.Module, hooks: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
