@@ -13,7 +13,7 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
 from roadint.errors import RoadError, listing, quoted
 from roadint.exchange import Mode, gather, read
-from roadint.generation import check_generation, generation_settings
+from roadint.generation import check_generation, check_room, generation_settings
 from roadint.head import score
 from roadint.hosted import as_tokens, shows_model_arguments
 from roadint.inputs import (
@@ -26,7 +26,7 @@ from roadint.inputs import (
     tokens_of,
     with_own_positions,
 )
-from roadint.layers import check_recomputation, counts_padding, text_config
+from roadint.layers import check_recomputation, counts_padding, positions_of, text_config
 from roadint.linear.edit import LinearEdit
 from roadint.linear.merge import Merged, merge
 from roadint.partial import Resumed
@@ -172,12 +172,10 @@ class RoadModel(Roads):
         chosen = check_template(template or self.template, tokenizer)
         batch = generation_inputs(tokenizer, chosen, prompts)
         columns = batch["input_ids"].shape[1]
-        tokens = self.generate_tokens(
-            compose=compose,
-            sources=sources,
-            **{name: tensor.to(self.device) for name, tensor in batch.items()},
-            **generation_settings(tokenizer, generation, DECODING),
-        )
+        settings = generation_settings(tokenizer, generation, DECODING)
+        settings = check_room(settings, generation, columns, positions_of(self.model))
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        tokens = self.generate_tokens(compose=compose, sources=sources, **inputs, **settings)
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         return [str(text).strip() for text in tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)]
 

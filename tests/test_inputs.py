@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import (
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     MambaConfig,
     MambaForCausalLM,
     MiniMaxConfig,
@@ -199,3 +201,18 @@ def test_what_the_caller_says_of_a_generation_counts(llama: PreTrainedModel, tok
         with pytest.raises(RoadError, match="guidance_scale=1.5 runs the model on other tokens in between"):
             road.generate(tokenizer, "hello", "a", **guided)
     road.generate(tokenizer, "hello", None, guidance_scale=1.5, max_new_tokens=3)
+
+
+def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
+    """A token is a character, and one begins the text."""
+    torch.manual_seed(0)
+    few = scaled(GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=3, n_head=4, n_positions=20)))
+    road = trained(few)
+    (answer,) = road.generate(tokenizer, "hello", "a", min_new_tokens=14)
+    assert len(answer) <= 14
+    for given, message in (
+        ({"max_new_tokens": 15}, "a prompt of 6 tokens and max_new_tokens=15 for a model of 20 positions: expected at most 20"),
+        ({}, "a prompt of 31 tokens for a model of 20 positions"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            road.generate(tokenizer, "hello" if given else "hello" * 6, "a", **given)
