@@ -79,7 +79,7 @@ class _Copying:
         own = uncompiled(module)
         children = None
         for name, child in own._modules.items():
-            if child is not None:
+            if child is not None and (child._modules or child in self._wanted):
                 copied = self.of(child)
                 if copied is not child:
                     children = children or dict(own._modules)
