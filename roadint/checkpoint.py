@@ -122,6 +122,8 @@ def save(
 
     about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
     """
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip():
+        raise RoadError(f"folder {quoted(folder)} to save in is none: expected one such as 'runs/german-english'")
     folder = Path(folder)
     parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [(f"{index}.", each) for index, each in enumerate(interventions)]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -82,6 +83,8 @@ class Recipe:
     prefix_memory: float | None = None  # GB for it, then less is kept, or files are used; a quarter of what is free by default
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, cast(f"recipe setting {name}", getattr(self, name), hint))
         for name, expected in _RANGES.items():
             expected.check(f"recipe setting {name}", getattr(self, name))
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
@@ -113,7 +116,7 @@ class Recipe:
         if not isinstance(settings, Mapping):
             raise RoadError(f"recipe settings {quoted(settings)}: expected a mapping such as {{'lr': 1e-2}}")
         known = {each.name for each in fields(self)}
-        hints = get_type_hints(type(self))
+        hints = _hints()
         changed = {}
         for name, value in settings.items():
             if name not in known:
@@ -161,6 +164,12 @@ class Recipe:
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
         arguments = {name: getattr(self, name) for name in names}
         return [kind_of(self.kind)(layer=layer, **arguments) for layer in ([9] if self.layers is None else self.layers)]
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    """The types of the settings, by name."""
+    return {name: hint for name, hint in get_type_hints(Recipe).items() if name in {each.name for each in fields(Recipe)}}
 
 
 def written(subspace: Any) -> Any:
