@@ -67,7 +67,7 @@ class Roads(Hosted):
         self._merged: Merged | None = None
         self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
         self.interventions, self.linear = nn.ModuleList(), nn.ModuleList()
-        self._place(_listed(interventions))
+        self._place(listed_interventions(interventions))
         if not isinstance(capacity, int) or capacity < 1:
             raise RoadError(f"capacity={quoted(capacity)}: expected how many compositions of adapters are held ready, at least 1")
         self.capacity = capacity
@@ -340,7 +340,7 @@ class Roads(Hosted):
             self.interventions = nn.ModuleList([*self.interventions, *interventions])
 
 
-def _listed(interventions: Any) -> list[SubspaceIntervention]:
+def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
     """One intervention, or some of them, as a list. Raises RoadError for anything else."""
     if isinstance(interventions, SubspaceIntervention):
         return [interventions]

@@ -13,7 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import roadint
 from roadint import Recipe, RoadError, RoadInterchange, RoadIntervention, RoadModel, Subspace
+from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import quoted
+from roadint.interop import peft, pyvene
+from roadint.lens import logit_lens, next_tokens
 
 from .conftest import WIDTH, trained
 
@@ -162,3 +165,46 @@ def test_recipes_by_hand_are_checked_as_those_of_files() -> None:
 def test_devices() -> None:
     with pytest.raises(RoadError, match=re.escape(f"device {2**64} is unknown")):
         roadint.load("nowhere", device=2**64)  # type: ignore[arg-type]
+
+
+def test_trainings_and_evaluations(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"instruction": "hi", "output": "ho"}] * 2
+    recipe = Recipe(subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32)
+    road = trained(llama)
+    right = {"road": road, "tokenizer": tokenizer, "data": {"a": rows}, "recipe": recipe, "quiet": True}
+    for name in ("road", "tokenizer", "recipe", "out", "kept"):
+        refuse(lambda given, name=name: roadint.train(**{**right, name: given}))
+    refuse(lambda given: roadint.train(**{**right, "data": given}), [True, 3, "a", [], np.array([1, 2]), {"a": 3}, {"c": rows}])
+    refuse(lambda given: roadint.train(**{**right, "out": given}), ["\0", "\ud800", str(tmp_path / ("x" * 300))])
+    assert not list(tmp_path.iterdir())
+    for name in ("road", "tokenizer", "data", "prompts"):
+        refuse(lambda given, name=name: roadint.evaluate(**{"road": road, "tokenizer": tokenizer, name: given}), [3, True, b"x"])
+    refuse(lambda given: roadint.evaluate(road, tokenizer, compose=given), [3, True, "c", ["c"]])
+
+
+def test_looks_inside_take_one_composition_too(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces={"german": "[0, d)"}))
+    assert [each.composition for each in next_tokens(road, tokenizer, "hi", "german")] == ["german"]
+    assert len(logit_lens(road, tokenizer, "hi", "german")) == 1
+    for look in (next_tokens, logit_lens):
+        refuse(lambda given, look=look: look(road, tokenizer, "hi", given), [[], (), 3, b"x", Subspace(((0, 2),))])
+    refuse(lambda count: next_tokens(road, tokenizer, "hi", ["german"], count=count), [None, 0, -1, 10**9, "3"])
+
+
+def test_folders_of_other_libraries(llama: PreTrainedModel, tmp_path: Path) -> None:
+    road = roadint.add_linear_road(llama, name="math")
+    refuse(lambda given: peft.export(road, given), [None, "", 3, "\0", str(tmp_path / ("x" * 300))])
+    refuse(lambda given: peft.export(road, tmp_path, given), [[], bytearray(b"math"), "mat"])
+    refuse(lambda given: peft.export(given, tmp_path), [None, llama])
+    assert not list(tmp_path.iterdir())
+    refuse(lambda given: peft.load(given, tmp_path), [None, llama])
+    refuse(lambda given: pyvene.load(given, llama), [None, "", 3, "\0", "a\nb", "x" * 5000])
+    refuse(lambda given: roadint.pyvene_config(given, RoadIntervention(layer=1)), [None, 3])
+    refuse(lambda given: roadint.pyvene_config(llama, given), [None, 3, [], [None]])
+
+
+def test_sources_of_rows() -> None:
+    refuse(lambda given: Recipe.load(given), [None, "", 3, "a\nb", "\0"])
+    refuse(lambda given: Recipe.load("composition", given), [3, "lr=1", np.array([1, 2])])
+    refuse(lambda given: load_prompts(given), [None, "", 3, "\0"])
+    refuse(lambda seed: load_rows("bundled:german", 2, seed), [1.5, "1", True, 1j])

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 from roadint.basis import BasisKind
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files import is_file
+from roadint.files import is_file, path_of
 from roadint.kinds import kind_of
 from roadint.linear.targets import ALL_LINEAR
 from roadint.model import RoadModel
@@ -96,8 +96,8 @@ class Recipe:
     def load(cls, name: "str | Path | Recipe", overrides: Mapping[str, Any] | None = None) -> "Recipe":
         """A preset ("composition", "composition-paper") or a YAML file, with overrides. Raises RoadError for what doesn't fit."""
         if isinstance(name, Recipe):
-            return name.override(overrides or {})
-        path = Path(str(name))
+            return name.override({} if overrides is None else overrides)
+        path, name = path_of("recipe", name), str(name)
         if path.suffix not in (".yaml", ".yml"):
             path = _PRESETS / f"{name}.yaml"
         if not is_file(path):
@@ -109,7 +109,7 @@ class Recipe:
         content = read_yaml(path, "recipe")
         if not isinstance(content, (Mapping, type(None))):
             raise RoadError(f"recipe {quoted(str(path))} is a {type(content).__name__}: expected a mapping of settings")
-        return cls().override(content or {}).override(overrides or {})
+        return cls().override(content or {}).override({} if overrides is None else overrides)
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The same recipe with some settings changed; texts are read as YAML. Raises RoadError for an unknown name or type."""
