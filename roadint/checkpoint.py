@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.files import candidates, make_folder, write_pair
+from roadint.files import candidates, make_folder, path_of, write_pair
 from roadint.kinds import kind_of
 from roadint.layers import find_layers, text_config, width_of
 from roadint.linear.road import LinearRoad
@@ -122,7 +122,7 @@ def save(
 
     about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [(f"{index}.", each) for index, each in enumerate(interventions)]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
     for _, each in parts:

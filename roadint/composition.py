@@ -65,10 +65,14 @@ def parse_rows(compose: CompositionLike | Sequence[CompositionLike], rows: int, 
 
 def _order(names: Iterable[str]) -> dict[str, int]:
     """Name → its place."""
-    if not isinstance(names, Iterable) or isinstance(names, str):
+    try:
+        listed = iter(() if isinstance(names, str) else names)
+    except TypeError:  # arrays without a dimension say that they are iterable
+        listed = None
+    if listed is None or isinstance(names, str):
         raise RoadError(f"names {quoted(names)} are not understood: expected those of the subspaces, such as ['german', 'english']")
     order: dict[str, int] = {}
-    for name in names:
+    for name in listed:
         if not isinstance(name, str):
             raise RoadError(f"name {quoted(name)} of a subspace is no text: expected one such as 'german'")
         order.setdefault(name, len(order))

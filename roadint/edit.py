@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.composition import Composition
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.partial import Enough
 from roadint.passes import Passes
 from roadint.position import Position, Tokens
@@ -69,6 +69,7 @@ class Edit:
             learned = None if learning is None else intervention.strengths(learning) != 0
             taken = None
             if source is not None:
+                _check_source(source, intervention)
                 where = position.edited(self._rank, self._prompt_length) & acting[:, None]
                 taken = Taken.of(source, where, position.after_prompt, intervention.layer)
             rows = intervention.rows(strengths, learned)
@@ -219,3 +220,19 @@ class _Site:
     acts: bool
     taken: Taken | None
     passed: list[int] = field(default_factory=lambda: [0])
+
+
+def _check_source(source: Any, intervention: SubspaceIntervention) -> None:
+    """Raises RoadError for what are no hidden states of each row."""
+    rows = list(source) if isinstance(source, (list, tuple)) or (torch.is_tensor(source) and source.ndim > 1) else [None]
+    for row in rows:
+        if not torch.is_tensor(row) or row.ndim not in (1, 2) or row.shape[-1] != intervention.width or row.is_meta:
+            given = (
+                f"shape {tuple(row.shape)}"
+                if torch.is_tensor(row)
+                else quoted(row if isinstance(source, (list, tuple)) else source)
+            )
+            raise RoadError(
+                f"the source at layer {intervention.layer} has {given} for a row: "
+                f"expected hidden states [tokens, {intervention.width}] or [{intervention.width}], as collect returns them"
+            )

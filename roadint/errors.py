@@ -44,7 +44,7 @@ def first_line(error: BaseException) -> str:
 def quoted(value: object) -> str:
     """The `repr` of what was given, in one line of at most 100 characters, and without ever making a longer one."""
     try:
-        return _cut(_short.repr(value))
+        return _cut(" ".join(_short.repr(value).splitlines()))
     except Exception:  # a foreign __repr__
         return f"<{type(value).__name__}>"
 

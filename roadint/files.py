@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from roadint.errors import RoadError, first_line, quoted
 
@@ -166,6 +167,13 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def path_of(what: str, given: Any) -> Path:
+    """A path that was given, as `what` ("out"). Raises RoadError for what is none, or blank."""
+    if not isinstance(given, (str, os.PathLike)) or not str(given).strip():
+        raise RoadError(f"{what} {quoted(given)} is no path: expected a folder such as 'runs/german-english'")
+    return Path(given)
 
 
 def is_file(path: Path) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from roadint.errors import RoadError, quoted
 from roadint.layers import cached_columns, text_config
-from roadint.prompt import Template, batch_prompts, check_template
+from roadint.prompt import Template, batch_prompts, check_template, check_tokenizer, listed_prompts
 
 Prompts = str | Sequence[str] | Mapping[str, Tensor]  # instructions, or the model's own inputs
 
@@ -17,9 +17,8 @@ def tokens_of(tokenizer: Any, prompts: Prompts, template: Template, device: torc
     """The model's inputs for prompts, padded on the left; a mapping of inputs as it is. Raises RoadError where there is none."""
     if isinstance(prompts, Mapping):
         return dict(prompts)
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not listed:
-        raise RoadError("no prompts given: expected at least one")
+    listed = listed_prompts(prompts)
+    check_tokenizer(tokenizer)
     batch = batch_prompts(tokenizer, check_template(template, tokenizer), listed)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -27,8 +26,12 @@ def tokens_of(tokenizer: Any, prompts: Prompts, template: Template, device: torc
 def shape_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
     """(rows, columns) of the tokens. Raises RoadError where there are none."""
     for name in ("input_ids", "inputs_embeds", "inputs"):
-        if inputs.get(name) is not None:
-            return int(inputs[name].shape[0]), int(inputs[name].shape[1])
+        given = inputs.get(name)
+        if given is None:
+            continue
+        if not torch.is_tensor(given) or given.ndim < 2:
+            raise RoadError(f"{name} is {quoted(given)}: expected a tensor, [rows, columns]")
+        return int(given.shape[0]), int(given.shape[1])
     raise RoadError("no input given: expected input_ids=… or inputs_embeds=…")
 
 

@@ -46,6 +46,9 @@ class Projection:
         return difference
 
 
+_MOST_STAGES = 1000
+
+
 class RoadInterchange(SubspaceIntervention):
     """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component, S by each row's own subspaces.
 
@@ -103,11 +106,13 @@ class RoadInterchange(SubspaceIntervention):
             max_number_of_units=max_number_of_units,
             **kwargs,
         )
-        if not isinstance(stages, int) or stages < 1:
-            raise RoadError(f"stages={quoted(stages)}: expected a count of at least 1, such as log2 of the width")
+        if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= _MOST_STAGES:
+            raise RoadError(
+                f"stages={quoted(stages)}: expected a count of at least 1, such as log2 of the width, and at most {_MOST_STAGES}"
+            )
         self.stages = stages
         self._default: RowsOfBlock = "first" if stages == 1 else "both"
-        chosen = "explicit" if subspace_partition is not None else rows or self._default
+        chosen = "explicit" if subspace_partition is not None else self._default if rows is None else rows
         self.rows_of_block = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self._subspaces, chosen)
         for name, each in self.rows_of_block.items():
             check_known("rows", each, get_args(RowsOfBlock))
@@ -250,7 +255,7 @@ def _states(source: Any) -> Tensor:
     """A constant source as float32. Raises RoadError where it is none."""
     try:
         states = torch.as_tensor(source, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # of all kinds, by what was given
         raise RoadError(f"source_representation {quoted(source)}: expected hidden states, [width]") from None
     if not states.ndim:
         raise RoadError(f"source_representation {quoted(source)}: expected hidden states, [width]")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.composition import Composition, CompositionLike
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.layers import text_config
 from roadint.model import RoadModel
 from roadint.prompt import Template, batch_prompts, check_template
@@ -43,6 +43,10 @@ def next_tokens(
 
     Raises RoadError for bad input.
     """
+    compositions = _listed(compositions)
+    most = int(text_config(road.model).vocab_size)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+        raise RoadError(f"count={quoted(count)}: expected how many tokens to tell, from 1 to {most}")
     inputs = _repeated(road, tokenizer, prompt, 1 + len(compositions), template)
     with torch.no_grad():
         logits = road(compose=[None, *compositions], **inputs, **_last_alone(road.model)).logits[:, -1].float()
@@ -69,6 +73,7 @@ def logit_lens(
 
     Layers' outputs go through the model's own final norm and head (nostalgebraist 2020). Raises RoadError where a model has none.
     """
+    compositions = _listed(compositions)
     norm, head = _final_norm(road.model), road.model.get_output_embeddings()  # type: ignore[operator]
     inputs = _repeated(road, tokenizer, prompt, len(compositions), template)
     with torch.no_grad():
@@ -80,6 +85,14 @@ def logit_lens(
         [(tokenizer.decode([int(layer.indices[row])]), float(layer.values[row])) for layer in rows]
         for row in range(len(compositions))
     ]
+
+
+def _listed(compositions: Any) -> list[CompositionLike]:
+    """One composition, or several, as a list. Raises RoadError where there is none."""
+    listed = list(compositions) if isinstance(compositions, (list, tuple)) else [compositions]
+    if not listed:
+        raise RoadError("no compositions given: expected at least one, such as ['german']")
+    return listed
 
 
 def _repeated(road: RoadModel, tokenizer: Any, prompt: str, rows: int, template: Template | None) -> dict[str, Tensor]:

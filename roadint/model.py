@@ -32,7 +32,7 @@ from roadint.linear.merge import Merged, merge
 from roadint.partial import Resumed
 from roadint.passes import Acting, Passes, edited
 from roadint.position import Position, PositionLike, Tokens, parse_positions
-from roadint.prompt import Template, batch_prompts, check_template, generation_inputs
+from roadint.prompt import Template, batch_prompts, check_template, check_tokenizer, generation_inputs, listed_prompts
 from roadint.roads import Placed, Roads
 from roadint.site import SubspaceIntervention
 
@@ -101,7 +101,9 @@ class RoadModel(Roads):
         with self._gate.call():
             placed = self._placed()
             compositions = self._parse(placed, compose, rows)
-            learned = None if learning == ALL else parse_rows(learning, rows, placed.names)
+            learned = None if isinstance(learning, str) and learning == ALL else parse_rows(learning, rows, placed.names)
+            if resumed is not None and not isinstance(resumed, Resumed):
+                raise RoadError(f"resumed={quoted(resumed)}: expected a roadint.partial.Resumed, or None")
             plain = self.model if resumed is None else resumed.of(self.model)
             model = plain
             if any(composition.terms for composition in compositions):
@@ -167,9 +169,9 @@ class RoadModel(Roads):
             return self.generate_tokens(compose=compose, sources=sources, **as_tokens(tokenizer, template, generation))
         if isinstance(prompts, str):
             prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
-        if not prompts:
-            raise RoadError("no prompts given: expected at least one")
-        chosen = check_template(template or self.template, tokenizer)
+        prompts = listed_prompts(prompts)
+        check_tokenizer(tokenizer)
+        chosen = check_template(self.template if template is None else template, tokenizer)
         batch = generation_inputs(tokenizer, chosen, prompts)
         columns = batch["input_ids"].shape[1]
         settings = generation_settings(tokenizer, generation, DECODING)
@@ -215,6 +217,8 @@ class RoadModel(Roads):
         takes = [site.takes_source for site in placed.sites]
         if not any(takes):
             raise RoadError("no intervention takes a source: expected a RoadInterchange among them")
+        if not isinstance(source, (str, Mapping, list, tuple)):
+            raise RoadError(f"source {quoted(source)}: expected prompts, or for each interchange prompts, tokens or None")
         several = not isinstance(source, (str, Mapping)) and not all(isinstance(each, str) for each in source)
         given: list[Any] = list(source) if several else [source] * sum(takes)
         if len(given) != sum(takes):
@@ -224,7 +228,8 @@ class RoadModel(Roads):
 
         def read_source(prompts: Prompts, taken: Sequence[Source | None]) -> list[list[Tensor]]:
             tokens = self._tokens(tokenizer, prompts, template)
-            return self._read(placed, tokens, source_positions or positions, compositions, positions, taken)
+            where = positions if source_positions is None else source_positions
+            return self._read(placed, tokens, where, compositions, positions, taken)
 
         with self._gate.call():
             sources = gather(takes, given, mode, read_source)
@@ -243,7 +248,8 @@ class RoadModel(Roads):
         with self._gate.change("merging adapters into the weights"):
             if self._merged:
                 raise RoadError(f"adapters are merged already, as '{self._merged.composition}': unmerge() first")
-            composition = Composition.parse(compose, list(self.adapters) if compose == ALL else self.names)
+            everything = isinstance(compose, str) and compose == ALL
+            composition = Composition.parse(compose, list(self.adapters) if everything else self.names)
             for name, _ in composition.terms:
                 if name not in self.adapters:
                     raise RoadError(
@@ -287,14 +293,15 @@ class RoadModel(Roads):
 
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
         """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
-        chosen = check_template(template or self.template, tokenizer)
+        check_tokenizer(tokenizer)
+        chosen = check_template(self.template if template is None else template, tokenizer)
         ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0]
         text = describe.describe(self.sites, [tokenizer.decode([token]) for token in ids.tolist()])
         print(text)
         return text
 
     def _tokens(self, tokenizer: Any, prompts: Prompts, template: Template | None) -> dict[str, Tensor]:
-        return tokens_of(tokenizer, prompts, template or self.template, self.device)
+        return tokens_of(tokenizer, prompts, self.template if template is None else template, self.device)
 
     def _read(
         self,
@@ -330,6 +337,8 @@ class RoadModel(Roads):
     ) -> list[Acting]:
         """What interventions and adapters do in a call, each row by its composition."""
         edits: list[Acting] = []
+        if sources is not None and not isinstance(sources, (list, tuple)):
+            raise RoadError(f"sources {quoted(sources)}: expected a list, for each intervention what collect returns, or None")
         if sources is not None and len(sources) != len(placed.sites):
             raise RoadError(
                 f"{len(sources)} sources for {len(placed.sites)} interventions: expected one each, None where none is taken"

@@ -114,7 +114,7 @@ def load(
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError):
+    except Exception:  # of all kinds, by what was given
         raise RoadError(f"device {quoted(device)} is unknown: expected 'cpu', 'cuda', 'cuda:1' and the like") from None
 
 

@@ -1,6 +1,6 @@
 """From an instruction to the tokens of a prompt: the same in training and at inference, up to the last position."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +29,12 @@ def check_template(template: str, tokenizer: Any | None = None) -> Template:
             f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'"
         )
     return template  # type: ignore[return-value]
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises RoadError for what tokenises nothing."""
+    if not callable(tokenizer):
+        raise RoadError(f"tokenizer {quoted(tokenizer)} is none: expected the model's, as roadint.load returns it")
 
 
 def render(template: Template, instruction: str, tokenizer: Any, given: str = "") -> str:
@@ -83,6 +89,17 @@ def _cut(tokenizer: Any, text: str, ids_of: Callable[[str], list[int]], max_leng
             return ids
         keep -= len(ids) - max_length
     return None
+
+
+def listed_prompts(prompts: Any) -> list[Any]:
+    """One prompt, or several, as a list. Raises RoadError where there is none, or what is given is no list."""
+    listed = [prompts] if isinstance(prompts, str) else prompts
+    if isinstance(listed, (bytes, bytearray, Mapping)) or not isinstance(listed, Iterable) or getattr(listed, "shape", None) == ():
+        raise RoadError(f"prompts {quoted(prompts)} are not understood: expected text, or a list of texts")
+    found = list(listed)
+    if not found:
+        raise RoadError("no prompts given: expected at least one")
+    return found
 
 
 def check_text(what: str, text: object) -> None:

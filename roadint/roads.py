@@ -1,5 +1,6 @@
 """What lies on a model: interventions at hidden states and adapters on linear layers; placed, named, added, removed, kept."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Roads(Hosted):
         self._merged: Merged | None = None
         self._paths: dict[tuple[int, str], str] = {}  # of the sites: (layer, component) → module
         self.interventions, self.linear = nn.ModuleList(), nn.ModuleList()
-        self._place([interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions))
+        self._place(listed_interventions(interventions))
         if not isinstance(capacity, int) or capacity < 1:
             raise RoadError(f"capacity={quoted(capacity)}: expected how many compositions of adapters are held ready, at least 1")
         self.capacity = capacity
@@ -130,10 +131,10 @@ class Roads(Hosted):
         """
         layout = find_targets(self.model, targets, exclude, layers)
         embeddings = [path for path in layout.paths if isinstance(self.model.get_submodule(path), nn.Embedding)]
-        if lora_rank and embeddings:
+        if embeddings and isinstance(lora_rank, int) and lora_rank:
             raise RoadError(f"{embeddings[0]} is an embedding, beside which no LoRA is possible: expected linear layers alone")
         modules = dict(self.model.named_modules())
-        wanted = [heads] if isinstance(heads, str) else list(heads)
+        wanted = _named("heads", heads)
         for each in wanted:
             if each not in modules:
                 near = [path for path in modules if path.endswith(f".{each}")] or list(modules)
@@ -171,7 +172,7 @@ class Roads(Hosted):
             raise RoadError(
                 f"adapters are merged into the weights, as '{self._merged.composition}': unmerge() before one is removed"
             )
-        if name not in self.adapters:
+        if not isinstance(name, str) or name not in self.adapters:
             raise RoadError(
                 f"no adapter {quoted(name)}: expected one of {listing(self.adapters)}{did_you_mean(name, self.adapters)}"
             )
@@ -196,10 +197,13 @@ class Roads(Hosted):
         }
         if adapters is None:
             return checkpoint.save(folder, self.sites, about, list(self.adapters.values()))
-        for name in adapters:
+        chosen = _named("adapters", adapters)
+        if not chosen:
+            raise RoadError(f"adapters={quoted(adapters)} names no adapter to save: expected some of {listing(self.adapters)}")
+        for name in chosen:
             if name not in self.adapters:
                 raise RoadError(f"no adapter {quoted(name)} to save: expected one of {listing(self.adapters)}")
-        return checkpoint.save(folder, [], about, [self.adapters[name] for name in adapters])
+        return checkpoint.save(folder, [], about, [self.adapters[name] for name in chosen])
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path | Mapping[str, str | Path], model: nn.Module) -> "Self":
@@ -212,6 +216,8 @@ class Roads(Hosted):
         if not checkpoints:
             raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
         label, first = next(iter(checkpoints.items()))
+        if several:
+            _check_label(label)
         saved = checkpoint.read_for(model, first)
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
@@ -227,6 +233,7 @@ class Roads(Hosted):
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
         RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
         """
+        _check_label(label)
         if label in self._labels() or label in self.names:
             raise RoadError(f"label {quoted(label)} is taken: expected another one than {listing(self.names)}")
         saved = checkpoint.read_for(self.model, name_or_path)
@@ -239,7 +246,7 @@ class Roads(Hosted):
 
     def remove_checkpoint(self, label: str) -> None:
         """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`. Raises RoadError where nothing is."""
-        if not label or label not in self._labels():
+        if not isinstance(label, str) or not label or label not in self._labels():
             raise RoadError(f"no checkpoint {quoted(label)} to remove: the names are {listing(self.names)}")
         with self._changing:
             self.interventions = nn.ModuleList(site for site in self.sites if label_of(site) != label)
@@ -299,7 +306,7 @@ class Roads(Hosted):
             if device is not None:
                 adapter.to(device)
         with self._changing:
-            taken = {*subspace_names(self.sites), *self.adapters}
+            taken = {*subspace_names(self.sites), *self.adapters, *self._labels()}
             for adapter in adapters:
                 if adapter.name in taken:
                     raise RoadError(f"name {adapter.name!r} is taken: expected another one than {listing(taken)}")
@@ -331,3 +338,32 @@ class Roads(Hosted):
         with self._changing:
             self._paths = {**self._paths, **paths}
             self.interventions = nn.ModuleList([*self.interventions, *interventions])
+
+
+def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
+    """One intervention, or some of them, as a list. Raises RoadError for anything else."""
+    if isinstance(interventions, SubspaceIntervention):
+        return [interventions]
+    try:
+        listed = list(() if isinstance(interventions, (str, bytes, Mapping)) else interventions)
+    except TypeError:
+        listed = []
+    else:
+        if not isinstance(interventions, (str, bytes, Mapping)) and all(isinstance(each, SubspaceIntervention) for each in listed):
+            return listed
+    what = next((each for each in listed if not isinstance(each, SubspaceIntervention)), interventions)
+    raise RoadError(f"interventions are {quoted(what)}: expected a RoadIntervention or a list of such")
+
+
+def _named(what: str, names: Any) -> list[str]:
+    """One name, or several, as a list without repetitions. Raises RoadError for anything else."""
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(each, str) for each in listed):
+        raise RoadError(f"{what}={quoted(names)}: expected a name, or a list of names")
+    return list(dict.fromkeys(listed))
+
+
+def _check_label(label: object) -> None:
+    """Raises RoadError for what can't stand behind the @ of a name."""
+    if not isinstance(label, str) or not re.fullmatch(r"\w{1,100}", label) or label in (ALL, "none"):
+        raise RoadError(f"label {quoted(label)} of a checkpoint is not a plain word: expected letters, digits and '_', such as 'a'")

@@ -51,11 +51,9 @@ def group_size(pairing: Pairing, width: int) -> int:
     """
     if width < 2 or width % 2:
         raise RoadError(f"width {width} is odd or too small: rotations need pairs of dimensions, so an even width")
-    if pairing == "adjacent":
-        return 2
-    if pairing == "half":
-        return width
-    if isinstance(pairing, int) and pairing >= 2 and pairing % 2 == 0 and width % pairing == 0:
+    if isinstance(pairing, str) and pairing in ("adjacent", "half"):
+        return 2 if pairing == "adjacent" else width
+    if isinstance(pairing, int) and not isinstance(pairing, bool) and pairing >= 2 and pairing % 2 == 0 and width % pairing == 0:
         return pairing
     raise RoadError(f"pairing {quoted(pairing)} does not fit width {width}: expected 'adjacent', 'half' or an even divisor of it")
 

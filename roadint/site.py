@@ -75,6 +75,8 @@ class SubspaceIntervention(Sited, KeepsPrecision, TrainableIntervention, Distrib
                 )
         if sum(given is not None for given in (subspace, subspaces, subspace_partition)) > 1:
             raise RoadError("subspace, subspaces and subspace_partition say the same thing: expected only one of them")
+        if subspaces is not None and (not isinstance(subspaces, Mapping) or not subspaces):
+            raise RoadError(f"subspaces {quoted(subspaces)}: expected at least one by name, such as {{'german': '[0, d/2)'}}")
         # Where neither is said, a pyvene configuration may say it; without one it is the first layer's output.
         self._said = {name for name, given in (("layer", layer), ("component", component)) if given is not None}
         self.layer = 0 if layer is None else layer_index(layer)

@@ -77,6 +77,7 @@ class Subspace:
         Raises RoadError where the form is unknown or has two meanings, a boundary is odd or outside the width, ranges overlap or
         nothing is left.
         """
+        _check_sizes(width, unit)
         dims = list(_dim_ranges(spec, width, unit))
         if not dims:
             raise RoadError(f"subspace {quoted(spec)} is empty: expected at least one range such as '[0, d/2)'")
@@ -91,7 +92,13 @@ class Subspace:
     @classmethod
     def from_dims(cls, dims: Iterable[int], width: int, unit: int = 2) -> "Subspace":
         """The subspace of these dimensions, in any order; they must make up whole blocks (RoadError)."""
-        return cls.parse([range(start, end) for start, end in _runs(sorted({_dim(dim) for dim in dims}))], width, unit)
+        _check_sizes(width, unit)
+        chosen: set[int] = set()
+        for dim in _each(dims):
+            if not 0 <= _dim(dim) < width:  # at once: there may be no end of them
+                raise RoadError(f"dimension {quoted(dim)} is outside the width: expected 0 to {width - 1}")
+            chosen.add(_dim(dim))
+        return cls.parse([range(start, end) for start, end in _runs(sorted(chosen))], width, unit)
 
     @property
     def blocks(self) -> list[int]:
@@ -116,6 +123,7 @@ class Partition(Mapping[str, Subspace]):
         """Raises RoadError where there is none, a name is no plain word, or two subspaces share a block."""
         if not isinstance(subspaces, Mapping) or not subspaces:
             raise RoadError(f"no subspaces given, but {quoted(subspaces)}: expected at least one, such as {{'german': '[0, d/2)'}}")
+        _check_sizes(width, unit)
         for name in subspaces:
             check_name(name)
         self.width, self.unit = width, unit
@@ -276,6 +284,20 @@ def _dim(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise RoadError(f"dimension {quoted(value)} is no index: expected an integer") from None
+
+
+def _each(dims: Any) -> Iterator[Any]:
+    try:
+        return iter(dims)
+    except TypeError:
+        raise RoadError(f"dimensions {quoted(dims)} are not understood: expected a list of integers") from None
+
+
+def _check_sizes(width: Any, unit: Any) -> None:
+    if not _is_integer(width) or not 1 <= width <= _LARGEST:
+        raise RoadError(f"width {quoted(width)} is no count of dims: expected an integer from 1 to {_LARGEST:,}")
+    if not _is_integer(unit) or not 1 <= unit <= width:
+        raise RoadError(f"unit {quoted(unit)} of a subspace is no count of dims: expected 2, or 1 for single rows")
 
 
 def _is_integer(value: object) -> bool:

@@ -24,7 +24,7 @@ import datasets
 
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files import is_file, is_folder
+from roadint.files import is_file, is_folder, path_of
 
 Row = dict[str, str]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -60,6 +60,7 @@ def check_sources(sources: Mapping[str, Source], limit: int | None = None) -> No
 def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
     """One prompt a line, from "bundled:prompts", "bundled:prompts_paper" (the paper's nine) or a text file. Raises RoadError."""
     _check_limit("max_prompts", limit)
+    path_of("prompts", source)
     bundled = str(source).removeprefix("bundled:")
     path = _bundled(bundled, ".txt") if bundled != str(source) else Path(str(source))
     prompts: list[str] = []
@@ -114,6 +115,8 @@ def _bundled(name: str, suffix: str) -> Path:
 def _collect(source: Source, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
     """The rows, and a line about those that were skipped, or an empty one."""
     _check_limit("rows", limit)
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
     name, raw, form = _open(source)
     draw = None if seed is None else random.Random(seed)
     rows: list[Row] = []

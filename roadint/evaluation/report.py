@@ -5,7 +5,7 @@ from typing import Any
 
 from roadint.composition import Composition, CompositionLike
 from roadint.data.sources import Row, Source, load_prompts, load_rows
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.evaluation.answers import answer_all, degeneration, is_list
 from roadint.evaluation.divergence import divergence
 from roadint.evaluation.language import language_of, shares_of
@@ -13,6 +13,7 @@ from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import embeds, on_topic
 from roadint.model import RoadModel
+from roadint.prompt import check_tokenizer, listed_prompts
 
 DEV = {"german": "bundled:german_dev", "english": "bundled:english_dev", "cross": "bundled:cross_dev"}
 UNRELATED = "bundled:unrelated"
@@ -50,9 +51,15 @@ def evaluate(
     and "answers": [{prompt, composition, text, language, on_topic, degenerate}].
     Raises RoadError for sources or compositions that can't be read.
     """
-    compositions = road.compositions() if compose is None else [Composition.parse(each, road.names) for each in compose]
+    if not isinstance(road, RoadModel):
+        raise RoadError(f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model, …), or one from a checkpoint")
+    check_tokenizer(tokenizer)
+    wanted: Sequence[Any] = compose if isinstance(compose, (list, tuple)) else [compose]
+    compositions = road.compositions() if compose is None else [Composition.parse(each, road.names) for each in wanted]
+    if data is not None and not isinstance(data, Mapping):
+        raise RoadError(f"data {quoted(data)}: expected a mapping of names to sources, such as {{'german': 'german.jsonl'}}")
     sets = {name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()}
-    asked = load_prompts("bundled:prompts_paper") if prompts is None else list(prompts)
+    asked = load_prompts("bundled:prompts_paper") if prompts is None else listed_prompts(prompts)
     if not asked or not compositions:
         raise RoadError("nothing to evaluate: expected at least one prompt and one composition")
     compositions = list(dict.fromkeys(compositions))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from roadint.checkpoint import folder_of
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files import make_folder, write_pair
+from roadint.files import is_file, make_folder, path_of, write_pair
 from roadint.linear.road import LinearRoad
 from roadint.linear.targets import layout_of
 from roadint.rotation import Variant, parameter_shape
@@ -55,6 +55,7 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
     Every variant and group_size; what `modules_to_save` kept becomes the adapter's heads. Logits are PEFT's.
     Raises RoadError, and changes nothing, where it is no RoAd, is damaged, or does not fit the model.
     """
+    _check_road(road)
     folder = folder_of(name_or_path, (CONFIG, TENSORS))
     config = _read_config(folder)
     variant, group = config.get("variant", "road_1"), config.get("group_size", 64)  # PEFT's own defaults
@@ -109,9 +110,10 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     interventions, a LoRA beside the rotations, Conv1D and embeddings, pairs by halves of layers of several widths; and where the
     folder holds an adapter of other targets, variant or base model.
     """
+    _check_road(road)
     if name is None and len(road.adapters) == 1:
         name = next(iter(road.adapters))
-    if name not in road.adapters:
+    if not isinstance(name, str) or name not in road.adapters:
         raise RoadError(f"no adapter {quoted(name)} to export: expected one of {listing(road.adapters) or 'none'}")
     adapter = road.adapters[name]
     if adapter.lora_rank:
@@ -142,15 +144,20 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
         "task_type": None,
     }
     _check_names(road.model, adapter)
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     said = json.dumps(config, indent=2) + "\n"
     payload = safetensors.torch.save(tensors, {"format": "pt"})
-    if (folder / CONFIG).is_file() and (folder / CONFIG).read_bytes() != said.encode():
+    if is_file(folder / CONFIG) and (folder / CONFIG).read_bytes() != said.encode():
         # PEFT could not tell new tensors beside the old config, as a kill would leave them, from a whole checkpoint.
         raise RoadError(f"{folder} holds another adapter, whose {CONFIG} is not this one's: expected a new folder")
     make_folder(folder)
     write_pair(folder / TENSORS, payload, folder / CONFIG, said)
     return len(payload) + len(said)
+
+
+def _check_road(road: Any) -> None:
+    if not hasattr(road, "adapters"):
+        raise RoadError(f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model), or what add_linear_road returns")
 
 
 def as_peft(values: Tensor, variant: Variant, group: int) -> Tensor:

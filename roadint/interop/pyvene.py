@@ -10,9 +10,11 @@ from torch import nn
 
 from roadint._pyvene import get_dimension_by_component, pyvene
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
+from roadint.files import is_file, path_of
 from roadint.kinds import KINDS
-from roadint.layers import site_path, width_of
+from roadint.layers import check_model, site_path, width_of
 from roadint.placing import register
+from roadint.roads import listed_interventions
 from roadint.site import SubspaceIntervention
 
 __all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]
@@ -29,10 +31,8 @@ def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequen
     Interventions without a width get the model's, and a model type that pyvene does not know (Gemma 3, Qwen 3, …) is
     registered. Layers count from 0, as in pyvene. pyvene's `unit_locations` say the position there. Raises RoadError.
     """
-    listed = [interventions] if isinstance(interventions, SubspaceIntervention) else list(interventions)
-    for each in listed:
-        if not isinstance(each, SubspaceIntervention):
-            raise RoadError(f"{quoted(each)} is no intervention: expected a RoadIntervention")
+    check_model(model)
+    listed = listed_interventions(interventions)
     if not listed:
         raise RoadError("no interventions given: expected at least one RoadIntervention")
     register(model)
@@ -53,7 +53,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     classes: intervention classes of your own that the folder may name. Those of roadint and pyvene are known; nothing else that
     the folder names is imported or called, unlike in pyvene's own `load`. Raises RoadError where the folder holds no such model.
     """
-    config = _read_config(Path(folder))
+    config = _read_config(path_of("folder", folder))
     known = _known([*vars(pyvene).values(), *KINDS.values()])
     kinds = [_class_of(name, known, classes) for name in _listed(config, "intervention_types")]
     representations = [_representation(each) for each in _listed(config, "representations")]
@@ -101,8 +101,8 @@ def _fill(folder: str | Path, key: str, intervention: Any, constant: Any, width:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise RoadError(f"{folder} holds no pyvene model: expected a config.json, as IntervenableModel.save writes it")
+    if not is_file(folder / "config.json"):
+        raise RoadError(f"{quoted(str(folder))} holds no pyvene model: expected a config.json, as IntervenableModel.save writes it")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

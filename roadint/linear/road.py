@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,8 +73,11 @@ class LinearRoad(KeepsPrecision):
         self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
         self.subspace = None if subspace is None else _as_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held(), persistent=False)
-        if not isinstance(lora_rank, int) or lora_rank < 0:
-            raise RoadError(f"lora_rank={quoted(lora_rank)}: expected a count, 0 for no LoRA")
+        most = max(1024, *layout.widths, *layout.inputs)
+        if not isinstance(lora_rank, int) or isinstance(lora_rank, bool) or not 0 <= lora_rank <= most:
+            raise RoadError(f"lora_rank={quoted(lora_rank)}: expected a count up to {most}, 0 for no LoRA")
+        if lora_alpha is not None and not (_is_number(lora_alpha) and abs(lora_alpha) < 1e38):
+            raise RoadError(f"lora_alpha={quoted(lora_alpha)}: expected a finite number, such as twice the rank")
         self.lora_rank, self.lora_alpha = lora_rank, float(lora_rank if lora_alpha is None else lora_alpha)
         self.register_parameter("lora_a", None)
         self.register_parameter("lora_b", None)
@@ -304,3 +308,7 @@ def commute(one: LinearRoad, other: LinearRoad) -> str | None:
             return f"{one.variant} and {other.variant} share blocks of {path} and do not commute"
     heads = set(one.head_paths) & set(other.head_paths)
     return f"both have a {next(iter(heads))} of their own" if heads else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -43,8 +43,10 @@ def find_targets(model: nn.Module, targets: Names = ALL_LINEAR, exclude: Names =
     Raises RoadError where nothing is selected, a name is unknown, or an output has an odd width.
     """
     known = {path: module for path, module in model.named_modules() if _is_target(module)}
-    chosen = set(_all_linear(model, known)) if targets == ALL_LINEAR else set(_matching("targets", targets, known))
-    chosen -= set(_matching("exclude", exclude, known)) if exclude else set()
+    everything = isinstance(targets, str) and targets == ALL_LINEAR
+    chosen = set(_all_linear(model, known) if everything else _matching("targets", targets, known))
+    nothing = exclude is None or (isinstance(exclude, (str, list, tuple)) and not exclude)
+    chosen -= set() if nothing else set(_matching("exclude", exclude, known))
     if layers is not None:
         chosen &= set(_inside(model, layers, known))
     paths = [path for path in known if path in chosen]
@@ -174,9 +176,9 @@ def _ends(path: str, names: Iterable[str]) -> bool:
 
 def _inside(model: nn.Module, layers: Iterable[int], known: Iterable[str]) -> list[str]:
     path, found = find_layers(model)
-    wanted = list(layers) if isinstance(layers, Iterable) else [layers]
+    wanted = list(layers) if isinstance(layers, (list, tuple, set, frozenset, range)) else [layers]
     for index in wanted:
-        if not isinstance(index, int):
+        if not isinstance(index, int) or isinstance(index, bool):
             raise RoadError(f"layers={quoted(layers)}: expected a list of indices, from 0 to {len(found) - 1}")
         if not 0 <= index < len(found):
             raise RoadError(f"layer {index} is outside the model: expected 0 to {len(found) - 1} (layers count from 0)")

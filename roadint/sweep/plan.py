@@ -14,7 +14,7 @@ from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.evaluation.language import check_language
 from roadint.evaluation.report import DEV
-from roadint.files import is_file
+from roadint.files import is_file, path_of
 from roadint.settings import Range, cast, read_yaml
 from roadint.training.recipe import Recipe, written
 
@@ -45,6 +45,8 @@ class Plan:
     @classmethod
     def load(cls, source: str, over: Mapping[str, Any] | None = None, **changes: Any) -> "Plan":
         """A sweep's YAML file, or a recipe with `over` given here. Raises RoadError for what doesn't fit, before anything runs."""
+        if not isinstance(source, Recipe):
+            path_of("sweep", source)
         content: dict[str, Any] = {"recipe": str(source) if isinstance(source, Path) else source}
         if Path(str(source)).suffix in (".yaml", ".yml") and is_file(Path(str(source))):
             read = read_yaml(Path(str(source)), "sweep")

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from roadint.basis import BasisKind
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files import is_file
+from roadint.files import is_file, path_of
 from roadint.kinds import kind_of
 from roadint.linear.targets import ALL_LINEAR
 from roadint.model import RoadModel
@@ -82,6 +83,8 @@ class Recipe:
     prefix_memory: float | None = None  # GB for it, then less is kept, or files are used; a quarter of what is free by default
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, cast(f"recipe setting {name}", getattr(self, name), hint))
         for name, expected in _RANGES.items():
             expected.check(f"recipe setting {name}", getattr(self, name))
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
@@ -93,8 +96,8 @@ class Recipe:
     def load(cls, name: "str | Path | Recipe", overrides: Mapping[str, Any] | None = None) -> "Recipe":
         """A preset ("composition", "composition-paper") or a YAML file, with overrides. Raises RoadError for what doesn't fit."""
         if isinstance(name, Recipe):
-            return name.override(overrides or {})
-        path = Path(str(name))
+            return name.override({} if overrides is None else overrides)
+        path, name = path_of("recipe", name), str(name)
         if path.suffix not in (".yaml", ".yml"):
             path = _PRESETS / f"{name}.yaml"
         if not is_file(path):
@@ -106,14 +109,14 @@ class Recipe:
         content = read_yaml(path, "recipe")
         if not isinstance(content, (Mapping, type(None))):
             raise RoadError(f"recipe {quoted(str(path))} is a {type(content).__name__}: expected a mapping of settings")
-        return cls().override(content or {}).override(overrides or {})
+        return cls().override(content or {}).override({} if overrides is None else overrides)
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The same recipe with some settings changed; texts are read as YAML. Raises RoadError for an unknown name or type."""
         if not isinstance(settings, Mapping):
             raise RoadError(f"recipe settings {quoted(settings)}: expected a mapping such as {{'lr': 1e-2}}")
         known = {each.name for each in fields(self)}
-        hints = get_type_hints(type(self))
+        hints = _hints()
         changed = {}
         for name, value in settings.items():
             if name not in known:
@@ -161,6 +164,12 @@ class Recipe:
         names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
         arguments = {name: getattr(self, name) for name in names}
         return [kind_of(self.kind)(layer=layer, **arguments) for layer in ([9] if self.layers is None else self.layers)]
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    """The types of the settings, by name."""
+    return {name: hint for name, hint in get_type_hints(Recipe).items() if name in {each.name for each in fields(Recipe)}}
 
 
 def written(subspace: Any) -> Any:

@@ -17,9 +17,9 @@ from roadint.composition import Composition
 from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files import write_whole
+from roadint.files import make_folder, path_of, write_whole
 from roadint.model import RoadModel
-from roadint.prompt import check_template, pad_id
+from roadint.prompt import check_template, check_tokenizer, pad_id
 from roadint.training import unfinished
 from roadint.training.arguments import arguments_of
 from roadint.training.axes import fit_axes
@@ -52,9 +52,15 @@ def train(
     overrides: single settings of the recipe, such as lr=1e-2.
     Raises RoadError for bad input, before anything is written.
     """
+    if not isinstance(road, RoadModel):
+        raise RoadError(f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model, …), or what add_linear_road returns")
+    check_tokenizer(tokenizer)
+    if kept is not None and not isinstance(kept, Kept):
+        raise RoadError(f"kept={quoted(kept)}: expected a roadint.training.trainer.Kept, or None")
     settings = Recipe.load(recipe, overrides)
     template = check_template(settings.template, tokenizer)
-    examples = _tokenize_all(road, tokenizer, data or settings.data, settings)
+    given = settings.data if data is None or (isinstance(data, Mapping) and not data) else data
+    examples = _tokenize_all(road, tokenizer, given, settings)
     check_fits(examples, road.model, pad_id(tokenizer))
     # A preset's companions, rates and strengths are for its own data sets and subspaces.
     lrs, strengths = (
@@ -77,7 +83,10 @@ def train(
         if name not in here:
             raise RoadError(f"companions name {quoted(name)}, which is no data set here: expected one of {listing(sorted(here))}")
     together(road, companions, settings.companion_rate)
-    folder = Path(out) if out is not None else None
+    folder = None
+    if out is not None:
+        folder = path_of("out", out)
+        make_folder(folder)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     last, identity = None, None
     if folder is not None:
@@ -148,8 +157,9 @@ def _taken_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> di
 
 
 def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], recipe: Recipe) -> list[Example]:
-    if not data:
-        raise RoadError("no data given: expected a mapping of compositions to sources, such as {'german': 'german.jsonl'}")
+    if not isinstance(data, Mapping) or not data:
+        what = "no data given" if isinstance(data, Mapping) or data is None else f"data {quoted(data)}"
+        raise RoadError(f"{what}: expected a mapping of compositions to sources, such as {{'german': 'german.jsonl'}}")
     examples = []
     for name, source in data.items():
         if not Composition.parse(name, road.names).terms:
