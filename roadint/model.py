@@ -13,7 +13,7 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
 from roadint.errors import RoadError, listing, quoted
 from roadint.exchange import Mode, gather, read
-from roadint.generation import check_generation, generation_settings
+from roadint.generation import check_generation, drafts, generation_settings
 from roadint.head import score
 from roadint.hosted import as_tokens, shows_model_arguments
 from roadint.inputs import (
@@ -140,7 +140,7 @@ class RoadModel(Roads):
             kept = kept_tokens({"input_ids": torch.empty(rows, columns), "attention_mask": kept}, self.model, self.device)
             with torch.no_grad():
                 edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
-                passes = Passes()
+                passes = Passes(drafted=drafts(self.model, inputs))
                 output = edited(self.model, edits, passes, inputs).generate(**inputs, disable_compile=True)  # type: ignore[operator]
                 passes.check()
                 return output

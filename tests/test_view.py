@@ -89,3 +89,55 @@ def test_compiled_code_does_not_go_by(compiled: str) -> None:
     assert ran == [1]
     torch.testing.assert_close(model(input_ids=IDS).logits, expected)
     assert ran == [1]
+
+
+def test_hooks_come_and_go_in_the_middle_of_a_call(llama: PreTrainedModel) -> None:
+    layer, calls = llama.model.layers[1], []
+
+    def once(module: nn.Module, *_: Any) -> None:
+        calls.append(module)
+        handle.remove()
+
+    handle = layer.register_forward_hook(once)
+    own = view(llama, {layer: [lambda *_: None]}, {layer: [lambda *_: None]})
+    own(input_ids=IDS)
+    own(input_ids=IDS)
+    assert calls == [layer]
+    kept = llama.register_forward_pre_hook(lambda module, args, kwargs: calls.append(module), with_kwargs=True)
+    own(input_ids=IDS)
+    kept.remove()
+    own(input_ids=IDS)
+    assert calls == [layer, llama]
+
+
+def test_backward_hooks_get_the_models_own_modules(llama: PreTrainedModel) -> None:
+    layer, seen = llama.model.layers[1], []
+    layer.register_full_backward_hook(lambda module, *_: seen.append(module))
+    layer.register_full_backward_pre_hook(lambda module, *_: seen.append(module))
+    view(llama, {layer: [lambda *_: None]})(input_ids=IDS).logits.sum().backward()
+    assert seen == [layer, layer]
+
+
+def test_a_compiled_module_inside_has_hooks_as_any(llama: PreTrainedModel) -> None:
+    expected, seen = llama(input_ids=IDS).logits, []
+    llama.model.layers[1] = torch.compile(llama.model.layers[1], backend="eager")
+    own = view(llama, {llama.model.layers[1]: [lambda *_: seen.append(1)]})
+    assert torch.equal(own(input_ids=IDS).logits, expected)
+    assert seen == [1]
+
+
+def test_what_a_forward_notes_for_the_next_one_stays_with_the_model(llama: PreTrainedModel) -> None:
+    plain = type(llama.model).forward
+
+    class Noting(type(llama.model)):  # type: ignore[misc]
+        shift: Any = None
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            self.shift = 1 if self.shift is None else self.shift + 1
+            return plain(self, *args, **kwargs)
+
+    llama.model.__class__ = Noting
+    for _ in range(2):
+        once = view(llama, {llama.model.layers[1]: [lambda *_: None]})
+        view(once, {once.model.layers[1]: [lambda *_: None]})(input_ids=IDS)
+    assert llama.model.shift == 2
