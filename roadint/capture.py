@@ -17,7 +17,7 @@ class Behind:
         self._module, self._before = module, dict(vars(copy))
 
     def capture(self, copy: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Where the call captures states, hook the model itself: a copy's hooks would lie on what it shares, more with each call."""
+        """Where the call captures states, hook the model itself: a copy's hooks would stay on what it shares, call by call."""
         if not vars(copy).get(_INSTALLED, False):
             _prepare_capture(self._module, kwargs)
             if vars(self._module).get(_INSTALLED, False):
