@@ -1,37 +1,30 @@
-"""What transformers' own models do to themselves while they run, and what of that has to reach the model behind a view's copy."""
+"""Hidden states, attentions and more that transformers captures with hooks, which it puts on a model at the first such call."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 _INSTALLED = "_output_capturing_hooks_installed"
 
 
-class Behind:
-    """Hooks of a copy, before and after its forward, that leave `module`, a transformers model, as a call of its own would."""
+class Capturing:
+    """A hook before the forward of a copy of `module`: where the call captures states, transformers hooks the model itself.
 
-    def __init__(self, module: nn.Module, copy: nn.Module) -> None:
-        self._module, self._before = module, dict(vars(copy))
+    A copy's hooks would stay on what it shares, call by call.
+    """
 
-    def capture(self, copy: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Where the call captures states, hook the model itself: a copy's hooks would stay on what it shares, call by call."""
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, copy: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before transformers asks whether the copy is hooked."""
         if not vars(copy).get(_INSTALLED, False):
             _prepare_capture(self._module, kwargs)
             if vars(self._module).get(_INSTALLED, False):
                 vars(copy)[_INSTALLED] = True
-
-    def keep(self, copy: nn.Module, args: Any, output: Any) -> None:
-        """Leave with the model what its forward notes for the next one, such as how far an image shifts the positions."""
-        for name, value in vars(copy).items():
-            if (
-                value is not self._before.get(name)
-                and not name.startswith("_")
-                and isinstance(value, (Tensor, int, float, type(None)))
-            ):
-                self._before[name] = vars(self._module)[name] = value
 
 
 def _prepare_capture(model: nn.Module, inputs: Mapping[str, Any]) -> None:

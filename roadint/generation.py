@@ -29,6 +29,21 @@ def generation_settings(tokenizer: Any, given: Mapping[str, Any], defaults: Mapp
     return chosen
 
 
+def check_room(settings: dict[str, Any], given: Mapping[str, Any], columns: int, positions: int | None) -> dict[str, Any]:
+    """The settings, with a default length that fits a model of few positions.
+
+    Raises RoadError where a prompt, or a length that was given, has more tokens than the model has positions.
+    """
+    if positions is None:
+        return settings
+    room, asked = positions - columns, given.get("max_new_tokens")
+    if room < 1 or (isinstance(asked, int) and asked > room):
+        told = f"a prompt of {columns} tokens" + ("" if room < 1 else f" and max_new_tokens={asked}")
+        raise RoadError(f"{told} for a model of {positions} positions: expected at most {positions} together")
+    length = settings.get("max_new_tokens")
+    return {**settings, "max_new_tokens": min(length, room)} if isinstance(length, int) else settings
+
+
 def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Raises RoadError for what runs the model on other tokens than the call's, in between."""
     scale = _setting("guidance_scale", model, settings)

@@ -13,7 +13,7 @@ from torch import nn
 
 from roadint.errors import RoadError
 from roadint.layers import CACHES, cached_columns, inner_model
-from roadint.view import After, view
+from roadint.view import After, Copy, view
 
 
 class Acting(Protocol):
@@ -104,10 +104,10 @@ class Passes:
         return end if columns <= end else 0
 
 
-def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Mapping[str, Any]) -> nn.Module:
+def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, copies: list[Copy] | None = None) -> nn.Module:
     """A view of the model whose forward passes carry the edits, each before the next at a module of several.
 
-    inputs: of the call, which may ask the model to capture states.
+    copies: gets the copies that were made; not kept in `passes`, which they lead to.
     """
     passes.edits = list(edits)
     passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in passes.edits)
@@ -120,4 +120,4 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
     begins = {inner, body} if isinstance(body, nn.Module) else {inner}
     for each in begins:
         after.setdefault(each, []).append(passes.end)
-    return view(model, after, {each: [passes.begin] for each in begins})
+    return view(model, after, {each: [passes.begin] for each in begins}, copies=copies)

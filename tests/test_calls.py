@@ -134,14 +134,12 @@ def test_wrapped_and_compiled_models_give_what_the_model_gives(wrapped: str, pha
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("cache", ["static", "dynamic", "quantized"])
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
 def test_compiled_caches_lose_nothing(cache: str) -> None:
     settings: dict[str, Any] = {"cache_implementation": cache} if cache != "dynamic" else {}
     if cache == "static":
         settings["compile_config"] = CompileConfig(backend="eager", fullgraph=False)
         settings["compile_config"]._compile_all_devices = True
-    elif cache == "quantized":
-        pytest.importorskip("optimum.quanto")
     torch._dynamo.reset()
     road = everywhere(build("llama"), "generated")
     randomised(road.add_adapter("x"), 3)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from transformers import PreTrainedModel
 
-from roadint.view import uncompiled, view
+from roadint.view import Copy, uncompiled, view
 from tests.conftest import build
 
 IDS = torch.arange(3, 12)[None]
@@ -126,18 +127,49 @@ def test_a_compiled_module_inside_has_hooks_as_any(llama: PreTrainedModel) -> No
     assert seen == [1]
 
 
-def test_what_a_forward_notes_for_the_next_one_stays_with_the_model(llama: PreTrainedModel) -> None:
-    plain = type(llama.model).forward
+class Noting(nn.Module):
+    """Keeps what it has seen, as some models keep where an image ended."""
 
-    class Noting(type(llama.model)):  # type: ignore[misc]
-        shift: Any = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen, self.last = nn.Linear(4, 4), 0, None
 
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            self.shift = 1 if self.shift is None else self.shift + 1
-            return plain(self, *args, **kwargs)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen, self.last = self.seen + 1, x
+        return self.inner(x)
 
-    llama.model.__class__ = Noting
-    for _ in range(2):
-        once = view(llama, {llama.model.layers[1]: [lambda *_: None]})
-        view(once, {once.model.layers[1]: [lambda *_: None]})(input_ids=IDS)
-    assert llama.model.shift == 2
+
+def test_what_a_model_notes_on_itself_can_be_written_back() -> None:
+    net = nn.Sequential(Noting())
+    copies: list[Copy] = []
+    plain = view(net, {net[0].inner: [lambda *_: None]})
+    own = view(plain, {plain[0].inner: [lambda *_: None]}, copies=copies)
+    x = torch.ones(1, 4)
+    own(x), own(x)
+    assert net[0].seen == 0
+    for each in copies:
+        each.write_back()
+    assert net[0].seen == 2
+    assert net[0].last is x
+    assert not any(isinstance(value, dict) and -1 in value for module in net.modules() for value in vars(module).values())
+
+
+@pytest.mark.parametrize("by", ["weight norm", "pruning"])
+def test_weights_that_hooks_make_before_each_forward(by: str) -> None:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(4, 4)
+    net = nn.Sequential(layer)
+    if by == "pruning":
+        prune.random_unstructured(layer, "weight", 0.5)
+        made_of = layer.weight_orig
+    else:
+        nn.utils.weight_norm(layer)
+        made_of = layer.weight_g
+    own = view(net, {layer: [lambda *_: None]})
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        made_of.mul_(3)
+    found = own(x)
+    torch.testing.assert_close(found, net(x))
+    found.sum().backward()
+    assert made_of.grad is not None
