@@ -145,6 +145,7 @@ def test_masks_and_lengths_that_do_not_fit_are_named(llama: PreTrainedModel) -> 
         ([5, 5], r"prompt_length \[5, 5\]: expected a tensor \[rows\] of integers, for 2 rows"),
         (torch.tensor([5]), "for 2 rows"),
         (torch.tensor([5.0, 5.0]), "of integers"),
+        (torch.tensor([True, False]), r"prompt_length tensor\(\[ True, False\]\): expected a tensor \[rows\] of integers"),
         (torch.tensor([5, 10]), r"prompt_length \[5, 10\]: expected at most the tokens that the mask keeps, \[9, 9\]"),
     ):
         with pytest.raises(RoadError, match=message):
@@ -154,6 +155,8 @@ def test_masks_and_lengths_that_do_not_fit_are_named(llama: PreTrainedModel) -> 
         ((torch.tensor([[0], [9]]), torch.tensor([5])), "scored: columns from 9 to 9: expected 0 to 8"),
         ((torch.tensor([[0], [1]]), torch.tensor([128])), "scored: labels from 128 to 128: expected 0 to 127"),
         ((torch.tensor([[0], [1]]), torch.tensor([5, 6])), r"scored: places \(2, 1\) and labels \(2,\)"),
+        ((torch.zeros(2, 1), torch.tensor([5])), "scored: places of torch.float32 and labels of torch.int64: expected integers"),
+        ((torch.tensor([[0], [1]]), torch.tensor([5.0])), "scored: places of torch.int64 and labels of torch.float32"),
         ([1], "scored: expected two tensors"),
     ):
         with pytest.raises(RoadError, match=message):

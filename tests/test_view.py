@@ -92,6 +92,41 @@ def test_compiled_code_does_not_go_by(compiled: str) -> None:
     assert ran == [1]
 
 
+def test_hooks_come_and_go_in_the_middle_of_a_call(llama: PreTrainedModel) -> None:
+    layer, calls = llama.model.layers[1], []
+
+    def once(module: nn.Module, *_: Any) -> None:
+        calls.append(module)
+        handle.remove()
+
+    handle = layer.register_forward_hook(once)
+    own = view(llama, {layer: [lambda *_: None]}, {layer: [lambda *_: None]})
+    own(input_ids=IDS)
+    own(input_ids=IDS)
+    assert calls == [layer]
+    kept = llama.register_forward_pre_hook(lambda module, args, kwargs: calls.append(module), with_kwargs=True)
+    own(input_ids=IDS)
+    kept.remove()
+    own(input_ids=IDS)
+    assert calls == [layer, llama]
+
+
+def test_backward_hooks_get_the_models_own_modules(llama: PreTrainedModel) -> None:
+    layer, seen = llama.model.layers[1], []
+    layer.register_full_backward_hook(lambda module, *_: seen.append(module))
+    layer.register_full_backward_pre_hook(lambda module, *_: seen.append(module))
+    view(llama, {layer: [lambda *_: None]})(input_ids=IDS).logits.sum().backward()
+    assert seen == [layer, layer]
+
+
+def test_a_compiled_module_inside_has_hooks_as_any(llama: PreTrainedModel) -> None:
+    expected, seen = llama(input_ids=IDS).logits, []
+    llama.model.layers[1] = torch.compile(llama.model.layers[1], backend="eager")
+    own = view(llama, {llama.model.layers[1]: [lambda *_: seen.append(1)]})
+    assert torch.equal(own(input_ids=IDS).logits, expected)
+    assert seen == [1]
+
+
 class Noting(nn.Module):
     """Keeps what it has seen, as some models keep where an image ended."""
 
@@ -107,7 +142,8 @@ class Noting(nn.Module):
 def test_what_a_model_notes_on_itself_can_be_written_back() -> None:
     net = nn.Sequential(Noting())
     copies: list[Copy] = []
-    own = view(net, {net[0].inner: [lambda *_: None]}, copies=copies)
+    plain = view(net, {net[0].inner: [lambda *_: None]})
+    own = view(plain, {plain[0].inner: [lambda *_: None]}, copies=copies)
     x = torch.ones(1, 4)
     own(x), own(x)
     assert net[0].seen == 0
