@@ -51,6 +51,9 @@ app.command()(merge)
 app.command()(export)
 app.command(name="import")(import_)
 
+# Typer's errors of usage, from click or from the copy of it that newer ones bring.
+_WrongUse: Any = typer.BadParameter.__mro__[2]
+
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 
 
@@ -171,13 +174,20 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("roadint").setLevel(logging.INFO)
     try:
-        app()
+        code = app(standalone_mode=False)
+    except _WrongUse as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            raise SystemExit(2) from None
+        said = " ".join(error.format_message().split())
+    except typer.Abort:
+        raise SystemExit(1) from None
     except RoadError as error:
         said = " ".join(str(error).split())
     except OSError as error:  # what the system does not let us read or write
         said = first_line(error)
     else:
-        return
+        raise SystemExit(code if isinstance(code, int) else 0)
     print(f"roadint: {said}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -217,7 +217,7 @@ class Roads(Hosted):
             raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
         label, first = next(iter(checkpoints.items()))
         if several:
-            _check_label(label)
+            check_label(label)
         saved = checkpoint.read_for(model, first)
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
@@ -233,7 +233,7 @@ class Roads(Hosted):
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all variants, and on shared blocks for
         RoAd1, as the product. Raises RoadError, and changes nothing, where it doesn't fit the model, the template or the label.
         """
-        _check_label(label)
+        check_label(label)
         if label in self._labels() or label in self.names:
             raise RoadError(f"label {quoted(label)} is taken: expected another one than {listing(self.names)}")
         saved = checkpoint.read_for(self.model, name_or_path)
@@ -363,7 +363,7 @@ def _named(what: str, names: Any) -> list[str]:
     return list(dict.fromkeys(listed))
 
 
-def _check_label(label: object) -> None:
+def check_label(label: object) -> None:
     """Raises RoadError for what can't stand behind the @ of a name."""
     if not isinstance(label, str) or not re.fullmatch(r"\w{1,100}", label) or label in (ALL, "none"):
         raise RoadError(f"label {quoted(label)} of a checkpoint is not a plain word: expected letters, digits and '_', such as 'a'")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from roadint.errors import RoadError, first_line, quoted
+from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files import is_folder, write_whole
 
 # A table in a pipe or a file is not cut at 80 columns.
@@ -89,7 +89,7 @@ def check_folder(option: str, path: Path, *, new: bool = False) -> None:
         if new and there == path and any(path.iterdir()):
             raise RoadError(f"{option} {quoted(str(path))} is not empty: expected a new folder")
         with tempfile.TemporaryDirectory(dir=there, prefix=".roadint.") as scratch:
-            longest = max(len(os.fsencode(name)) for name in path.parts)
+            longest = max(len(os.fsencode(name)) for name in (path.name, *path.parts))
             (Path(scratch) / ("a" * longest)).touch()  # a name may be longer than the file system takes
         if "\0" in str(path):
             raise ValueError("no file has NUL in its name")
@@ -111,7 +111,8 @@ def check_compositions(data: Mapping[str, Any], names: Sequence[str]) -> None:
     from roadint.composition import Composition
 
     for name in data:
-        Composition.parse(name, names)
+        if not Composition.parse(name, names).terms:
+            raise RoadError(f"data set {quoted(name)} trains nothing: expected a composition of {listing(names)}")
 
 
 def report_json(value: Any, out: Path | None, printed: bool) -> None:
@@ -144,7 +145,10 @@ def open_checkpoint(
     from roadint.composition import Composition
     from roadint.model import RoadModel
     from roadint.pretrained import load
+    from roadint.roads import check_label
 
+    for label in added or {}:
+        check_label(label)
     folder = folder_of(checkpoint)
     saved = read(folder)
     config = saved.config

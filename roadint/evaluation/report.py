@@ -8,7 +8,7 @@ from roadint.data.sources import Row, Source, load_prompts, load_rows
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.answers import answer_all, degeneration, is_list
 from roadint.evaluation.divergence import divergence
-from roadint.evaluation.language import language_of, shares_of
+from roadint.evaluation.language import check_language, language_of, shares_of
 from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import embeds, on_topic
@@ -54,6 +54,7 @@ def evaluate(
     if not isinstance(road, RoadModel):
         raise RoadError(f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model, …), or one from a checkpoint")
     check_tokenizer(tokenizer)
+    check_language(language)
     wanted: Sequence[Any] = compose if isinstance(compose, (list, tuple)) else [compose]
     compositions = road.compositions() if compose is None else [Composition.parse(each, road.names) for each in wanted]
     if data is not None and not isinstance(data, Mapping):

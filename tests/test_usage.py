@@ -1,0 +1,53 @@
+"""What a wrong use of the command line says: one line on stderr, nothing loaded."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roadint.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate"], "Missing argument 'checkpoint'"),
+        (["zz"], "No such command 'zz'"),
+        (["bench", "zz"], "No such command 'zz'"),
+        (["eval", "run", "--rows", "0"], "Invalid value for '--rows'"),
+        (["generate", "run", "hi", "--max-new-tokens", "x"], "Invalid value for '--max-new-tokens'"),
+        (["generate", "run", "--template", "chat"], "No such option: --template"),
+        (["train", "composition", "--out", "a\0b"], "'--out'"),
+        (["train", "composition", "--out", "run", "--data", "none=bundled:german", "--model", "nowhere"], "'none' trains nothing"),
+        (["generate", "nowhere", "hi", "--add", "a b=run"], "label 'a b'"),
+        (["generate", "nowhere", "hi", "--add", "all=run"], "label 'all'"),
+    ],
+)
+def test_one_line(arguments: list[str], said: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["roadint", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, errors = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("roadint: ")
+    assert said.lower() in errors.lower()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["train", "--help"], 0), ([], 2)])
+def test_help_stays_help(arguments: list[str], code: int, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["roadint", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    assert "".join(capsys.readouterr()).strip()
+
+
+def test_a_run_may_go_into_the_working_directory(monkeypatch: Any, tmp_path: Path) -> None:
+    from roadint.terminal import check_folder
+
+    monkeypatch.chdir(tmp_path)
+    check_folder("--out", Path("."))
