@@ -94,6 +94,20 @@ class RoadModel(Roads):
         resumed: the hidden states that some of the lowest layers are known to give: those layers do not run.
         Raises RoadError for a composition or a mask that does not fit, and where an edit could not act.
         """
+        run = self._uncompiled if torch.compiler.is_compiling() else self._run
+        return run(compose, learning, prompt_length, scored, positions, sources, resumed, inputs)
+
+    def _run(
+        self,
+        compose: Compose,
+        learning: Compose,
+        prompt_length: Tensor | None,
+        scored: tuple[Tensor, Tensor] | None,
+        positions: PositionLike | None,
+        sources: Sequence[Source | None] | None,
+        resumed: Resumed | None,
+        inputs: dict[str, Any],
+    ) -> Any:
         rows, columns = shape_of(inputs)
         if scored is not None:
             check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
@@ -120,6 +134,9 @@ class RoadModel(Roads):
                 passes.check()
                 write_back(copies)
             return output
+
+    # In torch.compile(road), which would trace what is Python's business here; the model inside may be compiled itself.
+    _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.

@@ -134,6 +134,17 @@ def test_wrapped_and_compiled_models_give_what_the_model_gives(wrapped: str, pha
         torch.testing.assert_close(found, expected)
 
 
+def test_a_compiled_road_gives_what_the_road_gives() -> None:
+    torch._dynamo.reset()
+    road = trained(build("llama"))
+    randomised(road.add_adapter("x"), 4)
+    with torch.no_grad():
+        expected = {compose: road(input_ids=IDS, compose=compose).logits for compose in (None, "a", "x", "b + x")}
+        compiled = torch.compile(road, backend="eager")
+        for compose in (None, "a", "x", None, "b + x"):
+            torch.testing.assert_close(compiled(input_ids=IDS, compose=compose).logits, expected[compose])
+
+
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
 def test_compiled_caches_lose_nothing(cache: str) -> None:
     settings: dict[str, Any] = {"cache_implementation": cache} if cache != "dynamic" else {}
