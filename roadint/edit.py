@@ -132,7 +132,7 @@ class Edit:
         if left or not copies:
             raise RoadError(f"a pass of {passes.rows} rows in a call of {len(site.acting)}: expected each as often as any other")
         start, stop = passes.start, passes.start + passes.columns
-        if passes.number == 1 and stop > self.columns:
+        if passes.number == 1 and stop > self.columns and not passes.drafted:
             raise RoadError(f"the model runs {stop} columns for the {self.columns} of the call: it puts others beside them")
         if start >= self.columns and not site.position.after_prompt:
             nowhere = torch.empty(0, dtype=torch.long, device=hidden.device)

@@ -33,7 +33,7 @@ def read(
     everywhere = [Composition.parse(ALL, subspace_names(sites))] * len(kept)
     reading = Reading(sites, paths, everywhere, kept, positions=where, ahead=True)
     with suppress(Enough):
-        edited(model, [reading] if edit is None else [edit, reading], Passes(kept.shape[1]), inputs)(**inputs, use_cache=False)
+        edited(model, [reading] if edit is None else [edit, reading], Passes(kept.shape[1]))(**inputs, use_cache=False)
     return reading.found
 
 

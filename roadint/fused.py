@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 
 def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
     """`u·z + v·z̄` of the pairs z of h [..., width], in float32 at least. u, v: complex, of [..., width / 2]; None is 0."""
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (h, u, v)):
+    if torch.is_grad_enabled() and not carries_tangents() and any(each is not None and each.requires_grad for each in (h, u, v)):
         turned: Tensor = _Turn.apply(h, u, v, group)  # type: ignore[no-untyped-call]
         return turned
     return _turn(h, u, v, group)
+
+
+def carries_tangents() -> bool:
+    """Whether values may carry derivatives of forward mode (torch.func.jvp), without asking for gradients."""
+    return forward_ad._current_level >= 0
 
 
 def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
@@ -64,7 +70,7 @@ class _Turn(torch.autograd.Function):
 
 def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     z = pairs(h, group, u)
-    if group != 2:
+    if group != 2 or carries_tangents():
         return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
     shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
     # Memory of its own, and no view of some: models write into a layer's output.

@@ -85,7 +85,7 @@ def check_prompt_length(length: Any, kept: Tensor) -> Tensor | None:
     """Raises RoadError where it is no [rows] of counts of the row's kept tokens."""
     if length is None:
         return None
-    if not torch.is_tensor(length) or length.shape != kept.shape[:1] or length.is_floating_point():
+    if not torch.is_tensor(length) or length.shape != kept.shape[:1] or not _counts(length):
         raise RoadError(f"prompt_length {quoted(length)}: expected a tensor [rows] of integers, for {len(kept)} rows")
     if length.device.type == kept.device.type == "cpu":
         most = kept.bool().sum(1)
@@ -103,7 +103,14 @@ def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
     where, labels = scored
     if where.ndim != 2 or len(where) != 2 or labels.shape != where.shape[1:] or not labels.numel():
         raise RoadError(f"scored: places {tuple(where.shape)} and labels {tuple(labels.shape)}: expected [2, tokens] and [tokens]")
+    if not (_counts(where) and _counts(labels)):
+        raise RoadError(f"scored: places of {where.dtype} and labels of {labels.dtype}: expected integers, as torch.long")
     if where.device.type == labels.device.type == "cpu":  # elsewhere they would be waited for
         for what, values, limit in (("rows", where[0], rows), ("columns", where[1], columns), ("labels", labels, vocabulary)):
             if int(values.min()) < 0 or int(values.max()) >= limit:
                 raise RoadError(f"scored: {what} from {int(values.min())} to {int(values.max())}: expected 0 to {limit - 1}")
+
+
+def _counts(values: Tensor) -> bool:
+    """Whether these are integers."""
+    return values.dtype in (torch.long, torch.int)

@@ -1,8 +1,7 @@
 """Where in a transformers model a layer and a component are, and what the model is like around them."""
 
 import inspect
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -108,37 +107,6 @@ def cached_columns(inputs: Mapping[str, Any]) -> int | None:
         return int(cache.get_seq_length())
     except (AttributeError, ValueError, TypeError):
         return None
-
-
-def prepare_capture(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Let transformers hook the model itself where the call captures states, as it does at the first such call anyway.
-
-    A view would take those hooks with it, and the next call would add them once more.
-    """
-    configs = (getattr(model, "config", None), getattr(model, "generation_config", None), inputs.get("generation_config"))
-    told = [*inputs.items(), *(item for each in configs if each is not None for item in _settings(each))]
-    if not any(name.startswith("output_") and value is not None and value is not False for name, value in told):
-        return
-    try:
-        from transformers.utils.output_capturing import maybe_install_capturing_hooks
-    except ImportError:
-        return
-    waiting = deque([model])
-    while waiting:
-        module = waiting.popleft()
-        inside = [each for each in module.modules() if isinstance(each, PreTrainedModel) and each is not module]
-        hooked = any(getattr(each, "_output_capturing_hooks_installed", False) for each in inside)
-        if isinstance(module, PreTrainedModel) and not hooked:
-            maybe_install_capturing_hooks(module)
-        else:
-            waiting.extend(module.children())
-
-
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    for each in (config, config.get_text_config()) if hasattr(config, "get_text_config") else (config,):
-        yield from (
-            (name, getattr(each, name, None)) for name in ("output_hidden_states", "output_attentions", "output_router_logits")
-        )
 
 
 def device_of(module: nn.Module) -> torch.device | None:

@@ -13,7 +13,7 @@ from roadint.composition import ALL, Composition, CompositionLike, parse_rows
 from roadint.edit import Edit, Source
 from roadint.errors import RoadError, listing, quoted
 from roadint.exchange import Mode, gather, read
-from roadint.generation import check_generation, generation_settings
+from roadint.generation import check_generation, check_room, drafts, generation_settings
 from roadint.head import score
 from roadint.hosted import as_tokens, shows_model_arguments
 from roadint.inputs import (
@@ -26,7 +26,7 @@ from roadint.inputs import (
     tokens_of,
     with_own_positions,
 )
-from roadint.layers import check_recomputation, counts_padding, text_config
+from roadint.layers import check_recomputation, counts_padding, positions_of, text_config
 from roadint.linear.edit import LinearEdit
 from roadint.linear.merge import Merged, merge
 from roadint.partial import Resumed
@@ -35,6 +35,7 @@ from roadint.position import Position, PositionLike, Tokens, parse_positions
 from roadint.prompt import Template, batch_prompts, check_template, check_tokenizer, generation_inputs, listed_prompts
 from roadint.roads import Placed, Roads
 from roadint.site import SubspaceIntervention
+from roadint.view import Copy, write_back
 
 Compose = CompositionLike | Sequence[CompositionLike]
 DECODING = {"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5, "max_new_tokens": 128}
@@ -104,6 +105,7 @@ class RoadModel(Roads):
             learned = None if isinstance(learning, str) and learning == ALL else parse_rows(learning, rows, placed.names)
             if resumed is not None and not isinstance(resumed, Resumed):
                 raise RoadError(f"resumed={quoted(resumed)}: expected a roadint.partial.Resumed, or None")
+            copies: list[Copy] = []
             plain = self.model if resumed is None else resumed.of(self.model)
             model = plain
             if any(composition.terms for composition in compositions):
@@ -112,10 +114,11 @@ class RoadModel(Roads):
                 length = check_prompt_length(prompt_length, kept)
                 edits = self._edits(placed, compositions, kept, length, learned, _places(positions), sources)
                 passes = Passes(kept.shape[1])
-                model = edited(plain, edits, passes, inputs)
+                model = edited(plain, edits, passes, copies)
             output = model(**inputs) if scored is None else score(model, inputs, *scored, plain=self.model)
             if model is not plain:
                 passes.check()
+                write_back(copies)
             return output
 
     def generate_tokens(self, *, compose: Compose = ALL, sources: Sequence[Source | None] | None = None, **inputs: Any) -> Any:
@@ -142,9 +145,11 @@ class RoadModel(Roads):
             kept = kept_tokens({"input_ids": torch.empty(rows, columns), "attention_mask": kept}, self.model, self.device)
             with torch.no_grad():
                 edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
-                passes = Passes()
-                output = edited(self.model, edits, passes, inputs).generate(**inputs, disable_compile=True)  # type: ignore[operator]
+                passes = Passes(drafted=drafts(self.model, inputs))
+                copies: list[Copy] = []
+                output = edited(self.model, edits, passes, copies).generate(**inputs, disable_compile=True)  # type: ignore[operator]
                 passes.check()
+                write_back(copies)
                 return output
 
     def generate(
@@ -174,12 +179,10 @@ class RoadModel(Roads):
         chosen = check_template(self.template if template is None else template, tokenizer)
         batch = generation_inputs(tokenizer, chosen, prompts)
         columns = batch["input_ids"].shape[1]
-        tokens = self.generate_tokens(
-            compose=compose,
-            sources=sources,
-            **{name: tensor.to(self.device) for name, tensor in batch.items()},
-            **generation_settings(tokenizer, generation, DECODING),
-        )
+        settings = generation_settings(tokenizer, generation, DECODING)
+        settings = check_room(settings, generation, columns, positions_of(self.model))
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        tokens = self.generate_tokens(compose=compose, sources=sources, **inputs, **settings)
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         return [str(text).strip() for text in tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)]
 

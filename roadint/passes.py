@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from roadint.errors import RoadError
-from roadint.layers import CACHES, cached_columns, inner_model, prepare_capture
-from roadint.view import After, view
+from roadint.layers import CACHES, cached_columns, inner_model
+from roadint.view import After, Copy, view
 
 
 class Acting(Protocol):
@@ -35,13 +35,15 @@ class Passes:
 
     learns: whether gradients are wanted from the call.
     total: the columns of a call that is one pass, with those in its cache; None where the passes themselves tell.
+    drafted: whether tokens come that something else drafted, in the first pass too, behind the call's own.
     """
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self, total: int | None = None, *, drafted: bool = False) -> None:
+        self.drafted = drafted
         self.rows = self.columns = self.start = self.number = 0
         self.learns = False
         self.edits: list[Acting] = []
-        self._begun: nn.Module | None = None
+        self._begun: int | None = None  # the id of the module: itself would be a cycle where the pass never ends
         self._total = total
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -51,7 +53,7 @@ class Passes:
         """
         if self._begun is not None:
             return
-        self._begun = module
+        self._begun = id(module)
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
         tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
         if tokens is None:
@@ -62,7 +64,7 @@ class Passes:
 
     def end(self, module: nn.Module, *_: Any) -> None:
         """After the forward that began the pass."""
-        if module is self._begun:
+        if id(module) == self._begun:
             self._begun = None
             self.check()
 
@@ -102,10 +104,10 @@ class Passes:
         return end if columns <= end else 0
 
 
-def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Mapping[str, Any]) -> nn.Module:
+def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, copies: list[Copy] | None = None) -> nn.Module:
     """A view of the model whose forward passes carry the edits, each before the next at a module of several.
 
-    inputs: of the call, which may ask the model to capture states.
+    copies: gets the copies that were made; not kept in `passes`, which they lead to.
     """
     passes.edits = list(edits)
     passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in passes.edits)
@@ -118,5 +120,4 @@ def edited(model: nn.Module, edits: Iterable[Acting], passes: Passes, inputs: Ma
     begins = {inner, body} if isinstance(body, nn.Module) else {inner}
     for each in begins:
         after.setdefault(each, []).append(passes.end)
-    prepare_capture(inner, inputs)
-    return view(model, after, {each: [passes.begin] for each in begins})
+    return view(model, after, {each: [passes.begin] for each in begins}, copies=copies)

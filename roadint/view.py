@@ -8,14 +8,40 @@ uncompiled; what is compiled below them stays so.
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from roadint.capture import Capturing
 
 Before = Callable[[nn.Module, Any, dict[str, Any]], Any]  # (module, args, kwargs) → None, or (args, kwargs) instead
 After = Callable[[nn.Module, Any, Any], Any]  # (module, args, output) → None, or an output instead
 Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A module, its copy, and the attributes that the copy was made with."""
+
+    module: nn.Module
+    copy: nn.Module
+    made: dict[str, Any]
+
+    def write_back(self) -> None:
+        """Give the module what its copy's forward has noted on itself, as some models keep state from call to call."""
+        own = vars(self.module)
+        for name, value in vars(self.copy).items():
+            if value is not self.made.get(name, _NOTHING) and not callable(value):  # a method may be the copy's
+                own[name] = value
+
+
+def write_back(copies: Iterable[Copy]) -> None:
+    """At the end of a call: what the model has noted on itself stays."""
+    for each in copies:
+        each.write_back()
 
 
 def view(
@@ -23,9 +49,13 @@ def view(
     after: Mapping[nn.Module, Sequence[After]],
     before: Mapping[nn.Module, Sequence[Before]] | None = None,
     forwards: Mapping[nn.Module, Forward] | None = None,
+    copies: list[Copy] | None = None,
 ) -> nn.Module:
-    """A copy of `model` that differs in these modules of it: hooks before and after their forward, or another forward."""
-    return _Copying(after, before or {}, forwards or {}).of(model)
+    """A copy of `model` that differs in these modules of it: hooks before and after their forward, or another forward.
+
+    copies: gets the copies that were made, to write back.
+    """
+    return _Copying(after, before or {}, forwards or {}, [] if copies is None else copies).of(model)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -33,6 +63,7 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module._modules["_orig_mod"] if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
 
 
+_NOTHING = object()
 _NEWER = 1000  # more hooks than a view has at a module
 
 
@@ -42,9 +73,13 @@ class _Copying:
         after: Mapping[nn.Module, Sequence[After]],
         before: Mapping[nn.Module, Sequence[Before]],
         forwards: Mapping[nn.Module, Forward],
+        copies: list[Copy],
     ) -> None:
-        self._after, self._before, self._forwards = after, before, forwards
-        self._wanted = {*after, *before, *forwards}
+        self._copies = copies
+        self._after = {uncompiled(module): hooks for module, hooks in after.items()}
+        self._before = {uncompiled(module): hooks for module, hooks in before.items()}
+        self._forwards = {uncompiled(module): forward for module, forward in forwards.items()}
+        self._wanted = {*self._after, *self._before, *self._forwards}
         self._done: dict[nn.Module, nn.Module] = {}
 
     def of(self, module: nn.Module) -> nn.Module:
@@ -55,7 +90,7 @@ class _Copying:
         own = uncompiled(module)
         children = None
         for name, child in own._modules.items():
-            if child is not None:
+            if child is not None and (child._modules or child in self._wanted):
                 copied = self.of(child)
                 if copied is not child:
                     children = children or dict(own._modules)
@@ -78,14 +113,18 @@ class _Copying:
         if module in self._forwards:
             state["forward"] = self._forwards[module]
         after, before = self._after.get(module, ()), self._before.get(module, ())
-        if after or module._forward_hooks:
-            own: dict[int, Any] = {-1 - place: hook for place, hook in enumerate(after)}  # torch's own numbers begin at 0
-            state["_forward_hooks"] = {**own, **_to(module, module._forward_hooks)}
-        if before or module._forward_pre_hooks:
-            own = {-1 - place: hook for place, hook in enumerate(before)}
-            hooks = state["_forward_pre_hooks"] = {**own, **_to(module, module._forward_pre_hooks)}
-            ours = {number: True for number in hooks if number < 0}
-            state["_forward_pre_hooks_with_kwargs"] = {**module._forward_pre_hooks_with_kwargs, **ours}
+        origin = state["_viewed"] = state.get("_viewed", module)  # the caller's, of a view of a view too
+        if isinstance(module, PreTrainedModel):
+            before = [Capturing(origin), *before]
+        state["_forward_hooks"] = _Hooks(after, module._forward_hooks, module)
+        state["_forward_pre_hooks"] = _Hooks(before, module._forward_pre_hooks, module)
+        if before:
+            state["_forward_pre_hooks_with_kwargs"] = _WithKwargs(module._forward_pre_hooks_with_kwargs)
+        for name in ("_backward_hooks", "_backward_pre_hooks"):
+            if state[name]:
+                state[name] = _Hooks((), state[name], module)
+        if children is not None or not isinstance(module, nn.Linear):
+            self._copies.append(Copy(origin, copy, dict(state)))
         return copy
 
 
@@ -95,17 +134,57 @@ class _Foreign:
     def __init__(self, hook: Callable[..., Any], module: nn.Module) -> None:
         self._hook, self._module = hook, module
 
-    def __call__(self, _: nn.Module, *rest: Any) -> Any:
-        return self._hook(self._module, *rest)
+    def __call__(self, copy: nn.Module, *rest: Any) -> Any:
+        before = dict(vars(self._module))
+        result = self._hook(self._module, *rest)
+        for name, value in dict(vars(self._module)).items():
+            if value is not before.get(name, _NOTHING):  # as weight norms and prunings set a weight before each forward
+                vars(copy)[name] = value
+        return result
 
 
-def _to(module: nn.Module, hooks: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
-    """The hooks that a module has; a view of a view keeps its own ones, behind the new."""
-    found = {}
-    for number, hook in hooks.items():
-        own = number < 0
-        found[number - _NEWER if own else number] = hook if own or isinstance(hook, _Foreign) else _Foreign(hook, module)
-    return found
+class _Hooks(dict[int, Callable[..., Any]]):
+    """A copy's hooks: its own, then those that its module has at the moment, which come and go in the middle of a call.
+
+    A view of a view keeps that one's own ones, behind the new.
+    """
+
+    def __init__(self, own: Sequence[Callable[..., Any]], theirs: Mapping[int, Callable[..., Any]], module: nn.Module) -> None:
+        for place, hook in enumerate(own):
+            self[-1 - place] = hook  # torch's own numbers begin at 0
+        self._theirs, self._module = theirs, module
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._theirs)
+
+    def __bool__(self) -> bool:
+        return bool(dict.__len__(self) or self._theirs)
+
+    def items(self) -> Any:
+        """All of them, as they are now."""
+        return self._all().items() if self._theirs else super().items()
+
+    def values(self) -> Any:
+        """As `items`."""
+        return self._all().values() if self._theirs else super().values()
+
+    def _all(self) -> dict[int, Callable[..., Any]]:
+        found = dict(super().items())
+        for number, hook in self._theirs.items():
+            own = number < 0
+            found[number - _NEWER if own else number] = hook if own or isinstance(hook, _Foreign) else _Foreign(hook, self._module)
+        return found
+
+
+class _WithKwargs(dict[int, bool]):
+    """Which of a copy's hooks before its forward take keyword arguments: all of its own."""
+
+    def __init__(self, theirs: Mapping[int, bool]) -> None:
+        super().__init__()
+        self._theirs = theirs
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._theirs or (isinstance(number, int) and number < 0) or super().__contains__(number)
 
 
 def _rebound(function: Any, module: nn.Module, copy: nn.Module) -> Any:

@@ -31,7 +31,7 @@ settings.register_profile("roadint", deadline=None)  # a busy machine is no fail
 settings.load_profile("roadint")
 torch.set_num_threads(1)  # tiny models are quicker without hand-over between threads
 VOCABULARY, WIDTH, LAYERS = 128, 32, 3
-_SHARED = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 48,
@@ -42,21 +42,21 @@ _SHARED = {
     "eos_token_id": 2,
 }
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHARED, num_key_value_heads=2)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(
-            **_SHARED,
+            **SIZES,
             num_key_value_heads=1,
             head_dim=8,
             sliding_window=6,
             layer_types=["sliding_attention"] * 2 + ["full_attention"],
         )
     ),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, num_key_value_heads=2, head_dim=8)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2)
     ),
-    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHARED)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
 }
 
 

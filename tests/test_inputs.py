@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import (
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     MambaConfig,
     MambaForCausalLM,
     MiniMaxConfig,
@@ -21,8 +23,8 @@ from transformers import (
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.layers import cache_name
-from tests.conftest import trained
-from tests.test_layers import SIZES, scaled
+from tests.conftest import SIZES, trained
+from tests.test_layers import scaled
 from tests.test_model import own, padded, prompts
 
 IDS = torch.arange(10, 28).reshape(2, 9)
@@ -143,6 +145,7 @@ def test_masks_and_lengths_that_do_not_fit_are_named(llama: PreTrainedModel) -> 
         ([5, 5], r"prompt_length \[5, 5\]: expected a tensor \[rows\] of integers, for 2 rows"),
         (torch.tensor([5]), "for 2 rows"),
         (torch.tensor([5.0, 5.0]), "of integers"),
+        (torch.tensor([True, False]), r"prompt_length tensor\(\[ True, False\]\): expected a tensor \[rows\] of integers"),
         (torch.tensor([5, 10]), r"prompt_length \[5, 10\]: expected at most the tokens that the mask keeps, \[9, 9\]"),
     ):
         with pytest.raises(RoadError, match=message):
@@ -152,6 +155,8 @@ def test_masks_and_lengths_that_do_not_fit_are_named(llama: PreTrainedModel) -> 
         ((torch.tensor([[0], [9]]), torch.tensor([5])), "scored: columns from 9 to 9: expected 0 to 8"),
         ((torch.tensor([[0], [1]]), torch.tensor([128])), "scored: labels from 128 to 128: expected 0 to 127"),
         ((torch.tensor([[0], [1]]), torch.tensor([5, 6])), r"scored: places \(2, 1\) and labels \(2,\)"),
+        ((torch.zeros(2, 1), torch.tensor([5])), "scored: places of torch.float32 and labels of torch.int64: expected integers"),
+        ((torch.tensor([[0], [1]]), torch.tensor([5.0])), "scored: places of torch.int64 and labels of torch.float32"),
         ([1], "scored: expected two tensors"),
     ):
         with pytest.raises(RoadError, match=message):
@@ -199,3 +204,18 @@ def test_what_the_caller_says_of_a_generation_counts(llama: PreTrainedModel, tok
         with pytest.raises(RoadError, match="guidance_scale=1.5 runs the model on other tokens in between"):
             road.generate(tokenizer, "hello", "a", **guided)
     road.generate(tokenizer, "hello", None, guidance_scale=1.5, max_new_tokens=3)
+
+
+def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
+    """A token is a character, and one begins the text."""
+    torch.manual_seed(0)
+    few = scaled(GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=3, n_head=4, n_positions=20)))
+    road = trained(few)
+    (answer,) = road.generate(tokenizer, "hello", "a", min_new_tokens=14)
+    assert len(answer) <= 14
+    for given, message in (
+        ({"max_new_tokens": 15}, "a prompt of 6 tokens and max_new_tokens=15 for a model of 20 positions: expected at most 20"),
+        ({}, "a prompt of 31 tokens for a model of 20 positions"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            road.generate(tokenizer, "hello" if given else "hello" * 6, "a", **given)

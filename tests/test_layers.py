@@ -31,20 +31,10 @@ from transformers import (
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.layers import device_of, find_layers, inner_model, site_path
-from tests.conftest import LAYERS, WIDTH, build, trained
+from tests.conftest import LAYERS, SIZES, WIDTH, build, trained
 from tests.linear.test_edit import randomised
 
 IDS = torch.arange(10, 28).reshape(2, 9)
-SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 def scaled(model: PreTrainedModel, by: float = 4) -> PreTrainedModel:

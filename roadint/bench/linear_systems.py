@@ -50,7 +50,7 @@ def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
 
     def act(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
         edit = LinearEdit(adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024)
-        return nullcontext(edited(module, [edit], passes_of(), {}))
+        return nullcontext(edited(module, [edit], passes_of()))
 
     return System("roadint", module, act, lambda rows: {})
 

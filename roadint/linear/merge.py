@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from roadint.composition import Composition
 from roadint.errors import RoadError
@@ -39,6 +40,8 @@ class Merged:
                 _add(module, step[0], -step[1])
         for parameter, before in self.originals:
             parameter.copy_(before)
+        for module, _ in self.steps:
+            _note_change(module)
 
 
 @torch.no_grad()
@@ -64,6 +67,8 @@ def merge(model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Com
         module = model.get_submodule(path)
         lost = _turn(module, step) if isinstance(step, Rotation) else _add(module, *step)
         rounding[path] = max(rounding[path], lost)
+    for path in paths:
+        _note_change(model.get_submodule(path))
     for name, strength in composition.terms:
         for path, head in zip(adapters[name].head_paths, adapters[name].heads, strict=True) if strength else ():
             own = model.get_submodule(path).state_dict(keep_vars=True)
@@ -72,6 +77,11 @@ def merge(model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Com
                 own[key].copy_(value)
     _warn(model, composition, rounding)
     return Merged(composition, rounding, originals, [] if keep else [(model.get_submodule(path), step) for path, step in steps])
+
+
+def _note_change(module: nn.Module) -> None:
+    """Tell autograd that the weights are others: a backward pass of an earlier call would use them otherwise, in silence."""
+    increment_version([each for each in module.parameters() if not each.is_inference()])
 
 
 def _steps(

@@ -33,8 +33,6 @@ from roadint.rotation import (
 )
 from roadint.subspace import Subspace, SubspaceLike, check_name
 
-_states = itertools.count(1)
-
 
 class LinearRoad(KeepsPrecision):
     """`R W x + R b`, with LoRA `R (W x + b) + (lora_alpha / lora_rank) · B A x`, for every target of a layout.
@@ -90,7 +88,7 @@ class LinearRoad(KeepsPrecision):
         self.head_paths = tuple(heads or {})
         self.heads = nn.ModuleList(copy.deepcopy(module).float().requires_grad_() for module in (heads or {}).values())
         self._seen: list[Tensor] = []
-        self._state = 0
+        self._state = object()
         self._seeing = Lock()
 
     held: Tensor | None
@@ -171,8 +169,8 @@ class LinearRoad(KeepsPrecision):
             if self.lora_rank:
                 self.lora_b.mul_(strength)
 
-    def state(self) -> int:
-        """A number that no other values of θ and α of any adapter have or had.
+    def state(self) -> object:
+        """What no other values of θ and α of any adapter have or had: itself, so that it is so in another process too.
 
         The values themselves are compared with those that were seen last: torch's version counters miss fused optimizers, `.data`
         and more. One wait for the device a call.
@@ -180,7 +178,7 @@ class LinearRoad(KeepsPrecision):
         now = [each.detach() for each in (self.theta, self.alpha, self.held) if each is not None]
         with self._seeing, torch.inference_mode(False), torch.no_grad():
             if not _same(now, self._seen):
-                self._seen, self._state = [each.clone() for each in now], next(_states)
+                self._seen, self._state = [each.clone() for each in now], object()
             return self._state
 
     def spec(self) -> dict[str, Any]:

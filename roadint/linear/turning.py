@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from roadint.errors import RoadError
-from roadint.fused import turn, turn_
+from roadint.fused import carries_tangents, turn, turn_
 from roadint.linear.bank import Bank
 from roadint.linear.road import LinearRoad, product
 from roadint.passes import Passes
@@ -26,7 +26,8 @@ class Turning:
         self, members: Mapping[str, LinearRoad], terms: Sequence[Terms], live: Sequence[frozenset[str] | None], bank: Bank
     ) -> None:
         own = [tuple((name, strength) for name, strength in each if name in members) for each in terms]
-        if torch.is_grad_enabled() and any(each.theta.requires_grad or each.alpha.requires_grad for each in members.values()):
+        learns = any(each.theta.requires_grad or each.alpha.requires_grad for each in members.values())
+        if (torch.is_grad_enabled() and learns) or carries_tangents():  # a table would keep none of it
             distinct = {key: place for place, key in enumerate(dict.fromkeys(zip(own, live, strict=True)))}
             made = [product(members, terms, learning) for terms, learning in distinct]
             index = torch.tensor([distinct[key] for key in zip(own, live, strict=True)], device=bank.device)
@@ -75,7 +76,7 @@ class Layer:
         """output: [rows, …, width], the layer's own, which is written over where nothing needs its gradient."""
         if output.shape != self._shape:
             self._settle(output, passes)
-        if self._in_place and not torch.is_grad_enabled() and output.is_contiguous():
+        if self._in_place and not torch.is_grad_enabled() and not carries_tangents() and output.is_contiguous():
             return turn_(output, self._u, self._room)
         return turn(output, self._u, self._v, self._group).to(output.dtype)
 

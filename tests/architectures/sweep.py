@@ -123,7 +123,8 @@ class Bare:
     def continuation(self, run: Any, ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
         """[rows, NEW, vocabulary]: the logits of greedy generation."""
         with torch.no_grad():
-            output = run(**self._inputs(ids, mask, slice(0, len(ids))), **_GENERATION, **more)
+            # BLIP's generate writes into its ids.
+            output = run(**self._inputs(ids.clone(), mask, slice(0, len(ids))), **_GENERATION, **more)
         return torch.stack(output.logits, dim=1).float()
 
 

@@ -194,3 +194,14 @@ def test_adapters_that_are_not_finite_are_refused() -> None:
             call()
     assert same(llama, before)
     assert road(input_ids=IDS, compose="a").logits.isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_backward_pass_on_weights_that_have_changed_since_is_refused(keep: bool) -> None:
+    road = with_adapters(build("llama").requires_grad_(False), "a")
+    loss = road(input_ids=IDS, compose="a").logits.square().mean()
+    road.merge("a", keep=keep)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    road.unmerge()
+    road(input_ids=IDS, compose="a").logits.square().mean().backward()

@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.func import functional_call, jvp
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import roadint
@@ -126,3 +129,46 @@ def test_copies_are_their_own() -> None:
             randomised(twin.adapters["a"], 7)
             assert not torch.allclose(twin(input_ids=IDS, compose="a").logits, expected, atol=1e-3)
         torch.testing.assert_close(road(input_ids=IDS, compose="a").logits, expected)
+
+
+_ELSEWHERE = """
+import sys, torch
+road, ids = torch.load(sys.argv[1], weights_only=False)
+adapter = road.adapters["a"]
+for _ in range(6):
+    with torch.no_grad():
+        adapter.theta.add_(0.3)
+        acting = road(input_ids=ids, compose="a").logits
+    torch.testing.assert_close(acting, road(input_ids=ids, compose="a").logits)  # which takes no table where values learn
+"""
+
+
+def test_a_table_that_moves_to_another_process_is_not_taken_for_later_values(tmp_path: Any) -> None:
+    road = with_adapters(build("llama"), "a")
+    with torch.no_grad():
+        for _ in range(4):
+            road.adapters["a"].theta.add_(0.1)
+            road(input_ids=IDS, compose="a")
+    torch.save((road, IDS), tmp_path / "road.pt")
+    subprocess.run([sys.executable, "-c", _ELSEWHERE, str(tmp_path / "road.pt")], check=True)
+
+
+@pytest.mark.parametrize("compose", ["a", "0.5*a"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_derivatives_of_forward_mode_are_those_of_backward(compose: str, gradients: bool) -> None:
+    model = build("llama").requires_grad_(False)
+    model.set_attn_implementation("eager")
+    road = with_adapters(model, "a")
+    theta = road.adapters["a"].theta.detach().clone()
+
+    def loss(theta: Any) -> Any:
+        return functional_call(road, {"linear.0.theta": theta}, (), {"input_ids": IDS, "compose": compose}).logits.square().mean()
+
+    learned = theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(learned), learned)
+    direction = torch.randn_like(theta)
+    with torch.no_grad():
+        loss(theta)  # its table knows these values
+    with torch.set_grad_enabled(gradients):
+        slope = jvp(loss, (theta,), (direction,))[1]
+    torch.testing.assert_close(slope, (gradient * direction).sum())
