@@ -208,3 +208,15 @@ def test_sources_of_rows() -> None:
     refuse(lambda given: Recipe.load("composition", given), [3, "lr=1", np.array([1, 2])])
     refuse(lambda given: load_prompts(given), [None, "", 3, "\0"])
     refuse(lambda seed: load_rows("bundled:german", 2, seed), [1.5, "1", True, 1j])
+
+
+def test_a_token_that_prompts_do_not_have_is_told_before_anything_is_written(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES, position="at(9)"))
+    rows = {"a": [{"instruction": "a long prompt", "output": "ho"}], "b": [{"instruction": "hi", "output": "ho"}]}
+    recipe = Recipe(subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32)
+    with pytest.raises(RoadError, match=r"position at\(9\) is outside a prompt of 3 tokens"):
+        roadint.train(road, tokenizer, rows, recipe, out=tmp_path / "run", quiet=True)
+    assert not list(tmp_path.iterdir())
+    roadint.train(road, tokenizer, {"a": rows["a"]}, recipe, out=tmp_path / "run", quiet=True)

@@ -73,5 +73,7 @@ def _serve(pipe: Any, make: Callable[..., System], arguments: tuple[Any, ...]) -
         try:
             system = system or make(*arguments)
             pipe.send((True, system(task, argument)))
+        except RoadError as error:  # says it all by itself
+            pipe.send((False, str(error)))
         except Exception:
             pipe.send((False, traceback.format_exc(limit=-4)))

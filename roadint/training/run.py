@@ -4,12 +4,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments, set_seed
 
 from roadint import checkpoint
@@ -83,6 +84,7 @@ def train(
         if name not in here:
             raise RoadError(f"companions name {quoted(name)}, which is no data set here: expected one of {listing(sorted(here))}")
     together(road, companions, settings.companion_rate)
+    _check_positions(road, examples)
     folder = None
     if out is not None:
         folder = path_of("out", out)
@@ -174,6 +176,18 @@ def _tokenize_all(road: RoadModel, tokenizer: Any, data: Mapping[str, Source], r
             eos=name in recipe.eos,
         )
     return examples
+
+
+def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
+    """Raises RoadError where an intervention edits a token that the prompts of its own subspaces don't have."""
+    lengths: dict[str | None, int] = {}
+    for example in examples:
+        lengths[example.composition] = min(len(example.prompt), lengths.get(example.composition, len(example.prompt)))
+    for composition, shortest in lengths.items():
+        acting = {name for name, _ in Composition.parse(composition, road.names).terms}
+        for site in road.sites:
+            if acting & set(site.partition):
+                site.position.check(torch.tensor([shortest]))
 
 
 def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:
