@@ -106,10 +106,17 @@ def check_text(what: str, text: object) -> None:
     """Raises RoadError for what is no text, or holds half a letter (a lone surrogate), which tokenizers don't read."""
     if not isinstance(text, str):
         raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
+    if not is_whole(text):
+        raise RoadError(f"{what} {quoted(text)} has half a letter in it, which no tokenizer reads")
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text has no half letters (lone surrogates), which no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RoadError(f"{what} {quoted(text)} has half a letter in it, which no tokenizer reads") from None
+        return False
+    return True
 
 
 def completion_ids(tokenizer: Any, template: Template, prompt: str, completion: str) -> list[int]:

@@ -25,6 +25,7 @@ import datasets
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files import is_file, is_folder, path_of
+from roadint.prompt import is_whole
 
 Row = dict[str, str]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -204,10 +205,8 @@ def _text(name: str, value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RoadError(f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}") from None
+    if not is_whole(value):
+        raise RoadError(f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}")
     return value
 
 
