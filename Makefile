@@ -39,7 +39,7 @@ architectures: $(VENV)/.installed
 # bitsandbytes lies apart: where it is installed, everything that imports transformers' trainer imports it, with messages of its own
 quantised: $(VENV)/.installed
 	test -d build/bitsandbytes || $(BIN)/python -m pip install --quiet --no-deps --target build/bitsandbytes 'bitsandbytes>=0.49'
-	PYTHONPATH=build/bitsandbytes $(BIN)/pytest tests/linear/test_quantised.py
+	PYTHONPATH=build/bitsandbytes $(BIN)/pytest tests/adapters/test_quantised.py
 
 real: $(VENV)/.installed
 	$(BIN)/pytest tests/real
@@ -62,7 +62,7 @@ wheel: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
-		from roadint.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
+		from roadint.model.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
 
 # torch first and by itself, so that nothing else chooses another build of it
 $(VENV)/.installed: pyproject.toml

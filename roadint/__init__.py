@@ -6,67 +6,49 @@ from typing import TYPE_CHECKING, Any
 from roadint.version import __version__
 
 if TYPE_CHECKING:
-    from roadint.basis import Basis
-    from roadint.composition import Composition
-    from roadint.errors import RoadError
-    from roadint.evaluation.report import evaluate
-    from roadint.finetune import add_linear_road
-    from roadint.interchange import RoadInterchange
-    from roadint.interop.pyvene import pyvene_config
-    from roadint.intervention import RoadIntervention
-    from roadint.linear.layer import RoadLinear
-    from roadint.model import RoadModel
-    from roadint.position import Position
-    from roadint.pretrained import load
-    from roadint.rotation import Rotation
-    from roadint.subspace import Partition, Subspace
-    from roadint.training.recipe import Recipe
-    from roadint.training.run import train
-    from roadint.training.trainer import RoadTrainer
+    from roadint.adapters.layer import RoadLinear as RoadLinear
+    from roadint.errors import RoadError as RoadError
+    from roadint.evaluation.report import evaluate as evaluate
+    from roadint.grammar.composition import Composition as Composition
+    from roadint.grammar.position import Position as Position
+    from roadint.grammar.subspace import Partition as Partition
+    from roadint.grammar.subspace import Subspace as Subspace
+    from roadint.interop.pyvene import pyvene_config as pyvene_config
+    from roadint.interventions.interchange import RoadInterchange as RoadInterchange
+    from roadint.interventions.road import RoadIntervention as RoadIntervention
+    from roadint.model.finetune import add_linear_road as add_linear_road
+    from roadint.model.pretrained import load as load
+    from roadint.model.road_model import RoadModel as RoadModel
+    from roadint.recipes.recipe import Recipe as Recipe
+    from roadint.rotation.basis import Basis as Basis
+    from roadint.rotation.rotation import Rotation as Rotation
+    from roadint.training.run import train as train
+    from roadint.training.trainer import RoadTrainer as RoadTrainer
 
-# Where each name lives. Loaded when first used: torch, transformers and pyvene take seconds, `import roadint` does not.
+# Where each public name lives; loaded at first use, since torch, transformers and pyvene take
+# seconds to import.
 _HOMES = {
-    "Basis": "basis",
-    "Composition": "composition",
-    "Partition": "subspace",
-    "Position": "position",
-    "Recipe": "training.recipe",
+    "Basis": "rotation.basis",
+    "Composition": "grammar.composition",
+    "Partition": "grammar.subspace",
+    "Position": "grammar.position",
+    "Recipe": "recipes.recipe",
     "RoadError": "errors",
-    "RoadInterchange": "interchange",
-    "RoadIntervention": "intervention",
-    "RoadLinear": "linear.layer",
-    "RoadModel": "model",
+    "RoadInterchange": "interventions.interchange",
+    "RoadIntervention": "interventions.road",
+    "RoadLinear": "adapters.layer",
+    "RoadModel": "model.road_model",
     "RoadTrainer": "training.trainer",
-    "Rotation": "rotation",
-    "Subspace": "subspace",
-    "add_linear_road": "finetune",
+    "Rotation": "rotation.rotation",
+    "Subspace": "grammar.subspace",
+    "add_linear_road": "model.finetune",
     "evaluate": "evaluation.report",
-    "load": "pretrained",
+    "load": "model.pretrained",
     "pyvene_config": "interop.pyvene",
     "train": "training.run",
 }
 
-__all__ = [
-    "Basis",
-    "Composition",
-    "Partition",
-    "Position",
-    "Recipe",
-    "RoadError",
-    "RoadInterchange",
-    "RoadIntervention",
-    "RoadLinear",
-    "RoadModel",
-    "RoadTrainer",
-    "Rotation",
-    "Subspace",
-    "__version__",
-    "add_linear_road",
-    "evaluate",
-    "load",
-    "pyvene_config",
-    "train",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`python -m roadint`."""
 
-from roadint.cli import main
+from roadint.cli.main import main
 
 main()

@@ -32,7 +32,9 @@ def check_known(what: str, value: object, options: Iterable[str]) -> None:
     """Raises RoadError where `value` is none of the options; what: "variant", "basis" and the like."""
     listed = list(options)
     if not isinstance(value, str) or value not in listed:
-        raise RoadError(f"unknown {what} {quoted(value)}: expected one of {listing(listed)}{did_you_mean(value, listed)}")
+        raise RoadError(
+            f"unknown {what} {quoted(value)}: expected one of {listing(listed)}{did_you_mean(value, listed)}"
+        )
 
 
 def first_line(error: BaseException) -> str:

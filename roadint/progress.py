@@ -15,4 +15,11 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
         yield from items
     else:
         console = Console(stderr=True)
-        yield from rich_track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+        yield from rich_track(
+            items,
+            description,
+            total=total,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )

@@ -15,8 +15,8 @@ import roadint
 from roadint import Recipe, RoadError, RoadInterchange, RoadIntervention, RoadModel, Subspace
 from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import quoted
+from roadint.inspection.lens import logit_lens, next_tokens
 from roadint.interop import peft, pyvene
-from roadint.lens import logit_lens, next_tokens
 
 from .conftest import WIDTH, trained
 
@@ -66,7 +66,17 @@ def test_a_quotation_is_one_line() -> None:
 
 
 def test_sizes_of_subspaces() -> None:
-    for size in (None, 0, -2, 2.0, float("inf"), "16", 10**12, np.array([1, 2]), torch.tensor([1, 2])):
+    for size in (
+        None,
+        0,
+        -2,
+        2.0,
+        float("inf"),
+        "16",
+        10**12,
+        np.array([1, 2]),
+        torch.tensor([1, 2]),
+    ):
         refuse(lambda width: Subspace.parse("[0, d/2)", width), [size])
         refuse(lambda width: Subspace.from_dims([0, 1], width), [size])
         refuse(lambda width: roadint.Partition(HALVES, width), [size])
@@ -75,7 +85,10 @@ def test_sizes_of_subspaces() -> None:
 
 
 def test_dimensions_that_do_not_end() -> None:
-    refuse(lambda dims: Subspace.from_dims(dims, 16), [None, 3, range(10**15), iter(lambda: 99, 0), [-1, 0]])
+    refuse(
+        lambda dims: Subspace.from_dims(dims, 16),
+        [None, 3, range(10**15), iter(lambda: 99, 0), [-1, 0]],
+    )
 
 
 def test_names_that_are_no_list() -> None:
@@ -83,9 +96,15 @@ def test_names_that_are_no_list() -> None:
 
 
 def test_interventions(llama: PreTrainedModel) -> None:
-    refuse(lambda given: RoadModel(llama, given), [None, 3, "ab", b"ab", {"a": 1}, [None], [RoadIntervention], np.array(1)])
+    refuse(
+        lambda given: RoadModel(llama, given),
+        [None, 3, "ab", b"ab", {"a": 1}, [None], [RoadIntervention], np.array(1)],
+    )
     for kind in (RoadIntervention, RoadInterchange):
-        refuse(lambda given, kind=kind: kind(layer=1, subspaces=given), [True, "", "a", {}, [], torch.zeros(1, device="meta")])
+        refuse(
+            lambda given, kind=kind: kind(layer=1, subspaces=given),
+            [True, "", "a", {}, [], torch.zeros(1, device="meta")],
+        )
     refuse(lambda given: RoadModel(llama, RoadIntervention(layer=1, pairing=given)))
     for name in ("stages", "rows", "source_representation"):
         refuse(lambda given, name=name: RoadModel(llama, RoadInterchange(layer=1, **{name: given})))
@@ -95,33 +114,57 @@ def test_interventions(llama: PreTrainedModel) -> None:
 
 def test_calls(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     road, ids = trained(llama), torch.arange(3, 11).reshape(2, 4)
-    refuse(lambda given: road(input_ids=given), [True, 3, [[1, 2]], torch.tensor(1), torch.tensor([1])])
+    refuse(
+        lambda given: road(input_ids=given), [True, 3, [[1, 2]], torch.tensor(1), torch.tensor([1])]
+    )
     for name in ("learning", "sources", "resumed"):
-        values = [each for each in NASTY if not (name == "sources" and isinstance(each, list) and each == [None])]
+        values = [
+            each
+            for each in NASTY
+            if not (name == "sources" and isinstance(each, list) and each == [None])
+        ]
         refuse(lambda given, name=name: road(input_ids=ids, **{name: given}), values)
     for call in (road.generate, road.collect):
         refuse(
-            lambda given, call=call: call(tokenizer, given), [True, 3, iter(()), [], {}, b"x", np.array([1, 2]), torch.tensor(1)]
+            lambda given, call=call: call(tokenizer, given),
+            [True, 3, iter(()), [], {}, b"x", np.array([1, 2]), torch.tensor(1)],
         )
-        refuse(lambda given, call=call: call(tokenizer, "hi", template=given), ["", False, 0, (), *NASTY])
+        refuse(
+            lambda given, call=call: call(tokenizer, "hi", template=given),
+            ["", False, 0, (), *NASTY],
+        )
         refuse(lambda given, call=call: call(given, "hi"), [None, 3])
     refuse(road.merge)
 
 
 def test_sources(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    road, ids = RoadModel(llama, RoadInterchange(layer=1, subspaces=HALVES)), torch.arange(3, 11).reshape(2, 4)
-    others = [torch.zeros(2, WIDTH + 2), torch.zeros(WIDTH), torch.zeros(2, 1, WIDTH, device="meta")]
+    road, ids = (
+        RoadModel(llama, RoadInterchange(layer=1, subspaces=HALVES)),
+        torch.arange(3, 11).reshape(2, 4),
+    )
+    others = [
+        torch.zeros(2, WIDTH + 2),
+        torch.zeros(WIDTH),
+        torch.zeros(2, 1, WIDTH, device="meta"),
+    ]
     refuse(lambda given: road(input_ids=ids, sources=[given]), [*NASTY, *others])
     refuse(lambda given: road(input_ids=ids, sources=[[given, given]]), [None, *NASTY, *others[:1]])
     refuse(lambda given: road.interchange(tokenizer, given, ["a"]), [None, 3, b"x"])
     refuse(lambda given: road.interchange(tokenizer, ["a"], given), [None, 3, b"x"])
-    refuse(lambda given: road.interchange(tokenizer, ["a"], ["b"], source_positions=given), ["", 0, False, (), [], *NASTY])
+    refuse(
+        lambda given: road.interchange(tokenizer, ["a"], ["b"], source_positions=given),
+        ["", 0, False, (), [], *NASTY],
+    )
 
 
 def test_adapters(llama: PreTrainedModel, tmp_path: Path) -> None:
     road = RoadModel(llama)
     for name in ("targets", "exclude", "layers", "lora_rank", "lora_alpha", "heads"):
-        values = [each for each in NASTY if name != "lora_alpha" or not isinstance(each, float) or each > 1e100 or each != each]
+        values = [
+            each
+            for each in NASTY
+            if name != "lora_alpha" or not isinstance(each, float) or each > 1e100 or each != each
+        ]
         refuse(lambda given, name=name: road.add_adapter(**{"lora_rank": 2, name: given}), values)
     refuse(lambda rank: road.add_adapter(lora_rank=rank), [10**9, -1])
     refuse(lambda alpha: road.add_adapter(lora_rank=2, lora_alpha=alpha), [float("inf"), "16"])
@@ -139,7 +182,20 @@ def test_adapters(llama: PreTrainedModel, tmp_path: Path) -> None:
 
 def test_labels(llama: PreTrainedModel, tmp_path: Path) -> None:
     trained(llama).save_pretrained(tmp_path)
-    labels = [None, True, 1, 0.5, "", "none", "all", "a b", "a@b", "x" * 1000, object(), np.array("a")]
+    labels = [
+        None,
+        True,
+        1,
+        0.5,
+        "",
+        "none",
+        "all",
+        "a b",
+        "a@b",
+        "x" * 1000,
+        object(),
+        np.array("a"),
+    ]
     refuse(lambda label: RoadModel(llama).add_checkpoint(tmp_path, label), labels)
     refuse(lambda label: RoadModel.from_pretrained({label: tmp_path}, llama), labels[1:-1])
     road = RoadModel.from_pretrained({"1": tmp_path, "é": tmp_path}, llama)
@@ -147,7 +203,9 @@ def test_labels(llama: PreTrainedModel, tmp_path: Path) -> None:
     refuse(road.remove_checkpoint, [None, 1, [], bytearray(b"1"), np.array([1, 2])])
 
 
-def test_an_adapter_can_not_take_the_name_of_a_checkpoint(llama: PreTrainedModel, tmp_path: Path) -> None:
+def test_an_adapter_can_not_take_the_name_of_a_checkpoint(
+    llama: PreTrainedModel, tmp_path: Path
+) -> None:
     trained(llama).save_pretrained(tmp_path)
     road = RoadModel.from_pretrained({"one": tmp_path}, llama)
     with pytest.raises(RoadError, match="name 'one' is taken"):
@@ -156,10 +214,28 @@ def test_an_adapter_can_not_take_the_name_of_a_checkpoint(llama: PreTrainedModel
 
 
 def test_recipes_by_hand_are_checked_as_those_of_files() -> None:
-    for name in ("layers", "lr", "lrs", "epochs", "batch_size", "micro_batch", "subspaces", "kind", "position", "eos", "rows"):
-        values = [each for each in (1j, object(), [[]], {1: 2}, np.array([1, 2])) if name != "eos" or not isinstance(each, list)]
+    for name in (
+        "layers",
+        "lr",
+        "lrs",
+        "epochs",
+        "batch_size",
+        "micro_batch",
+        "subspaces",
+        "kind",
+        "position",
+        "eos",
+        "rows",
+    ):
+        values = [
+            each
+            for each in (1j, object(), [[]], {1: 2}, np.array([1, 2]))
+            if name != "eos" or not isinstance(each, list)
+        ]
         refuse(lambda given, name=name: Recipe(**{name: given}), values)
-    assert Recipe(lr="1e-2", layers=[1]) == Recipe.load("composition", Recipe(lr=1e-2, layers=[1]).__dict__)
+    assert Recipe(lr="1e-2", layers=[1]) == Recipe.load(
+        "composition", Recipe(lr=1e-2, layers=[1]).__dict__
+    )
 
 
 def test_devices() -> None:
@@ -167,28 +243,57 @@ def test_devices() -> None:
         roadint.load("nowhere", device=2**64)  # type: ignore[arg-type]
 
 
-def test_trainings_and_evaluations(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_trainings_and_evaluations(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     rows = [{"instruction": "hi", "output": "ho"}] * 2
-    recipe = Recipe(subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32)
+    recipe = Recipe(
+        subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32
+    )
     road = trained(llama)
-    right = {"road": road, "tokenizer": tokenizer, "data": {"a": rows}, "recipe": recipe, "quiet": True}
+    right = {
+        "road": road,
+        "tokenizer": tokenizer,
+        "data": {"a": rows},
+        "recipe": recipe,
+        "quiet": True,
+    }
     for name in ("road", "tokenizer", "recipe", "out", "kept"):
         refuse(lambda given, name=name: roadint.train(**{**right, name: given}))
-    refuse(lambda given: roadint.train(**{**right, "data": given}), [True, 3, "a", [], np.array([1, 2]), {"a": 3}, {"c": rows}])
-    refuse(lambda given: roadint.train(**{**right, "out": given}), ["\0", "\ud800", str(tmp_path / ("x" * 300))])
+    refuse(
+        lambda given: roadint.train(**{**right, "data": given}),
+        [True, 3, "a", [], np.array([1, 2]), {"a": 3}, {"c": rows}],
+    )
+    refuse(
+        lambda given: roadint.train(**{**right, "out": given}),
+        ["\0", "\ud800", str(tmp_path / ("x" * 300))],
+    )
     assert not list(tmp_path.iterdir())
     for name in ("road", "tokenizer", "data", "prompts"):
-        refuse(lambda given, name=name: roadint.evaluate(**{"road": road, "tokenizer": tokenizer, name: given}), [3, True, b"x"])
+        refuse(
+            lambda given, name=name: roadint.evaluate(
+                **{"road": road, "tokenizer": tokenizer, name: given}
+            ),
+            [3, True, b"x"],
+        )
     refuse(lambda given: roadint.evaluate(road, tokenizer, compose=given), [3, True, "c", ["c"]])
 
 
-def test_looks_inside_take_one_composition_too(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_looks_inside_take_one_composition_too(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces={"german": "[0, d)"}))
     assert [each.composition for each in next_tokens(road, tokenizer, "hi", "german")] == ["german"]
     assert len(logit_lens(road, tokenizer, "hi", "german")) == 1
     for look in (next_tokens, logit_lens):
-        refuse(lambda given, look=look: look(road, tokenizer, "hi", given), [[], (), 3, b"x", Subspace(((0, 2),))])
-    refuse(lambda count: next_tokens(road, tokenizer, "hi", ["german"], count=count), [None, 0, -1, 10**9, "3"])
+        refuse(
+            lambda given, look=look: look(road, tokenizer, "hi", given),
+            [[], (), 3, b"x", Subspace(((0, 2),))],
+        )
+    refuse(
+        lambda count: next_tokens(road, tokenizer, "hi", ["german"], count=count),
+        [None, 0, -1, 10**9, "3"],
+    )
 
 
 def test_folders_of_other_libraries(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -214,8 +319,13 @@ def test_a_token_that_prompts_do_not_have_is_told_before_anything_is_written(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES, position="at(9)"))
-    rows = {"a": [{"instruction": "a long prompt", "output": "ho"}], "b": [{"instruction": "hi", "output": "ho"}]}
-    recipe = Recipe(subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32)
+    rows = {
+        "a": [{"instruction": "a long prompt", "output": "ho"}],
+        "b": [{"instruction": "hi", "output": "ho"}],
+    }
+    recipe = Recipe(
+        subspaces=HALVES, layers=[1], epochs=1, batch_size=2, template="plain", max_length=32
+    )
     with pytest.raises(RoadError, match=r"position at\(9\) is outside a prompt of 3 tokens"):
         roadint.train(road, tokenizer, rows, recipe, out=tmp_path / "run", quiet=True)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from roadint.cli import main
+from roadint.cli.main import main
 
 
 @pytest.mark.parametrize(
@@ -16,15 +16,32 @@ from roadint.cli import main
         (["zz"], "No such command 'zz'"),
         (["bench", "zz"], "No such command 'zz'"),
         (["eval", "run", "--rows", "0"], "Invalid value for '--rows'"),
-        (["generate", "run", "hi", "--max-new-tokens", "x"], "Invalid value for '--max-new-tokens'"),
+        (
+            ["generate", "run", "hi", "--max-new-tokens", "x"],
+            "Invalid value for '--max-new-tokens'",
+        ),
         (["generate", "run", "--template", "chat"], "No such option: --template"),
         (["train", "composition", "--out", "a\0b"], "'--out'"),
-        (["train", "composition", "--out", "run", "--data", "none=bundled:german", "--model", "nowhere"], "'none' trains nothing"),
+        (
+            [
+                "train",
+                "composition",
+                "--out",
+                "run",
+                "--data",
+                "none=bundled:german",
+                "--model",
+                "nowhere",
+            ],
+            "'none' trains nothing",
+        ),
         (["generate", "nowhere", "hi", "--add", "a b=run"], "label 'a b'"),
         (["generate", "nowhere", "hi", "--add", "all=run"], "label 'all'"),
     ],
 )
-def test_one_line(arguments: list[str], said: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_one_line(
+    arguments: list[str], said: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["roadint", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -37,7 +54,9 @@ def test_one_line(arguments: list[str], said: str, capsys: Any, monkeypatch: Any
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["train", "--help"], 0), ([], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["--help"], 0), (["train", "--help"], 0), ([], 2)]
+)
 def test_help_stays_help(arguments: list[str], code: int, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["roadint", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -47,7 +66,7 @@ def test_help_stays_help(arguments: list[str], code: int, capsys: Any, monkeypat
 
 
 def test_a_run_may_go_into_the_working_directory(monkeypatch: Any, tmp_path: Path) -> None:
-    from roadint.terminal import check_folder
+    from roadint.cli.terminal import check_folder
 
     monkeypatch.chdir(tmp_path)
     check_folder("--out", Path("."))

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from roadint._pyvene import pyvene
 from roadint.bench.measure import case, machine, ratio, wait_for
 from roadint.errors import RoadError, check_known
-from roadint.interchange import RoadInterchange
+from roadint.interventions.interchange import RoadInterchange
+from roadint.interventions.pyvene.patches import pyvene
 from roadint.progress import track
 
 OBJECT = 4  # dims of each of the four vectors
@@ -57,13 +57,20 @@ class System:
     lr: float
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.Adam([each for module in self.modules for each in module.parameters()], self.lr)
+        self.optimizer = torch.optim.Adam(
+            [each for module in self.modules for each in module.parameters()], self.lr
+        )
         self.seconds: list[float] = []
 
     @property
     def trained(self) -> int:
         """How many numbers train."""
-        return sum(each.numel() for module in self.modules for each in module.parameters() if each.requires_grad)
+        return sum(
+            each.numel()
+            for module in self.modules
+            for each in module.parameters()
+            if each.requires_grad
+        )
 
 
 def bench_align(
@@ -94,13 +101,18 @@ def bench_align(
     right = _learn_task(network, task_steps, quiet)
     network.requires_grad_(False)
     systems = [*_ours(width, device), *(RIVALS[name](width, device) for name in rivals or RIVALS)]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(system.optimizer, lambda step: 1 - step / steps) for system in systems]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(system.optimizer, lambda step: 1 - step / steps)
+        for system in systems
+    ]
     for step in track(range(steps), steps, "aligning", quiet=quiet):
         variable = step % 2
         base, source, label = _pairs(network, batch_size, variable)
         for system in systems:
             started = time.perf_counter()
-            loss = functional.cross_entropy(network.above(system.swap(base, source, variable)), label)
+            loss = functional.cross_entropy(
+                network.above(system.swap(base, source, variable)), label
+            )
             system.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             system.optimizer.step()
@@ -117,9 +129,19 @@ def bench_align(
     ours = cases[2]["median_s"]
     return {
         "machine": machine(device, torch.float32),
-        "job": {"width": width, "steps": steps, "batch_size": batch_size, "seed": seed, "task_accuracy": right},
+        "job": {
+            "width": width,
+            "steps": steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "task_accuracy": right,
+        },
         "cases": cases,
-        "ratios": [ratio("step", each["system"], each["median_s"], ours) for each in cases if "pyvene" in each["system"]],
+        "ratios": [
+            ratio("step", each["system"], each["median_s"], ours)
+            for each in cases
+            if "pyvene" in each["system"]
+        ],
     }
 
 
@@ -131,7 +153,9 @@ def _ours(width: int, device: torch.device) -> list[System]:
     for stages in (1, once, 2 * once):
         made = RoadInterchange(embed_dim=width, subspaces=halves, stages=stages).to(device)
 
-        def swap(base: Tensor, source: Tensor, variable: int, made: RoadInterchange = made) -> Tensor:
+        def swap(
+            base: Tensor, source: Tensor, variable: int, made: RoadInterchange = made
+        ) -> Tensor:
             return made(base, source, subspaces=[list(halves)[variable]] * len(base))  # type: ignore[no-any-return]
 
         found.append(System(f"roadint, {stages} rotation{'s' * (stages > 1)}", swap, [made], 5e-2))
@@ -140,7 +164,9 @@ def _ours(width: int, device: torch.device) -> list[System]:
 
 def _full(width: int, device: torch.device) -> System:
     """DAS: a full rotation, a half of it for each variable."""
-    made = pyvene.RotatedSpaceIntervention(embed_dim=width, subspace_partition=[[0, width // 2], [width // 2, width]]).to(device)
+    made = pyvene.RotatedSpaceIntervention(
+        embed_dim=width, subspace_partition=[[0, width // 2], [width // 2, width]]
+    ).to(device)
     return System("pyvene RotatedSpace", _partitioned(made), [made], 1e-3)
 
 
@@ -148,8 +174,12 @@ def _low_rank(width: int, device: torch.device) -> System:
     """Two subspaces of an eighth of the width."""
     rank = max(1, width // 8)
     partition = [[0, rank], [rank, 2 * rank]]
-    made = pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=2 * rank, subspace_partition=partition)
-    return System(f"pyvene LowRankRotatedSpace, 2 x {rank}", _partitioned(made.to(device)), [made], 1e-3)
+    made = pyvene.LowRankRotatedSpaceIntervention(
+        embed_dim=width, low_rank_dimension=2 * rank, subspace_partition=partition
+    )
+    return System(
+        f"pyvene LowRankRotatedSpace, 2 x {rank}", _partitioned(made.to(device)), [made], 1e-3
+    )
 
 
 def _boundless(width: int, device: torch.device) -> System:
@@ -200,16 +230,29 @@ def _learn_task(network: EqualityNetwork, steps: int, quiet: bool) -> float:
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in track(range(steps), steps, "learning the task", quiet=quiet):
         x, equal = _inputs(512, device)
-        loss = functional.cross_entropy(network.above(network.below(x)), (equal[:, 0] == equal[:, 1]).long())
+        loss = functional.cross_entropy(
+            network.above(network.below(x)), (equal[:, 0] == equal[:, 1]).long()
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     x, equal = _inputs(4096, device)
     with torch.no_grad():
-        return float((network.above(network.below(x)).argmax(1) == (equal[:, 0] == equal[:, 1])).float().mean())
+        return float(
+            (network.above(network.below(x)).argmax(1) == (equal[:, 0] == equal[:, 1]))
+            .float()
+            .mean()
+        )
 
 
-def _accuracy(network: EqualityNetwork, system: System, variable: int, base: Tensor, source: Tensor, label: Tensor) -> float:
+def _accuracy(
+    network: EqualityNetwork,
+    system: System,
+    variable: int,
+    base: Tensor,
+    source: Tensor,
+    label: Tensor,
+) -> float:
     for module in system.modules:
         module.eval()
     with torch.no_grad():

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roadint.architecture.layers import find_layers, width_of
 from roadint.bench import rival
 from roadint.bench.measure import case, forget_peak, machine, peak_mb, ratio, wait_for
 from roadint.bench.systems import HALVES
 from roadint.bench.workers import in_turns
+from roadint.data.prompts import batch_prompts
 from roadint.data.sources import load_prompts
-from roadint.intervention import RoadIntervention
-from roadint.layers import find_layers, width_of
-from roadint.model import RoadModel
-from roadint.pretrained import load
+from roadint.interventions.road import RoadIntervention
+from roadint.model.pretrained import load
+from roadint.model.road_model import RoadModel
 from roadint.progress import track
-from roadint.prompt import batch_prompts
 
 
 def bench_generate(
@@ -46,7 +46,9 @@ def bench_generate(
         for parameter in road.interventions.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(device))
     prompts = load_prompts("bundled:prompts")
-    inputs = batch_prompts(tokenizer, "alpaca", [prompts[index % len(prompts)] for index in range(batch_size)])
+    inputs = batch_prompts(
+        tokenizer, "alpaca", [prompts[index % len(prompts)] for index in range(batch_size)]
+    )
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     length = {
         "max_new_tokens": new_tokens,
@@ -56,10 +58,14 @@ def bench_generate(
     }
 
     def through(count: int) -> Callable[[], Any]:
-        composed = [f"{1 - 0.5 * (index % count) / count:g}*german + english" for index in range(batch_size)]
+        composed = [
+            f"{1 - 0.5 * (index % count) / count:g}*german + english" for index in range(batch_size)
+        ]
         return lambda: road.generate_tokens(compose=composed, **inputs, **length)  # type: ignore[arg-type]
 
-    systems: dict[tuple[str, str], Callable[[], Any]] = {("untouched", "bare model"): lambda: base.generate(**inputs, **length)}
+    systems: dict[tuple[str, str], Callable[[], Any]] = {
+        ("untouched", "bare model"): lambda: base.generate(**inputs, **length)
+    }
     for count in compositions:
         systems[(_named(count), "roadint")] = through(min(count, batch_size))
     systems[(_named(1), "pyvene")] = _pyvene(base, layer, inputs, length)
@@ -75,7 +81,9 @@ def bench_generate(
             if index:  # the first round warms up
                 times[key].append(time.perf_counter() - started)
                 peaks[key] = max(peaks[key], peak_mb(device))
-    cases = [case(name, system, times[name, system], peaks[name, system]) for name, system in systems]
+    cases = [
+        case(name, system, times[name, system], peaks[name, system]) for name, system in systems
+    ]
     bare = cases[0]["median_s"]
     ours = [each for each in cases if each["system"] == "roadint"]
     ratios = [ratio(each["name"], "bare model", bare, each["median_s"]) for each in ours]
@@ -94,7 +102,9 @@ def _named(compositions: int) -> str:
     return "1 composition" if compositions == 1 else f"{compositions} compositions"
 
 
-def _pyvene(base: Any, layer: int, inputs: dict[str, Tensor], length: dict[str, Any]) -> Callable[[], Any]:
+def _pyvene(
+    base: Any, layer: int, inputs: dict[str, Tensor], length: dict[str, Any]
+) -> Callable[[], Any]:
     intervenable, _ = rival.wrapped(base, layer, width_of(base))
     # It froze the model for all systems; on a CPU torch would then copy the head once for every row of a prefill.
     base.requires_grad_(True)

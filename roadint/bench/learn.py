@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from roadint.adapters.targets import find_targets
 from roadint.bench.measure import machine
+from roadint.engines.transformers.scoring import score
 from roadint.errors import RoadError, check_known
-from roadint.head import score
-from roadint.linear.targets import find_targets
 from roadint.progress import track
+from roadint.recipes.recipe import Recipe
 from roadint.tasks.jobs import Job, job_of
 from roadint.tasks.run import fit, load_for
-from roadint.training.recipe import Recipe
 
 # The learning rate of each method, unless the call gives another: RoAd's is of the paper's range (C.1), LoRA's the usual one.
 RATES = {"road_1": 5e-3, "road_2": 5e-3, "road_4": 5e-3, "lora": 5e-4, "ia3": 1e-2, "head": 5e-3}
@@ -63,13 +63,24 @@ def bench_learn(
                 "seconds": round(statistics.mean(run["seconds"] for run in own), 1),
             }
         )
-    about = {"task": recipe.task, "model": recipe.model, "metric": job.metric, "rows": job.sizes(), "epochs": recipe.epochs}
+    about = {
+        "task": recipe.task,
+        "model": recipe.model,
+        "metric": job.metric,
+        "rows": job.sizes(),
+        "epochs": recipe.epochs,
+    }
     if job.labels is None:
         model, tokenizer = load_for(job, recipe)
         before = job.score(_Rival(model, "base", recipe), tokenizer, "test")
         cases.insert(0, {"method": "base", "numbers": 0, "test": round(before, 4)})
     dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    return {"machine": machine(torch.device("cpu"), dtype), "job": about, "runs": runs, "cases": cases}
+    return {
+        "machine": machine(torch.device("cpu"), dtype),
+        "job": about,
+        "runs": runs,
+        "cases": cases,
+    }
 
 
 def _one(method: str, recipe: Recipe, job: Job) -> dict[str, Any]:
@@ -78,7 +89,9 @@ def _one(method: str, recipe: Recipe, job: Job) -> dict[str, Any]:
     model.requires_grad_(False)
     if method.startswith("road"):
         system: Any = replace(recipe, variant=method).on(model)  # type: ignore[arg-type]
-        heads = [each for adapter in system.adapters.values() for each in adapter.heads.parameters()]
+        heads = [
+            each for adapter in system.adapters.values() for each in adapter.heads.parameters()
+        ]
     else:
         system = _Rival(model, method, recipe)
         heads = [each for path in recipe.heads for each in model.get_submodule(path).parameters()]
@@ -107,8 +120,14 @@ class _Rival(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def forward(self, *, scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any) -> Any:
-        return self.model(**inputs) if scored is None else score(self.model, inputs, *scored, plain=self.model)
+    def forward(
+        self, *, scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any
+    ) -> Any:
+        return (
+            self.model(**inputs)
+            if scored is None
+            else score(self.model, inputs, *scored, plain=self.model)
+        )
 
     def train(self, mode: bool = True) -> "_Rival":
         self.training = mode  # as in a RoadModel, what is frozen does not drop out
@@ -119,9 +138,15 @@ class _Rival(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         asking = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in asking}
+        return {
+            name: value
+            for name, value in super().state_dict(*args, **kwargs).items()
+            if name in asking
+        }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         return type(result)([], result.unexpected_keys)
 

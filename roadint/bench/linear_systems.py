@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.targets import Layout, layout_of
 from roadint.bench.learn import import_peft
-from roadint.composition import Composition
-from roadint.linear.bank import Banks
-from roadint.linear.edit import LinearEdit
-from roadint.linear.road import LinearRoad
-from roadint.linear.targets import Layout, layout_of
-from roadint.passes import Passes, edited
+from roadint.engines.table import Banks
+from roadint.engines.transformers.linear_edit import LinearEdit
+from roadint.engines.transformers.passes import Passes, edited
+from roadint.grammar.composition import Composition
 
 RANK = 8
-Entered = Callable[[Sequence[int]], AbstractContextManager[nn.Module]]  # the adapter of each row → what to call in a context
+Entered = Callable[
+    [Sequence[int]], AbstractContextManager[nn.Module]
+]  # the adapter of each row → what to call in a context
 
 
 class System:
@@ -27,13 +29,21 @@ class System:
     context: for an assignment of adapters to rows, what is called and runs in it; keywords: of its call.
     """
 
-    def __init__(self, name: str, module: nn.Module, context: Entered, keywords: Callable[[Sequence[int]], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        context: Entered,
+        keywords: Callable[[Sequence[int]], dict[str, Any]],
+    ) -> None:
         self.name, self.module, self.context, self.keywords = name, module, context, keywords
 
     def through(self, rows: Sequence[int], label: str) -> "System":
         """The same with the adapter of each row settled."""
         context, keywords = self.context, self.keywords
-        return System(f"{self.name}, {label}", self.module, lambda _: context(rows), lambda _: keywords(rows))
+        return System(
+            f"{self.name}, {label}", self.module, lambda _: context(rows), lambda _: keywords(rows)
+        )
 
 
 def bare(module: nn.Module) -> System:
@@ -49,7 +59,9 @@ def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
     passes_of = Passes if isinstance(module, PreTrainedModel) else _OfLayers
 
     def act(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
-        edit = LinearEdit(adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024)
+        edit = LinearEdit(
+            adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024
+        )
         return nullcontext(edited(module, [edit], passes_of()))
 
     return System("roadint", module, act, lambda rows: {})
@@ -125,11 +137,15 @@ class _BmmLora:
 
     def gather(self, index: Tensor) -> None:
         one = bool((index == index[0]).all())
-        self.a, self.b = (self._a[index[0]], self._b[index[0]]) if one else (self._a[index], self._b[index])
+        self.a, self.b = (
+            (self._a[index[0]], self._b[index[0]]) if one else (self._a[index], self._b[index])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.a.ndim == 2:
-            return torch.addmm(self._base(x).flatten(0, -2), x.flatten(0, -2) @ self.a, self.b).view(*x.shape[:-1], -1)
+            return torch.addmm(
+                self._base(x).flatten(0, -2), x.flatten(0, -2) @ self.a, self.b
+            ).view(*x.shape[:-1], -1)
         return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
 
 

@@ -20,7 +20,11 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         processor = names[0] if names else processor
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
@@ -66,11 +70,21 @@ def peak_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+        return (
+            next(
+                int(line.split()[1])
+                for line in status.read_text().splitlines()
+                if line.startswith("VmHWM")
+            )
+            * 1024
+            / 1e6
+        )
     return float(psutil.Process().memory_info().rss) / 1e6
 
 
-def case(name: str, system: str, seconds: Sequence[float], peak: float | None, **more: Any) -> dict[str, Any]:
+def case(
+    name: str, system: str, seconds: Sequence[float], peak: float | None, **more: Any
+) -> dict[str, Any]:
     """One row of a report."""
     rounded = [round(each, 5) for each in seconds]
     return {

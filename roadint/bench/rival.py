@@ -6,13 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint._pyvene import DistributedRepresentationIntervention, SourcelessIntervention, TrainableIntervention, pyvene
 from roadint.data.collate import Example
+from roadint.data.prompts import pad
 from roadint.interop.pyvene import register
-from roadint.prompt import pad
+from roadint.interventions.pyvene.patches import (
+    DistributedRepresentationIntervention,
+    SourcelessIntervention,
+    TrainableIntervention,
+    pyvene,
+)
 
 
-class PlainRoad(SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention):  # type: ignore[misc]
+class PlainRoad(
+    SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention
+):  # type: ignore[misc]
     """RoAd1 on adjacent pairs with a mask of blocks a row (paper equation 4), straight from the formula."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -36,7 +43,9 @@ def wrapped(model: nn.Module, layer: int, width: int) -> tuple[Any, PlainRoad]:
     """The model in pyvene, with one PlainRoad at the output of a layer."""
     register(model)
     intervention = PlainRoad(embed_dim=width)
-    config = pyvene.IntervenableConfig([{"layer": layer, "component": "block_output", "intervention": intervention}])
+    config = pyvene.IntervenableConfig(
+        [{"layer": layer, "component": "block_output", "intervention": intervention}]
+    )
     intervenable = pyvene.IntervenableModel(config, model)
     intervenable.disable_model_gradients()
     return intervenable, intervention
@@ -52,7 +61,12 @@ def batch(examples: Sequence[Example], fill: int, device: torch.device) -> dict[
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def loss(intervenable: Any, examples: Sequence[Example], strengths: Sequence[Tensor], inputs: dict[str, Tensor]) -> Tensor:
+def loss(
+    intervenable: Any,
+    examples: Sequence[Example],
+    strengths: Sequence[Tensor],
+    inputs: dict[str, Tensor],
+) -> Tensor:
     """pyreft's step: the rows of `batch` through pyvene, the model's own loss over all logits. strengths: [blocks] a row."""
     labels = inputs.pop("labels")
     _, output = intervenable(

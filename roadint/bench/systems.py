@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roadint.architecture.layers import find_layers, text_config
 from roadint.bench import rival
 from roadint.bench.measure import forget_peak, machine, peak_mb, wait_for
-from roadint.composition import Composition
 from roadint.data.collate import Collator, Example, completion_nll, moved, tokenize
 from roadint.data.sources import load_rows
 from roadint.errors import RoadError
-from roadint.intervention import RoadIntervention
-from roadint.layers import find_layers, text_config
-from roadint.model import RoadModel
-from roadint.pretrained import load
+from roadint.grammar.composition import Composition
+from roadint.interventions.road import RoadIntervention
+from roadint.model.pretrained import load
+from roadint.model.road_model import RoadModel
 from roadint.training.prefix_cache import PrefixCache
 from roadint.training.sampler import MixedLengthSampler
 
@@ -75,21 +75,40 @@ class _Training(ABC):
             )
         ]
 
-    def synthetic(self, prompt: int, completion: int, rows: int, compositions: int) -> list[Example]:
+    def synthetic(
+        self, prompt: int, completion: int, rows: int, compositions: int
+    ) -> list[Example]:
         """Rows of random tokens, each through one of `compositions` different compositions."""
         draw = torch.Generator().manual_seed(self.job.seed)
-        ids = torch.randint(10, int(text_config(self.model).vocab_size) - 10, (rows, prompt + completion), generator=draw).tolist()
+        ids = torch.randint(
+            10,
+            int(text_config(self.model).vocab_size) - 10,
+            (rows, prompt + completion),
+            generator=draw,
+        ).tolist()
         # Half as many strengths of each half, from 1 down.
-        names = [f"{1 - place / (2 * compositions):g}*{'german' if place % 2 == 0 else 'english'}" for place in range(compositions)]
-        return [Example(row[:prompt], row[prompt:], names[index % compositions]) for index, row in enumerate(ids)]
+        names = [
+            f"{1 - place / (2 * compositions):g}*{'german' if place % 2 == 0 else 'english'}"
+            for place in range(compositions)
+        ]
+        return [
+            Example(row[:prompt], row[prompt:], names[index % compositions])
+            for index, row in enumerate(ids)
+        ]
 
     def prepare(self, examples: list[Example], batch_size: int) -> float:
         """Take these examples; seconds that it took, beyond what every system does."""
         self.listed = examples
         order = list(MixedLengthSampler(examples, batch_size, self.job.seed))
-        self.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self.batches = [
+            order[start : start + batch_size] for start in range(0, len(order), batch_size)
+        ]
         self.parameters = self._fresh()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0) if self.parameters else None
+        self.optimizer = (
+            torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0)
+            if self.parameters
+            else None
+        )
         started = time.perf_counter()
         self._build()
         return time.perf_counter() - started
@@ -126,7 +145,9 @@ class _Training(ABC):
         match task:
             case "prepare":
                 listed = self.examples() if argument is None else self.synthetic(**argument)
-                seconds = self.prepare(listed, self.job.batch_size if argument is None else len(listed))
+                seconds = self.prepare(
+                    listed, self.job.batch_size if argument is None else len(listed)
+                )
                 return {"seconds": seconds, "steps": len(self.batches)}
             case "step":
                 return self.step(argument)
@@ -164,7 +185,9 @@ class Roadint(Plain):
     """roadint as it trains: the prefix computed once."""
 
     def _build(self) -> None:
-        self.cache = PrefixCache(self.road, self.listed, self.collator, folder=Path(tempfile.gettempdir()))
+        self.cache = PrefixCache(
+            self.road, self.listed, self.collator, folder=Path(tempfile.gettempdir())
+        )
 
     def _nll(self, rows: list[Example]) -> Tensor:
         return self.cache.nll(self.road, moved(self.cache(rows), self.device))[0]
@@ -179,14 +202,19 @@ class Pyvene(_Training):
 
     def _backward(self, rows: list[Example]) -> Tensor:
         strengths = [self._strengths(row.composition) for row in rows]
-        loss = rival.loss(self.intervenable, rows, strengths, rival.batch(rows, self.collator.fill, self.device))
+        loss = rival.loss(
+            self.intervenable, rows, strengths, rival.batch(rows, self.collator.fill, self.device)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _strengths(self, composition: str | None) -> Tensor:
         terms = dict(Composition.parse(composition, HALVES).terms)
         quarter = self.width // 4
-        return torch.tensor([terms.get("german", 0.0)] * quarter + [terms.get("english", 0.0)] * (self.width // 2 - quarter))
+        return torch.tensor(
+            [terms.get("german", 0.0)] * quarter
+            + [terms.get("english", 0.0)] * (self.width // 2 - quarter)
+        )
 
 
 class Bare(_Training):
@@ -219,7 +247,9 @@ def needed_flops(model: Any, skipped: int, rows: Sequence[Example]) -> float:
     layers = find_layers(model)[1][skipped:]
     weights = sum(parameter.numel() for parameter in layers.parameters() if parameter.ndim == 2)
     head = model.get_output_embeddings().weight.numel()
-    channels = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    channels = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     total = 0.0
     for row in rows:
         tokens, before = len(row.completion), len(row.prompt) - 1

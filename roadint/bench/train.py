@@ -12,7 +12,12 @@ from roadint.progress import track
 
 
 def bench_train(
-    job: Job, systems: Sequence[str], *, steps: int | None = 20, scaling: bool = False, quiet: bool = False
+    job: Job,
+    systems: Sequence[str],
+    *,
+    steps: int | None = 20,
+    scaling: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure; see the module. steps: how many of the job's steps, evenly over an epoch; None for the whole job, all epochs.
 
@@ -25,7 +30,11 @@ def bench_train(
         about = each[0].ask("machine")
         epoch = next(iter(prepared.values()))["steps"]
         total = epoch * job.epochs
-        numbers = list(range(total)) if steps is None else [round(index * epoch / steps) for index in range(min(steps, epoch))]
+        numbers = (
+            list(range(total))
+            if steps is None
+            else [round(index * epoch / steps) for index in range(min(steps, epoch))]
+        )
         times = _run(each, numbers, quiet)
         for worker in each:
             seconds, before = times[worker.name], prepared[worker.name]["seconds"]
@@ -33,14 +42,29 @@ def bench_train(
             more = {}
             if worker.name.startswith("roadint"):
                 flops = [worker.ask("flops", number) for number in numbers]
-                more = {"matmul_fraction": round(sum(flops) / sum(seconds) / (about["matmul_gflops"] * 1e9), 3)}
-            cases.append(case("step", worker.name, seconds, peak, mean_s=round(fmean(seconds), 5), **more))
+                more = {
+                    "matmul_fraction": round(
+                        sum(flops) / sum(seconds) / (about["matmul_gflops"] * 1e9), 3
+                    )
+                }
+            cases.append(
+                case("step", worker.name, seconds, peak, mean_s=round(fmean(seconds), 5), **more)
+            )
             whole = before + fmean(seconds) * total
-            about_whole = {"steps": total, "preparation_s": round(before, 2), "measured_steps": len(numbers)}
+            about_whole = {
+                "steps": total,
+                "preparation_s": round(before, 2),
+                "measured_steps": len(numbers),
+            }
             cases.append(case("whole job", worker.name, [whole], peak, **about_whole))
         if scaling:
             cases += _scaling(each, quiet)
-    return {"machine": about, "job": {**vars(job), "data": dict(job.data)}, "cases": cases, "ratios": _ratios(cases)}
+    return {
+        "machine": about,
+        "job": {**vars(job), "data": dict(job.data)},
+        "cases": cases,
+        "ratios": _ratios(cases),
+    }
 
 
 def _run(each: list[Worker], numbers: Sequence[int], quiet: bool) -> dict[str, list[float]]:
@@ -79,13 +103,19 @@ def _scaling(each: list[Worker], quiet: bool, runs: int = 3) -> list[dict[str, A
                 worker.ask("prepare", shape)
             known[key] = _run(each, [0] * runs, quiet=True)
         for worker in each:
-            cases.append(case(f"step by {axis}", worker.name, known[key][worker.name], None, **{axis: value}))
+            cases.append(
+                case(f"step by {axis}", worker.name, known[key][worker.name], None, **{axis: value})
+            )
     return cases
 
 
 def _ratios(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ratios = []
-    for ours in (each for each in cases if each["system"] == "roadint" and not each["name"].startswith("step by")):
+    for ours in (
+        each
+        for each in cases
+        if each["system"] == "roadint" and not each["name"].startswith("step by")
+    ):
         for theirs in cases:
             if theirs["name"] == ours["name"] and theirs["system"] != "roadint":
                 key = "mean_s" if "mean_s" in ours else "median_s"

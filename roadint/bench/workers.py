@@ -31,7 +31,9 @@ class Worker:
             self._pipe.send((task, argument))
             done, result = self._pipe.recv()
         except (EOFError, BrokenPipeError):
-            raise RoadError(f"benchmark of {self.name} ended early: its process died, perhaps for want of memory") from None
+            raise RoadError(
+                f"benchmark of {self.name} ended early: its process died, perhaps for want of memory"
+            ) from None
         if not done:
             raise RoadError(f"benchmark of {self.name} failed:\n{result}")
         return result

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roadint.architecture.layers import positions_of
+from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
 from roadint.data.sources import Row
 from roadint.errors import RoadError, quoted
-from roadint.layers import positions_of
-from roadint.prompt import Template, completion_ids, pad, pad_id, prompt_ids, render
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def tokenize(
             )
         prompt = prompt_ids(tokenizer, template, row["instruction"], room, given)
         if not prompt:
-            raise RoadError(f"instruction {quoted(row['instruction'])} has no tokens: expected some text")
+            raise RoadError(
+                f"instruction {quoted(row['instruction'])} has no tokens: expected some text"
+            )
         examples.append(Example(prompt, completion, composition))
     return examples
 
@@ -88,7 +90,9 @@ def check_fits(examples: Sequence[Example], model: Any, fill: int = 0) -> None:
             )
     positions, longest = positions_of(model), max(len(example.inputs) for example in examples)
     if positions is not None and longest > positions:
-        raise RoadError(f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less")
+        raise RoadError(
+            f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less"
+        )
 
 
 class Collator:
@@ -131,7 +135,9 @@ def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
 
 def row_sums(values: Tensor, rows: Tensor) -> Tensor:
     """[rows] the sum of each row's values. values: [tokens]. rows: [tokens] int, the row of each; no row is without tokens."""
-    return torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
+    return torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device).index_add_(
+        0, rows, values
+    )
 
 
 def row_means(values: Tensor, rows: Tensor) -> Tensor:
@@ -147,7 +153,9 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on a device."""
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    return {
+        name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
 
 
 def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

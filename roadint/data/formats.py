@@ -32,7 +32,9 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> It
     try:
         yield from read(path, needed, more)
     except UNREADABLE as error:
-        raise RoadError(f"data file {quoted(str(path))} can't be read as {kind} ({first_line(error)})") from error
+        raise RoadError(
+            f"data file {quoted(str(path))} can't be read as {kind} ({first_line(error)})"
+        ) from error
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -43,7 +45,9 @@ def read_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as file:
         while line := file.readline(_LONGEST):
             if len(line) == _LONGEST or "\0" in line:
-                raise ValueError("a line without end" if len(line) == _LONGEST else "NUL, as in no text")
+                raise ValueError(
+                    "a line without end" if len(line) == _LONGEST else "NUL, as in no text"
+                )
             yield line.removesuffix("\n")
 
 
@@ -80,14 +84,18 @@ def _json_list(file: TextIO) -> Iterator[Any]:
         elif text[place] == "," and "," in wanted:
             place, wanted = place + 1, "value"
         elif "value" not in wanted:
-            raise ValueError(f"{quoted(text[place])} follows a row of the list: expected ',' or ']'")
+            raise ValueError(
+                f"{quoted(text[place])} follows a row of the list: expected ',' or ']'"
+            )
         else:
             text, place, value = _json_value(file, text, place, decode)
             wanted = ", or ]"
             yield value
 
 
-def _json_value(file: TextIO, text: str, place: int, decode: Callable[[str, int], tuple[Any, int]]) -> tuple[str, int, Any]:
+def _json_value(
+    file: TextIO, text: str, place: int, decode: Callable[[str, int], tuple[Any, int]]
+) -> tuple[str, int, Any]:
     """The value at `place` of a text that the file goes on with; returns the text as read, where the value ends, the value."""
     while True:
         try:
@@ -129,7 +137,11 @@ def _parquet(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator
     with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
         names = file.schema_arrow.names
         _check_columns(names)
-        columns = [name for name in names if name in (*needed, *more)] if set(needed) <= set(names) else None
+        columns = (
+            [name for name in names if name in (*needed, *more)]
+            if set(needed) <= set(names)
+            else None
+        )
         for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
             yield from batch.to_pylist()
 

@@ -23,9 +23,9 @@ from typing import Any
 import datasets
 
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
+from roadint.data.prompts import is_whole
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files import is_file, is_folder, path_of
-from roadint.prompt import is_whole
+from roadint.files.local import is_file, is_folder, path_of
 
 Row = dict[str, str]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -83,7 +83,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 def from_hellaswag_de(row: Mapping[str, Any]) -> Row:
     """LeoLM/HellaSwag_de: the English context, and the German ending that its label names. Raises Unusable where it names none."""
     context, endings, label = (_field(row, name) for name in ("ctx", "endings_de", "label"))
-    named = {str(place): ending for place, ending in enumerate(endings)} if isinstance(endings, (list, tuple)) else {}
+    named = (
+        {str(place): ending for place, ending in enumerate(endings)}
+        if isinstance(endings, (list, tuple))
+        else {}
+    )
     if str(label) not in named:  # the labels of the test split are empty
         raise Unusable("a label that names no ending")
     return {"instruction": context, "output": named[str(label)]}
@@ -109,7 +113,9 @@ def _bundled(name: str, suffix: str) -> Path:
     path = Path(str(_SAMPLES)) / f"{name}{suffix}"
     if not is_file(path):
         known = sorted(each.stem for each in Path(str(_SAMPLES)).glob(f"*{suffix}"))
-        raise RoadError(f"no bundled samples {quoted(name)}: expected one of {listing(known)}{did_you_mean(name, known)}")
+        raise RoadError(
+            f"no bundled samples {quoted(name)}: expected one of {listing(known)}{did_you_mean(name, known)}"
+        )
     return path
 
 
@@ -133,15 +139,24 @@ def _collect(source: Source, limit: int | None, seed: int | None) -> tuple[list[
             raise RoadError(f"row {seen - 1} of {name} {error}") from None
         if limit is None or len(rows) < limit:
             rows.append(row)
-        elif draw and (place := draw.randrange(seen - skipped.total())) < limit:  # every kept row is as likely to be in the sample
+        elif (
+            draw and (place := draw.randrange(seen - skipped.total())) < limit
+        ):  # every kept row is as likely to be in the sample
             rows[place] = row
         if not draw and len(rows) == limit:
             break
     reasons = ", ".join(f"{count:,} with {reason}" for reason, count in skipped.items())
     if not rows:
-        told = f"no row that can be used: all {seen:,} are skipped, {reasons}" if seen else "no rows"
-        raise RoadError(f"{name} holds {told}; expected at least one with 'instruction' and 'output'")
-    return rows, f"skipped {skipped.total():,} of {seen:,} rows of {name}: {reasons}" if skipped else ""
+        told = (
+            f"no row that can be used: all {seen:,} are skipped, {reasons}" if seen else "no rows"
+        )
+        raise RoadError(
+            f"{name} holds {told}; expected at least one with 'instruction' and 'output'"
+        )
+    return (
+        rows,
+        f"skipped {skipped.total():,} of {seen:,} rows of {name}: {reasons}" if skipped else "",
+    )
 
 
 def _open(source: Source) -> tuple[str, Iterable[Any], Form | None]:
@@ -150,7 +165,9 @@ def _open(source: Source) -> tuple[str, Iterable[Any], Form | None]:
         try:
             return "the given rows", iter(source), None
         except TypeError:
-            raise RoadError(f"data source {quoted(source)} holds no rows: expected a list of rows, a file, or a name") from None
+            raise RoadError(
+                f"data source {quoted(source)} holds no rows: expected a list of rows, a file, or a name"
+            ) from None
     text = str(source)
     name = quoted(text)
     kind, _, rest = text.partition(":")
@@ -166,7 +183,11 @@ def _open(source: Source) -> tuple[str, Iterable[Any], Form | None]:
     if not is_file(path):
         if is_folder(path):
             raise RoadError(f"data file {name} is a folder: expected a file in it")
-        beside = [each.name for each in path.parent.glob(f"*{path.suffix}")] if is_folder(path.parent) else []
+        beside = (
+            [each.name for each in path.parent.glob(f"*{path.suffix}")]
+            if is_folder(path.parent)
+            else []
+        )
         raise RoadError(f"data file {name} does not exist{did_you_mean(path.name, beside)}")
     return name, read_rows(path, _NEEDED, _MORE), None
 
@@ -185,7 +206,9 @@ def _row(row: Any, form: Form | None) -> Row:
     if not isinstance(row, Mapping):
         raise RoadError(f"is {type(row).__name__}: expected fields 'instruction' and 'output'")
     found = form(row) if form else row
-    texts = {name: _text(name, _field(found, name)) for name in _NEEDED} | {name: _text(name, found.get(name)) for name in _MORE}
+    texts = {name: _text(name, _field(found, name)) for name in _NEEDED} | {
+        name: _text(name, found.get(name)) for name in _MORE
+    }
     if not texts["instruction"].strip():
         texts["instruction"], texts["input"] = texts["input"], ""
     for name in _NEEDED:
@@ -196,17 +219,23 @@ def _row(row: Any, form: Form | None) -> Row:
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
     if name not in row:
-        raise RoadError(f"has no field {name!r}: it has {listing(row)}{did_you_mean(name, map(str, row))}")
+        raise RoadError(
+            f"has no field {name!r}: it has {listing(row)}{did_you_mean(name, map(str, row))}"
+        )
     return row[name]
 
 
 def _text(name: str, value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):  # what tables have where nothing is
+    if value is None or (
+        isinstance(value, float) and value != value
+    ):  # what tables have where nothing is
         return ""
     if not isinstance(value, str):
         raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
     if not is_whole(value):
-        raise RoadError(f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}")
+        raise RoadError(
+            f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}"
+        )
     return value
 
 

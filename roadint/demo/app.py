@@ -34,20 +34,49 @@ def build(service: Service, listening: Listening | None = None) -> gr.Blocks:
         page = layout(service)
         timer = gr.Timer(1, active=not service.ready)
         polled = [page.status, timer, *page.actions]
-        first = [page.prompt, page.chosen, page.further, *page.settings, page.labels, *page.controls, page.opened]
+        first = [
+            page.prompt,
+            page.chosen,
+            page.further,
+            *page.settings,
+            page.labels,
+            *page.controls,
+            page.opened,
+        ]
         app.load(do.arrive, None, [*first, *polled], **quiet)
         timer.tick(do.poll, None, polled, **quiet)
 
-        asked = [page.prompt, page.chosen, page.further, *page.settings, page.highlight, page.labels]
+        asked = [
+            page.prompt,
+            page.chosen,
+            page.further,
+            *page.settings,
+            page.highlight,
+            page.labels,
+        ]
         shown = [page.answers, page.last, page.query, *page.exports]
         starts = (page.compare.click, page.retry.click, page.prompt.submit)
         running = [start(do.compare, asked, shown, **many) for start in starts]
         for each in running:
             each.then(None, [page.query], [page.link], js=_LINK, **private)
         stopping = page.stop.click(lambda: None, None, None, cancels=running, **quiet)
-        stopping.then(do.halt, [page.last, page.highlight], [page.answers], **quiet)  # after the last update
-        page.to_json.click(None, [page.exports[0]], None, js=_DOWNLOAD % ("application/json", "comparison.json"), **private)
-        page.to_markdown.click(None, [page.exports[1]], None, js=_DOWNLOAD % ("text/markdown", "comparison.md"), **private)
+        stopping.then(
+            do.halt, [page.last, page.highlight], [page.answers], **quiet
+        )  # after the last update
+        page.to_json.click(
+            None,
+            [page.exports[0]],
+            None,
+            js=_DOWNLOAD % ("application/json", "comparison.json"),
+            **private,
+        )
+        page.to_markdown.click(
+            None,
+            [page.exports[1]],
+            None,
+            js=_DOWNLOAD % ("text/markdown", "comparison.md"),
+            **private,
+        )
 
         by_controls: dict[str, Any] = {
             "fn": do.by_controls,
@@ -59,22 +88,42 @@ def build(service: Service, listening: Listening | None = None) -> gr.Blocks:
             toggle.input(**by_controls)
             slider.input(bool, slider, toggle, **quiet).then(**by_controls)
         for change in (page.expression.submit, page.expression.blur):
-            change(do.by_text, [page.expression, page.labels], [page.trouble, *page.controls], **quiet)
+            change(
+                do.by_text, [page.expression, page.labels], [page.trouble, *page.controls], **quiet
+            )
         answering = page.answer.click(
-            do.compose, [page.prompt, page.expression, *page.settings, page.labels], [page.composed], **many
+            do.compose,
+            [page.prompt, page.expression, *page.settings, page.labels],
+            [page.composed],
+            **many,
         )
         page.stop_answer.click(None, None, None, cancels=[answering], **private)
 
-        page.look.click(do.look, [page.prompt, page.chosen, page.further, page.labels], page.seen, concurrency_limit=2, **private)
+        page.look.click(
+            do.look,
+            [page.prompt, page.chosen, page.further, page.labels],
+            page.seen,
+            concurrency_limit=2,
+            **private,
+        )
         opening = [page.opened, page.labels, page.chosen, *page.controls]
-        page.open.click(do.open, [page.source, page.labels, page.chosen], opening, concurrency_limit=4, **private)
+        page.open.click(
+            do.open,
+            [page.source, page.labels, page.chosen],
+            opening,
+            concurrency_limit=4,
+            **private,
+        )
         api(do.answers, api_name="answers", concurrency_limit=_ANSWERS, concurrency_id="answers")
     return app  # type: ignore[no-any-return]
 
 
 def launch(service: Service, **arguments: Any) -> Any:
     """Serve the app; arguments: of Gradio's launch. Binds to loopback unless told otherwise."""
-    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+    fonts: dict[str, Any] = {
+        "font": ["system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }  # nothing is fetched
     listening = Listening()
     settings: dict[str, Any] = {
         "server_name": "127.0.0.1",
@@ -90,5 +139,12 @@ def launch(service: Service, **arguments: Any) -> Any:
     }
     settings |= arguments
     guard = Middleware(Guard, listening=listening)
-    settings["app_kwargs"] = {**settings["app_kwargs"], "middleware": [guard, *settings["app_kwargs"].get("middleware", ())]}
-    return build(service, listening).queue(default_concurrency_limit=16, max_size=_QUEUE).launch(**settings)
+    settings["app_kwargs"] = {
+        **settings["app_kwargs"],
+        "middleware": [guard, *settings["app_kwargs"].get("middleware", ())],
+    }
+    return (
+        build(service, listening)
+        .queue(default_concurrency_limit=16, max_size=_QUEUE)
+        .launch(**settings)
+    )

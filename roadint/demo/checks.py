@@ -20,14 +20,18 @@ def check_text(what: str, value: Any, most: int = MOST_CHARACTERS) -> str:
     if not isinstance(value, str):
         raise RoadError(f"{what} {quoted(value)} is no text: expected some")
     if len(value) > most:
-        raise RoadError(f"{what} has {len(value):,} characters: expected at most {most:,}; shorten it")
+        raise RoadError(
+            f"{what} has {len(value):,} characters: expected at most {most:,}; shorten it"
+        )
     if "\0" in value:
         raise RoadError(f"{what} {quoted(value)} holds a NUL character: take it out")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         where = error.start + 1
-        raise RoadError(f"{what} {quoted(value)} holds half a character (a lone surrogate) at place {where}: take it out") from None
+        raise RoadError(
+            f"{what} {quoted(value)} holds half a character (a lone surrogate) at place {where}: take it out"
+        ) from None
     return value
 
 
@@ -53,7 +57,12 @@ def check_number(what: str, value: Any, low: float, high: float) -> float:
 
 def check_whole(what: str, value: Any, low: int, high: int) -> int:
     """The whole number. Raises RoadError, which names it, for what is none or is outside."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value) or value != int(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not _finite(value)
+        or value != int(value)
+    ):
         raise RoadError(f"{what} {quoted(value)} is no whole number: expected {low} to {high}")
     if not low <= value <= high:
         raise RoadError(f"{what} {quoted(value)} is outside {low} to {high}")

@@ -17,15 +17,18 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from roadint.arithmetic import check_products, check_sums
-from roadint.composition import Composition
+from roadint.adapters.products import check_products
+from roadint.data.prompts import batch_prompts, generation_inputs, pad_id
 from roadint.demo.checks import check_number, check_text, check_whole, unexpected
 from roadint.errors import RoadError, quoted
-from roadint.model import DECODING, RoadModel
-from roadint.prompt import batch_prompts, generation_inputs, pad_id
+from roadint.grammar.composition import Composition
+from roadint.interventions.sums import check_sums
+from roadint.model.road_model import DECODING, RoadModel
 
 MAX_PROMPT = 512  # tokens, template included
-_MOST_CHARACTERS = 20 * MAX_PROMPT  # more are refused before they are counted as tokens, which takes long for megabytes
+_MOST_CHARACTERS = (
+    20 * MAX_PROMPT
+)  # more are refused before they are counted as tokens, which takes long for megabytes
 MAX_ANSWER = 512  # new tokens
 _ROWS = 32  # in one batch
 _WAITING = 64  # requests of all visitors, those that run included
@@ -47,9 +50,15 @@ class Settings:
         whole = check_whole("the number of new tokens", self.max_new_tokens, 1, MAX_ANSWER)
         temperature = check_number("the temperature", self.temperature, 0, 100)
         if 0 < temperature < 0.01:
-            raise RoadError(f"the temperature {temperature:g} is too near to 0: expected 0, which is greedy, or at least 0.01")
+            raise RoadError(
+                f"the temperature {temperature:g} is too near to 0: expected 0, which is greedy, or at least 0.01"
+            )
         seed = check_whole("the seed", self.seed, -(2**63), 2**63 - 1)
-        for name, value in (("max_new_tokens", whole), ("temperature", float(temperature)), ("seed", seed)):
+        for name, value in (
+            ("max_new_tokens", whole),
+            ("temperature", float(temperature)),
+            ("seed", seed),
+        ):
             object.__setattr__(self, name, value)
 
     @property
@@ -86,10 +95,14 @@ class Engine:
         self.road, self.tokenizer = road, tokenizer
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
-        self._served: dict[str, int] = {}  # visitors who have a turn, or had one and wait for more: which
+        self._served: dict[
+            str, int
+        ] = {}  # visitors who have a turn, or had one and wait for more: which
         self._turn = 0
         self._changed = threading.Condition()
-        self.lock = threading.Lock()  # held while a batch runs: what changes the RoadModel takes it too
+        self.lock = (
+            threading.Lock()
+        )  # held while a batch runs: what changes the RoadModel takes it too
         threading.Thread(target=self._serve, daemon=True, name="roadint-demo").start()
 
     def answers(
@@ -139,7 +152,9 @@ class Engine:
             raise RoadError(f"{len(compositions)} compositions at once: expected at most {_ROWS}")
         length = len(batch_prompts(self.tokenizer, self.road.template, [prompt])["input_ids"][0])
         if length > MAX_PROMPT:
-            raise RoadError(f"the prompt has {length} tokens, the template's included: expected at most {MAX_PROMPT}; shorten it")
+            raise RoadError(
+                f"the prompt has {length} tokens, the template's included: expected at most {MAX_PROMPT}; shorten it"
+            )
         try:
             self._check_compositions(compositions, length)
         except Exception as error:
@@ -150,12 +165,18 @@ class Engine:
         names = set(self.road.names)
         gone = [name for each in compositions for name, _ in each.terms if name not in names]
         if gone:
-            raise RoadError(f"{quoted(gone[0])} is not on the model: open its checkpoint, or write another composition")
+            raise RoadError(
+                f"{quoted(gone[0])} is not on the model: open its checkpoint, or write another composition"
+            )
         sites = self.road.sites
         check_sums(sites, compositions)
         check_products(self.road.adapters, compositions)
         for site in sites:
-            acting = [each for each in compositions if any(name in site.partition for name, _ in each.terms)]
+            acting = [
+                each
+                for each in compositions
+                if any(name in site.partition for name, _ in each.terms)
+            ]
             if acting:
                 site.strengths(acting)
                 site.position.check(torch.tensor([length]))
@@ -164,11 +185,19 @@ class Engine:
         """Wait; returns how many are ahead. Raises RoadError where too many wait already."""
         with self._changed:
             present = [each for each in self._waiting + self._running if not each.closed.is_set()]
-            own = sum(each.visitor == request.visitor for each in present) if request.visitor is not None else 0
+            own = (
+                sum(each.visitor == request.visitor for each in present)
+                if request.visitor is not None
+                else 0
+            )
             if own >= _EACH:
-                raise RoadError(f"{own} requests of yours are waiting already: expected at most {_EACH}; wait for one, or stop it")
+                raise RoadError(
+                    f"{own} requests of yours are waiting already: expected at most {_EACH}; wait for one, or stop it"
+                )
             if len(present) >= _WAITING:
-                raise RoadError(f"{len(present)} requests of all visitors are waiting: try again in a minute")
+                raise RoadError(
+                    f"{len(present)} requests of all visitors are waiting: try again in a minute"
+                )
             ahead = len(self._waiting)
             self._waiting.append(request)
             self._changed.notify()
@@ -215,14 +244,19 @@ class Engine:
         chosen: list[_Request] = []
         rows = 0
         for request in self._in_turn():
-            alike = not chosen or (request.settings.kind == chosen[0].settings.kind and not request.settings.temperature)
+            alike = not chosen or (
+                request.settings.kind == chosen[0].settings.kind
+                and not request.settings.temperature
+            )
             if alike and rows + len(request.compositions) <= _ROWS:
                 chosen.append(request)
                 rows += len(request.compositions)
         self._waiting = [each for each in self._waiting if each not in chosen]
         self._turn += 1
         waiting = {each.visitor for each in self._waiting}
-        self._served = {visitor: turn for visitor, turn in self._served.items() if visitor in waiting}
+        self._served = {
+            visitor: turn for visitor, turn in self._served.items() if visitor in waiting
+        }
         self._served |= {each.visitor: self._turn for each in chosen if each.visitor is not None}
         return chosen
 
@@ -238,8 +272,12 @@ class Engine:
         return sorted(self._waiting, key=keys.__getitem__)
 
     def _run(self, requests: Sequence[_Request]) -> None:
-        rows = [(request, composition) for request in requests for composition in request.compositions]
-        batch = generation_inputs(self.tokenizer, self.road.template, [request.prompt for request, _ in rows])
+        rows = [
+            (request, composition) for request in requests for composition in request.compositions
+        ]
+        batch = generation_inputs(
+            self.tokenizer, self.road.template, [request.prompt for request, _ in rows]
+        )
         progress = _Progress(self.tokenizer, requests)
         settings = requests[0].settings
         sampling: dict[str, Any] = {"do_sample": bool(settings.temperature)}
@@ -247,7 +285,11 @@ class Engine:
             torch.manual_seed(settings.seed)
             sampling["temperature"] = settings.temperature
         inputs: dict[str, Any] = {name: value.to(self.road.device) for name, value in batch.items()}
-        inputs |= {**DECODING, **sampling, "max_new_tokens": max(request.settings.max_new_tokens for request in requests)}
+        inputs |= {
+            **DECODING,
+            **sampling,
+            "max_new_tokens": max(request.settings.max_new_tokens for request in requests),
+        }
         self.road.generate_tokens(
             compose=[composition for _, composition in rows],
             **inputs,
@@ -307,7 +349,9 @@ class _Progress(BaseStreamer):
 
     def finished(self) -> list[bool]:
         """Which rows need no further token."""
-        closed = [request.closed.is_set() for request in self._requests for _ in request.compositions]
+        closed = [
+            request.closed.is_set() for request in self._requests for _ in request.compositions
+        ]
         return [one or other for one, other in zip(self._ended, closed, strict=True)]
 
     def _tell(self, place: int) -> None:
@@ -315,10 +359,15 @@ class _Progress(BaseStreamer):
             return
         start = sum(len(each.compositions) for each in self._requests[:place])
         own = range(start, start + len(self._requests[place].compositions))
-        texts = [str(self._tokenizer.decode(self._ids[row], skip_special_tokens=True)).strip() for row in own]
+        texts = [
+            str(self._tokenizer.decode(self._ids[row], skip_special_tokens=True)).strip()
+            for row in own
+        ]
         done = all(self._ended[row] for row in own)
         tokens = sum(len(self._ids[row]) for row in own)
-        self._requests[place].updates.put(Update(texts, tokens, time.perf_counter() - self._started, done))
+        self._requests[place].updates.put(
+            Update(texts, tokens, time.perf_counter() - self._started, done)
+        )
         self._told[place] = done
 
 

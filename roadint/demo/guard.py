@@ -83,7 +83,9 @@ class Guard:
     async def _write(self, scope: Any, receive: Any, send: Any, inside: str) -> None:
         body = await _body(receive)
         if body is None:
-            await _answer(send, 413, f"the request is longer than {MOST_BYTES:,} bytes: shorten what you ask")
+            await _answer(
+                send, 413, f"the request is longer than {MOST_BYTES:,} bytes: shorten what you ask"
+            )
             return
         trouble = _trouble(body) if inside else None
         if trouble:
@@ -126,7 +128,10 @@ def _trouble(body: bytes) -> str | None:
         return "the request is no JSON object"
     session = value.get("session_hash")
     if session is not None and not (
-        isinstance(session, str) and len(session) <= 64 and session.isascii() and session.isprintable()
+        isinstance(session, str)
+        and len(session) <= 64
+        and session.isascii()
+        and session.isprintable()
     ):
         return "session_hash is no short plain text"
     value.pop("event_data", None)  # of clicks; no function of the app asks for it
@@ -152,6 +157,10 @@ def _stream_of(inside: str, query: bytes) -> str | None:
 
 async def _answer(send: Any, status: int, detail: str) -> None:
     payload = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(payload)).encode()),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": payload})

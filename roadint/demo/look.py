@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from roadint.arithmetic import label_of
+from roadint.data.prompts import batch_prompts
 from roadint.demo import views
 from roadint.demo.service import Service
-from roadint.describe import edited_tokens
 from roadint.errors import RoadError
-from roadint.intervention import RoadIntervention
-from roadint.lens import logit_lens, next_tokens
+from roadint.inspection.lens import logit_lens, next_tokens
+from roadint.interventions.road import RoadIntervention
+from roadint.interventions.sums import label_of
+from roadint.model.description import edited_tokens
 from roadint.plots import block_figure
-from roadint.prompt import batch_prompts
 
 
 def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[Any]:
@@ -29,7 +29,12 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
         with engine.lock:
             own = [site for site in road.sites if label_of(site) in ("", *used)]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
-            edited = {place for site in own for place, flag in enumerate(edited_tokens(site, len(ids))) if flag}
+            edited = {
+                place
+                for site in own
+                for place, flag in enumerate(edited_tokens(site, len(ids)))
+                if flag
+            }
             moved = next_tokens(road, tokenizer, prompt, parsed)
             lens = logit_lens(road, tokenizer, prompt, parsed)
     lowest = min((site.layer for site in own), default=0)
@@ -38,7 +43,10 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
         views.prompt_tokens([tokenizer.decode([token]) for token in ids], sorted(edited)),
         views.next_token_tables(moved),
         views.lens_table(names, lens, lowest),
-        views.picture(block_figure(turning)._repr_png_(), "Angle and scale of every block, coloured by subspace")
+        views.picture(
+            block_figure(turning)._repr_png_(),
+            "Angle and scale of every block, coloured by subspace",
+        )
         if turning
         else "",
     ]

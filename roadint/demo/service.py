@@ -8,16 +8,18 @@ from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
-from roadint import checkpoint
-from roadint.composition import Composition
 from roadint.demo.checks import check_text
 from roadint.demo.engine import Engine
 from roadint.demo.shelf import Shelf
 from roadint.errors import RoadError, first_line
-from roadint.terminal import open_checkpoint
+from roadint.grammar.composition import Composition
+from roadint.model import checkpoint
+from roadint.model.opening import open_checkpoint
 
 SHIPPED = Path(str(files("roadint.demo") / "checkpoint"))
-_PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\][^\s'\",:;()]+")  # an absolute one, in a message
+_PATH = re.compile(
+    r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\][^\s'\",:;()]+"
+)  # an absolute one, in a message
 _log = logging.getLogger("roadint.demo")
 
 
@@ -27,7 +29,9 @@ class Service:
     folder: where checkpoints may be opened from the page; a hub id may always. model: another base model than the checkpoint's.
     """
 
-    def __init__(self, first: str | None = None, *, folder: str | Path = "runs", model: str | None = None) -> None:
+    def __init__(
+        self, first: str | None = None, *, folder: str | Path = "runs", model: str | None = None
+    ) -> None:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
         self.names_at_first = self._check_first()
         self._engine: Engine | None = None
@@ -102,7 +106,9 @@ class Service:
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
         """Have what these compositions need on the model, inside. Raises RoadError where it is gone."""
-        return self._shelf.using({name.partition("@")[2] for each in compositions for name, _ in each.terms}, self.engine)
+        return self._shelf.using(
+            {name.partition("@")[2] for each in compositions for name, _ in each.terms}, self.engine
+        )
 
     def _check_first(self) -> list[str]:
         """The names of the first checkpoint; raises RoadError before a model is loaded."""

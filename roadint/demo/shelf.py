@@ -17,10 +17,10 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from roadint import checkpoint
 from roadint.demo.checks import check_text, unexpected
 from roadint.demo.engine import Engine
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
+from roadint.model import checkpoint
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _MOST = 16  # on the model at once
@@ -35,7 +35,9 @@ class Shelf:
 
     def __init__(self, folder: Path, taken: Collection[str]) -> None:
         self.folder, self._taken = folder, {*taken, "all", "none"}
-        self._labels: dict[str, str] = {}  # source → label, for good: there are as many as checkpoints
+        self._labels: dict[
+            str, str
+        ] = {}  # source → label, for good: there are as many as checkpoints
         self._names: dict[str, list[str]] = {}  # label → what it adds
         self._on: dict[str, None] = {}  # labels on the model, the least recently used one first
         self._used: Counter[str] = Counter()  # by requests that wait or run
@@ -52,13 +54,19 @@ class Shelf:
         with self._books:
             by_label = {label: source for source, label in self._labels.items()}
         found = [by_label[label] for label in labels if label in by_label]
-        return [str(Path(each).relative_to(self.folder)) if Path(each).is_absolute() else each for each in found]
+        return [
+            str(Path(each).relative_to(self.folder)) if Path(each).is_absolute() else each
+            for each in found
+        ]
 
     def found(self) -> list[str]:
         """The checkpoints in the folder, by their path in it."""
         if not self.folder.is_dir():
             return []
-        inside = (path.parent.relative_to(self.folder) for path in sorted(self.folder.rglob(checkpoint.CONFIG)))
+        inside = (
+            path.parent.relative_to(self.folder)
+            for path in sorted(self.folder.rglob(checkpoint.CONFIG))
+        )
         return [str(path) for path in inside if checkpoint.WHILE_TRAINING not in path.parts]
 
     def source(self, name: str) -> str:
@@ -71,14 +79,18 @@ class Shelf:
             return str(path)
         if path is not None and _HUB_ID.fullmatch(name) and ".." not in name:
             return name
-        raise RoadError(f"checkpoint {quoted(name)} is not in the allowed folder: {self._expected(name)}")
+        raise RoadError(
+            f"checkpoint {quoted(name)} is not in the allowed folder: {self._expected(name)}"
+        )
 
     def open(self, source: str, engine: Engine) -> str:
         """Put a checkpoint on the model; returns its label, the same for the same one. Raises RoadError, and changes nothing."""
         with self._books:
             label = self._labels.get(source)
         if label is None:
-            folder = self._folder_of(source)  # it may take long, and nobody waits for it but who asked
+            folder = self._folder_of(
+                source
+            )  # it may take long, and nobody waits for it but who asked
             with self._moving:
                 label = self._labels.get(source) or self._first_time(source, folder, engine)
         else:
@@ -123,7 +135,9 @@ class Shelf:
     def _put(self, label: str, source: str, folder: Path, engine: Engine) -> None:
         """On the model, in the place of the one that was not used for longest where there is none; `_moving` is held."""
         try:
-            checkpoint.read(folder)  # what is damaged, or gone, is refused before anybody waits for it
+            checkpoint.read(
+                folder
+            )  # what is damaged, or gone, is refused before anybody waits for it
             with engine.lock:
                 # Before another one goes: where this one does not fit, nothing has changed.
                 engine.road.add_checkpoint(folder, label)
@@ -139,7 +153,9 @@ class Shelf:
                     self._on[label], self._names[label] = None, names
         except Exception as error:
             name = self._name_of(source)
-            raise RoadError(unexpected(error, [(str(folder), name), (str(self.folder), self.folder.name)])) from None
+            raise RoadError(
+                unexpected(error, [(str(folder), name), (str(self.folder), self.folder.name)])
+            ) from None
 
     def _goes(self) -> str | None:
         """The label that makes room; None where there is some. It counts as gone at once. Raises RoadError where all are used."""
@@ -148,7 +164,9 @@ class Shelf:
                 return None
             goes = next((label for label in self._on if not self._used[label]), None)
             if goes is None:
-                raise RoadError(f"{_MOST} checkpoints are in use at this moment: try again in a minute")
+                raise RoadError(
+                    f"{_MOST} checkpoints are in use at this moment: try again in a minute"
+                )
             del self._on[goes]
             return goes
 
@@ -158,8 +176,15 @@ class Shelf:
             return None
         try:
             path = (self.folder / name).resolve()
-            inside = all(each.is_relative_to(self.folder) for each in (path, *((path / file).resolve() for file in _FILES)))
-        except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
+            inside = all(
+                each.is_relative_to(self.folder)
+                for each in (path, *((path / file).resolve() for file in _FILES))
+            )
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # names that no file can have, links in a circle
             return None
         return path if inside else None
 
@@ -185,7 +210,11 @@ class Shelf:
         plain = re.sub(r"\W+", "_", Path(source).name[:60]).strip("_") or "other"
         with self._books:
             taken = self._taken | set(self._labels.values())
-        return next(each for each in itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2))) if each not in taken)
+        return next(
+            each
+            for each in itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
+            if each not in taken
+        )
 
 
 class _Hub:
@@ -235,6 +264,8 @@ def _download(name: str) -> Path:
     else:
         reason = ""
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), token=False))
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), token=False)
+        )
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(f"no reachable hub repository ({reason or first_line(error)})") from None

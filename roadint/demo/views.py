@@ -10,9 +10,17 @@ from typing import Any
 
 from roadint.demo.engine import Settings, Update
 from roadint.evaluation.language import EMPTY, language_of
-from roadint.lens import NextToken, Token
+from roadint.inspection.lens import NextToken, Token
 
-_LANGUAGES = {"de": "German", "en": "English", "fr": "French", "es": "Spanish", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
+_LANGUAGES = {
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "es": "Spanish",
+    "it": "Italian",
+    "nl": "Dutch",
+    "pt": "Portuguese",
+}
 
 
 def notice(text: str, kind: str = "info") -> str:
@@ -27,9 +35,19 @@ def cards(names: Sequence[str], update: Update, highlight: bool, stopped: bool =
     rate = update.tokens / update.seconds if update.seconds else 0.0
     found = []
     for name, text in zip(names, update.texts, strict=True):
-        state = "" if not busy else f"waiting for {update.waiting} before you" if update.waiting else "writing"
+        state = (
+            ""
+            if not busy
+            else f"waiting for {update.waiting} before you"
+            if update.waiting
+            else "writing"
+        )
         badge = language_badge(text) if not busy else ""
-        shown = _marked(base, text) if base is not None and name != "none" and not busy else html.escape(text)
+        shown = (
+            _marked(base, text)
+            if base is not None and name != "none" and not busy
+            else html.escape(text)
+        )
         found.append(
             f'<article class="ri-card" data-composition="{html.escape(name)}" aria-busy="{str(busy).lower()}">'
             f'<header><h3>{html.escape(name)}</h3>{badge}<span class="ri-state">{state}</span>'
@@ -37,7 +55,11 @@ def cards(names: Sequence[str], update: Update, highlight: bool, stopped: bool =
             f'<p class="ri-text">{shown or "&nbsp;"}</p></article>'
         )
     word = "stopped after" if stopped else "so far" if busy else "in all"
-    foot = f"{update.tokens} tokens {word}, {update.seconds:.1f} s, {rate:.1f} tokens a second, one batch" if update.tokens else ""
+    foot = (
+        f"{update.tokens} tokens {word}, {update.seconds:.1f} s, {rate:.1f} tokens a second, one batch"
+        if update.tokens
+        else ""
+    )
     return f'<div class="ri-cards">{"".join(found)}</div><p class="ri-foot">{foot}</p>'
 
 
@@ -62,9 +84,13 @@ def next_token_tables(found: Sequence[NextToken]) -> str:
     """How the distribution of the first token of the answer moves."""
     parts = []
     for each in found:
-        top = "".join(f"<tr><td>{_token(text)}</td><td>{probability:.1%}</td></tr>" for text, probability in each.top)
+        top = "".join(
+            f"<tr><td>{_token(text)}</td><td>{probability:.1%}</td></tr>"
+            for text, probability in each.top
+        )
         moved = "".join(
-            f"<tr><td>{_token(text)}</td><td>{before:.1%}</td><td>{after:.1%}</td></tr>" for text, before, after in each.moved
+            f"<tr><td>{_token(text)}</td><td>{before:.1%}</td><td>{after:.1%}</td></tr>"
+            for text, before, after in each.moved
         )
         parts.append(
             f'<article class="ri-card"><header><h3>{html.escape(each.composition)}</h3><span class="ri-state">KL {each.kl:.3f} nats'
@@ -85,7 +111,10 @@ def lens_table(names: Sequence[str], rows: Sequence[Sequence[Token]], first: int
     for layer in range(first, len(rows[0])):
         base = rows[0][layer][0]
         tokens = [(*row[layer], "ri-changed" if row[layer][0] != base else "") for row in rows]
-        cells = "".join(f'<td class="{kind}">{_token(text)} {probability:.0%}</td>' for text, probability, kind in tokens)
+        cells = "".join(
+            f'<td class="{kind}">{_token(text)} {probability:.0%}</td>'
+            for text, probability, kind in tokens
+        )
         body.append(f"<tr><th scope='row'>{layer}</th>{cells}</tr>")
     top = f'<thead><tr><th scope="col">after layer</th>{head}</tr></thead>'
     return f'<div class="ri-scroll"><table class="ri-lens">{top}<tbody>{"".join(body)}</tbody></table></div>'
@@ -96,10 +125,13 @@ def picture(png: bytes, description: str) -> str:
     return f'<img class="ri-picture" alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def record(prompt: str, names: Sequence[str], update: Update, settings: Settings, about: Mapping[str, Any]) -> dict[str, Any]:
+def record(
+    prompt: str, names: Sequence[str], update: Update, settings: Settings, about: Mapping[str, Any]
+) -> dict[str, Any]:
     """A comparison as plain values, for an export."""
     answers = [
-        {"composition": name, "text": text, "language": language_of(text)} for name, text in zip(names, update.texts, strict=True)
+        {"composition": name, "text": text, "language": language_of(text)}
+        for name, text in zip(names, update.texts, strict=True)
     ]
     return {
         **about,
@@ -118,14 +150,31 @@ def as_json(comparison: Mapping[str, Any]) -> str:
 
 def as_markdown(comparison: Mapping[str, Any]) -> str:
     """An export for people."""
-    lines = [f"**{_cell(comparison['prompt'])}**", "", "| composition | language | answer |", "|---|---|---|"]
-    lines += [f"| `{each['composition']}` | {each['language']} | {_cell(each['text'])} |" for each in comparison["answers"]]
+    lines = [
+        f"**{_cell(comparison['prompt'])}**",
+        "",
+        "| composition | language | answer |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{each['composition']}` | {each['language']} | {_cell(each['text'])} |"
+        for each in comparison["answers"]
+    ]
     settings = ", ".join(f"{name} {value}" for name, value in comparison["settings"].items())
-    return "\n".join([*lines, "", f"{comparison['model']}, checkpoint {comparison['checkpoint']}; {settings}", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{comparison['model']}, checkpoint {comparison['checkpoint']}; {settings}",
+            "",
+        ]
+    )
 
 
 def _cell(text: str) -> str:
-    return html.escape(" ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"), quote=False)
+    return html.escape(
+        " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"), quote=False
+    )
 
 
 def _token(text: str) -> str:
@@ -137,9 +186,13 @@ def _marked(base: str, text: str) -> str:
     """Words of `text` that are not where `base` has them, marked; its spaces and lines as they are."""
     words = re.findall(r"\S+\s*", text)
     pieces = []
-    matcher = difflib.SequenceMatcher(None, base.split(), [word.strip() for word in words], autojunk=False)
+    matcher = difflib.SequenceMatcher(
+        None, base.split(), [word.strip() for word in words], autojunk=False
+    )
     for kind, _, _, start, end in matcher.get_opcodes():
         run = "".join(words[start:end])
         shown, space = html.escape(run.rstrip()), run[len(run.rstrip()) :]
-        pieces.append(shown + space if kind == "equal" or not shown else f"<mark>{shown}</mark>{space}")
+        pieces.append(
+            shown + space if kind == "equal" or not shown else f"<mark>{shown}</mark>{space}"
+        )
     return "".join(pieces)

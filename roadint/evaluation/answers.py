@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from roadint.composition import Composition
-from roadint.model import RoadModel
+from roadint.grammar.composition import Composition
+from roadint.model.road_model import RoadModel
 from roadint.progress import track
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.composition import Composition
 from roadint.data.collate import Collator, check_fits, moved, row_means, tokenize
 from roadint.data.sources import Row
-from roadint.model import RoadModel
+from roadint.grammar.composition import Composition
+from roadint.model.road_model import RoadModel
 from roadint.progress import track
 
 
@@ -28,7 +28,15 @@ def divergence(
 
     The rows are plain text, cut in two: the edit is at its place in the first part (no template), measured is the second.
     """
-    examples = tokenize(rows, tokenizer, None, template="plain", max_length=512, max_completion=max_completion, eos=False)
+    examples = tokenize(
+        rows,
+        tokenizer,
+        None,
+        template="plain",
+        max_length=512,
+        max_completion=max_completion,
+        eos=False,
+    )
     collate = Collator(tokenizer)
     check_fits(examples, road.model, collate.fill)
     found: list[list[float]] = [[] for _ in compositions]

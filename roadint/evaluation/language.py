@@ -11,7 +11,9 @@ EMPTY = "none"
 def check_language(code: object) -> None:
     """Raises RoadError for what is no ISO 639-1 code: no answer could ever be in such a language."""
     if not isinstance(code, str) or not (len(code) == 2 and code.isascii() and code.islower()):
-        raise RoadError(f"language {quoted(code)}: expected a code of ISO 639-1, two small letters such as 'de'")
+        raise RoadError(
+            f"language {quoted(code)}: expected a code of ISO 639-1, two small letters such as 'de'"
+        )
 
 
 def language_of(text: str) -> str:

@@ -5,10 +5,18 @@ from typing import Any
 
 import torch
 
-from roadint.composition import Composition
-from roadint.data.collate import Collator, by_length, check_fits, completion_nll, moved, row_means, tokenize
+from roadint.data.collate import (
+    Collator,
+    by_length,
+    check_fits,
+    completion_nll,
+    moved,
+    row_means,
+    tokenize,
+)
 from roadint.data.sources import Row
-from roadint.model import RoadModel
+from roadint.grammar.composition import Composition
+from roadint.model.road_model import RoadModel
 from roadint.progress import track
 
 

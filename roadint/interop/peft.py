@@ -16,17 +16,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from roadint.checkpoint import folder_of
+from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.targets import layout_of
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files import is_file, make_folder, path_of, write_pair
-from roadint.linear.road import LinearRoad
-from roadint.linear.targets import layout_of
-from roadint.rotation import Variant, parameter_shape
-from roadint.schema import anything, either, fields, listed, one_of, text, whole
-from roadint.untrusted import read_header, read_json
+from roadint.files.local import is_file, make_folder, path_of, write_pair
+from roadint.files.untrusted import read_header, read_json
+from roadint.model.checkpoint import folder_of
+from roadint.model.schema import anything, either, fields, listed, one_of, text, whole
+from roadint.rotation.rotation import Variant, parameter_shape
 
 if TYPE_CHECKING:
-    from roadint.roads import Roads
+    from roadint.model.roads import Roads
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -41,11 +41,17 @@ _SETTINGS = {
     "task_type": either(_NULL, text(most=100)),
     "base_model_name_or_path": either(_NULL, text()),
     "revision": either(_NULL, text(most=500)),
-    **dict.fromkeys(("auto_mapping", "peft_version", "inference_mode"), anything),  # say nothing of what is computed
+    **dict.fromkeys(
+        ("auto_mapping", "peft_version", "inference_mode"), anything
+    ),  # say nothing of what is computed
 }
 _CONFIG = fields({"peft_type": one_of("ROAD")}, _SETTINGS, open_to_others=True)
 # The modules that PEFT adds to modules_to_save by itself.
-_OF_TASKS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+_OF_TASKS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -58,19 +64,28 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
     _check_road(road)
     folder = folder_of(name_or_path, (CONFIG, TENSORS))
     config = _read_config(folder)
-    variant, group = config.get("variant", "road_1"), config.get("group_size", 64)  # PEFT's own defaults
+    variant, group = (
+        config.get("variant", "road_1"),
+        config.get("group_size", 64),
+    )  # PEFT's own defaults
     sizes = _read_sizes(folder)
     paths = {key.removesuffix(".road_theta") for key in sizes if key.endswith(".road_theta")}
     if not paths:
-        raise RoadError(f"{folder} holds no RoAd layer: expected {_PREFIX}<module>.road_theta in {TENSORS}")
+        raise RoadError(
+            f"{folder} holds no RoAd layer: expected {_PREFIX}<module>.road_theta in {TENSORS}"
+        )
     layout = layout_of(road.model, paths)
     _check_targets(road.model, config, layout.paths, folder)
     for path, width in zip(layout.paths, layout.widths, strict=True):
         size = (math.prod(parameter_shape(variant, width // 2)),)
         for key in (f"{path}.road_theta", f"{path}.road_alpha"):
             if sizes.get(key) != size:
-                raise RoadError(f"{folder}: {key} is {sizes.get(key, 'missing')}: expected {size[0]} numbers for {variant}")
-    rest = {key: size for key, size in sizes.items() if not key.endswith((".road_theta", ".road_alpha"))}
+                raise RoadError(
+                    f"{folder}: {key} is {sizes.get(key, 'missing')}: expected {size[0]} numbers for {variant}"
+                )
+    rest = {
+        key: size for key, size in sizes.items() if not key.endswith((".road_theta", ".road_alpha"))
+    }
     heads = _heads(road.model, config, rest, folder)
     _check_rest(sizes, layout.paths, heads, folder)
     adapter = LinearRoad(name, layout, variant=variant, pairing=group, heads=heads)
@@ -84,7 +99,9 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
                 value.copy_(tensors[f"{path}.{key}"])
     for key, kept in adapter.values().items():
         if not bool(kept.isfinite().all()):
-            raise RoadError(f"{folder}: {key} of the adapter is not finite in float32: train it again")
+            raise RoadError(
+                f"{folder}: {key} of the adapter is not finite in float32: train it again"
+            )
     road.attach([adapter])
     return adapter
 
@@ -114,7 +131,9 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     if name is None and len(road.adapters) == 1:
         name = next(iter(road.adapters))
     if not isinstance(name, str) or name not in road.adapters:
-        raise RoadError(f"no adapter {quoted(name)} to export: expected one of {listing(road.adapters) or 'none'}")
+        raise RoadError(
+            f"no adapter {quoted(name)} to export: expected one of {listing(road.adapters) or 'none'}"
+        )
     adapter = road.adapters[name]
     if adapter.lora_rank:
         raise RoadError(
@@ -123,15 +142,24 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     for path in adapter.layout.paths:
         module = road.model.get_submodule(path)
         if not isinstance(module, nn.Linear):
-            raise RoadError(f"{path} is a {type(module).__name__}, which PEFT's RoAd can't turn: merge it, or save_pretrained")
+            raise RoadError(
+                f"{path} is a {type(module).__name__}, which PEFT's RoAd can't turn: merge it, or save_pretrained"
+            )
     if len(set(adapter.groups)) > 1:
-        raise RoadError(f"{quoted(name)} pairs dims at distances {sorted(set(adapter.groups))}: PEFT has one for all layers")
+        raise RoadError(
+            f"{quoted(name)} pairs dims at distances {sorted(set(adapter.groups))}: PEFT has one for all layers"
+        )
     tensors = {}
     for path in adapter.layout.paths:
         for kind, value in zip(("theta", "alpha"), adapter.held_values(path), strict=True):
-            tensors[f"{_PREFIX}{path}.road_{kind}"] = as_peft(value, adapter.variant, adapter.groups[0]).cpu().contiguous()
+            tensors[f"{_PREFIX}{path}.road_{kind}"] = (
+                as_peft(value, adapter.variant, adapter.groups[0]).cpu().contiguous()
+            )
     for path, head in zip(adapter.head_paths, adapter.heads, strict=True):
-        tensors |= {f"{_PREFIX}{path}.{key}": value.cpu().contiguous() for key, value in head.state_dict().items()}
+        tensors |= {
+            f"{_PREFIX}{path}.{key}": value.cpu().contiguous()
+            for key, value in head.state_dict().items()
+        }
     config = {
         "peft_type": "ROAD",
         "base_model_name_or_path": str(getattr(road.model, "name_or_path", "")) or None,
@@ -149,7 +177,9 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
     payload = safetensors.torch.save(tensors, {"format": "pt"})
     if is_file(folder / CONFIG) and (folder / CONFIG).read_bytes() != said.encode():
         # PEFT could not tell new tensors beside the old config, as a kill would leave them, from a whole checkpoint.
-        raise RoadError(f"{folder} holds another adapter, whose {CONFIG} is not this one's: expected a new folder")
+        raise RoadError(
+            f"{folder} holds another adapter, whose {CONFIG} is not this one's: expected a new folder"
+        )
     make_folder(folder)
     write_pair(folder / TENSORS, payload, folder / CONFIG, said)
     return len(payload) + len(said)
@@ -157,7 +187,9 @@ def export(road: "Roads", folder: str | Path, name: str | None = None) -> int:
 
 def _check_road(road: Any) -> None:
     if not hasattr(road, "adapters"):
-        raise RoadError(f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model), or what add_linear_road returns")
+        raise RoadError(
+            f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model), or what add_linear_road returns"
+        )
 
 
 def as_peft(values: Tensor, variant: Variant, group: int) -> Tensor:
@@ -166,7 +198,10 @@ def as_peft(values: Tensor, variant: Variant, group: int) -> Tensor:
         return values
     if variant == "road_2":
         return _by_channel(values, group).flatten()
-    diagonal, across = values.diagonal(dim1=1, dim2=2), torch.stack([values[:, 0, 1], values[:, 1, 0]], -1)
+    diagonal, across = (
+        values.diagonal(dim1=1, dim2=2),
+        torch.stack([values[:, 0, 1], values[:, 1, 0]], -1),
+    )
     return torch.cat([_by_channel(diagonal, group), _by_channel(across, group)], dim=1).flatten()
 
 
@@ -190,14 +225,20 @@ def _by_block(channels: Tensor) -> Tensor:
     return channels.reshape(len(channels), 2, -1).transpose(1, 2).reshape(-1, 2)
 
 
-def _heads(model: nn.Module, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, nn.Module]:
+def _heads(
+    model: nn.Module, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], folder: Path
+) -> dict[str, nn.Module]:
     """The model's modules that `modules_to_save` names and the checkpoint has."""
     found: dict[str, nn.Module] = {}
     named = config.get("modules_to_save") or []
     for path, module in model.named_modules():
         if not _saved_by((*named, *_OF_TASKS.get(config.get("task_type") or "", ())), path):
             continue
-        wrong = [key for key, own in module.state_dict().items() if sizes.get(f"{path}.{key}") != tuple(own.shape)]
+        wrong = [
+            key
+            for key, own in module.state_dict().items()
+            if sizes.get(f"{path}.{key}") != tuple(own.shape)
+        ]
         if wrong and (_saved_by(named, path) or any(key.startswith(f"{path}.") for key in sizes)):
             raise RoadError(
                 f"{folder}: {path}.{wrong[0]} is missing or of another shape than the model's: load its own class of model"
@@ -206,7 +247,9 @@ def _heads(model: nn.Module, config: Mapping[str, Any], sizes: Mapping[str, tupl
             found[path] = module
     for path in found:
         if any(other.startswith(f"{path}.") for other in found):
-            raise RoadError(f"{folder}: modules_to_save names {path} and modules inside it: expected one of them")
+            raise RoadError(
+                f"{folder}: modules_to_save names {path} and modules inside it: expected one of them"
+            )
     return found
 
 
@@ -217,7 +260,10 @@ def _saved_by(names: Iterable[str], path: str) -> bool:
 
 def _check_names(model: nn.Module, adapter: LinearRoad) -> None:
     """Raises RoadError where PEFT would take the names of the adapter's modules for others too."""
-    config = {"target_modules": list(adapter.layout.paths), "modules_to_save": list(adapter.head_paths)}
+    config = {
+        "target_modules": list(adapter.layout.paths),
+        "modules_to_save": list(adapter.head_paths),
+    }
     _check_targets(model, config, adapter.layout.paths, adapter.name)
     for path, _ in model.named_modules():
         if _saved_by(adapter.head_paths, path) and path not in adapter.head_paths:
@@ -226,7 +272,9 @@ def _check_names(model: nn.Module, adapter: LinearRoad) -> None:
             )
 
 
-def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: Iterable[str], what: object) -> None:
+def _check_targets(
+    model: nn.Module, config: Mapping[str, Any], paths: Iterable[str], what: object
+) -> None:
     """Raises RoadError where the layers with values are others than those that PEFT would put the adapter on."""
     names = config.get("target_modules")
     if not isinstance(names, list):
@@ -238,20 +286,30 @@ def _check_targets(model: nn.Module, config: Mapping[str, Any], paths: Iterable[
         parts = path.split(".")
         return any(parts[at : at + len(name)] == name for name in saved for at in range(len(parts)))
 
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not inside_saved(path)]
+    linear = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not inside_saved(path)
+    ]
     targeted = {path for path in linear if path in exact or path.endswith(wanted)}
     for path in sorted(targeted ^ set(paths)):
         said = "has no values for it" if path in targeted else "does not name it in target_modules"
-        raise RoadError(f"{what}: {path} is a layer of the adapter in PEFT or in the checkpoint alone: the other {said}")
+        raise RoadError(
+            f"{what}: {path} is a layer of the adapter in PEFT or in the checkpoint alone: the other {said}"
+        )
 
 
-def _check_rest(sizes: Iterable[str], paths: Iterable[str], heads: Iterable[str], folder: Path) -> None:
+def _check_rest(
+    sizes: Iterable[str], paths: Iterable[str], heads: Iterable[str], folder: Path
+) -> None:
     """Raises RoadError for a tensor that nothing takes."""
     known = {f"{path}.road_{kind}" for path in paths for kind in ("theta", "alpha")}
     inside = tuple(f"{path}." for path in heads)
     for key in sizes:
         if key not in known and not key.startswith(inside):
-            raise RoadError(f"{folder} holds {quoted(key)}, which this model has no place for: load its own class of model")
+            raise RoadError(
+                f"{folder} holds {quoted(key)}, which this model has no place for: load its own class of model"
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -261,7 +319,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if isinstance(kind, str) and kind != "ROAD":
-        raise RoadError(f"{folder} is a PEFT {quoted(kind)[1:-1]} checkpoint: expected peft_type ROAD; keep using PEFT for it")
+        raise RoadError(
+            f"{folder} is a PEFT {quoted(kind)[1:-1]} checkpoint: expected peft_type ROAD; keep using PEFT for it"
+        )
     _CONFIG(config, str(folder / CONFIG))
     for name, value in config.items():
         if name not in ("peft_type", *_SETTINGS) and value not in (None, False, "", [], {}):
@@ -286,12 +346,20 @@ def _read_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"{folder} is no PEFT checkpoint, or damaged ({first_line(error)}): expected {CONFIG} and {TENSORS}"
         ) from None
     for key, (dtype, _) in header.items():
-        allowed = _FLOATS if key.endswith((".road_theta", ".road_alpha")) else (*_FLOATS, "I64", "I32", "BOOL", "U8")
+        allowed = (
+            _FLOATS
+            if key.endswith((".road_theta", ".road_alpha"))
+            else (*_FLOATS, "I64", "I32", "BOOL", "U8")
+        )
         if dtype not in allowed:
-            raise RoadError(f"{folder}: {quoted(key)} is {dtype}: expected one of {listing(allowed)}")
+            raise RoadError(
+                f"{folder}: {quoted(key)} is {dtype}: expected one of {listing(allowed)}"
+            )
     sizes = {key.removeprefix(_PREFIX): shape for key, (_, shape) in header.items()}
     if len(sizes) < len(header):
-        raise RoadError(f"{folder} holds tensors twice, with {_PREFIX} and without: expected each once")
+        raise RoadError(
+            f"{folder} holds tensors twice, with {_PREFIX} and without: expected each once"
+        )
     return sizes
 
 
@@ -300,5 +368,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise RoadError(f"{folder} is damaged ({first_line(error)}): copy the checkpoint again") from None
+        raise RoadError(
+            f"{folder} is damaged ({first_line(error)}): copy the checkpoint again"
+        ) from None
     return {key.removeprefix(_PREFIX): value for key, value in tensors.items()}

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from roadint._pyvene import get_dimension_by_component, pyvene
+from roadint.architecture.layers import check_model, site_path, width_of
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files import is_file, path_of
-from roadint.kinds import KINDS
-from roadint.layers import check_model, site_path, width_of
-from roadint.placing import register
-from roadint.roads import listed_interventions
-from roadint.site import SubspaceIntervention
+from roadint.files.local import is_file, path_of
+from roadint.interventions.base import SubspaceIntervention
+from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
+from roadint.interventions.pyvene.placing import register
+from roadint.interventions.registry import KINDS
+from roadint.model.roads import listed_interventions
 
 __all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]
 
@@ -25,7 +25,9 @@ _COUNTS = ("max_number_of_units", "low_rank_dimension", "group_key", "moe_key", 
 _MOST_UNITS, _MOST_DIMS = 8192, 1 << 24
 
 
-def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]) -> Any:
+def pyvene_config(
+    model: nn.Module, interventions: SubspaceIntervention | Sequence[SubspaceIntervention]
+) -> Any:
     """The `pv.IntervenableConfig` of these interventions on this model, as `pv.IntervenableModel(config, model)` takes it.
 
     Interventions without a width get the model's, and a model type that pyvene does not know (Gemma 3, Qwen 3, …) is
@@ -38,9 +40,17 @@ def pyvene_config(model: nn.Module, interventions: SubspaceIntervention | Sequen
     register(model)
     representations = []
     for intervention in listed:
-        site_path(model, intervention.layer, intervention.component)  # refuses what the model does not have
+        site_path(
+            model, intervention.layer, intervention.component
+        )  # refuses what the model does not have
         intervention.bind(width_of(model)).to(next(model.parameters()).device)
-        representations.append({"layer": intervention.layer, "component": intervention.component, "intervention": intervention})
+        representations.append(
+            {
+                "layer": intervention.layer,
+                "component": intervention.component,
+                "intervention": intervention,
+            }
+        )
     return pyvene.IntervenableConfig(representations, model_type=type(model))
 
 
@@ -58,14 +68,20 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     kinds = [_class_of(name, known, classes) for name in _listed(config, "intervention_types")]
     representations = [_representation(each) for each in _listed(config, "representations")]
     if not kinds or len(kinds) != len(representations):
-        raise RoadError(f"{folder} has {len(kinds)} intervention types for {len(representations)} places: expected one each")
+        raise RoadError(
+            f"{folder} has {len(kinds)} intervention types for {len(representations)} places: expected one each"
+        )
     if config.get("mode", "parallel") not in ("parallel", "serial"):
-        raise RoadError(f"{folder} has mode {quoted(config['mode'])}: expected 'parallel' or 'serial'")
+        raise RoadError(
+            f"{folder} has mode {quoted(config['mode'])}: expected 'parallel' or 'serial'"
+        )
     register(model)
     try:
         for kind, place, key in zip(kinds, representations, _keys(representations), strict=True):
             _check_sizes(Path(folder), model, kind, place, key)
-        made = pyvene.IntervenableConfig(representations, intervention_types=kinds, mode=config.get("mode", "parallel"))
+        made = pyvene.IntervenableConfig(
+            representations, intervention_types=kinds, mode=config.get("mode", "parallel")
+        )
         loaded = pyvene.IntervenableModel(made, model)
         constant = config.get("intervention_constant_sources") or [False] * len(kinds)
         widths = config.get("intervention_dimensions") or [None] * len(kinds)
@@ -73,8 +89,12 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
             _fill(folder, key, loaded.interventions[key], constant[place], widths[place])
     except RoadError:
         raise
-    except Exception as error:  # whatever pyvene's classes raise for fields and values that do not fit them
-        raise RoadError(f"{folder} does not fit this model or pyvene ({type(error).__name__}: {first_line(error)})") from error
+    except (
+        Exception
+    ) as error:  # whatever pyvene's classes raise for fields and values that do not fit them
+        raise RoadError(
+            f"{folder} does not fit this model or pyvene ({type(error).__name__}: {first_line(error)})"
+        ) from error
     for intervention in loaded.interventions.values():
         if not isinstance(intervention, SubspaceIntervention):  # those are where their layer is
             intervention.to(next(model.parameters()).device)
@@ -89,7 +109,9 @@ def _fill(folder: str | Path, key: str, intervention: Any, constant: Any, width:
     intervention.is_source_constant = constant is True
     if isinstance(width, int):
         intervention.set_interchange_dim(width)
-    if not (Path(folder) / f"intkey_{key}.bin").is_file() and not isinstance(intervention, pyvene.TrainableIntervention):
+    if not (Path(folder) / f"intkey_{key}.bin").is_file() and not isinstance(
+        intervention, pyvene.TrainableIntervention
+    ):
         return
     state = state_of(folder, key)
     if constant is True and "source_representation" in state:
@@ -102,33 +124,45 @@ def _fill(folder: str | Path, key: str, intervention: Any, constant: Any, width:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not is_file(folder / "config.json"):
-        raise RoadError(f"{quoted(str(folder))} holds no pyvene model: expected a config.json, as IntervenableModel.save writes it")
+        raise RoadError(
+            f"{quoted(str(folder))} holds no pyvene model: expected a config.json, as IntervenableModel.save writes it"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise RoadError(f"{folder / 'config.json'} is truncated or no JSON ({first_line(error)}): copy it again") from None
+        raise RoadError(
+            f"{folder / 'config.json'} is truncated or no JSON ({first_line(error)}): copy it again"
+        ) from None
     if not isinstance(config, dict):
-        raise RoadError(f"{folder / 'config.json'} is {quoted(config)}: expected a mapping, as IntervenableModel.save writes it")
+        raise RoadError(
+            f"{folder / 'config.json'} is {quoted(config)}: expected a mapping, as IntervenableModel.save writes it"
+        )
     return config
 
 
 def _listed(config: Mapping[str, Any], name: str) -> list[Any]:
     listed = config.get(name)
     if not isinstance(listed, list):
-        raise RoadError(f"config.json has {name} {quoted(listed)}: expected a list, as IntervenableModel.save writes it")
+        raise RoadError(
+            f"config.json has {name} {quoted(listed)}: expected a list, as IntervenableModel.save writes it"
+        )
     return listed
 
 
 def _known(classes: Sequence[Any]) -> dict[str, type]:
     """Intervention classes by the names that a configuration gives them: the package and the class, wherever a version kept it."""
-    interventions = [each for each in classes if isinstance(each, type) and issubclass(each, pyvene.Intervention)]
+    interventions = [
+        each for each in classes if isinstance(each, type) and issubclass(each, pyvene.Intervention)
+    ]
     return {f"{each.__module__.partition('.')[0]}.{each.__name__}": each for each in interventions}
 
 
 def _class_of(text: Any, known: Mapping[str, type], classes: Sequence[type]) -> type:
     """The class of "<class 'pyvene.models.interventions.VanillaIntervention'>", of those known; nothing is imported."""
     if not isinstance(text, str):
-        raise RoadError(f"config.json names the intervention type {quoted(text)}: expected text such as \"<class '…'>\"")
+        raise RoadError(
+            f"config.json names the intervention type {quoted(text)}: expected text such as \"<class '…'>\""
+        )
     path = text.removeprefix("<class '").removesuffix("'>")
     package, _, name = path.partition(".")[0], None, path.rpartition(".")[2]
     given = [each for each in classes if path == f"{each.__module__}.{each.__qualname__}"]
@@ -146,8 +180,13 @@ def _class_of(text: Any, known: Mapping[str, type], classes: Sequence[type]) -> 
 def _representation(given: Any) -> Any:
     """One of pyvene's representations, its fields checked."""
     if not isinstance(given, list) or len(given) > len(_FIELDS):
-        raise RoadError(f"config.json has the representation {quoted(given)}: expected a list of at most {len(_FIELDS)} fields")
-    fields = {**pyvene.RepresentationConfig._field_defaults, **dict(zip(_FIELDS, given, strict=False))}
+        raise RoadError(
+            f"config.json has the representation {quoted(given)}: expected a list of at most {len(_FIELDS)} fields"
+        )
+    fields = {
+        **pyvene.RepresentationConfig._field_defaults,
+        **dict(zip(_FIELDS, given, strict=False)),
+    }
     expected: dict[str, bool] = {
         "layer": _is_count(fields["layer"], least=0),
         "component": isinstance(fields["component"], str) and "__" not in fields["component"],
@@ -155,9 +194,11 @@ def _representation(given: Any) -> Any:
         "intervention_type": fields["intervention_type"] is None,
         "intervention": fields["intervention"] is None,
         "subspace_partition": _is_partition(fields["subspace_partition"]),
-        "intervention_link_key": fields["intervention_link_key"] is None or isinstance(fields["intervention_link_key"], (int, str)),
+        "intervention_link_key": fields["intervention_link_key"] is None
+        or isinstance(fields["intervention_link_key"], (int, str)),
         "source_representation": fields["source_representation"] is None,
-        "hidden_source_representation": fields["hidden_source_representation"] in (None, True, False),
+        "hidden_source_representation": fields["hidden_source_representation"]
+        in (None, True, False),
         **{name: fields[name] is None or _is_count(fields[name], least=0) for name in _COUNTS},
     }
     for name, fits in expected.items():
@@ -177,7 +218,9 @@ def _is_partition(value: Any) -> bool:
     if value is None:
         return True
     return isinstance(value, list) and all(
-        isinstance(part, str) or (isinstance(part, list) and all(_is_count(number, least=0) for number in part)) for part in value
+        isinstance(part, str)
+        or (isinstance(part, list) and all(_is_count(number, least=0) for number in part))
+        for part in value
     )
 
 
@@ -199,24 +242,34 @@ def _check_sizes(folder: Path, model: nn.Module, kind: type, place: Any, key: st
     """Raises RoadError where a representation asks for more numbers than the values beside it have."""
     for part in place.subspace_partition or ():
         if not isinstance(part, str) and any(number > _MOST_DIMS for number in part):
-            raise RoadError(f"config.json has the subspace {quoted(part)}: expected dims of the model's hidden states")
+            raise RoadError(
+                f"config.json has the subspace {quoted(part)}: expected dims of the model's hidden states"
+            )
     units = place.max_number_of_units
     if not units or units > _MOST_UNITS:
-        raise RoadError(f"config.json has max_number_of_units {quoted(units)}: expected 1 to {_MOST_UNITS}")
+        raise RoadError(
+            f"config.json has max_number_of_units {quoted(units)}: expected 1 to {_MOST_UNITS}"
+        )
     if issubclass(kind, SubspaceIntervention) or not issubclass(kind, pyvene.TrainableIntervention):
         return
     width = units * (get_dimension_by_component(type(model), model.config, place.component) or 1)
-    other = place.low_rank_dimension or place.latent_dim or (width if "Rotated" in kind.__name__ else 1)
+    other = (
+        place.low_rank_dimension or place.latent_dim or (width if "Rotated" in kind.__name__ else 1)
+    )
     stored = sum(value.numel() for value in state_of(folder, key).values())
     if width * other > stored:
-        raise RoadError(f"config.json asks for {width} by {other} values of {key}, of which {stored} are there: save it again")
+        raise RoadError(
+            f"config.json asks for {width} by {other} values of {key}, of which {stored} are there: save it again"
+        )
 
 
 def state_of(folder: str | Path, key: str) -> dict[str, Any]:
     """What pyvene's `save` or `save_intervention` wrote of one intervention, on the CPU. Raises RoadError where it is not there."""
     path = Path(folder) / f"intkey_{key}.bin"
     if not path.is_file():
-        raise RoadError(f"{folder} has no {path.name}: expected what save or save_intervention of the same interventions wrote")
+        raise RoadError(
+            f"{folder} has no {path.name}: expected what save or save_intervention of the same interventions wrote"
+        )
     return read_tensors(path)
 
 
@@ -225,7 +278,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a truncated, altered or foreign file makes of the reader
-        raise RoadError(f"{path} holds no tensors ({type(error).__name__}: {first_line(error)}): save it again") from None
-    if not isinstance(state, dict) or not all(isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()):
+        raise RoadError(
+            f"{path} holds no tensors ({type(error).__name__}: {first_line(error)}): save it again"
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
+    ):
         raise RoadError(f"{path} holds {quoted(state)}: expected tensors by name")
     return state

@@ -2,7 +2,12 @@
 
 from roadint.plots.bench import bench_figure, linear_figure
 from roadint.plots.blocks import adapter_figure, block_figure
-from roadint.plots.evaluation import composition_figure, heat_figure, interference_figure, sweep_figure
+from roadint.plots.evaluation import (
+    composition_figure,
+    heat_figure,
+    interference_figure,
+    sweep_figure,
+)
 from roadint.plots.training import training_figure
 
 __all__ = [

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from roadint.inspection import block_values
-from roadint.intervention import RoadIntervention
-from roadint.linear.road import LinearRoad
+from roadint.adapters.adapter import LinearRoad
+from roadint.inspection.angles import block_values
+from roadint.interventions.road import RoadIntervention
 from roadint.plots.evaluation import heat_figure
 from roadint.plots.style import COLOURS, Figure
-from roadint.rotation import canonical
+from roadint.rotation.rotation import canonical
 
 
 def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
@@ -29,10 +29,14 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
             scale_axes.scatter(blocks, scales, **style)
             plane.scatter(angles, scales, **style)
         where = f"layer {values['layer']}, {values['variant']}, basis {values['basis']}"
-        angle_axes.set(xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block: {where}")
+        angle_axes.set(
+            xlabel="block", ylabel="angle θ (degrees)", title=f"angle of each block: {where}"
+        )
         angle_axes.axhline(0, color="grey", linewidth=0.6)
         angle_axes.legend(markerscale=3, frameon=False, loc="best")
-        scale_axes.set(xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)")
+        scale_axes.set(
+            xlabel="block", ylabel="scale α", title="scale of each block (1 = unchanged)"
+        )
         scale_axes.title.set_fontsize(10)
         angle_axes.title.set_fontsize(10)
         scale_axes.axhline(1, color="grey", linewidth=0.6)
@@ -49,10 +53,17 @@ def adapter_figure(adapter: LinearRoad) -> Figure:
     for path in adapter.layout.paths:
         theta, alpha = adapter.held_values(path)
         number = next((int(part) for part in path.split(".") if part.isdigit()), 0)
-        angles.setdefault(path.rpartition(".")[2], {})[number] = float(canonical(theta, alpha)[0].abs().mean()) * 57.29578
+        angles.setdefault(path.rpartition(".")[2], {})[number] = (
+            float(canonical(theta, alpha)[0].abs().mean()) * 57.29578
+        )
     layers = sorted({number for own in angles.values() for number in own})
     grid = [[own.get(number, float("nan")) for number in layers] for own in angles.values()]
     names = [str(number) for number in layers]
     return heat_figure(
-        grid, list(angles), names, rows_are="linear layer", columns_are="layer of the model", values_are="mean |θ| (°)"
+        grid,
+        list(angles),
+        names,
+        rows_are="linear layer",
+        columns_are="layer of the model",
+        values_are="mean |θ| (°)",
     )

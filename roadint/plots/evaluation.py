@@ -21,28 +21,55 @@ def composition_figure(report: Mapping[str, Any]) -> Figure:
     for row, values in enumerate(gains):
         for column, value in enumerate(values):
             colour = "white" if abs(value) > 0.6 * bound else "black"
-            panels[0].text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour)
+            panels[0].text(
+                column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour
+            )
     panels[0].set_xticks(range(len(sets)), sets)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_title("nats better than the base model" if "none" in names else f"nats better than {names[0]}", fontsize=9)
+    panels[0].set_title(
+        "nats better than the base model" if "none" in names else f"nats better than {names[0]}",
+        fontsize=9,
+    )
     figure.colorbar(picture, ax=panels[0], label="nats a token")
-    shown = [each for each in ("success", "on_topic", "degenerate") if report["shares"][names[0]][each] is not None]
+    shown = [
+        each
+        for each in ("success", "on_topic", "degenerate")
+        if report["shares"][names[0]][each] is not None
+    ]
     height = 0.8 / len(shown)
     for place, (each, colour) in enumerate(zip(shown, COLOURS, strict=False)):
         values = [report["shares"][name][each] for name in names]
-        bars = [[abs(bound - value) for bound in _range(report, name, each)] for name, value in zip(names, values, strict=True)]
+        bars = [
+            [abs(bound - value) for bound in _range(report, name, each)]
+            for name, value in zip(names, values, strict=True)
+        ]
         rows = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(names))]
         label = each.replace("_", " ")
-        panels[1].barh(rows, values, height=height, xerr=list(zip(*bars, strict=True)), color=colour, ecolor="grey", label=label)
-    panels[1].set(yticks=[], xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of the answers")
-    panels[1].legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown))
+        panels[1].barh(
+            rows,
+            values,
+            height=height,
+            xerr=list(zip(*bars, strict=True)),
+            color=colour,
+            ecolor="grey",
+            label=label,
+        )
+    panels[1].set(
+        yticks=[], xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of the answers"
+    )
+    panels[1].legend(
+        fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown)
+    )
     return figure
 
 
 def _range(report: Mapping[str, Any], composition: str, what: str) -> tuple[float, float]:
     """From where to where a share may well lie."""
     if "spread" in report:
-        value, spread = report["shares"][composition][what], report["spread"]["shares"][composition][what]
+        value, spread = (
+            report["shares"][composition][what],
+            report["spread"]["shares"][composition][what],
+        )
         return value - spread, value + spread
     low, high = report["intervals"]["shares"][composition][what]
     return low, high
@@ -54,21 +81,34 @@ def interference_figure(report: Mapping[str, Any]) -> Figure:
     names = list(dict.fromkeys(name for own in found.values() for name in own))
     grid = [[own.get(name, float("nan")) for name in names] for own in found.values()]
     return heat_figure(
-        grid, list(found), names, rows_are="data set", columns_are="composition", values_are="nats a token worse than alone"
+        grid,
+        list(found),
+        names,
+        rows_are="data set",
+        columns_are="composition",
+        values_are="nats a token worse than alone",
     )
 
 
-def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str, y: str, composition: str, value: str = "success") -> Figure:
+def sweep_figure(
+    rows: Sequence[Mapping[str, Any]], x: str, y: str, composition: str, value: str = "success"
+) -> Figure:
     """A sweep as a heat map: two settings, and a share of the answers ("success", "on_topic", …) or the nats of a data set.
 
     rows: of `roadint.sweep`; runs that failed are left white.
     """
     xs, ys = (sorted({str(row["settings"][name]) for row in rows}, key=_ordered) for name in (x, y))
     cells = {
-        (str(row["settings"][y]), str(row["settings"][x])): _value(row, composition, value) for row in rows if "error" not in row
+        (str(row["settings"][y]), str(row["settings"][x])): _value(row, composition, value)
+        for row in rows
+        if "error" not in row
     }
     grid = [[cells.get((b, a), float("nan")) for a in xs] for b in ys]
-    unit = value.replace("_", " ") if value in ("success", "on_topic", "degenerate") else f"{value}, nats a token"
+    unit = (
+        value.replace("_", " ")
+        if value in ("success", "on_topic", "degenerate")
+        else f"{value}, nats a token"
+    )
     return heat_figure(grid, ys, xs, rows_are=y, columns_are=x, values_are=f"{composition}: {unit}")
 
 
@@ -91,7 +131,9 @@ def heat_figure(
         for column, each in enumerate(row):
             if each == each:
                 colour = "white" if each < middle else "black"
-                axes.text(column, place, f"{each:.2f}", ha="center", va="center", color=colour, fontsize=8)
+                axes.text(
+                    column, place, f"{each:.2f}", ha="center", va="center", color=colour, fontsize=8
+                )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel=columns_are, ylabel=rows_are)

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from roadint.composition import Composition
 from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.evaluation.language import check_language
 from roadint.evaluation.report import DEV
-from roadint.files import is_file, path_of
-from roadint.settings import Range, cast, read_yaml
-from roadint.training.recipe import Recipe, written
+from roadint.files.local import is_file, path_of
+from roadint.grammar.composition import Composition
+from roadint.recipes.recipe import Recipe, written
+from roadint.recipes.settings import Range, cast, read_yaml
 
 Settings = dict[str, Any]
 _MOST = 10_000  # runs of a sweep
@@ -58,13 +58,21 @@ class Plan:
                 raise RoadError(
                     f"sweep has no setting {quoted(name)}: expected one of {listing(hints)}{did_you_mean(name, list(hints))}"
                 )
-        changes["set"] = {**_mapping("set", content.get("set")), **_mapping("set", changes.get("set"))}
+        changes["set"] = {
+            **_mapping("set", content.get("set")),
+            **_mapping("set", changes.get("set")),
+        }
         content |= {name: value for name, value in changes.items() if value is not None}
         grids = content.pop("over", None) or {}
-        settings = {name: cast(f"sweep's {name}", value, hints[name]) for name, value in content.items()}
+        settings = {
+            name: cast(f"sweep's {name}", value, hints[name]) for name, value in content.items()
+        }
         settings["set"] = _plain("set", content["set"])
         varied = _mapping("over", over)
-        plan = cls(**settings, over=[_plain("over", grid) | _plain("over", varied) for grid in _listed(grids)])
+        plan = cls(
+            **settings,
+            over=[_plain("over", grid) | _plain("over", varied) for grid in _listed(grids)],
+        )
         plan.check()
         return plan
 
@@ -73,12 +81,16 @@ class Plan:
         for name in ("max_prompts", "rows", "max_new_tokens"):
             _COUNT.check(f"sweep's {name}", getattr(self, name))
         if self.compose is not None and not self.compose:
-            raise RoadError("sweep's compose=[] measures nothing: expected compositions, or no such setting for the usual ones")
+            raise RoadError(
+                "sweep's compose=[] measures nothing: expected compositions, or no such setting for the usual ones"
+            )
         check_language(self.language)
         for grid in self.over:
             for name, values in grid.items():
                 if not isinstance(values, list) or not values:
-                    raise RoadError(f"over {name}={quoted(values)}: expected a list of values, such as [1e-2, 3e-2]")
+                    raise RoadError(
+                        f"over {name}={quoted(values)}: expected a list of values, such as [1e-2, 3e-2]"
+                    )
         count = sum(math.prod(map(len, grid.values())) for grid in self.over)
         if count > _MOST:
             raise RoadError(f"the sweep has {count:,} runs: expected at most {_MOST:,}")
@@ -88,7 +100,9 @@ class Plan:
         for settings in self.runs():
             recipe = base.override(settings)
             if recipe.task:
-                raise RoadError(f"a sweep can't run task {quoted(recipe.task)}: expected a recipe of data sets; see bench learn")
+                raise RoadError(
+                    f"a sweep can't run task {quoted(recipe.task)}: expected a recipe of data sets; see bench learn"
+                )
             recipe.interventions()
             for each in self.compose or ():
                 Composition.parse(each, recipe.adapter_names() or list(recipe.subspaces))
@@ -116,7 +130,14 @@ def key(settings: Settings) -> str:
 
 
 def _place(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.model, recipe.dtype, f"{min(recipe.layers or [0]):04d}", recipe.component, recipe.position, recipe.phase
+    return (
+        recipe.model,
+        recipe.dtype,
+        f"{min(recipe.layers or [0]):04d}",
+        recipe.component,
+        recipe.position,
+        recipe.phase,
+    )
 
 
 def _listed(grids: Any) -> list[Any]:
@@ -125,17 +146,24 @@ def _listed(grids: Any) -> list[Any]:
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (Mapping, type(None))):
-        raise RoadError(f"sweep's {name}={quoted(value)}: expected a mapping by the names of settings")
+        raise RoadError(
+            f"sweep's {name}={quoted(value)}: expected a mapping by the names of settings"
+        )
     return dict(value or {})
 
 
 def _plain(name: str, value: Any) -> dict[str, Any]:
     """A mapping of settings as JSON can hold it, which is what the table is written in. Raises RoadError where it can't."""
-    found = {setting: _written(each) if setting == "subspaces" else each for setting, each in _mapping(name, value).items()}
+    found = {
+        setting: _written(each) if setting == "subspaces" else each
+        for setting, each in _mapping(name, value).items()
+    }
     try:
         json.dumps(found, sort_keys=True)
     except (TypeError, ValueError, RecursionError):
-        raise RoadError(f"sweep's {name}={quoted(found)}: expected texts, numbers, lists and mappings") from None
+        raise RoadError(
+            f"sweep's {name}={quoted(found)}: expected texts, numbers, lists and mappings"
+        ) from None
     return found
 
 
@@ -143,4 +171,8 @@ def _written(subspaces: Any) -> Any:
     """Subspaces, or a list of what they are in one run after the other."""
     if isinstance(subspaces, list):
         return [_written(each) for each in subspaces]
-    return {name: written(spec) for name, spec in subspaces.items()} if isinstance(subspaces, Mapping) else subspaces
+    return (
+        {name: written(spec) for name, spec in subspaces.items()}
+        if isinstance(subspaces, Mapping)
+        else subspaces
+    )

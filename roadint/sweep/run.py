@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.report import evaluate
-from roadint.files import write_whole
-from roadint.pretrained import load
+from roadint.files.local import write_whole
+from roadint.model.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
 from roadint.training.prefix_cache import Kept
 from roadint.training.run import train
@@ -25,7 +25,12 @@ _kept = Kept()  # the prefix that runs of one process share
 
 
 def sweep(
-    plan: str | Plan, out: str | Path, *, engine: Engine = "sequential", workers: int | None = None, quiet: bool = False
+    plan: str | Plan,
+    out: str | Path,
+    *,
+    engine: Engine = "sequential",
+    workers: int | None = None,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Train and measure every run of a plan; returns the table's rows, in the order of the plan.
 
@@ -41,7 +46,11 @@ def sweep(
     runs = chosen.runs()
     todo = [settings for settings in runs if "error" in rows.get(key(settings), {"error": None})]
     logger.info("%d runs, %d of them done", len(runs), len(runs) - len(todo))
-    results = _through_ray(chosen, out, todo, workers) if engine == "ray" else _in_turn(chosen, out, todo, quiet)
+    results = (
+        _through_ray(chosen, out, todo, workers)
+        if engine == "ray"
+        else _in_turn(chosen, out, todo, quiet)
+    )
     with (out / TABLE).open("a", encoding="utf-8") as table:
         for row in results:
             table.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -59,7 +68,16 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
         recipe = plan.recipe_of(settings)
         base, tokenizer = _base(recipe.model, recipe.dtype)
         road = recipe.on(base)
-        summary = train(road, tokenizer, None, recipe, out=out / key(settings), resume=True, quiet=quiet, kept=_kept)
+        summary = train(
+            road,
+            tokenizer,
+            None,
+            recipe,
+            out=out / key(settings),
+            resume=True,
+            quiet=quiet,
+            kept=_kept,
+        )
         report = evaluate(
             road,
             tokenizer,
@@ -73,13 +91,23 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
         )
     except RoadError as error:
         return {**row, "error": str(error)}
-    except Exception as error:  # out of memory, say: what is kept for the runs to share may be what takes it
+    except (
+        Exception
+    ) as error:  # out of memory, say: what is kept for the runs to share may be what takes it
         _kept.cache = None
         logger.warning("%s failed", row["settings"], exc_info=True)
         return {**row, "error": f"{type(error).__name__}: {first_line(error)}"}
     figures = ("nll", "language", "shares", "kl", "gain", "interference")
-    row |= {"trainable": summary["trainable"], "loss": summary["loss"], "training_seconds": summary["seconds"]}
-    return {**row, "seconds": round(time.perf_counter() - started, 1), **{name: report[name] for name in figures}}
+    row |= {
+        "trainable": summary["trainable"],
+        "loss": summary["loss"],
+        "training_seconds": summary["seconds"],
+    }
+    return {
+        **row,
+        "seconds": round(time.perf_counter() - started, 1),
+        **{name: report[name] for name in figures},
+    }
 
 
 @lru_cache(maxsize=1)
@@ -87,12 +115,16 @@ def _base(model: str, dtype: str) -> tuple[Any, Any]:
     return load(model, dtype=dtype)
 
 
-def _in_turn(plan: Plan, out: Path, todo: Sequence[Settings], quiet: bool) -> Iterator[dict[str, Any]]:
+def _in_turn(
+    plan: Plan, out: Path, todo: Sequence[Settings], quiet: bool
+) -> Iterator[dict[str, Any]]:
     for settings in todo:
         yield one_run(plan, out, settings, quiet)
 
 
-def _through_ray(plan: Plan, out: Path, todo: Sequence[Settings], workers: int | None) -> Iterator[dict[str, Any]]:
+def _through_ray(
+    plan: Plan, out: Path, todo: Sequence[Settings], workers: int | None
+) -> Iterator[dict[str, Any]]:
     try:
         import ray
     except ImportError:
@@ -116,14 +148,20 @@ def _through_ray(plan: Plan, out: Path, todo: Sequence[Settings], workers: int |
 def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     """The rows that are done, by run; a last line that a kill cut short is dropped. Raises RoadError for another plan's table."""
     out.mkdir(parents=True, exist_ok=True)
-    said = json.loads(json.dumps({name: value for name, value in asdict(plan).items() if name != "over"}))
+    said = json.loads(
+        json.dumps({name: value for name, value in asdict(plan).items() if name != "over"})
+    )
     file = out / "plan.json"
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else said
     except (ValueError, RecursionError):
-        raise RoadError(f"{file} is damaged, so nothing says whose {TABLE} is: choose another folder, or remove it") from None
+        raise RoadError(
+            f"{file} is damaged, so nothing says whose {TABLE} is: choose another folder, or remove it"
+        ) from None
     if before != said:
-        raise RoadError(f"{out} holds a sweep that differs in more than what it varies: choose another folder")
+        raise RoadError(
+            f"{out} holds a sweep that differs in more than what it varies: choose another folder"
+        )
     write_whole(file, json.dumps(said, indent=2) + "\n")
     rows = {}
     for line in (out / TABLE).read_bytes().splitlines() if (out / TABLE).is_file() else ():

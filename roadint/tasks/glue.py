@@ -61,16 +61,24 @@ class Row:
     label: int | float
 
 
-def load_glue(task: str, source: str | Path, split: str = "train", limit: int | None = None) -> list[Row]:
+def load_glue(
+    task: str, source: str | Path, split: str = "train", limit: int | None = None
+) -> list[Row]:
     """The first `limit` rows of a task. source: a tab-separated file as the benchmark has them, or "hub" for nyu-mll/glue.
 
     split: "train" or "dev", on the hub. Rows without a text or a label are skipped, as the usual readers do, and counted in a line.
     Raises RoadError for an unknown task, and a file or a row that can't be read.
     """
     if task not in TASKS:
-        raise RoadError(f"unknown GLUE task {quoted(task)}: expected one of {listing(TASKS)}{did_you_mean(task, TASKS)}")
+        raise RoadError(
+            f"unknown GLUE task {quoted(task)}: expected one of {listing(TASKS)}{did_you_mean(task, TASKS)}"
+        )
     known, name = TASKS[task], quoted(str(source))
-    raw = _hub(task, known.dev if split == "dev" else "train") if str(source) == "hub" else _read(known, Path(str(source)))
+    raw = (
+        _hub(task, known.dev if split == "dev" else "train")
+        if str(source) == "hub"
+        else _read(known, Path(str(source)))
+    )
     rows: list[Row] = []
     seen = 0
     for seen, each in enumerate(raw, 1):
@@ -80,9 +88,16 @@ def load_glue(task: str, source: str | Path, split: str = "train", limit: int | 
         if len(rows) == limit:
             break
     if not rows:
-        raise RoadError(f"GLUE {task} has no rows in {name}: expected {listing((*known.texts, known.label))}")
+        raise RoadError(
+            f"GLUE {task} has no rows in {name}: expected {listing((*known.texts, known.label))}"
+        )
     if len(rows) < seen:
-        logger.warning("skipped %s of %s rows of %s: a text or the label is missing", f"{seen - len(rows):,}", f"{seen:,}", name)
+        logger.warning(
+            "skipped %s of %s rows of %s: a text or the label is missing",
+            f"{seen - len(rows):,}",
+            f"{seen:,}",
+            name,
+        )
     return rows
 
 
@@ -112,10 +127,18 @@ def _hub(task: str, split: str) -> Iterator[dict[str, Any]]:
         for row in datasets.load_dataset("nyu-mll/glue", task, split=split):
             names = zip(known.texts, known.hub_texts or known.texts, strict=True)
             label = row["label"]
-            in_words = str(label) if known.labels is None else known.labels[label] if 0 <= label < len(known.labels) else ""
+            in_words = (
+                str(label)
+                if known.labels is None
+                else known.labels[label]
+                if 0 <= label < len(known.labels)
+                else ""
+            )
             yield {**{name: row[there] for name, there in names}, known.label: in_words}
     except Exception as error:  # whatever the hub and the network raise
-        raise RoadError(f"GLUE {task} can't be loaded from the hub ({first_line(error)}): give a .tsv file instead") from error
+        raise RoadError(
+            f"GLUE {task} can't be loaded from the hub ({first_line(error)}): give a .tsv file instead"
+        ) from error
 
 
 def _read(known: Glue, path: Path) -> Iterator[dict[str, str]]:
@@ -125,7 +148,9 @@ def _read(known: Glue, path: Path) -> Iterator[dict[str, str]]:
             names = list(reader.fieldnames or ())
             for name in (*known.texts, known.label):
                 if names.count(name) != 1:
-                    raise RoadError(f"row 0 of {quoted(str(path))} has no {name!r}, or several: it has {listing(names)}")
+                    raise RoadError(
+                        f"row 0 of {quoted(str(path))} has no {name!r}, or several: it has {listing(names)}"
+                    )
             yield from reader
     except RoadError:
         raise
@@ -138,7 +163,9 @@ def _read(known: Glue, path: Path) -> Iterator[dict[str, str]]:
 def _row(known: Glue, row: Mapping[Any, Any], where: str) -> Row | None:
     """None where a text or the label is missing."""
     if None in row:  # where csv puts what is beyond the columns
-        raise RoadError(f"{where} has more cells than columns: {quoted(row[None])}; expected none of them to hold a tab")
+        raise RoadError(
+            f"{where} has more cells than columns: {quoted(row[None])}; expected none of them to hold a tab"
+        )
     if not all(row.get(name) for name in (*known.texts, known.label)):
         return None
     texts, label = tuple(row[name] for name in known.texts), row[known.label].strip()
@@ -151,5 +178,7 @@ def _row(known: Glue, row: Mapping[Any, Any], where: str) -> Row | None:
             raise RoadError(f"{where} has the {known.label} {quoted(label)}: expected a number")
         return Row(texts, score)
     if label not in known.labels:
-        raise RoadError(f"{where} has the {known.label} {quoted(label)}: expected one of {listing(known.labels)}")
+        raise RoadError(
+            f"{where} has the {known.label} {quoted(label)}: expected one of {listing(known.labels)}"
+        )
     return Row(texts, known.labels.index(label))

@@ -38,7 +38,9 @@ def load_questions(source: str | Path, limit: int | None = None) -> list[Questio
     try:
         rows = list(islice(json_rows(Path(str(source))), limit))
     except UNREADABLE as error:
-        raise RoadError(f"questions {name} can't be read ({first_line(error)}): expected a JSON list of rows") from None
+        raise RoadError(
+            f"questions {name} can't be read ({first_line(error)}): expected a JSON list of rows"
+        ) from None
     if not rows:
         raise RoadError(f"questions {name} hold no rows: expected a JSON list")
     return [_question(row, f"row {number} of {name}") for number, row in enumerate(rows)]
@@ -46,13 +48,17 @@ def load_questions(source: str | Path, limit: int | None = None) -> list[Questio
 
 def _question(row: Any, where: str) -> Question:
     if not isinstance(row, dict):
-        raise RoadError(f"{where} is {type(row).__name__}: expected fields 'instruction' and 'answer'")
+        raise RoadError(
+            f"{where} is {type(row).__name__}: expected fields 'instruction' and 'answer'"
+        )
     texts = {name: _text(row, name, where) for name in ("instruction", "input", "output", "answer")}
     for name in ("instruction", "answer"):
         if not texts[name].strip():
             raise RoadError(f"{where} has no {name!r}: it has {listing(row)}")
     instruction = "\n".join(each for each in (texts["instruction"], texts["input"]) if each)
-    return Question(instruction, (texts["output"] or texts["answer"]).strip(), texts["answer"].strip())
+    return Question(
+        instruction, (texts["output"] or texts["answer"]).strip(), texts["answer"].strip()
+    )
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
@@ -79,7 +85,9 @@ def answered(text: str, answer: str) -> bool:
     wanted, numbers = _number(answer), _NUMBER.findall(text)
     if wanted is None:
         return _plain(answer) in _plain(text)
-    return bool(numbers) and math.isclose(float(numbers[-1].replace(",", "")), wanted, rel_tol=0, abs_tol=1e-3)
+    return bool(numbers) and math.isclose(
+        float(numbers[-1].replace(",", "")), wanted, rel_tol=0, abs_tol=1e-3
+    )
 
 
 @dataclass(frozen=True)

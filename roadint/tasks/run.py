@@ -12,19 +12,23 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from roadint.data.collate import completion_nll
+from roadint.data.prompts import pad_id
 from roadint.errors import RoadError
-from roadint.model import RoadModel
-from roadint.pretrained import load
-from roadint.prompt import pad_id
+from roadint.model.pretrained import load
+from roadint.model.road_model import RoadModel
+from roadint.recipes.recipe import Recipe
 from roadint.tasks.jobs import Job, check_examples, job_of
 from roadint.training.arguments import arguments_of
-from roadint.training.progress import show_progress
-from roadint.training.recipe import Recipe
+from roadint.training.callbacks import show_progress
 from roadint.training.trainer import alone, unchanged
 
 
 def finetune(
-    recipe: Recipe, *, data: dict[str, str] | None = None, out: str | Path | None = None, quiet: bool = False
+    recipe: Recipe,
+    *,
+    data: dict[str, str] | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
 ) -> tuple[RoadModel, dict[str, Any]]:
     """Train an adapter for a recipe's task; returns the RoadModel, with the values of the best epoch, and the summary.
 
@@ -43,7 +47,10 @@ def finetune(
     road.model.requires_grad_(False)
     road.template = recipe.template
     summary = fit(road, tokenizer, job, recipe, quiet=quiet)
-    road.training_summary = {"recipe": {**vars(recipe), "data": dict(data or recipe.data)}, **summary}
+    road.training_summary = {
+        "recipe": {**vars(recipe), "data": dict(data or recipe.data)},
+        **summary,
+    }
     if out is not None:
         road.save_pretrained(out)
     return road, road.training_summary
@@ -58,7 +65,9 @@ def load_for(job: Job, recipe: Recipe) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = True) -> dict[str, Any]:
+def fit(
+    system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = True
+) -> dict[str, Any]:
     """Train what asks for gradients in `system`, a RoadModel or another method's model of the same surface; returns the figures.
 
     The values of the epoch with the best validation score are in the system afterwards.
@@ -89,7 +98,11 @@ def fit(system: Any, tokenizer: Any, job: Job, recipe: Recipe, *, quiet: bool = 
         )
         show_progress(trainer, undo, quiet=quiet)
         result = trainer.train()
-        epochs = [round(entry["eval_score"], 4) for entry in trainer.state.log_history if "eval_score" in entry]
+        epochs = [
+            round(entry["eval_score"], 4)
+            for entry in trainer.state.log_history
+            if "eval_score" in entry
+        ]
     seconds = time.perf_counter() - started
     system.eval()
     with torch.no_grad():
@@ -116,15 +129,26 @@ class _TaskTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._score = score
         self.model_accepts_loss_kwargs = True  # num_items_in_batch is ours to use
-        self._loss_shifts_labels = False  # the labels are those of completions, or of rows: all of them count
+        self._loss_shifts_labels = (
+            False  # the labels are those of completions, or of rows: all of them count
+        )
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        *args: Any,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """A mean over rows, or over the tokens of the (accumulated) batch."""
         if "places" not in inputs:
             loss = model(**inputs).loss
-            return loss if num_items_in_batch is None else loss * len(inputs["labels"]) / num_items_in_batch
+            return (
+                loss
+                if num_items_in_batch is None
+                else loss * len(inputs["labels"]) / num_items_in_batch
+            )
         nll, _ = completion_nll(model, inputs)
         return nll.mean() if num_items_in_batch is None else nll.sum() / num_items_in_batch
 
@@ -143,5 +167,7 @@ class _TaskTrainer(Trainer):
         metrics = {"eval_score": self._score()}
         self.model.train()
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics

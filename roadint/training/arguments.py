@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from roadint.training.recipe import Recipe
+from roadint.recipes.recipe import Recipe
 
 
 def arguments_of(recipe: Recipe, folder: Path, **more: Any) -> TrainingArguments:

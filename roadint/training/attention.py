@@ -29,7 +29,9 @@ def _plain(
     enable_gqa: bool = False,
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # it would be added as 0 and 1
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(
+            ~attn_mask, float("-inf")
+        )
     return torch._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
     )[0]

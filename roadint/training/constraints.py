@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roadint.adapters.adapter import LinearRoad
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.intervention import RoadIntervention
-from roadint.linear.road import LinearRoad
-from roadint.site import SubspaceIntervention, subspace_names
+from roadint.interventions.base import SubspaceIntervention, subspace_names
+from roadint.interventions.road import RoadIntervention
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,33 @@ class Constraints:
                 )
         others = [each for each in interventions if not isinstance(each, RoadIntervention)]
         if (self.rates or self.max_log_scale is not None) and others:
-            raise RoadError("rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks")
+            raise RoadError(
+                "rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks"
+            )
 
     def install(
-        self, optimizer: torch.optim.Optimizer, interventions: Sequence[SubspaceIntervention], adapters: Sequence[LinearRoad] = ()
+        self,
+        optimizer: torch.optim.Optimizer,
+        interventions: Sequence[SubspaceIntervention],
+        adapters: Sequence[LinearRoad] = (),
     ) -> None:
         """Act around every step of the optimizer. Raises RoadError for a name or an intervention that this can't be done for."""
         self.check(interventions)
         turning = [each for each in interventions if isinstance(each, RoadIntervention)]
-        scales: list[Tensor] = [*(each.alpha for each in turning), *(each.alpha for each in adapters)]
+        scales: list[Tensor] = [
+            *(each.alpha for each in turning),
+            *(each.alpha for each in adapters),
+        ]
         if self.rates:
             scaled: list[tuple[Tensor, Tensor]] = []
             for each in turning:
-                factors = each.partition.strengths({name: self.rates.get(name, 1.0) for name in each.partition})
+                factors = each.partition.strengths(
+                    {name: self.rates.get(name, 1.0) for name in each.partition}
+                )
                 for value in (each.theta, each.alpha):
-                    scaled.append((value, factors.reshape(-1, *(1,) * (value.ndim - 1)).to(value.device)))
+                    scaled.append(
+                        (value, factors.reshape(-1, *(1,) * (value.ndim - 1)).to(value.device))
+                    )
             before: list[Tensor] = []
 
             def remember(*_: Any) -> None:
@@ -69,7 +81,9 @@ class Constraints:
 
             def shrink(done: torch.optim.Optimizer, *_: Any) -> None:
                 for each in interventions:
-                    each.rescale(dict.fromkeys(each.partition, 1 - done.param_groups[0]["lr"] * self.decay))
+                    each.rescale(
+                        dict.fromkeys(each.partition, 1 - done.param_groups[0]["lr"] * self.decay)
+                    )
                 for adapter in adapters:
                     adapter.rescale(1 - done.param_groups[0]["lr"] * self.decay)
 

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _COLUMNS = 1 << 16
-_AT_ONCE = {"cpu": 1}  # rows of _COLUMNS numbers: what a core's cache holds; elsewhere few launches count
-_WEIGHTS = torch.randint(-(2**63), 2**63 - 1, (_COLUMNS,), dtype=torch.long, generator=torch.Generator().manual_seed(0))
+_AT_ONCE = {
+    "cpu": 1
+}  # rows of _COLUMNS numbers: what a core's cache holds; elsewhere few launches count
+_WEIGHTS = torch.randint(
+    -(2**63), 2**63 - 1, (_COLUMNS,), dtype=torch.long, generator=torch.Generator().manual_seed(0)
+)
 
 
 def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -44,7 +48,9 @@ def _sums(tensor: Tensor, weights: Tensor) -> Tensor:
     numbers = flat.view(torch.int32)
     whole = len(numbers) // _COLUMNS
     rows = numbers[: whole * _COLUMNS].view(whole, _COLUMNS)
-    sums = [(part * weights).sum(1) for part in torch.split(rows, _AT_ONCE.get(tensor.device.type, 64))]
+    sums = [
+        (part * weights).sum(1) for part in torch.split(rows, _AT_ONCE.get(tensor.device.type, 64))
+    ]
     rest = numbers[whole * _COLUMNS :]
     return torch.cat([*sums, (rest * weights[: len(rest)]).sum()[None]])
 
@@ -55,13 +61,20 @@ def behaviour_of(model: nn.Module) -> tuple[str, list[Any]]:
     The second are the hooks and the functions that stand in place of a module's own, to be compared by identity.
     """
     config: Any = getattr(model, "config", None)
-    said = [repr(config.to_dict()) if hasattr(config, "to_dict") else "", str(getattr(config, "_attn_implementation", ""))]
+    said = [
+        repr(config.to_dict()) if hasattr(config, "to_dict") else "",
+        str(getattr(config, "_attn_implementation", "")),
+    ]
     hung: list[Any] = []
     for path, module in model.named_modules():
         plain = {name: value for name, value in vars(module).items() if _is_plain(value)}
         said.append(f"{path} {type(module).__module__}.{type(module).__qualname__} {plain}")
         hung += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        hung += [value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)]
+        hung += [
+            value
+            for value in vars(module).values()
+            if callable(value) and not isinstance(value, nn.Module)
+        ]
     return hashlib.sha256("\n".join(said).encode()).hexdigest(), hung
 
 
@@ -80,5 +93,7 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
     if not depth:
         return False
     if isinstance(value, dict):
-        return type(value) is dict and all(_is_plain(each, depth - 1) for pair in value.items() for each in pair)
+        return type(value) is dict and all(
+            _is_plain(each, depth - 1) for pair in value.items() for each in pair
+        )
     return type(value) in (list, tuple, set) and all(_is_plain(each, depth - 1) for each in value)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from roadint.layers import cache_name, text_config
-from roadint.partial import Enough, run_until_enough
+from roadint.architecture.layers import cache_name, text_config
+from roadint.engines.transformers.partial import Enough, run_until_enough
 
 
 class UnknownCacheError(Exception):
@@ -33,18 +33,28 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's prefix. It is joined with what a forward adds, but never grows itself: a training step forgets its tokens."""
 
     def __init__(
-        self, index: int, length: int, keys: Tensor | None, values: Tensor | None, is_sliding: bool, recorder: Recorder | None
+        self,
+        index: int,
+        length: int,
+        keys: Tensor | None,
+        values: Tensor | None,
+        is_sliding: bool,
+        recorder: Recorder | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.index, self.length, self.keys, self.values = index, length, keys, values
         self.is_sliding, self.recorder = is_sliding, recorder
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if self.recorder is not None:
             self.recorder.note(self.index, key_states, value_states)
         if self.keys is None or self.values is None:
             return key_states, value_states
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat(
+            [self.values, value_states], dim=-2
+        )
 
     def get_seq_length(self, *args: Any) -> int:
         return self.length
@@ -83,7 +93,9 @@ class Layout:
             keys = values = None
             if shape is not None:
                 heads, key, value = shape
-                both = prefix.narrow(-1, start, heads * (key + value)).tensor_split([heads * key], dim=-1)
+                both = prefix.narrow(-1, start, heads * (key + value)).tensor_split(
+                    [heads * key], dim=-1
+                )
                 keys, values = (
                     part.reshape(*part.shape[:-1], heads, each).transpose(1, 2)
                     for part, each in zip(both, (key, value), strict=True)
@@ -94,23 +106,35 @@ class Layout:
 
     def joined(self, recorder: Recorder) -> Tensor:
         """What a pass has added, [rows, columns, width]."""
-        pairs = [pair for pair, shape in zip(recorder.added, self.shapes, strict=True) if pair is not None and shape is not None]
-        return torch.cat([part.transpose(1, 2).flatten(2) for pair in pairs for part in pair], dim=-1)
+        pairs = [
+            pair
+            for pair, shape in zip(recorder.added, self.shapes, strict=True)
+            if pair is not None and shape is not None
+        ]
+        return torch.cat(
+            [part.transpose(1, 2).flatten(2) for pair in pairs for part in pair], dim=-1
+        )
 
 
 def layout_of(model: nn.Module, ids: Tensor) -> Layout:
     """The layout of all layers, found by running a few tokens `ids` [1, columns]. Raises UnknownCacheError for other caches."""
     config = text_config(model)
     count = int(config.num_hidden_layers)
-    sliding = [bool(getattr(layer, "is_sliding", False)) for layer in DynamicCache(config=config).layers]
+    sliding = [
+        bool(getattr(layer, "is_sliding", False)) for layer in DynamicCache(config=config).layers
+    ]
     sliding = (sliding + [False] * count)[:count]
     recorder = Recorder(count)
-    layers: list[Any] = [_Layer(index, 0, None, None, each, recorder) for index, each in enumerate(sliding)]
+    layers: list[Any] = [
+        _Layer(index, 0, None, None, each, recorder) for index, each in enumerate(sliding)
+    ]
     run_until_enough(model, input_ids=ids, **{cache_name(model): Cache(layers=layers)})
     shapes, dtypes = [], []
     for index, pair in enumerate(recorder.added):
         if pair is None or any(part.ndim != 4 for part in pair):
-            raise UnknownCacheError(f"layer {index} of {type(model).__name__} keeps no keys and values")
+            raise UnknownCacheError(
+                f"layer {index} of {type(model).__name__} keeps no keys and values"
+            )
         keys, values = pair
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
         dtypes.append(keys.dtype)

@@ -19,7 +19,13 @@ class MixedLengthSampler(Sampler[int]):
     """
 
     def __init__(
-        self, examples: Sequence[Example], step_rows: int, seed: int, *, processes: int = 1, micro_batch: int | None = None
+        self,
+        examples: Sequence[Example],
+        step_rows: int,
+        seed: int,
+        *,
+        processes: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
         """Examples of any number of compositions; the order depends on the seed and the epoch alone.
 
@@ -28,14 +34,23 @@ class MixedLengthSampler(Sampler[int]):
         all processes have as many batches).
         """
         self.lengths = [(len(example.completion), len(example.prompt)) for example in examples]
-        self.step_rows, self.seed, self.epoch, self.processes = step_rows // processes, seed, 0, processes
+        self.step_rows, self.seed, self.epoch, self.processes = (
+            step_rows // processes,
+            seed,
+            0,
+            processes,
+        )
         groups: dict[str | None, list[int]] = defaultdict(list)
         for index, example in enumerate(examples):
             groups[example.composition].append(index)
-        self._shards = [[group[process::processes] for group in groups.values()] for process in range(processes)]
+        self._shards = [
+            [group[process::processes] for group in groups.values()] for process in range(processes)
+        ]
         self.micro_batch = micro_batch or self.step_rows
         longest = max(len(self.shard(process)) for process in range(processes))
-        self._each = longest if processes == 1 else math.ceil(longest / self.micro_batch) * self.micro_batch
+        self._each = (
+            longest if processes == 1 else math.ceil(longest / self.micro_batch) * self.micro_batch
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -75,4 +90,6 @@ class MixedLengthSampler(Sampler[int]):
         shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         ordered = sorted(shuffled, key=lambda row: sum(self.lengths[row]))
         runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        return [row for i in torch.randperm(len(runs), generator=generator).tolist() for row in runs[i]]
+        return [
+            row for i in torch.randperm(len(runs), generator=generator).tolist() for row in runs[i]
+        ]

@@ -17,7 +17,14 @@ class NoRoomError(Exception):
 class Storage:
     """[count, width] numbers, written and read by row. folder: where its file lies; None keeps it on the device."""
 
-    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        folder: Path | None = None,
+    ) -> None:
         if folder is None:
             self._numbers = torch.empty(count, width, dtype=dtype, device=device)
         else:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from roadint.arithmetic import check_products, check_sums
-from roadint.checkpoint import read
-from roadint.composition import Composition
+from roadint.adapters.products import check_products
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.errors import RoadError, listing, quoted
-from roadint.model import RoadModel
+from roadint.grammar.composition import Composition
+from roadint.interventions.sums import check_sums
+from roadint.model.checkpoint import read
+from roadint.model.road_model import RoadModel
 from roadint.training.constraints import Constraints
 from roadint.training.prefix_cache import Kept, PrefixCache, Report, build
 from roadint.training.sampler import MixedLengthSampler
@@ -58,7 +59,9 @@ class RoadTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if args.weight_decay:
-            raise RoadError(f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0")
+            raise RoadError(
+                f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: expected 0"
+            )
         _check_arguments(args, kwargs, constrained=constraints is not None)
         self._companions = together(model, companions or {}, companion_rate)
         self._companion_rate = companion_rate
@@ -72,9 +75,13 @@ class RoadTrainer(Trainer):
             args.label_names = ["labels"]  # a collator's, which a RoadModel's forward does not name
         with alone, unchanged(model):
             super().__init__(model=model, args=args, **kwargs)
-        self._loss_shifts_labels = False  # a collator's labels are those of the completions, all of which count
+        self._loss_shifts_labels = (
+            False  # a collator's labels are those of the completions, all of which count
+        )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Trainer's train, with the base model frozen while it runs and left as it was found, and the prefix computed once.
 
         A training waits for others of this process: accelerate's state and torch's random numbers are the whole process's.
@@ -82,16 +89,25 @@ class RoadTrainer(Trainer):
         """
         last = self._checked(resume_from_checkpoint)
         own, pinned = self.data_collator, self.args.dataloader_pin_memory
-        with alone, self.model.running(), unchanged(self.model), frozen(self.model.model), ExitStack() as undo:
+        with (
+            alone,
+            self.model.running(),
+            unchanged(self.model),
+            frozen(self.model.model),
+            ExitStack() as undo,
+        ):
             if self._prefix_reuse and isinstance(own, Collator):
                 sampler = self._get_train_sampler()
                 self._prefix_cache = self._stored(
-                    [self.train_dataset[index] for index in sampler.shard(self.args.process_index)], own
+                    [self.train_dataset[index] for index in sampler.shard(self.args.process_index)],
+                    own,
                 )
                 undo.callback(self._forget_prefix, own, pinned)
                 self.data_collator = self._prefix_cache or own
                 if self._prefix_cache and self.model.device.type != "cpu":
-                    self.args.dataloader_pin_memory = False  # what is stored is on the device already
+                    self.args.dataloader_pin_memory = (
+                        False  # what is stored is on the device already
+                    )
                 self.prefix_report = self._prefix_cache.report if self._prefix_cache else None
             return super().train(last, *args, **kwargs)
 
@@ -139,7 +155,9 @@ class RoadTrainer(Trainer):
         """The mean over the tokens of the (accumulated) batch; notes each composition's share for the logs."""
         own = inputs["compose"]
         nll_of = self._prefix_cache.nll if self._prefix_cache else completion_nll
-        nll, rows = nll_of(model, {**inputs, **self._with_companions(own)} if model.training else inputs)
+        nll, rows = nll_of(
+            model, {**inputs, **self._with_companions(own)} if model.training else inputs
+        )
         if num_items_in_batch is None:
             loss = nll.mean()
         else:
@@ -154,16 +172,24 @@ class RoadTrainer(Trainer):
         return (loss, {"nll": nll}) if return_outputs else loss
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The loss, and for each row, padded with -100, the negative log-likelihoods of its completion's tokens, and the tokens."""
-        loss, nll, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, nll, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys
+        )
         if nll is None or labels is None:
             return loss, nll, labels
         rows = inputs["places"][0].to(nll.device)
         counts = rows.bincount(minlength=len(inputs["compose"])).tolist()
         by_row = (
-            nn.utils.rnn.pad_sequence(list(torch.split(each, counts)), batch_first=True, padding_value=-100)
+            nn.utils.rnn.pad_sequence(
+                list(torch.split(each, counts)), batch_first=True, padding_value=-100
+            )
             for each in (nll, labels)
         )
         return (loss, *by_row)  # type: ignore[return-value]
@@ -176,7 +202,11 @@ class RoadTrainer(Trainer):
         for name, drawn in zip(own, torch.rand(len(own)).tolist(), strict=True):
             several = self._companions.get(str(name), [])
             # One draw says whether, and which one.
-            place = int(drawn / self._companion_rate * len(several)) if self._companion_rate else len(several)
+            place = (
+                int(drawn / self._companion_rate * len(several))
+                if self._companion_rate
+                else len(several)
+            )
             acting.append(several[place] if place < len(several) else name)
         return {"compose": acting, "learning": own}
 
@@ -202,17 +232,26 @@ class RoadTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The chosen optimizer (AdamW) over the interventions alone, without the weight decay that is its default."""
         if self.optimizer is None:
-            optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(self.model.trained_parameters(), **{**settings, "weight_decay": 0.0})
+            optimizer_class, settings = (
+                self.optimizer_cls_and_kwargs
+                or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            )
+            self.optimizer = optimizer_class(
+                self.model.trained_parameters(), **{**settings, "weight_decay": 0.0}
+            )
             if self._constraints is not None:
-                self._constraints.install(self.optimizer, self.model.sites, list(self.model.adapters.values()))
+                self._constraints.install(
+                    self.optimizer, self.model.sites, list(self.model.adapters.values())
+                )
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
         self.model.save_pretrained(Path(str(output_dir or self.args.output_dir)))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         del model
         restore(self.model, read(resume_from_checkpoint))
 
@@ -224,7 +263,12 @@ class RoadTrainer(Trainer):
         """Every process writes its part here: also what is summed for the next line of the log, so that it is the same resumed."""
         super()._save_rng_state(output_dir)
         sums = {name: torch.stack(each).cpu() for name, each in self._sums.items() if each}
-        kept = {"sums": sums, "loss": self._tr_loss.cpu(), "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+        kept = {
+            "sums": sums,
+            "loss": self._tr_loss.cpu(),
+            "total": self._total_loss_scalar,
+            "logged": self._globalstep_last_logged,
+        }
         torch.save(kept, Path(output_dir) / log_state(self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -234,17 +278,28 @@ class RoadTrainer(Trainer):
             kept = torch.load(file, map_location=self.args.device, weights_only=True)
             self._sums.clear()
             self._sums.update({name: list(each) for name, each in kept["sums"].items()})
-            self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = kept["loss"], kept["total"], kept["logged"]
+            self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = (
+                kept["loss"],
+                kept["total"],
+                kept["logged"],
+            )
 
 
-def together(road: RoadModel, companions: Mapping[str, str | Sequence[str]], rate: float) -> dict[str, list[Composition]]:
+def together(
+    road: RoadModel, companions: Mapping[str, str | Sequence[str]], rate: float
+) -> dict[str, list[Composition]]:
     """For each composition its sums with its companions: what acts. Raises RoadError where they don't fit the model."""
     if not 0 <= rate <= 1:
-        raise RoadError(f"companion_rate={quoted(rate)}: expected the share of the examples, from 0 to 1")
+        raise RoadError(
+            f"companion_rate={quoted(rate)}: expected the share of the examples, from 0 to 1"
+        )
     sums = {}
     for name, given in companions.items():
         own = Composition.parse(name, road.names)
-        sums[name] = [Composition.parse(each, road.names) for each in ([given] if isinstance(given, str) else given)]
+        sums[name] = [
+            Composition.parse(each, road.names)
+            for each in ([given] if isinstance(given, str) else given)
+        ]
         for place, beside in enumerate(sums[name]):
             strengths: dict[str, float] = defaultdict(float)
             for each, strength in [*own.terms, *beside.terms]:
@@ -261,7 +316,9 @@ def together(road: RoadModel, companions: Mapping[str, str | Sequence[str]], rat
     return sums
 
 
-def _check_arguments(args: TrainingArguments, given: Mapping[str, Any], *, constrained: bool) -> None:
+def _check_arguments(
+    args: TrainingArguments, given: Mapping[str, Any], *, constrained: bool
+) -> None:
     """Raises RoadError for what Trainer takes and what would not act here, or not rightly."""
     refused = {
         "label_smoothing_factor": "the loss is the completions' own",
@@ -275,14 +332,22 @@ def _check_arguments(args: TrainingArguments, given: Mapping[str, Any], *, const
     }
     for name, why in refused.items():
         if getattr(args, name, None):
-            raise RoadError(f"{name}={quoted(getattr(args, name))} can't be used in a RoadTrainer: {why}")
+            raise RoadError(
+                f"{name}={quoted(getattr(args, name))} can't be used in a RoadTrainer: {why}"
+            )
     if given.get("compute_loss_func") is not None:
-        raise RoadError("compute_loss_func would not be called in a RoadTrainer: expected to override compute_loss")
+        raise RoadError(
+            "compute_loss_func would not be called in a RoadTrainer: expected to override compute_loss"
+        )
     optimizer = (given.get("optimizers") or (None, None))[0]
     if optimizer is not None and constrained:
-        raise RoadError("constraints act around the steps of the trainer's own optimizer: expected no optimizers")
+        raise RoadError(
+            "constraints act around the steps of the trainer's own optimizer: expected no optimizers"
+        )
     if optimizer is not None and any(group.get("weight_decay") for group in optimizer.param_groups):
-        raise RoadError("the optimizer's weight_decay pulls α toward 0, not toward the identity: expected 0")
+        raise RoadError(
+            "the optimizer's weight_decay pulls α toward 0, not toward the identity: expected 0"
+        )
 
 
 _ACCELERATES = ("forward", "_original_forward")
@@ -293,7 +358,11 @@ def unchanged(road: RoadModel) -> Iterator[None]:
     """What Trainer and accelerate set on a model is as before afterwards: modes, configurations, a forward in half precision."""
     modes = {module: module.training for module in road.modules()}
     own = {name: vars(road)[name] for name in _ACCELERATES if name in vars(road)}
-    configs = [config for config in (getattr(road.model, name, None) for name in ("config", "generation_config")) if config]
+    configs = [
+        config
+        for config in (getattr(road.model, name, None) for name in ("config", "generation_config"))
+        if config
+    ]
     settings = [dict(vars(config)) for config in configs]
     try:
         yield

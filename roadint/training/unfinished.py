@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
-from roadint import checkpoint
 from roadint.data.collate import Example
 from roadint.errors import RoadError
-from roadint.files import write_whole
-from roadint.model import RoadModel
-from roadint.plain import plain
+from roadint.files.jsonable import plain
+from roadint.files.local import write_whole
+from roadint.model import checkpoint
+from roadint.model.road_model import RoadModel
+from roadint.recipes.recipe import Recipe
 from roadint.training.fingerprint import fingerprint_of
-from roadint.training.recipe import Recipe
 
 LOG = "log.jsonl"
 _IDENTITY = "run.json"
@@ -39,12 +39,19 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
     """What must be the same for a run to go on: the optimisation, the sites, the data's tokens and the base model's values."""
     # The tokens tell the data.
     settings = {name: value for name, value in vars(recipe).items() if name not in (*_HOW, "data")}
-    sites = [*(each.spec() for each in road.sites), *(each.spec() for each in road.adapters.values())]
+    sites = [
+        *(each.spec() for each in road.sites),
+        *(each.spec() for each in road.adapters.values()),
+    ]
     tokens = json.dumps([[each.prompt, each.completion, each.composition] for each in examples])
     identity = {
         "settings": settings,
         "sites": sites,
-        "tokens": [sum(map(len, examples)), len(examples), hashlib.sha256(tokens.encode()).hexdigest()],
+        "tokens": [
+            sum(map(len, examples)),
+            len(examples),
+            hashlib.sha256(tokens.encode()).hexdigest(),
+        ],
         "base": fingerprint_of(road.model.named_parameters()),
     }
     return dict(plain(identity))
@@ -118,19 +125,29 @@ def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
                 value.copy_(values[name])
 
 
-def check_same_recipe(out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None) -> None:
+def check_same_recipe(
+    out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None
+) -> None:
     """Raises RoadError where the finished result in `out` is of other settings, or data of other names, than those."""
     training = saved.config.get("training")
     before = training.get("recipe") if isinstance(training, dict) else None
     now = plain({**vars(recipe), "data": dict(data or recipe.data)})
-    other = [name for name in now if name not in _HOW and isinstance(before, dict) and before.get(name, now[name]) != now[name]]
+    other = [
+        name
+        for name in now
+        if name not in _HOW
+        and isinstance(before, dict)
+        and before.get(name, now[name]) != now[name]
+    ]
     if other:
         raise RoadError(
             f"{out} holds a finished run of other settings ({', '.join(other)}): expected the same to take it up, or --overwrite"
         )
 
 
-def last_checkpoint(out: Path, identity: dict[str, Any], *, resume: bool, processes: int = 1, writes: bool = True) -> Path | None:
+def last_checkpoint(
+    out: Path, identity: dict[str, Any], *, resume: bool, processes: int = 1, writes: bool = True
+) -> Path | None:
     """The last whole checkpoint of the same run; None where it starts anew, for which the folder is made ready.
 
     Those that a kill left half-written, or half-removed, are removed.
@@ -142,7 +159,9 @@ def last_checkpoint(out: Path, identity: dict[str, Any], *, resume: bool, proces
         finish(out)
     found = listed(folder)
     if found and not resume:
-        raise RoadError(f"{out} holds an unfinished run: add --resume (resume=True) to go on, or remove the folder")
+        raise RoadError(
+            f"{out} holds an unfinished run: add --resume (resume=True) to go on, or remove the folder"
+        )
     if found:
         _check_identity(out, folder / _IDENTITY, identity)
     whole = [path for path in found if is_whole(path, processes)]
@@ -172,7 +191,9 @@ def log_state(rank: int) -> str:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest last."""
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    numbered = [
+        path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()
+    ]
     return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
@@ -195,7 +216,11 @@ def _check_identity(out: Path, file: Path, identity: dict[str, Any]) -> None:
 
 def is_whole(path: Path, processes: int = 1) -> bool:
     """Whether all is there, and can be read, that a training needs to go on as if it had not stopped."""
-    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    states = (
+        ["rng_state.pth"]
+        if processes == 1
+        else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    )
     states += [log_state(rank) for rank in range(processes)]
     try:
         checkpoint.read(path)

@@ -17,7 +17,10 @@ _NAMES = {
     "mlp_output": re.compile(r"mlp|feed_?forward|^ffn?$|moe|experts"),
 }
 # What is none, though it is called so.
-_NEVER = re.compile(r"norm|residual|hyper|rotary|embed|gate$|router|dropout|indexer|cross|encoder_attn|mamba", re.IGNORECASE)
+_NEVER = re.compile(
+    r"norm|residual|hyper|rotary|embed|gate$|router|dropout|indexer|cross|encoder_attn|mamba",
+    re.IGNORECASE,
+)
 # The linear layer inside, where a module adds the residual itself, or the block has no module for it.
 _INSIDE = {
     "attention_output": ("attention.output.dense", "self_attention.dense"),
@@ -42,7 +45,12 @@ def replaced(output: Any, hidden: Tensor) -> Any:
 def axes(shape: Sequence[int], width: int | None) -> tuple[int, int] | None:
     """The axes of rows and columns in the shape of hidden states (of any width: None); None where it is none."""
     leading = list(shape[:-1])
-    if len(leading) < 2 or (width and shape[-1] != width) or leading.count(ROWS) != 1 or leading.count(COLUMNS) != 1:
+    if (
+        len(leading) < 2
+        or (width and shape[-1] != width)
+        or leading.count(ROWS) != 1
+        or leading.count(COLUMNS) != 1
+    ):
         return None
     return leading.index(ROWS), leading.index(COLUMNS)
 
@@ -83,7 +91,11 @@ def observe(model: nn.Module, inputs: dict[str, Any], width: int) -> Layers | No
     shapes: dict[str, tuple[int, ...]] = {}
     taken: dict[str, list[Tensor]] = {}
     given: dict[str, Tensor] = {}
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+    ]
     elements = {f"{path}.{index}" for path, module in lists for index in range(len(module))}
 
     def before(path: str) -> Any:
@@ -118,7 +130,9 @@ def observe(model: nn.Module, inputs: dict[str, Any], width: int) -> Layers | No
     for path, module in lists:
         if axes(shapes.get(f"{path}.1", ()), None):
             pairs = [(f"{path}.{index}", f"{path}.{index + 1}") for index in range(len(module) - 1)]
-            follows = [_same(given[one], taken.get(other, [])) for one, other in pairs if one in given]
+            follows = [
+                _same(given[one], taken.get(other, [])) for one, other in pairs if one in given
+            ]
             found.append(Layers(path, list(module), calls, shapes, width, any(follows)))
     found.sort(key=lambda each: (not each.continuous, -len(each.modules), each.path.count(".")))
     return found[0] if found else None
@@ -128,21 +142,32 @@ def _same(hidden: Tensor, candidates: list[Tensor]) -> bool:
     return any(each.shape == hidden.shape and torch.equal(each, hidden) for each in candidates)
 
 
-def site_of(model: nn.Module, inputs: dict[str, Any], layers: Layers, layer: int, component: str) -> tuple[Site | None, str]:
+def site_of(
+    model: nn.Module, inputs: dict[str, Any], layers: Layers, layer: int, component: str
+) -> tuple[Site | None, str]:
     """The module that is this component, or None and why there is none."""
     prefix = f"{layers.path}.{layer}"
     if component == "block_output":
         where = axes(layers.shapes.get(prefix, ()), layers.width)
         if not layers.continuous:
             return None, "no layer takes what the one before it returns"
-        return (Site(prefix, layers.modules[layer], *where), "") if where else (None, "its output has another shape or width")
+        return (
+            (Site(prefix, layers.modules[layer], *where), "")
+            if where
+            else (None, "its output has another shape or width")
+        )
     found: list[Site] = []
     impure: list[str] = []
     for name, module in layers.modules[layer].named_modules():
         path, last = f"{prefix}.{name}", name.rpartition(".")[2]
         inside = any(name.startswith(f"{each.path[len(prefix) + 1 :]}.") for each in found)
         named = _NAMES[component].search(last) and not _NEVER.search(name)
-        if not name or inside or not layers.calls.get(path) or not (named or name in _INSIDE[component]):
+        if (
+            not name
+            or inside
+            or not layers.calls.get(path)
+            or not (named or name in _INSIDE[component])
+        ):
             continue
         where = axes(layers.shapes.get(path, ()), layers.width)
         if not where:
@@ -155,7 +180,12 @@ def site_of(model: nn.Module, inputs: dict[str, Any], layers: Layers, layer: int
     if len(found) > 1:
         return None, f"it is several: {', '.join(each.path[len(prefix) + 1 :] for each in found)}"
     if not found:
-        return None, f"no module is it alone: {', '.join(impure)} adds the residual" if impure else "no module is it"
+        return (
+            None,
+            f"no module is it alone: {', '.join(impure)} adds the residual"
+            if impure
+            else "no module is it",
+        )
     return found[0], ""
 
 
@@ -164,7 +194,10 @@ def pure(model: nn.Module, inputs: dict[str, Any], module: nn.Module) -> bool:
     kept = []
     for child in module.modules():
         if "norm" not in type(child).__name__.lower():
-            kept += [(parameter, parameter.detach().clone()) for parameter in child.parameters(recurse=False)]
+            kept += [
+                (parameter, parameter.detach().clone())
+                for parameter in child.parameters(recurse=False)
+            ]
     seen: list[bool] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -191,7 +224,9 @@ def dense(theta: Tensor, alpha: Tensor, blocks: range) -> Tensor:
     for block in blocks:
         cosine, sine = alpha[block] * theta[block].cos(), alpha[block] * theta[block].sin()
         pair = slice(2 * block, 2 * block + 2)
-        matrix[pair, pair] = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+        matrix[pair, pair] = torch.stack(
+            [torch.stack([cosine, -sine]), torch.stack([sine, cosine])]
+        )
     return matrix
 
 
@@ -199,12 +234,21 @@ def edited(position: str, phase: str, rank: int, prompt: int) -> bool:
     """Whether a token of this rank in its row is one that a position of a phase names."""
     if rank >= prompt:
         return phase != "prompt" and (position != "first(1)" or rank == prompt)
-    return phase != "generated" and {"all": True, "last(2)": rank >= prompt - 2, "first(1)": rank == 0}[position]
+    return (
+        phase != "generated"
+        and {"all": True, "last(2)": rank >= prompt - 2, "first(1)": rank == 0}[position]
+    )
 
 
 @contextmanager
 def by_hand(
-    layer: nn.Module, site: Site, matrices: list[Tensor], position: str, phase: str, prompt: int, columns: int
+    layer: nn.Module,
+    site: Site,
+    matrices: list[Tensor],
+    position: str,
+    phase: str,
+    prompt: int,
+    columns: int,
 ) -> Iterator[None]:
     """The edit of rows without padding, in passes without a cache, which run whole sequences of at least so many columns.
 
@@ -221,7 +265,9 @@ def by_hand(
         if hidden.shape[site.columns] < columns:
             raise NotWhole
         view = hidden.movedim((site.rows, site.columns), (0, 1))
-        chosen = [column for column in range(view.shape[1]) if edited(position, phase, column, prompt)]
+        chosen = [
+            column for column in range(view.shape[1]) if edited(position, phase, column, prompt)
+        ]
         for row, matrix in enumerate(matrices[: len(view)]):
             view[row, chosen] = view[row, chosen] @ matrix.T
         return replaced(output, hidden)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.layers import counts_padding
+from roadint.architecture.layers import counts_padding
 from tests.architectures import oracle
 from tests.architectures.oracle import COLUMNS, ROWS, Site
 from tests.architectures.tiny import WIDTH, extra_inputs
@@ -54,7 +54,9 @@ class Bare:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.ids = torch.randint(8, 100, (ROWS, COLUMNS), generator=torch.Generator().manual_seed(5))
+        self.ids = torch.randint(
+            8, 100, (ROWS, COLUMNS), generator=torch.Generator().manual_seed(5)
+        )
         self.extra = extra_inputs(model, self.ids)
         self.mask = torch.ones_like(self.ids)
         self.left = self.mask.clone()
@@ -87,7 +89,10 @@ class Bare:
         generate = self.model.generate
         try:
             for rows in (ROWS, 1):
-                found = [self.continuation(generate, self.ids[:rows], self.mask[:rows], use_cache=cache) for cache in (True, False)]
+                found = [
+                    self.continuation(generate, self.ids[:rows], self.mask[:rows], use_cache=cache)
+                    for cache in (True, False)
+                ]
                 if off(*found) < TOLERANCE:
                     self.cached = rows
                     break
@@ -107,13 +112,19 @@ class Bare:
         return ids
 
     def _inputs(self, ids: Tensor, mask: Tensor, rows: slice) -> dict[str, Any]:
-        return {"input_ids": ids, "attention_mask": mask, **{name: value[rows] for name, value in self.extra.items()}}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            **{name: value[rows] for name, value in self.extra.items()},
+        }
 
     def inputs(self) -> dict[str, Any]:
         """Those of a pass without a cache."""
         return {**self._inputs(self.ids, self.mask, slice(None)), **self.uncached}
 
-    def logits(self, run: Any, ids: Tensor, mask: Tensor, rows: slice = slice(None), **more: Any) -> Tensor:
+    def logits(
+        self, run: Any, ids: Tensor, mask: Tensor, rows: slice = slice(None), **more: Any
+    ) -> Tensor:
         """[rows, columns, vocabulary]."""
         with torch.no_grad():
             output = run(**self._inputs(ids, mask, rows), **more)
@@ -124,7 +135,9 @@ class Bare:
         """[rows, NEW, vocabulary]: the logits of greedy generation."""
         with torch.no_grad():
             # BLIP's generate writes into its ids.
-            output = run(**self._inputs(ids.clone(), mask, slice(0, len(ids))), **_GENERATION, **more)
+            output = run(
+                **self._inputs(ids.clone(), mask, slice(0, len(ids))), **_GENERATION, **more
+            )
         return torch.stack(output.logits, dim=1).float()
 
 
@@ -132,7 +145,11 @@ def sweep(model: nn.Module) -> list[Outcome]:
     """The outcomes of all components and of adapters."""
     config: Any = model.config
     if config.is_encoder_decoder or type(model).forward is nn.Module.forward:
-        why = "an encoder-decoder" if config.is_encoder_decoder else "a model without a forward of its own"
+        why = (
+            "an encoder-decoder"
+            if config.is_encoder_decoder
+            else "a model without a forward of its own"
+        )
         return [_construction(model, component, why) for component in COMPONENTS]
     bare = Bare(model)
     layers = oracle.observe(model, bare.inputs(), _width(model))
@@ -141,7 +158,9 @@ def sweep(model: nn.Module) -> list[Outcome]:
     for component in COMPONENTS:
         for layer in layers.kinds() if layers else [1]:
             at = Component(bare, layers, layer, component)
-            outcome = _outcome(component if layer == 1 else f"{component} of layer {layer}", at.check)
+            outcome = _outcome(
+                component if layer == 1 else f"{component} of layer {layer}", at.check
+            )
             found.append(Outcome(outcome.component, outcome.verdict, outcome.text + notes))
     if any(each.verdict == "right" and "block_output" in each.component for each in found):
         found.append(_outcome("identity", lambda: identity(bare)))
@@ -177,7 +196,9 @@ def _guarded(what: str, run: Any, *args: Any, **kwargs: Any) -> Any:
     except RoadError:
         raise
     except Exception as error:
-        raise Fault(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:100]}") from error
+        raise Fault(
+            f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        ) from error
 
 
 def randomise(road: RoadModel) -> None:
@@ -204,15 +225,31 @@ class Component:
         if self.layers is None:
             self._forward(None, "last(2)", "prompt", COLUMNS)
             raise Fault("accepted, but no list of layers runs on [rows, columns, width]")
-        site, why = oracle.site_of(self.bare.model, self.bare.inputs(), self.layers, self.layer, self.component)
+        site, why = oracle.site_of(
+            self.bare.model, self.bare.inputs(), self.layers, self.layer, self.component
+        )
         first = self.layer == 1
-        forwards = [("last(2)", "prompt", COLUMNS), ("first(1)", "prompt", COLUMNS), ("all", "generated", SHORT)] if first else []
+        forwards = (
+            [
+                ("last(2)", "prompt", COLUMNS),
+                ("first(1)", "prompt", COLUMNS),
+                ("all", "generated", SHORT),
+            ]
+            if first
+            else []
+        )
         for position, phase, prompt in [*forwards, ("all", "prompt", COLUMNS)]:
             self._forward(site, position, phase, prompt)
         if site is None:
             raise Fault(f"accepted, but {why}")
-        whole = first and self.component == "block_output"  # what depends on the pass is the same for all components
-        generations = [("last(2)", "prompt"), ("all", "prompt"), ("first(1)", "generated"), ("all", "both")] if whole else []
+        whole = (
+            first and self.component == "block_output"
+        )  # what depends on the pass is the same for all components
+        generations = (
+            [("last(2)", "prompt"), ("all", "prompt"), ("first(1)", "generated"), ("all", "both")]
+            if whole
+            else []
+        )
         for position, phase in (generations or [("all", "generated")]) if self.bare.cached else ():
             self._generation(site, position, phase)
         if whole:
@@ -220,7 +257,13 @@ class Component:
         return site.path
 
     def _road(self, position: str, phase: str) -> RoadModel:
-        own = RoadIntervention(layer=self.layer, component=self.component, position=position, phase=phase, subspaces=HALVES)
+        own = RoadIntervention(
+            layer=self.layer,
+            component=self.component,
+            position=position,
+            phase=phase,
+            subspaces=HALVES,
+        )
         road: RoadModel = _guarded("construction", RoadModel, self.bare.model, own)
         randomise(road)
         return road
@@ -229,8 +272,13 @@ class Component:
         assert self.layers is not None
         theta, alpha = road.sites[0].theta.detach(), road.sites[0].alpha.detach()
         half = len(theta) // 2
-        matrices = [oracle.dense(theta, alpha, range(half)), oracle.dense(theta, alpha, range(half, 2 * half))]
-        return oracle.by_hand(self.layers.modules[self.layer], site, matrices, position, phase, prompt, COLUMNS)
+        matrices = [
+            oracle.dense(theta, alpha, range(half)),
+            oracle.dense(theta, alpha, range(half, 2 * half)),
+        ]
+        return oracle.by_hand(
+            self.layers.modules[self.layer], site, matrices, position, phase, prompt, COLUMNS
+        )
 
     def _forward(self, site: Site | None, position: str, phase: str, prompt: int) -> None:
         bare, road, what = self.bare, self._road(position, phase), f"{position} of {phase}"
@@ -246,8 +294,16 @@ class Component:
             raise Fault(f"{what}: off by {off(got, want):.2g} from a hook at {site.path}")
 
     def _generation(self, site: Site, position: str, phase: str) -> None:
-        bare, road, what = self.bare, self._road(position, phase), f"generate, {position} of {phase}"
-        ids, mask, compose = bare.ids[: bare.cached], bare.mask[: bare.cached], ["a", "b"][: bare.cached]
+        bare, road, what = (
+            self.bare,
+            self._road(position, phase),
+            f"generate, {position} of {phase}",
+        )
+        ids, mask, compose = (
+            bare.ids[: bare.cached],
+            bare.mask[: bare.cached],
+            ["a", "b"][: bare.cached],
+        )
         got = _guarded(what, bare.continuation, road.generate_tokens, ids, mask, compose=compose)
         try:
             with self._by_hand(road, site, position, phase, COLUMNS):
@@ -256,23 +312,35 @@ class Component:
             bare.notes.append("its generate runs in parts without a cache too")
             return
         if off(got, want) > TOLERANCE:
-            raise Fault(f"{what}: off by {off(got, want):.2g} from a hook at {site.path} without a cache")
+            raise Fault(
+                f"{what}: off by {off(got, want):.2g} from a hook at {site.path} without a cache"
+            )
 
     def _padding(self) -> None:
         """A row that is padded on the left is the same alone."""
         bare = self.bare
         if bare.pads:
             road = self._road("last(2)", "prompt")
-            batch = bare.logits(road, bare.padded(bare.left), bare.left, compose=["a", "b"])[1, -SHORT:]
-            alone = bare.logits(road, bare.ids[1:, :SHORT], bare.mask[1:, :SHORT], slice(1, 2), compose="b")[0]
+            batch = bare.logits(road, bare.padded(bare.left), bare.left, compose=["a", "b"])[
+                1, -SHORT:
+            ]
+            alone = bare.logits(
+                road, bare.ids[1:, :SHORT], bare.mask[1:, :SHORT], slice(1, 2), compose="b"
+            )[0]
             if off(batch, alone) > TOLERANCE:
-                raise Fault(f"last(2) of prompt: a padded row is off by {off(batch, alone):.2g} from itself alone")
+                raise Fault(
+                    f"last(2) of prompt: a padded row is off by {off(batch, alone):.2g} from itself alone"
+                )
         if bare.pads_generate:
             run = self._road("all", "both").generate_tokens
             batch = bare.continuation(run, bare.padded(bare.left), bare.left, compose=["a", "b"])[1]
-            alone = bare.continuation(run, bare.ids[1:, :SHORT], bare.mask[1:, :SHORT], compose="b")[0]
+            alone = bare.continuation(
+                run, bare.ids[1:, :SHORT], bare.mask[1:, :SHORT], compose="b"
+            )[0]
             if off(batch, alone) > TOLERANCE:
-                raise Fault(f"generate, all of both: a padded row is off by {off(batch, alone):.2g} from itself alone")
+                raise Fault(
+                    f"generate, all of both: a padded row is off by {off(batch, alone):.2g} from itself alone"
+                )
 
 
 def identity(bare: Bare) -> str:
@@ -281,7 +349,11 @@ def identity(bare: Bare) -> str:
     Where positions are looked up in a table, of tokens that are not padding, as the model's own generate counts them.
     """
     road = RoadModel(bare.model, RoadIntervention(layer=1))
-    masks = {"no padding": bare.mask, "padding on the left": bare.left, "padding on the right": bare.left.flip(1)}
+    masks = {
+        "no padding": bare.mask,
+        "padding on the left": bare.left,
+        "padding on the right": bare.left.flip(1),
+    }
     for name, mask in masks.items():
         ids = bare.ids if name == "no padding" else bare.padded(mask)
         try:
@@ -309,18 +381,37 @@ def adapters(bare: Bare, layers: oracle.Layers | None) -> str:
     ids_of_one, mask_of_one = ids[:1], mask[:1]
     with _guarded("merged", road.merged, "a") as plain:
         merged = bare.logits(plain, ids, mask)
-        answered = bare.continuation(plain.generate, ids_of_one, mask_of_one) if bare.cached else None
+        answered = (
+            bare.continuation(plain.generate, ids_of_one, mask_of_one) if bare.cached else None
+        )
     if off(live, merged) > TOLERANCE:
         raise Fault(f"live and merged differ by {off(live, merged):.2g}")
     if answered is not None:
-        answer = _guarded("generate", bare.continuation, road.generate_tokens, ids_of_one, mask_of_one, compose="a")
+        answer = _guarded(
+            "generate",
+            bare.continuation,
+            road.generate_tokens,
+            ids_of_one,
+            mask_of_one,
+            compose="a",
+        )
         if off(answer, answered) > TOLERANCE:
             raise Fault(f"generate: live and merged differ by {off(answer, answered):.2g}")
     mixed = _guarded("a mixed batch", bare.logits, road, ids, mask, compose=[None, "a"])
     for row, run, more in ((0, bare.model, {}), (1, road, {"compose": "a"})):
-        alone = _guarded("a row alone", bare.logits, run, ids[row : row + 1], mask[row : row + 1], slice(row, row + 1), **more)[0]
+        alone = _guarded(
+            "a row alone",
+            bare.logits,
+            run,
+            ids[row : row + 1],
+            mask[row : row + 1],
+            slice(row, row + 1),
+            **more,
+        )[0]
         if off(mixed[row], alone) > TOLERANCE:
-            raise Fault(f"row {row} of a mixed batch is off by {off(mixed[row], alone):.2g} from itself alone")
+            raise Fault(
+                f"row {row} of a mixed batch is off by {off(mixed[row], alone):.2g} from itself alone"
+            )
     if off(bare.logits(bare.model, ids, mask), bare.base) > 1e-5:
         raise Fault("the model is not as it was")
     unused = [path for path in paths if layers and not layers.calls.get(path)]

@@ -88,17 +88,31 @@ def _wanted(case: Case) -> set[str]:
     }:
         return set()  # an encoder-decoder
     wanted = set() if case.class_name in MAY_REFUSE else {"block_output", "adapters"}
-    return wanted | ({"attention_output", "mlp_output"} if case.model_type in _WHOLE.split() else set())
+    return wanted | (
+        {"attention_output", "mlp_output"} if case.model_type in _WHOLE.split() else set()
+    )
 
 
 def _summary() -> str:
-    counts = Counter((each.component.split()[0], each.verdict) for outcomes in found.values() for each in outcomes)
+    counts = Counter(
+        (each.component.split()[0], each.verdict)
+        for outcomes in found.values()
+        for each in outcomes
+    )
     components = dict.fromkeys(component for component, _ in counts)
     lines = [
-        f"{component}: " + ", ".join(f"{counts[component, verdict]} {verdict}" for verdict in ("right", "refused", "FAULT"))
+        f"{component}: "
+        + ", ".join(
+            f"{counts[component, verdict]} {verdict}" for verdict in ("right", "refused", "FAULT")
+        )
         for component in components
     ]
-    return "\n".join([f"{len(found)} model classes of transformers {transformers.__version__}, {len(UNBUILT)} not built", *lines])
+    return "\n".join(
+        [
+            f"{len(found)} model classes of transformers {transformers.__version__}, {len(UNBUILT)} not built",
+            *lines,
+        ]
+    )
 
 
 def _table() -> str:
@@ -107,6 +121,8 @@ def _table() -> str:
     for case, outcomes in found.items():
         for each in outcomes:
             text = " ".join(each.text.split()).replace("|", "\\|")
-            lines.append(f"| {case.model_type} | {case.class_name} | {each.component} | {each.verdict} | {text} |")
+            lines.append(
+                f"| {case.model_type} | {case.class_name} | {each.component} | {each.verdict} | {text} |"
+            )
     lines += ["", "Not built:", "", *(f"- {name}: {why}" for name, why in UNBUILT.items())]
     return "\n".join(lines) + os.linesep

@@ -23,23 +23,84 @@ _LISTS = (
 # Sizes by the names that configurations use.
 _BY_NAME: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "embed_dim", "embedding_dim", "embedding_size"), WIDTH),
     **dict.fromkeys(
-        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "layers"), LAYERS
+        (
+            "hidden_size",
+            "n_embd",
+            "d_model",
+            "emb_dim",
+            "embed_dim",
+            "embedding_dim",
+            "embedding_size",
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "layers",
+        ),
+        LAYERS,
     ),
     **dict.fromkeys(("num_encoder_layers", "num_decoder_layers", "num_blocks", "depth"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads"), HEADS),
-    **dict.fromkeys(("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), HEADS),
+    **dict.fromkeys(
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "attention_heads",
+            "encoder_attention_heads",
+        ),
+        HEADS,
+    ),
+    **dict.fromkeys(
+        ("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"),
+        HEADS,
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "kv_n_heads"), 2),
-    **dict.fromkeys(("head_dim", "d_kv", "d_head", "dim_head", "attention_head_size", "kv_channels", "v_head_dim"), 8),
-    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_ff", "dff", "dim_ff"), 48),
+    **dict.fromkeys(
+        (
+            "head_dim",
+            "d_kv",
+            "d_head",
+            "dim_head",
+            "attention_head_size",
+            "kv_channels",
+            "v_head_dim",
+        ),
+        8,
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "ffn_dim",
+            "d_ff",
+            "dff",
+            "dim_ff",
+        ),
+        48,
+    ),
     **dict.fromkeys(("ffn_hidden_size", "n_inner", "mlp_dim", "d_inner", "feed_forward_size"), 48),
-    **dict.fromkeys(("moe_intermediate_size", "shared_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "shared_intermediate_size", "shared_expert_intermediate_size"), 16
+    ),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "moe_top_k"), 2),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length"), 64),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length"), 64
+    ),
     **dict.fromkeys(("max_target_positions", "max_source_positions"), 64),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "local_attention", "attention_window_size"), 6),
+    **dict.fromkeys(
+        ("sliding_window", "sliding_window_size", "local_attention", "attention_window_size"), 6
+    ),
     **dict.fromkeys(("image_size", "crop_size"), 16),
     "patch_size": 4,
     "n_group": 1,
@@ -116,7 +177,10 @@ def _shrunk(default: PreTrainedConfig) -> PreTrainedConfig:
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         value = vars(default).get(kind.attribute_map.get(field.name, field.name))
-        told = field.default not in (None, dataclasses.MISSING) or field.default_factory is not dataclasses.MISSING
+        told = (
+            field.default not in (None, dataclasses.MISSING)
+            or field.default_factory is not dataclasses.MISSING
+        )
         if field.name in kind.sub_configs:
             found = _shrunk(value) if isinstance(value, PreTrainedConfig) else None
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -157,9 +221,13 @@ def _other(name: str, value: Any) -> Any:
     if value is None and name in _EVEN_UNTOLD:
         return _BY_NAME[name]
     lists = isinstance(value, (list, tuple)) and name not in ("architectures", "languages")
-    if lists and value and all(isinstance(each, str) for each in value):  # the kind of each layer: all kinds, in turn
+    if (
+        lists and value and all(isinstance(each, str) for each in value)
+    ):  # the kind of each layer: all kinds, in turn
         kinds = list(dict.fromkeys(value))
-        if kinds[0] == "full_attention":  # a cache may ask the first layer how long it is: let it be of another kind
+        if (
+            kinds[0] == "full_attention"
+        ):  # a cache may ask the first layer how long it is: let it be of another kind
             kinds = [*kinds[1:], kinds[0]]
         return type(value)(kinds[index % len(kinds)] for index in range(max(LAYERS, len(kinds))))
     return None
@@ -177,9 +245,16 @@ def _draw(model: nn.Module) -> None:
 
 
 # What the rules above don't get right: class of configuration → arguments.
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+}
 _MROPE_OF_HALF = {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 0],
+        "partial_rotary_factor": 0.5,
+    }
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
 _TOWER = {
@@ -203,7 +278,11 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "BltConfig": {"use_cache": False},
     "DeepseekOcr2SamVisionConfig": {"downsample_channels": [32, 32]},
     "UnlimitedOcrSamVisionConfig": {"downsample_channels": (32, 32)},
-    "Apertus1p5VisionTokenizerConfig": {"channel_multiplier": (1,), "num_res_blocks": 1, "latent_channels": 32},
+    "Apertus1p5VisionTokenizerConfig": {
+        "channel_multiplier": (1,),
+        "num_res_blocks": 1,
+        "latent_channels": 32,
+    },
     "WavTokenizerEncoderConfig": {"num_filters": 4, "decoder_num_layers": 1},
     "Emu3VQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
     "JanusVQVAEConfig": {"channel_multiplier": (1,), "num_res_blocks": 1},
@@ -218,7 +297,11 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "OmniASRAudioConfig": {"conv_dim": (32,) * 7, "num_conv_pos_embedding_groups": 4},
     "MusicgenDecoderConfig": {"num_codebooks": 1},
     "MusicgenMelodyDecoderConfig": {"num_codebooks": 1},
-    "Nemotron3DiarizationConfig": {"chunk_length": 96, "chunk_right_context": 8, "chunk_left_context": 8},
+    "Nemotron3DiarizationConfig": {
+        "chunk_length": 96,
+        "chunk_right_context": 8,
+        "chunk_left_context": 8,
+    },
     "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 3200},
     "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 16},
     "PerceptionLMConfig": {"vision_config": _SIGLIP},
@@ -227,7 +310,10 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "ChameleonConfig": {"vocabulary_map": {"<image>": 120}},
     "CohereCompassTextConfig": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}},
     "DeepseekV2Config": {"num_experts_per_tok": 2},
-    "DeepseekOcr2TextConfig": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "DeepseekOcr2TextConfig": {
+        "num_experts_per_tok": 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
     "DeepseekV32Config": {"head_dim": 4},
     "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
     "DoryConfig": {
@@ -237,7 +323,12 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
         "n_recurrent_layers": 2,
         "n_output_layers": 1,
     },
-    "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "Dots1Config": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
     "Dots3NoteTextConfig": {
         "swa_num_attention_heads": HEADS,
         "swa_num_key_value_heads": HEADS,
@@ -249,7 +340,11 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     },
     "Emu3Config": {"vocabulary_map": {"<image>": 120}},
     "Ernie4_5_VLMoeTextConfig": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [1, 1, 2],
+        },
         "moe_intermediate_size": [16, 16],
         "mlp_layer_types": ["dense", "sparse", "sparse"],
     },
@@ -262,18 +357,30 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "GlmOcrTextConfig": _MROPE_OF_HALF,
     "GlmMoeDsaConfig": {"head_dim": 4},
     "Glm5NextTextConfig": {"qk_rope_head_dim": 0, "head_dim": 0, "qk_nope_head_dim": 8},
-    "GPTNeoConfig": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 6},
+    "GPTNeoConfig": {
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+        "window_size": 6,
+    },
     "Granite4VisionConfig": {
-        "vision_config": CLIPVisionConfig(**{**_TOWER, "hidden_size": 64}),  # a head of its Q-Former is 64 wide
+        "vision_config": CLIPVisionConfig(
+            **{**_TOWER, "hidden_size": 64}
+        ),  # a head of its Q-Former is 64 wide
         "deepstack_layer_map": [[-1, 0]],
         "downsample_rate": "1/2",
         "spatial_target_layers": [1, 1, 2, 2],
     },
-    "GraniteMoeHybridConfig": {**_MAMBA, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "GraniteMoeHybridConfig": {
+        **_MAMBA,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
     "HYV4Config": {"head_dim": 4},
     "HYV4VLTextConfig": {
         "head_dim": 4,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [1, 1, 0],
+        },
     },
     "HunYuanVLTextConfig": _MROPE,
     "InklingVisionConfig": {"num_hidden_layers": LAYERS, "patch_size": 8},
@@ -283,7 +390,12 @@ _CORRECTIONS: dict[str, dict[str, Any]] = {
     "Mamba2Config": {"head_dim": 16, "n_groups": 2},
     "MistralLarge4TextConfig": {"head_dim": 4},
     "Molmo2AdapterConfig": {"vision_feature_layer": [2, 1]},
-    "MuseSparkAudioConfig": {"patch_sizes": (4, 4), "hidden_sizes": (32, 32), "depths": (1, 1), "num_hidden_layers": 2},
+    "MuseSparkAudioConfig": {
+        "patch_sizes": (4, 4),
+        "hidden_sizes": (32, 32),
+        "depths": (1, 1),
+        "num_hidden_layers": 2,
+    },
     "NemotronHConfig": {
         "mamba_head_dim": 16,
         "n_groups": 2,
@@ -327,13 +439,18 @@ def extra_inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]
         return {"pixel_values": image}
     if name in ("Blip2ForConditionalGeneration", "InstructBlipForConditionalGeneration"):
         ids[:, 0] = 120
-        more = {"qformer_input_ids": torch.full((rows, 4), 9)} if name.startswith("Instruct") else {}
+        more = (
+            {"qformer_input_ids": torch.full((rows, 4), 9)} if name.startswith("Instruct") else {}
+        )
         return {"pixel_values": image, **more}
     if name == "InstructBlipVideoForConditionalGeneration":
         ids[:, 0] = 120
         return {"pixel_values": image[:, None], "qformer_input_ids": torch.full((rows, 4), 9)}
     if name == "IdeficsForVisionText2Text":
-        return {"pixel_values": image[:, None], "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long)}
+        return {
+            "pixel_values": image[:, None],
+            "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long),
+        }
     if name == "Kosmos2ForConditionalGeneration":
         places = torch.zeros_like(ids)
         places[:, 0] = 1

@@ -16,15 +16,17 @@ from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
 from roadint.bench.workers import in_turns, workers
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix_cache import PrefixCache
-from tests.conftest import VOCABULARY, WIDTH, build
-from tests.test_cli import call
+from tests.helpers import VOCABULARY, WIDTH, build, call
 
 
 def rows(count: int = 5) -> list[Example]:
     draw = torch.Generator().manual_seed(0)
     compositions = ["german", "english", "0.5*german + english", "none", "german - english"]
     return [
-        Example(*torch.randint(3, VOCABULARY, (2, 6 + index), generator=draw).tolist(), compositions[index % 5])
+        Example(
+            *torch.randint(3, VOCABULARY, (2, 6 + index), generator=draw).tolist(),
+            compositions[index % 5],
+        )
         for index in range(count)
     ]
 
@@ -51,8 +53,12 @@ def test_the_rival_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.skipif(torch.__version__ < "2.9", reason="older ones count attention with grouped heads otherwise")
-def test_operations_are_counted_as_torch_counts_them(architecture: str, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    torch.__version__ < "2.9", reason="older ones count attention with grouped heads otherwise"
+)
+def test_operations_are_counted_as_torch_counts_them(
+    architecture: str, tokenizer: Any, tmp_path: Path
+) -> None:
     """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
     model = build(architecture).requires_grad_(False)
     road, row = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES)), rows(1)
@@ -76,7 +82,17 @@ def test_bench_train_reports_what_tools_read(
     out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = f"--model {base} --layer 1 --rows 8 --max-completion 8 --steps 2 --epochs 3".split()
     systems = ["--system", "pyvene", "--system", "bare model, forward only"]
-    command = ["bench", "train", *arguments, *systems, "--json", "--out", str(out), "--plot", str(plot)]
+    command = [
+        "bench",
+        "train",
+        *arguments,
+        *systems,
+        "--json",
+        "--out",
+        str(out),
+        "--plot",
+        str(plot),
+    ]
     code, shown, _ = call(capsys, monkeypatch, *command)
     assert code == 0
     report = json.loads(shown)
@@ -84,7 +100,9 @@ def test_bench_train_reports_what_tools_read(
     assert plot.stat().st_size > 1000
     assert {"processor", "cores", "matmul_gflops", "dtype", "torch"} <= set(report["machine"])
     assert [(each["name"], each["system"]) for each in report["cases"]] == [
-        (name, system) for system in ("roadint", "pyvene", "bare model, forward only") for name in ("step", "whole job")
+        (name, system)
+        for system in ("roadint", "pyvene", "bare model, forward only")
+        for name in ("step", "whole job")
     ]
     for each in report["cases"]:
         assert 0 < each["min_s"] <= each["median_s"] <= each["max_s"]
@@ -95,7 +113,9 @@ def test_bench_train_reports_what_tools_read(
     assert whole["steps"] == 3 * 2
     assert whole["median_s"] == pytest.approx(whole["preparation_s"] + 6 * ours["mean_s"], abs=0.02)
     theirs = {(each["name"], each["system"]): each for each in report["cases"]}
-    assert {(each["name"], each["over"]) for each in report["ratios"]} == {key for key in theirs if key[1] != "roadint"}
+    assert {(each["name"], each["over"]) for each in report["ratios"]} == {
+        key for key in theirs if key[1] != "roadint"
+    }
     for each in report["ratios"]:
         key = "mean_s" if each["name"] == "step" else "median_s"
         assert each["value"] == pytest.approx(
@@ -107,7 +127,9 @@ def test_bench_generate_reports_what_tools_read(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = f"--model {base} --batch-size 4 --new-tokens 3 --compositions 1 --compositions 4 --runs 2".split()
-    code, shown, _ = call(capsys, monkeypatch, "bench", "generate", *arguments, "--out", str(tmp_path / "bench.json"))
+    code, shown, _ = call(
+        capsys, monkeypatch, "bench", "generate", *arguments, "--out", str(tmp_path / "bench.json")
+    )
     assert code == 0
     assert "4 compositions" in shown
     assert "× as fast" in shown
@@ -128,31 +150,53 @@ def test_bench_align_finds_the_variables(
 ) -> None:
     """On a small network: log2(width) rotations as right as a full rotation, one rotation not."""
     arguments = ["--width", "64", "--steps", "300", "--task-steps", "600"]
-    code, shown, _ = call(capsys, monkeypatch, "bench", "align", *arguments, "--out", str(tmp_path / "align.json"))
+    code, shown, _ = call(
+        capsys, monkeypatch, "bench", "align", *arguments, "--out", str(tmp_path / "align.json")
+    )
     assert code == 0
     assert "interchange accuracy" in shown
     report = json.loads((tmp_path / "align.json").read_text())
     assert report["job"]["task_accuracy"] > 0.97
     one, several, twice, full, low, boundless = report["cases"]
-    assert [each["numbers"] for each in (one, several, twice, full)] == [32, 6 * 32, 12 * 32, 64 * 64]
+    assert [each["numbers"] for each in (one, several, twice, full)] == [
+        32,
+        6 * 32,
+        12 * 32,
+        64 * 64,
+    ]
     assert several["accuracy"] > one["accuracy"] + 0.05
     assert twice["accuracy"] > max(0.8, full["accuracy"] - 0.03)
-    assert [each["over"] for each in report["ratios"]] == [each["system"] for each in (full, low, boundless)]
+    assert [each["over"] for each in report["ratios"]] == [
+        each["system"] for each in (full, low, boundless)
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["align", "--width", "30"], r"width 30: expected a multiple of 4"),
-        (["align", "--rival", "RotatedSpce"], r"unknown rival 'RotatedSpce': .*did you mean 'RotatedSpace'"),
+        (
+            ["align", "--rival", "RotatedSpce"],
+            r"unknown rival 'RotatedSpce': .*did you mean 'RotatedSpace'",
+        ),
         (["train", "--system", "pyven"], r"unknown system 'pyven': .*did you mean 'pyvene'"),
         (["train", "--plot", "bench.txt"], r"--plot bench.txt: expected a .png, .svg or .pdf file"),
-        (["generate", "--out", "nowhere/bench.json"], r"--out nowhere/bench.json: the folder nowhere does not exist"),
-        (["train", "--data", "french=x.jsonl"], r"--data names 'french': expected german and english"),
+        (
+            ["generate", "--out", "nowhere/bench.json"],
+            r"--out nowhere/bench.json: the folder nowhere does not exist",
+        ),
+        (
+            ["train", "--data", "french=x.jsonl"],
+            r"--data names 'french': expected german and english",
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_is_measured(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, errors = call(capsys, monkeypatch, "bench", *arguments)

@@ -9,10 +9,12 @@ import torch
 
 from roadint.bench.linear import Holder
 from roadint.bench.linear_systems import bare, bmm, peft, roadint
-from tests.test_cli import call
+from tests.helpers import call
 
 
-@pytest.mark.parametrize("make", [roadint, bmm, lambda *args: peft("road", *args), lambda *args: peft("lora", *args)])
+@pytest.mark.parametrize(
+    "make", [roadint, bmm, lambda *args: peft("road", *args), lambda *args: peft("lora", *args)]
+)
 def test_rows_have_adapters_of_their_own(make: Any) -> None:
     """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
     holder = Holder(16, torch.float32).eval()
@@ -32,19 +34,40 @@ def test_rows_have_adapters_of_their_own(make: Any) -> None:
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
 
 
-def test_linear_reports_every_part(base: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_linear_reports_every_part(
+    base: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     out, plot = tmp_path / "report.json", tmp_path / "plot.png"
-    arguments = ["--model", base, "--width", "32", "--runs", "2", "--out", str(out), "--plot", str(plot)]
+    arguments = [
+        "--model",
+        base,
+        "--width",
+        "32",
+        "--runs",
+        "2",
+        "--out",
+        str(out),
+        "--plot",
+        str(plot),
+    ]
     code, shown, errors = call(capsys, monkeypatch, "bench", "linear", *arguments)
     assert code == 0, errors
     report = json.loads(out.read_text())
     cases = report["cases"]
     assert {each["name"] for each in cases} == {"layer", "decode", "merge", "unmerge", "memory"}
-    kept = {(each["system"], each["dtype"]): each["copies_kept"] for each in cases if each["name"] == "memory"}
+    kept = {
+        (each["system"], each["dtype"]): each["copies_kept"]
+        for each in cases
+        if each["name"] == "memory"
+    }
     assert kept["roadint", "float32"] <= 1.05
     assert kept["roadint", "bfloat16"] <= 1.05
-    assert all(each["over_base"] == 1 for each in cases if each["system"] == "base" and "over_base" in each)
-    failed = {(each["system"].partition(",")[0], each["dtype"]) for each in cases if "error" in each}
+    assert all(
+        each["over_base"] == 1 for each in cases if each["system"] == "base" and "over_base" in each
+    )
+    failed = {
+        (each["system"].partition(",")[0], each["dtype"]) for each in cases if "error" in each
+    }
     assert failed == {("PEFT RoAd", "bfloat16")}  # its mixed batches
     assert plot.stat().st_size > 10_000
     assert "PEFT LoRA r=8" in shown
@@ -59,7 +82,20 @@ def test_learn_reports_every_method(
 ) -> None:
     out = tmp_path / "learn.json"
     data = ["--data", f"train={sentiment['train']}", "--data", f"dev={sentiment['dev']}"]
-    settings = ["--set", "task=sst2", "--set", "epochs=1", "--set", "batch_size=16", "--rows", "32", "--seed", "1", "--seed", "2"]
+    settings = [
+        "--set",
+        "task=sst2",
+        "--set",
+        "epochs=1",
+        "--set",
+        "batch_size=16",
+        "--rows",
+        "32",
+        "--seed",
+        "1",
+        "--seed",
+        "2",
+    ]
     code, _, errors = call(
         capsys, monkeypatch, "bench", "learn", "glue", "--model", classifier, *data, *settings, "--rate", "lora=1e-3", "--method", "road_2",
         "--method", "lora", "--method", "ia3", "--method", "head", "--out", str(out),
@@ -72,5 +108,16 @@ def test_learn_reports_every_method(
     widths = 2 * (4 * 32 + 48 + 32) + 32
     assert (cases["road_2"]["numbers"], cases["ia3"]["numbers"]) == (2 * widths, widths)
     assert cases["lora"]["lr"] == 1e-3
-    code, _, errors = call(capsys, monkeypatch, "bench", "learn", "glue", "--model", classifier, *data, "--method", "boft")
+    code, _, errors = call(
+        capsys,
+        monkeypatch,
+        "bench",
+        "learn",
+        "glue",
+        "--model",
+        classifier,
+        *data,
+        "--method",
+        "boft",
+    )
     assert (code, "method" in errors) == (2, True)

@@ -13,7 +13,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from roadint.demo.app import launch
 from roadint.demo.service import SHIPPED, Service
 
-_QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+_QUIET = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 PICTURES = Path(os.environ.get("ROADINT_PICTURES", "build/pictures"))
 
 
@@ -40,7 +46,14 @@ def address(allowed: Path) -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    found = next(
+        (
+            path
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (path := shutil.which(name))
+        ),
+        None,
+    )
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=[*_QUIET, *sandbox])
@@ -58,7 +71,10 @@ def open_page(browser: Browser, address: str) -> Iterator[Any]:
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: complaints.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address + path)
         page.wait_for_selector("#compare:not([disabled])", timeout=60_000)

@@ -42,7 +42,12 @@ def test_four_ways_side_by_side(open_page: Any) -> None:
     found = wait_for_answers(page)
     assert list(found) == FOUR
     assert len(set(found.values())) == 4
-    assert badges(page) == {"none": "English", "german": "German", "english": "English", "german + english": "German"}
+    assert badges(page) == {
+        "none": "English",
+        "german": "German",
+        "english": "English",
+        "german + english": "German",
+    }
     assert page.locator("#answers mark").count() > 0
     picture(page, "compare-light-wide")
     page.locator("#answers .ri-copy").nth(1).click()
@@ -55,8 +60,12 @@ def test_four_ways_side_by_side(open_page: Any) -> None:
         assert download.value.suggested_filename.endswith(suffix)
         assert QUESTION in text
         if suffix == ".json":
-            assert {each["composition"]: each["text"] for each in json.loads(text)["answers"]} == found
-    expect(page.locator("#link input, #link textarea").first).to_have_value(re.compile(r"prompt=How\+can.*c=german"))
+            assert {
+                each["composition"]: each["text"] for each in json.loads(text)["answers"]
+            } == found
+    expect(page.locator("#link input, #link textarea").first).to_have_value(
+        re.compile(r"prompt=How\+can.*c=german")
+    )
     other = open_page("?" + page.url.partition("?")[2])
     expect(other.locator("#prompt textarea")).to_have_value(QUESTION)
     other.locator("#compare").click()
@@ -143,7 +152,9 @@ def test_checkpoints_are_opened_and_bad_ones_refused(open_page: Any) -> None:
     page.get_by_role("tab", name="Compare").click()
     for name in ("german", "english", "german + english"):
         page.locator("#chosen").get_by_label(name, exact=True).uncheck()
-    page.locator("#further textarea, #further input").first.fill("german@second, german@second + english")
+    page.locator("#further textarea, #further input").first.fill(
+        "german@second, german@second + english"
+    )
     ask(page)
     found = wait_for_answers(page, 3)
     assert list(found) == ["none", "german@second", "english + german@second"]
@@ -152,16 +163,22 @@ def test_checkpoints_are_opened_and_bad_ones_refused(open_page: Any) -> None:
     other = open_page()
     other.locator("#further textarea, #further input").first.fill("german@second")
     ask(other)
-    expect(other.locator("#answers .ri-error")).to_contain_text("unknown subspace 'german@second'", timeout=30_000)
+    expect(other.locator("#answers .ri-error")).to_contain_text(
+        "unknown subspace 'german@second'", timeout=30_000
+    )
 
 
 def test_what_goes_wrong_is_told(open_page: Any) -> None:
     page = open_page()
     page.locator("#compare").click()
-    expect(page.locator("#answers .ri-error")).to_contain_text("the prompt is empty", timeout=30_000)
+    expect(page.locator("#answers .ri-error")).to_contain_text(
+        "the prompt is empty", timeout=30_000
+    )
     picture(page, "empty-prompt")
     ask(page, "word " * 600)
-    expect(page.locator("#answers .ri-error")).to_contain_text("expected at most 512", timeout=30_000)
+    expect(page.locator("#answers .ri-error")).to_contain_text(
+        "expected at most 512", timeout=30_000
+    )
     picture(page, "long-prompt")
     page.locator("#further textarea, #further input").first.fill("2*")
     ask(page)
@@ -232,7 +249,9 @@ def test_ten_people_at_once(open_page: Any) -> None:
     # Alone again: rounding may turn a word where two are as likely, another's answer would be all different.
     for index in (0, 3, 8):
         pages[index].locator("#compare").click()
-        expect(pages[index].locator("#answers .ri-card[aria-busy=true]").first).to_be_visible(timeout=30_000)
+        expect(pages[index].locator("#answers .ri-card[aria-busy=true]").first).to_be_visible(
+            timeout=30_000
+        )
         again = wait_for_answers(pages[index], len(together[index]))
         same = sum(again[name][:12] == text[:12] for name, text in together[index].items())
         assert same >= len(again) - 1
@@ -264,11 +283,15 @@ def test_phone_dark_and_keyboard(open_page: Any) -> None:
     wait_for_answers(narrow)
     picture(narrow, "compare-light-narrow")
     for card in narrow.locator("#answers .ri-badge").all():
-        colours = card.evaluate("each => { const style = getComputedStyle(each); return [style.backgroundColor, style.color]; }")
+        colours = card.evaluate(
+            "each => { const style = getComputedStyle(each); return [style.backgroundColor, style.color]; }"
+        )
         assert contrast(*colours) > 4.5
 
 
-def test_while_the_model_loads_and_when_it_fails(browser: Browser, monkeypatch: Any, tmp_path: Path) -> None:
+def test_while_the_model_loads_and_when_it_fails(
+    browser: Browser, monkeypatch: Any, tmp_path: Path
+) -> None:
     """The page is there at once, says what it waits for, and what went wrong; its buttons wait."""
     import threading
 
@@ -311,7 +334,10 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour: str) -> float:
         channels = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
-        linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        linear = [
+            value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
+            for value in channels
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     high, low = sorted((luminance(one), luminance(other)), reverse=True)

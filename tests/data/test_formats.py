@@ -19,11 +19,17 @@ def line(output: Any, **more: Any) -> str:
     return json.dumps({"instruction": "a", "output": output, **more}, ensure_ascii=False) + "\n"
 
 
-@pytest.mark.parametrize("cells", [["4", "7.0"], ["None", "null"], ["N/A", "nan"], ["True", "no"], ["2020-01-01", "1e5"]])
+@pytest.mark.parametrize(
+    "cells", [["4", "7.0"], ["None", "null"], ["N/A", "nan"], ["True", "no"], ["2020-01-01", "1e5"]]
+)
 def test_cells_are_text(tmp_path: Path, cells: list[str]) -> None:
-    (tmp_path / "rows.csv").write_text("instruction,output\n" + "".join(f"a,{cell}\n" for cell in cells))
+    (tmp_path / "rows.csv").write_text(
+        "instruction,output\n" + "".join(f"a,{cell}\n" for cell in cells)
+    )
     (tmp_path / "rows.jsonl").write_text("".join(map(line, cells)))
-    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["a", "a"], "output": cells}), tmp_path / "rows.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"instruction": ["a", "a"], "output": cells}), tmp_path / "rows.parquet"
+    )
     for path in tmp_path.iterdir():
         assert [row["output"] for row in load_rows(path)] == cells
 
@@ -59,7 +65,11 @@ def test_marks_and_line_ends(tmp_path: Path, ends: str, mark: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"instruction": "a", "output": ' + "[" * 100_000 + "]" * 100_000 + "}", "can't be read as json"),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "can't be read as json",
+        ),
         ("a.json", "[" + "[" * 100_000, "can't be read as json"),
         ("a.json", '[{"instruction": "a", "output": "b"}', "the list has no end"),
         ("a.json", '[{"instruction": "a", "output": "b"}] x', "something follows the list"),
@@ -71,7 +81,11 @@ def test_marks_and_line_ends(tmp_path: Path, ends: str, mark: str) -> None:
         ("a.jsonl", line("a").encode("utf-16"), "can't be read as json"),
         ("a.jsonl", b"\x00\x01\x02", "can't be read as json"),
         ("a.jsonl", '{"instruction": "a", "output": "\\ud800"}', "row 0 of .* half a letter"),
-        ("a.csv", "instruction,output\na,b,c\n", "row 0, which ends in line 2, has 3 cells for 2 columns"),
+        (
+            "a.csv",
+            "instruction,output\na,b,c\n",
+            "row 0, which ends in line 2, has 3 cells for 2 columns",
+        ),
         ("a.csv", 'instruction,output\na,b\n"a\n\n', "line 4: unexpected end of data"),
         ("a.csv", "instruction,output\na\n", "has 1 cells for 2 columns"),
         ("a.csv", "instruction,output,output\na,b,c\n", "2 columns 'output'"),
@@ -82,7 +96,9 @@ def test_marks_and_line_ends(tmp_path: Path, ends: str, mark: str) -> None:
         ("a.parquet", b"PAR1 and nothing", "can't be read as parquet"),
     ],
 )
-def test_broken_files_are_told(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_broken_files_are_told(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RoadError, match=message) as told:
         load_rows(tmp_path / name)
@@ -92,7 +108,16 @@ def test_broken_files_are_told(tmp_path: Path, name: str, content: str | bytes, 
 def test_what_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "binary.txt").write_bytes(b"a\x00b")
-    for source in (5, None, 2.5, tmp_path / "folder.csv", "a\0.csv", "a" * 5000 + ".csv", "bundled:" + "a" * 5000, {"a": 1}):
+    for source in (
+        5,
+        None,
+        2.5,
+        tmp_path / "folder.csv",
+        "a\0.csv",
+        "a" * 5000 + ".csv",
+        "bundled:" + "a" * 5000,
+        {"a": 1},
+    ):
         with pytest.raises(RoadError):
             load_rows(source)  # type: ignore[arg-type]
     for prompts in (5, tmp_path, tmp_path / "binary.txt", "a\0.txt", "a" * 5000):
@@ -105,10 +130,14 @@ def test_what_is_no_source(tmp_path: Path) -> None:
             load_prompts("bundled:prompts", limit)  # type: ignore[arg-type]
 
 
-def test_a_list_of_any_size_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_any_size_is_read_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever a piece of the file ends with."""
     rows = [{"instruction": f"{i}", "output": 'ä]}",[{ \\' * (i + 1)} for i in range(20)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(
+        json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     for piece in (1, 2, 3, 7, 64, 10_000):
         monkeypatch.setattr(formats, "_PIECE", piece)
         assert load_rows(tmp_path / "rows.json") == rows
@@ -121,7 +150,12 @@ def test_a_limit_reads_no_more_than_it_asks_for(tmp_path: Path, suffix: str) -> 
     path = tmp_path / f"rows.{suffix}"
     good = line("b") * 2
     if suffix == "parquet":
-        table = pyarrow.table({"instruction": pyarrow.array(["a" * 1000] * 400_000), "output": pyarrow.array(["b"] * 400_000)})
+        table = pyarrow.table(
+            {
+                "instruction": pyarrow.array(["a" * 1000] * 400_000),
+                "output": pyarrow.array(["b"] * 400_000),
+            }
+        )
         pyarrow.parquet.write_table(table, path, compression="zstd")
     else:
         path.write_text(
@@ -140,7 +174,9 @@ def test_a_limit_reads_no_more_than_it_asks_for(tmp_path: Path, suffix: str) -> 
     if suffix != "parquet":
         assert len(load_rows(path, 2)) == 2
         return
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert int(found) * (1 if sys.platform == "darwin" else 1024) < 200e6
 
 

@@ -12,7 +12,10 @@ from roadint.data.sources import from_hellaswag_de, from_ultrafeedback, load_pro
 from roadint.errors import RoadError
 from roadint.evaluation.language import language_of, language_shares
 
-ROWS = [{"instruction": "Wie geht's?", "output": "Gut."}, {"instruction": "Why?", "output": "Line one\nline two, with a comma"}]
+ROWS = [
+    {"instruction": "Wie geht's?", "output": "Gut."},
+    {"instruction": "Why?", "output": "Line one\nline two, with a comma"},
+]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
@@ -24,7 +27,11 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
     elif suffix == "csv":
         data.to_csv(path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) if suffix == "jsonl" else json.dumps(ROWS))
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in ROWS)
+            if suffix == "jsonl"
+            else json.dumps(ROWS)
+        )
     assert load_rows(path) == ROWS
     assert load_rows(str(path), limit=1) == ROWS[:1]
 
@@ -39,7 +46,10 @@ def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"instruction": "a", "outptu": "b"}', "row 0 of .* has no field 'output'.*did you mean 'outptu'"),
+        (
+            '{"instruction": "a", "outptu": "b"}',
+            "row 0 of .* has no field 'output'.*did you mean 'outptu'",
+        ),
         ('{"instruction": "a", "output": " "}', "empty or non-text 'output'"),
         ('{"instruction": "a", "output": 3}', "empty or non-text 'output': 3"),
         ('{"instruction": "a", "output": "b"}\n{oops', "can't be read as json"),
@@ -71,15 +81,26 @@ def test_bad_sources_are_named(source: Any, message: str) -> None:
 
 
 def test_the_hubs_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    hellaswag = {"ctx": "A man sits.", "endings_de": ["Er geht.", "Er singt.", "Er isst.", "Er malt."], "label": "1"}
+    hellaswag = {
+        "ctx": "A man sits.",
+        "endings_de": ["Er geht.", "Er singt.", "Er isst.", "Er malt."],
+        "label": "1",
+    }
     feedback = {
         "instruction": "Why?",
-        "completions": [{"response": "bad", "overall_score": 2.0}, {"response": "good", "overall_score": 8.5}],
+        "completions": [
+            {"response": "bad", "overall_score": 2.0},
+            {"response": "good", "overall_score": 8.5},
+        ],
     }
     assert from_hellaswag_de(hellaswag) == {"instruction": "A man sits.", "output": "Er singt."}
     assert from_ultrafeedback(feedback) == {"instruction": "Why?", "output": "good"}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [{"LeoLM/HellaSwag_de": hellaswag}[name]])
-    assert load_rows("hub:LeoLM/HellaSwag_de") == [{"instruction": "A man sits.", "output": "Er singt."}]
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: [{"LeoLM/HellaSwag_de": hellaswag}[name]]
+    )
+    assert load_rows("hub:LeoLM/HellaSwag_de") == [
+        {"instruction": "A man sits.", "output": "Er singt."}
+    ]
     with pytest.raises(RoadError, match="can't be loaded from the hub"):
         load_rows("hub:nobody/nothing")
 
@@ -96,21 +117,47 @@ HELLASWAG = [
 FEEDBACK = [
     {"instruction": "Why?", "completions": []},
     {"instruction": "Why?", "completions": None},
-    {"instruction": "Why?", "completions": [{"response": "bad", "overall_score": 2}, {"response": "", "overall_score": 8.5}]},
-    {"instruction": "Why?", "completions": [{"response": float("nan"), "overall_score": 8.5}]},
-    {"instruction": "Why?", "completions": [{"response": "a", "overall_score": "N/A"}, {"response": "b", "overall_score": None}]},
-    {"instruction": "Why?", "completions": [{"response": "c", "overall_score": "N/A"}, {"response": "d", "overall_score": 3}]},
     {
         "instruction": "Why?",
-        "completions": [{"response": "e", "overall_score": float("nan")}, {"response": "f", "overall_score": 1}],
+        "completions": [
+            {"response": "bad", "overall_score": 2},
+            {"response": "", "overall_score": 8.5},
+        ],
+    },
+    {"instruction": "Why?", "completions": [{"response": float("nan"), "overall_score": 8.5}]},
+    {
+        "instruction": "Why?",
+        "completions": [
+            {"response": "a", "overall_score": "N/A"},
+            {"response": "b", "overall_score": None},
+        ],
+    },
+    {
+        "instruction": "Why?",
+        "completions": [
+            {"response": "c", "overall_score": "N/A"},
+            {"response": "d", "overall_score": 3},
+        ],
+    },
+    {
+        "instruction": "Why?",
+        "completions": [
+            {"response": "e", "overall_score": float("nan")},
+            {"response": "f", "overall_score": 1},
+        ],
     },
 ]
 
 
-def test_hub_rows_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_hub_rows_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     sets = {"LeoLM/HellaSwag_de": HELLASWAG, "openbmb/UltraFeedback": FEEDBACK}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: sets[name])
-    assert [row["output"] for row in load_rows("hub:LeoLM/HellaSwag_de")] == ["Er singt.", "Er geht."]
+    assert [row["output"] for row in load_rows("hub:LeoLM/HellaSwag_de")] == [
+        "Er singt.",
+        "Er geht.",
+    ]
     assert [row["output"] for row in load_rows("hub:openbmb/UltraFeedback")] == ["d", "f"]
     assert [record.getMessage() for record in caplog.records] == [
         "skipped 5 of 7 rows of 'hub:LeoLM/HellaSwag_de': 4 with a label that names no ending, 1 with an empty or non-text 'output'",
@@ -120,7 +167,10 @@ def test_hub_rows_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     with pytest.raises(RoadError, match="no row that can be used: all 5 are skipped"):
         load_rows("hub:openbmb/UltraFeedback")
     sets["openbmb/UltraFeedback"] = [{"prompt": "Why?"}]
-    with pytest.raises(RoadError, match="row 0 of 'hub:openbmb/UltraFeedback' has no field 'instruction': it has 'prompt'"):
+    with pytest.raises(
+        RoadError,
+        match="row 0 of 'hub:openbmb/UltraFeedback' has no field 'instruction': it has 'prompt'",
+    ):
         load_rows("hub:openbmb/UltraFeedback")
 
 
@@ -129,17 +179,25 @@ def test_hub_rows_beyond_a_limit_are_not_looked_at(monkeypatch: pytest.MonkeyPat
     assert len(load_rows("hub:LeoLM/HellaSwag_de", 2)) == 2
 
 
-def test_empty_rows_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_rows_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("instruction,output\n" + "a,\n" * 2 + " ,b\n" + "a,b\n" * 5)
-    assert load_rows(path, 3) == [{"instruction": "a", "output": "b"}] * 3  # the limit counts what is kept
+    assert (
+        load_rows(path, 3) == [{"instruction": "a", "output": "b"}] * 3
+    )  # the limit counts what is kept
     (told,) = caplog.records
-    assert told.getMessage().endswith("2 with an empty or non-text 'output', 1 with an empty or non-text 'instruction'")
+    assert told.getMessage().endswith(
+        "2 with an empty or non-text 'output', 1 with an empty or non-text 'instruction'"
+    )
     assert "skipped 3 of 6 rows" in told.getMessage()
     rows = [{"instruction": "a", "output": each} for each in (None, float("nan"), "b")]
     assert load_rows(rows) == rows[2:]
     for bad in (4, True, ["b"], {}, b"b"):
-        with pytest.raises(RoadError, match="row 1 of the given rows has an empty or non-text 'output'"):
+        with pytest.raises(
+            RoadError, match="row 1 of the given rows has an empty or non-text 'output'"
+        ):
             load_rows([rows[2], {"instruction": "a", "output": bad}])
 
 
@@ -153,11 +211,16 @@ def test_a_sample_is_the_same_every_time_and_every_row_as_likely() -> None:
 
 
 def test_an_input_comes_with_its_instruction(tmp_path: Path) -> None:
-    rows = [{"instruction": "Sum.", "input": "1, 2", "output": "3"}, {"instruction": "Why?", "input": "", "output": "So."}]
+    rows = [
+        {"instruction": "Sum.", "input": "1, 2", "output": "3"},
+        {"instruction": "Why?", "input": "", "output": "So."},
+    ]
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps(rows))
     assert load_rows(path) == [rows[0], {"instruction": "Why?", "output": "So."}]
-    assert load_rows([{"instruction": "", "input": "1, 2", "output": "3"}]) == [{"instruction": "1, 2", "output": "3"}]
+    assert load_rows([{"instruction": "", "input": "1, 2", "output": "3"}]) == [
+        {"instruction": "1, 2", "output": "3"}
+    ]
     with pytest.raises(RoadError, match="non-text 'input': 5"):
         load_rows([{"instruction": "Sum.", "input": 5, "output": "3"}])
 
@@ -176,10 +239,16 @@ def test_an_input_comes_with_its_instruction(tmp_path: Path) -> None:
         ("unrelated", 30, "en"),
     ],
 )
-def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, count: int, language: str) -> None:
+def test_bundled_samples_are_many_distinct_and_in_their_language(
+    name: str, count: int, language: str
+) -> None:
     rows = load_rows(f"bundled:{name}")
     assert len(rows) >= count
-    assert len({row["instruction"] for row in rows}) == len({row["output"] for row in rows}) == len(rows)
+    assert (
+        len({row["instruction"] for row in rows})
+        == len({row["output"] for row in rows})
+        == len(rows)
+    )
     assert language_shares([row["output"] for row in rows])[language] >= 0.98
     assert language_shares([row["instruction"] for row in rows])["en"] >= 0.9
     openings = [" ".join(re.findall(r"\w+", row["output"])[:3]) for row in rows]
@@ -187,9 +256,23 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(name: str, coun
 
 
 def test_samples_and_prompts_do_not_overlap() -> None:
-    names = ["german", "english", "german_dev", "english_dev", "cross_dev", "list", "list_dev", "unrelated", "german_scenes"]
+    names = [
+        "german",
+        "english",
+        "german_dev",
+        "english_dev",
+        "cross_dev",
+        "list",
+        "list_dev",
+        "unrelated",
+        "german_scenes",
+    ]
     instructions = [row["instruction"] for name in names for row in load_rows(f"bundled:{name}")]
-    prompts = [each for name in ("", "_paper", "_dev", "_test") for each in load_prompts(f"bundled:prompts{name}")]
+    prompts = [
+        each
+        for name in ("", "_paper", "_dev", "_test")
+        for each in load_prompts(f"bundled:prompts{name}")
+    ]
     assert len(prompts) == 40 + 9 + 128 + 128
     assert len(set(instructions) | set(prompts)) == len(instructions) + len(prompts)
 

@@ -9,7 +9,6 @@ import torch
 
 import roadint
 from roadint import RoadError
-from roadint.composition import Composition
 from roadint.data.sources import load_prompts, load_rows
 from roadint.evaluation.answers import degeneration, is_list
 from roadint.evaluation.divergence import divergence
@@ -17,7 +16,8 @@ from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.report import over_seeds
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import on_topic
-from tests.conftest import trained
+from roadint.grammar.composition import Composition
+from tests.helpers import trained
 
 ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index in range(5)]
 
@@ -25,7 +25,9 @@ ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index 
 def test_german_answers_are_about_their_english_questions() -> None:
     rows = load_rows("bundled:cross_dev")
     prompts, answers = [row["instruction"] for row in rows], [row["output"] for row in rows]
-    assert np.mean(on_topic(prompts, answers)) > 0.9  # the 8-bit embeddings differ between processors: 45 to 48 of 48
+    assert (
+        np.mean(on_topic(prompts, answers)) > 0.9
+    )  # the 8-bit embeddings differ between processors: 45 to 48 of 48
     assert np.mean(on_topic(prompts, answers[1:] + answers[:1])) < 0.1
     assert not any(on_topic(prompts, [""] * len(prompts)))
 
@@ -77,10 +79,14 @@ def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any
     found = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
     assert found[0] == [0.0] * 5
     prompt = tokenizer(ROWS[3]["instruction"])["input_ids"]
-    ids = torch.tensor([prompt + tokenizer(ROWS[3]["output"], add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor(
+        [prompt + tokenizer(ROWS[3]["output"], add_special_tokens=False)["input_ids"]]
+    )
     with torch.no_grad():
         base = llama(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        edited = road(input_ids=ids, compose="a", prompt_length=torch.tensor([len(prompt)])).logits[0, len(prompt) - 1 : -1]
+        edited = road(input_ids=ids, compose="a", prompt_length=torch.tensor([len(prompt)])).logits[
+            0, len(prompt) - 1 : -1
+        ]
     expected = (base.exp() * (base - edited.log_softmax(-1))).sum(-1).mean()
     assert found[1][3] == pytest.approx(float(expected), rel=1e-4)
     assert all(value > 0 for values in found[1:] for value in values)
@@ -109,18 +115,30 @@ def test_mean_and_spread_of_figures() -> None:
 
 @pytest.fixture(scope="module")
 def report(tokenizer: Any) -> dict[str, Any]:
-    from tests.conftest import build
+    from tests.helpers import build
 
     road = trained(build("llama"))
     data = {"a": ROWS, "other": ROWS[:2]}
-    return roadint.evaluate(road, tokenizer, data, ["One?", "Two?", "Three?"], language="en", max_new_tokens=6, rows=4, quiet=True)
+    return roadint.evaluate(
+        road,
+        tokenizer,
+        data,
+        ["One?", "Two?", "Three?"],
+        language="en",
+        max_new_tokens=6,
+        rows=4,
+        quiet=True,
+    )
 
 
 def test_gain_and_interference_by_hand(report: dict[str, Any]) -> None:
     nll = report["nll"]
     assert list(nll) == ["none", "a", "b", "a + b"]
     assert report["gain"] == {
-        "a + b": {name: min(nll[each][name] for each in ("none", "a", "b")) - nll["a + b"][name] for name in ("a", "other")}
+        "a + b": {
+            name: min(nll[each][name] for each in ("none", "a", "b")) - nll["a + b"][name]
+            for name in ("a", "other")
+        }
     }
     assert report["interference"] == {"a": {"a + b": nll["a + b"]["a"] - nll["a"]["a"]}}
     assert report["kl"]["none"] == 0 < report["kl"]["a"]
@@ -142,7 +160,13 @@ def test_shares_are_those_of_the_answers(report: dict[str, Any]) -> None:
 
 
 def test_several_seeds(report: dict[str, Any]) -> None:
-    other = {**report, "nll": {name: {each: value + 1 for each, value in values.items()} for name, values in report["nll"].items()}}
+    other = {
+        **report,
+        "nll": {
+            name: {each: value + 1 for each, value in values.items()}
+            for name, values in report["nll"].items()
+        },
+    }
     both = over_seeds({"one": report, "two": other})
     assert both["nll"]["a"]["a"] == pytest.approx(report["nll"]["a"]["a"] + 0.5)
     assert both["spread"]["nll"]["a"]["a"] == pytest.approx(math.sqrt(0.5))
@@ -157,5 +181,10 @@ def test_the_figure_shows_one_and_several(report: dict[str, Any]) -> None:
 
     for each in (report, over_seeds({"one": report, "two": report})):
         figure = composition_figure(each)
-        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["none", "a", "b", "a + b"]
+        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+            "none",
+            "a",
+            "b",
+            "a + b",
+        ]
         assert len(figure.axes[0].texts) == 8

@@ -15,8 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedMo
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.interop.peft import CONFIG, TENSORS, base_of, export, load
-from tests.conftest import build
-from tests.linear.test_edit import IDS, VARIANTS, encoder, randomised, with_adapters
+from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
 
 def theirs_trained(model: PreTrainedModel, folder: Path, **config: Any) -> torch.Tensor:
@@ -37,9 +36,21 @@ def theirs_trained(model: PreTrainedModel, folder: Path, **config: Any) -> torch
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reads_every_variant_and_group(variant: Any, group: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 128,
+    }
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    expected = theirs_trained(model, tmp_path / "in", variant=variant, group_size=group, target_modules=["q_proj", "up_proj"])
+    expected = theirs_trained(
+        model,
+        tmp_path / "in",
+        variant=variant,
+        group_size=group,
+        target_modules=["q_proj", "up_proj"],
+    )
     road = RoadModel(model)
     adapter = load(road, tmp_path / "in", "math")
     found = road(input_ids=IDS, compose="math").logits
@@ -59,12 +70,19 @@ def test_writes_what_peft_reads(variant: Any, tmp_path: Path) -> None:
     size = export(road, tmp_path)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
-    torch.testing.assert_close(road(input_ids=IDS, compose="a").logits, theirs(input_ids=IDS).logits, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        road(input_ids=IDS, compose="a").logits, theirs(input_ids=IDS).logits, rtol=1e-6, atol=1e-5
+    )
 
 
 def test_modules_to_save_are_heads(tmp_path: Path) -> None:
     bert = encoder()
-    config = {"task_type": "SEQ_CLS", "variant": "road_1", "group_size": 2, "target_modules": ["query", "dense"]}
+    config = {
+        "task_type": "SEQ_CLS",
+        "variant": "road_1",
+        "group_size": 2,
+        "target_modules": ["query", "dense"],
+    }
     expected = theirs_trained(bert, tmp_path / "in", **config)
     road = RoadModel(bert)
     adapter = load(road, tmp_path / "in", "glue")
@@ -124,11 +142,15 @@ def test_refuses_what_is_damaged_or_something_else(tmp_path: Path) -> None:
 def test_names_of_modules_to_save_are_ends_of_paths(tmp_path: Path) -> None:
     """As PEFT takes them: "norm" is every "…layernorm" too."""
     model = build("llama")
-    expected = theirs_trained(model, tmp_path / "in", group_size=4, target_modules=["q_proj"], modules_to_save=["norm"])
+    expected = theirs_trained(
+        model, tmp_path / "in", group_size=4, target_modules=["q_proj"], modules_to_save=["norm"]
+    )
     road = RoadModel(model)
     adapter = load(road, tmp_path / "in", "a")
     assert len(adapter.head_paths) == 2 * 3 + 1
-    torch.testing.assert_close(road(input_ids=IDS, compose="a").logits, expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        road(input_ids=IDS, compose="a").logits, expected, rtol=1e-6, atol=1e-5
+    )
     export(road, tmp_path / "out")
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out").eval()
     assert torch.equal(again(input_ids=IDS).logits, expected)
@@ -137,13 +159,20 @@ def test_names_of_modules_to_save_are_ends_of_paths(tmp_path: Path) -> None:
 def test_a_head_that_peft_would_take_for_others_is_not_exported(tmp_path: Path) -> None:
     model = LlamaModel(build("llama").config)
     road = with_adapters(model, "a", targets=["q_proj"], heads="norm")
-    with pytest.raises(RoadError, match=r"would take the head of 'a' for layers.0.input_layernorm too"):
+    with pytest.raises(
+        RoadError, match=r"would take the head of 'a' for layers.0.input_layernorm too"
+    ):
         export(road, tmp_path / "out")
 
 
 def test_heads_that_peft_adds_for_a_task_are_read(tmp_path: Path) -> None:
     bert = encoder()
-    config = {"task_type": "SEQ_CLS", "variant": "road_1", "group_size": 2, "target_modules": ["query"]}
+    config = {
+        "task_type": "SEQ_CLS",
+        "variant": "road_1",
+        "group_size": 2,
+        "target_modules": ["query"],
+    }
     theirs_trained(bert, tmp_path, **config)
     file = tmp_path / CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": None}))
@@ -178,10 +207,20 @@ NASTY: list[Any] = [
     {"a": 1},
     [[]],
 ]
-FIELDS = ["peft_type", "variant", "group_size", "target_modules", "modules_to_save", "task_type", "base_model_name_or_path"]
+FIELDS = [
+    "peft_type",
+    "variant",
+    "group_size",
+    "target_modules",
+    "modules_to_save",
+    "task_type",
+    "base_model_name_or_path",
+]
 
 
-@pytest.mark.parametrize("key", [*FIELDS, "revision", "init_weights", "exclude_modules", "layers_to_transform"])
+@pytest.mark.parametrize(
+    "key", [*FIELDS, "revision", "init_weights", "exclude_modules", "layers_to_transform"]
+)
 def test_changed_settings_are_refused_or_harmless(theirs: Path, key: str) -> None:
     model, file = build("llama"), theirs / CONFIG
     whole = json.loads(file.read_text())
@@ -206,15 +245,23 @@ def test_changed_settings_are_refused_or_harmless(theirs: Path, key: str) -> Non
         ({"group_size": 3}, "expected an even number"),
         ({"group_size": 6}, "does not fit width"),
         ({"variant": None}, "variant is None: expected one of 'road_1'"),
-        ({"target_modules": ["k_proj"]}, "self_attn.k_proj is a layer of the adapter in PEFT or in the checkpoint alone"),
+        (
+            {"target_modules": ["k_proj"]},
+            "self_attn.k_proj is a layer of the adapter in PEFT or in the checkpoint alone",
+        ),
         ({"target_modules": ["q_proj", "k_proj"]}, "has no values for it"),
         ({"target_modules": ["layers.0.self_attn.q_proj"]}, "does not name it in target_modules"),
         ({"modules_to_save": ["norm"]}, "is missing or of another shape"),
-        ({"layers_to_transform": [0]}, "'layers_to_transform': .* no setting of RoAd that roadint knows"),
+        (
+            {"layers_to_transform": [0]},
+            "'layers_to_transform': .* no setting of RoAd that roadint knows",
+        ),
         ({"rank_pattern": {"q_proj": 4}}, "no setting of RoAd"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(theirs: Path, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_are_named(
+    theirs: Path, changes: dict[str, Any], message: str
+) -> None:
     file = theirs / CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(RoadError, match=message):
@@ -223,12 +270,23 @@ def test_settings_that_do_not_fit_are_named(theirs: Path, changes: dict[str, Any
 
 def test_settings_of_a_later_peft_that_say_nothing_are_passed_over(theirs: Path) -> None:
     file = theirs / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), "exclude_modules": None, "later": []}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "exclude_modules": None, "later": []})
+    )
     load(RoadModel(build("llama")), theirs)
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b"5", b"{", b"[" * 100_000, b'{"peft_type": 5}', b'{"a": 1, "a": 2}', b'{"a": ' + b"1" * 5000 + b"}"]
+    "content",
+    [
+        b"[]",
+        b"5",
+        b"{",
+        b"[" * 100_000,
+        b'{"peft_type": 5}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": ' + b"1" * 5000 + b"}",
+    ],
 )
 def test_configs_that_are_none_are_refused(theirs: Path, content: bytes) -> None:
     (theirs / CONFIG).write_bytes(content)
@@ -252,12 +310,19 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         ({f"{FIRST}.road_alpha": None}, "road_alpha is missing"),
         ({FIRST.replace("q_proj", "k_proj") + ".road_alpha": torch.ones(8)}, "no place for"),
         ({"evil": torch.zeros(2)}, "holds 'evil'"),
-        ({FIRST.removeprefix("base_model.model.") + ".road_theta": torch.zeros(16)}, "holds tensors twice"),
+        (
+            {FIRST.removeprefix("base_model.model.") + ".road_theta": torch.zeros(16)},
+            "holds tensors twice",
+        ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(theirs: Path, changes: dict[str, Any], message: str) -> None:
+def test_tensors_that_do_not_fit_are_named(
+    theirs: Path, changes: dict[str, Any], message: str
+) -> None:
     tensors = {**safetensors.torch.load_file(theirs / TENSORS), **changes}
-    (theirs / TENSORS).write_bytes(safetensors.torch.save({key: value for key, value in tensors.items() if value is not None}))
+    (theirs / TENSORS).write_bytes(
+        safetensors.torch.save({key: value for key, value in tensors.items() if value is not None})
+    )
     with pytest.raises(RoadError, match=message):
         load(RoadModel(build("llama")), theirs)
 
@@ -271,10 +336,16 @@ def test_a_huge_file_is_not_read(theirs: Path) -> None:
 
 
 def test_half_precision_is_read(theirs: Path) -> None:
-    tensors = {key: value.bfloat16() for key, value in safetensors.torch.load_file(theirs / TENSORS).items()}
+    tensors = {
+        key: value.bfloat16()
+        for key, value in safetensors.torch.load_file(theirs / TENSORS).items()
+    }
     safetensors.torch.save_file(tensors, theirs / TENSORS)
     adapter = load(RoadModel(build("llama")), theirs)
-    assert torch.equal(adapter.of(FIRST.removeprefix("base_model.model."))[0], tensors[f"{FIRST}.road_theta"].float())
+    assert torch.equal(
+        adapter.of(FIRST.removeprefix("base_model.model."))[0],
+        tensors[f"{FIRST}.road_theta"].float(),
+    )
 
 
 def test_another_revision_of_the_base_is_not_taken_for_the_newest(theirs: Path) -> None:
@@ -288,7 +359,9 @@ def test_another_revision_of_the_base_is_not_taken_for_the_newest(theirs: Path) 
         base_of(theirs)
 
 
-def test_an_export_over_another_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_over_another_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build("llama")
     road = with_adapters(model, "a", targets=["q_proj"])
     export(road, tmp_path)

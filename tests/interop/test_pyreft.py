@@ -8,25 +8,43 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.interop.pyreft import ReftTrainer, load, load_intervention, loreft_from, make_data_module
+from roadint.interop.pyreft import (
+    ReftTrainer,
+    load,
+    load_intervention,
+    loreft_from,
+    make_data_module,
+)
 from roadint.interop.pyvene import pyvene_config, register
-from tests.conftest import WIDTH, trained
+from tests.helpers import WIDTH, trained
 
 ASKED, ANSWERS = ["hello", "what is it", "abc", "zz top"], ["one", "two twos", "three", "4"]
 
 
 def arguments(folder: Path, **settings: object) -> TrainingArguments:
-    settings = {"max_steps": 10, "per_device_train_batch_size": 4, "learning_rate": 3e-2, "report_to": "none", **settings}
+    settings = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-2,
+        "report_to": "none",
+        **settings,
+    }
     return TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **settings)  # type: ignore[arg-type]
 
 
 def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    intervention = RoadIntervention(layer=1, position="last(2)", subspaces={"a": "[0, d/2)", "b": "[d/2, d)"})
+    intervention = RoadIntervention(
+        layer=1, position="last(2)", subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}
+    )
     reft = pyreft.get_reft_model(model, pyvene_config(model, intervention))
-    data = make_data_module(tokenizer, model, ASKED, ANSWERS, [[0], [1], [0], [1]], position="last(2)", template="plain")
-    trainer = ReftTrainer(model=reft, processing_class=tokenizer, args=arguments(tmp_path / "run"), **data)
+    data = make_data_module(
+        tokenizer, model, ASKED, ANSWERS, [[0], [1], [0], [1]], position="last(2)", template="plain"
+    )
+    trainer = ReftTrainer(
+        model=reft, processing_class=tokenizer, args=arguments(tmp_path / "run"), **data
+    )
     before = trainer.train().training_loss
     assert trainer.train().training_loss < before
     assert intervention.theta.abs().max() > 0
@@ -42,7 +60,12 @@ def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
         _, found = each(dict(ids), unit_locations=where, subspaces=[[[0], [0, 1]]])
         torch.testing.assert_close(found.logits, expected, atol=1e-6, rtol=1e-6)
     _, tokens = loaded.generate(
-        dict(ids), unit_locations=where, subspaces=[[[0], [0, 1]]], intervene_on_prompt=True, max_new_tokens=5, do_sample=False
+        dict(ids),
+        unit_locations=where,
+        subspaces=[[[0], [0, 1]]],
+        intervene_on_prompt=True,
+        max_new_tokens=5,
+        do_sample=False,
     )
     own = road.generate_tokens(**ids, compose=["a", "a + b"], max_new_tokens=5, do_sample=False)
     assert torch.equal(tokens, own)
@@ -54,7 +77,9 @@ def test_the_best_checkpoint_comes_back_without_a_gpu(
     intervention = RoadIntervention(layer=1)
     reft = pyreft.get_reft_model(llama, pyvene_config(llama, intervention))
     data = make_data_module(tokenizer, llama, ASKED, ANSWERS)
-    ReftTrainer(model=reft, processing_class=tokenizer, args=arguments(tmp_path, save_steps=5), **data).train()
+    ReftTrainer(
+        model=reft, processing_class=tokenizer, args=arguments(tmp_path, save_steps=5), **data
+    ).train()
     trained_theta = intervention.theta.detach().clone()
     with torch.no_grad():
         intervention.theta.zero_()
@@ -64,13 +89,27 @@ def test_the_best_checkpoint_comes_back_without_a_gpu(
         load_intervention(reft, tmp_path)
 
 
-def test_training_and_inference_edit_the_same_token(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    data = make_data_module(tokenizer, llama, ASKED, ANSWERS, position="last(2)", template="plain", stop=[True, False, False, True])
+def test_training_and_inference_edit_the_same_token(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = make_data_module(
+        tokenizer,
+        llama,
+        ASKED,
+        ANSWERS,
+        position="last(2)",
+        template="plain",
+        stop=[True, False, False, True],
+    )
     for asked, row in zip(ASKED, data["train_dataset"], strict=True):
         length = len(tokenizer(asked)["input_ids"])
         assert row["intervention_locations"] == [[length - 2, length - 1]]
         assert row["labels"] == [-100] * length + row["input_ids"][length:]
-    assert data["train_dataset"][0]["input_ids"][-1] == tokenizer.eos_token_id != data["train_dataset"][1]["input_ids"][-1]
+    assert (
+        data["train_dataset"][0]["input_ids"][-1]
+        == tokenizer.eos_token_id
+        != data["train_dataset"][1]["input_ids"][-1]
+    )
     with pytest.raises(RoadError, match="1 subspaces for 4 instructions"):
         make_data_module(tokenizer, llama, ASKED, ANSWERS, [[0]])
 
@@ -79,7 +118,9 @@ def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path
     torch.manual_seed(0)
     register(llama)
     theirs = pyreft.LoreftIntervention(embed_dim=WIDTH, low_rank_dimension=4, dtype=torch.float32)
-    sites = [{"layer": 1, "component": "block_output", "low_rank_dimension": 4, "intervention": theirs}]
+    sites = [
+        {"layer": 1, "component": "block_output", "low_rank_dimension": 4, "intervention": theirs}
+    ]
     reft = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=sites))
     road = RoadModel(llama, loreft_from(reft))
     ids = torch.randint(3, 99, (2, 7))
@@ -92,7 +133,10 @@ def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path
 
 
 def test_one_that_is_not_bound_has_parameters_and_trains(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As pyreft's users write it: a dict a site, no width, the layer said once."""
     intervention = RoadIntervention(layer=1, subspace="[0, d/2)")
@@ -102,7 +146,9 @@ def test_one_that_is_not_bound_has_parameters_and_trains(
     assert reft.count_parameters() == WIDTH
     reft.print_trainable_parameters()
     assert f"trainable intervention params: {WIDTH}" in capsys.readouterr().out
-    assert [id(each) for each in reft.get_trainable_parameters()] == [id(each) for each in optimizer.param_groups[0]["params"]]
+    assert [id(each) for each in reft.get_trainable_parameters()] == [
+        id(each) for each in optimizer.param_groups[0]["params"]
+    ]
     data = make_data_module(tokenizer, model, ASKED, ANSWERS)
     settings = arguments(tmp_path / "run", max_steps=2)
     ReftTrainer(model=reft, processing_class=tokenizer, args=settings, **data).train()
@@ -112,13 +158,19 @@ def test_one_that_is_not_bound_has_parameters_and_trains(
     model.eval()
     ids = torch.randint(3, 99, (2, 7))
     _, found = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
-    torch.testing.assert_close(found.logits, RoadModel(model, intervention)(input_ids=ids).logits, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        found.logits, RoadModel(model, intervention)(input_ids=ids).logits, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_values_that_do_not_fit_are_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
-    reft = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1)]))
+    reft = pyreft.get_reft_model(
+        llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1)])
+    )
     reft.save_intervention(str(tmp_path / "saved"))
-    others = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1, variant="road_2")]))
+    others = pyreft.get_reft_model(
+        llama, pyreft.ReftConfig(representations=[RoadIntervention(layer=1, variant="road_2")])
+    )
     (key,) = others.interventions
     torch.save({"theta": torch.ones(3)}, tmp_path / "saved" / f"intkey_{key}.bin")
     with pytest.raises(RoadError, match="do not fit"):

@@ -14,18 +14,31 @@ from transformers import PreTrainedModel
 
 from roadint import RoadInterchange, RoadIntervention, RoadModel, pyvene_config
 from roadint.interop.pyvene import load, register
-from tests.conftest import LAYERS, WIDTH, build
+from tests.helpers import LAYERS, WIDTH, build
 
-STREAMS = ["block_output", "block_input", "mlp_activation", "mlp_output", "mlp_input", "attention_value_output"]
+STREAMS = [
+    "block_output",
+    "block_input",
+    "mlp_activation",
+    "mlp_output",
+    "mlp_input",
+    "attention_value_output",
+]
 STREAMS += ["attention_output", "attention_input", "query_output", "key_output", "value_output"]
 HEADS = ["head_attention_value_output", "head_query_output", "head_key_output", "head_value_output"]
 
 
 def tokens(rows: int = 2, columns: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    return {"input_ids": torch.randint(3, 100, (rows, columns), generator=torch.Generator().manual_seed(seed))}
+    return {
+        "input_ids": torch.randint(
+            3, 100, (rows, columns), generator=torch.Generator().manual_seed(seed)
+        )
+    }
 
 
-def logits(model: PreTrainedModel, representations: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+def logits(
+    model: PreTrainedModel, representations: list[dict[str, Any]], *args: Any, **kwargs: Any
+) -> Tensor:
     register(model)
     config = pv.IntervenableConfig(representations, model_type=type(model))
     _, output = pv.IntervenableModel(config, model)(*args, **kwargs)
@@ -47,10 +60,17 @@ def test_gather_and_scatter_at_every_stream_of_gpt2(stream: str) -> None:
     here, there = [[0, 2], [1, 4]], [[3, 5], [2, 0]]
     site = {"layer": 1, "component": stream, "max_number_of_units": 2}
     width = 4 * WIDTH if stream == "mlp_activation" else WIDTH
-    halves = [{**site, "intervention": RoadInterchange(embed_dim=width, rows=rows)} for rows in ("first", "second")]
+    halves = [
+        {**site, "intervention": RoadInterchange(embed_dim=width, rows=rows)}
+        for rows in ("first", "second")
+    ]
     swap = {**site, "intervention_type": pv.VanillaIntervention}
-    expected = logits(model, [swap], tokens(), [tokens(seed=1)], {"sources->base": ([here], [there])})
-    found = logits(model, halves, tokens(), [tokens(seed=1)] * 2, {"sources->base": ([here] * 2, [there] * 2)})
+    expected = logits(
+        model, [swap], tokens(), [tokens(seed=1)], {"sources->base": ([here], [there])}
+    )
+    found = logits(
+        model, halves, tokens(), [tokens(seed=1)] * 2, {"sources->base": ([here] * 2, [there] * 2)}
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(found, model(**tokens()).logits, atol=1e-3)
 
@@ -61,7 +81,13 @@ def test_gather_and_scatter_of_single_heads(stream: str) -> None:
     site = {"layer": 1, "component": stream, "unit": "h.pos"}
     where = {"sources->base": ([[[[1], [1]], [[3], [5]]]], [[[[0], [2]], [[4], [4]]]])}
     head = RoadInterchange(embed_dim=WIDTH // 4, rows="both")
-    expected = logits(model, [{**site, "intervention_type": pv.VanillaIntervention}], tokens(), [tokens(seed=1)], where)
+    expected = logits(
+        model,
+        [{**site, "intervention_type": pv.VanillaIntervention}],
+        tokens(),
+        [tokens(seed=1)],
+        where,
+    )
     found = logits(model, [{**site, "intervention": head}], tokens(), [tokens(seed=1)], where)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(found, model(**tokens()).logits, atol=1e-3)
@@ -80,7 +106,10 @@ def test_equals_rotated_space_with_the_same_rows(stages: int) -> None:
     for part in (0, 1):
         arguments = (tokens(), [tokens(seed=1)], at)
         expected, found = (
-            logits(model, [{"layer": 1, "intervention": each}], *arguments, subspaces=[[[part]] * 2]) for each in (theirs, ours)
+            logits(
+                model, [{"layer": 1, "intervention": each}], *arguments, subspaces=[[[part]] * 2]
+            )
+            for each in (theirs, ours)
         )
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
@@ -89,15 +118,28 @@ def test_a_partition_is_its_explicit_indices(model: PreTrainedModel) -> None:
     register(model)
     at = {"sources->base": ([[[2]] * 2], [[[2]] * 2])}
     pairs = [
-        (turned(subspace_partition=[[0, 6], [6, 32]]), turned(rows="explicit", subspace=f"[0, {WIDTH})")),
-        (RoadIntervention(embed_dim=WIDTH, subspace_partition=[[0, 6], [6, 32]]), RoadIntervention(embed_dim=WIDTH)),
+        (
+            turned(subspace_partition=[[0, 6], [6, 32]]),
+            turned(rows="explicit", subspace=f"[0, {WIDTH})"),
+        ),
+        (
+            RoadIntervention(embed_dim=WIDTH, subspace_partition=[[0, 6], [6, 32]]),
+            RoadIntervention(embed_dim=WIDTH),
+        ),
     ]
     for partition, explicit in pairs:
         for each in (partition, explicit):
             torch.manual_seed(4)
             torch.nn.init.normal_(each.theta)
         found, expected = (
-            logits(model, [{"layer": 1, "intervention": each}], tokens(), [tokens(seed=1)], at, subspaces=[[rows] * 2])
+            logits(
+                model,
+                [{"layer": 1, "intervention": each}],
+                tokens(),
+                [tokens(seed=1)],
+                at,
+                subspaces=[[rows] * 2],
+            )
             for each, rows in ((partition, [0]), (explicit, list(range(6))))
         )
         assert torch.equal(found, expected)
@@ -129,10 +171,22 @@ def test_activations_as_sources(llama: PreTrainedModel, tmp_path: Path) -> None:
     expected = llama(**tokens()).logits
     handle.remove()
     at = {"sources->base": (None, [[[3]] * 2])}
-    found = logits(llama, [{"layer": 1, "intervention": ours}], tokens(), None, at, source_representations=states)
+    found = logits(
+        llama,
+        [{"layer": 1, "intervention": ours}],
+        tokens(),
+        None,
+        at,
+        source_representations=states,
+    )
     torch.testing.assert_close(found, expected)
 
-    site = {"layer": 1, "component": "block_output", "intervention_type": RoadInterchange, "source_representation": states}
+    site = {
+        "layer": 1,
+        "component": "block_output",
+        "intervention_type": RoadInterchange,
+        "source_representation": states,
+    }
     constant = pv.IntervenableModel(pv.IntervenableConfig([site], model_type=type(llama)), llama)
     next(iter(constant.interventions.values())).theta.data.copy_(ours.theta)
     torch.testing.assert_close(constant(tokens(), None, at)[1].logits, expected)
@@ -143,7 +197,9 @@ def test_activations_as_sources(llama: PreTrainedModel, tmp_path: Path) -> None:
     road = RoadModel(llama, turned(layer=1, position="at(3)", source_representation=states))
     torch.testing.assert_close(road(**tokens()).logits, expected)
     road.save_pretrained(tmp_path / "ours")
-    torch.testing.assert_close(RoadModel.from_pretrained(tmp_path / "ours", llama)(**tokens()).logits, expected)
+    torch.testing.assert_close(
+        RoadModel.from_pretrained(tmp_path / "ours", llama)(**tokens()).logits, expected
+    )
 
 
 def test_collecting_after_an_interchange(llama: PreTrainedModel) -> None:
@@ -152,7 +208,8 @@ def test_collecting_after_an_interchange(llama: PreTrainedModel) -> None:
     register(llama)
     collect = {"component": "block_output", "intervention_type": pv.CollectIntervention}
     config = pv.IntervenableConfig(
-        [{"layer": 0, "intervention": ours}, {"layer": 0, **collect}, {"layer": 2, **collect}], model_type=type(llama)
+        [{"layer": 0, "intervention": ours}, {"layer": 0, **collect}, {"layer": 2, **collect}],
+        model_type=type(llama),
     )
     at = [[3]] * 2
     (_, (same, above)), _ = pv.IntervenableModel(config, llama)(
@@ -163,7 +220,9 @@ def test_collecting_after_an_interchange(llama: PreTrainedModel) -> None:
         states[name] = llama(**each, output_hidden_states=True).hidden_states[1][:, 3]
     torch.testing.assert_close(same.reshape(2, WIDTH), ours(states["base"], states["source"]))
     assert above.reshape(2, WIDTH).shape == (2, WIDTH)
-    assert not torch.allclose(above.reshape(2, WIDTH), llama(**tokens(), output_hidden_states=True).hidden_states[3][:, 3])
+    assert not torch.allclose(
+        above.reshape(2, WIDTH), llama(**tokens(), output_hidden_states=True).hidden_states[3][:, 3]
+    )
 
 
 @pytest.mark.parametrize("kind", [RoadInterchange, RoadIntervention])
@@ -172,7 +231,9 @@ def test_gradients_reach_only_the_parameters(kind: Any, model: PreTrainedModel) 
     intervenable = pv.IntervenableModel(pyvene_config(model, intervention), model)
     intervenable.disable_model_gradients()
     at = [[4]] * 2
-    sources, where = ([tokens(seed=1)], (at, at)) if kind is RoadInterchange else (None, (None, [at]))
+    sources, where = (
+        ([tokens(seed=1)], (at, at)) if kind is RoadInterchange else (None, (None, [at]))
+    )
     where = ([at], [at]) if kind is RoadInterchange else where
     _, output = intervenable(tokens(), sources, {"sources->base": where}, subspaces=[["a", "a"]])
     output.logits.square().mean().backward()

@@ -12,16 +12,22 @@ from torch.nn.parameter import UninitializedParameter
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
-from roadint._pyvene import pyvene as pv
-from roadint.baselines import DireftIntervention, LoreftIntervention, SteeringIntervention
 from roadint.interop.pyvene import load
-from tests.conftest import WIDTH, build
+from roadint.interventions.baselines import (
+    DireftIntervention,
+    LoreftIntervention,
+    SteeringIntervention,
+)
+from roadint.interventions.pyvene.patches import pyvene as pv
+from tests.helpers import WIDTH, build
 
 HALF = "[0, d/2)"
 LAYERS = {"llama": "model.layers", "gpt2": "transformer.h", "gemma3": "model.layers"}
 IDS = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(0))
 FORMS: dict[str, Callable[[Any, str], Any]] = {
-    "as the mission writes it": lambda each, _: [{"layer": 2, "component": "block_output", "intervention": each}],
+    "as the mission writes it": lambda each, _: [
+        {"layer": 2, "component": "block_output", "intervention": each}
+    ],
     "without a layer": lambda each, _: [{"component": "block_output", "intervention": each}],
     "alone in a dict": lambda each, _: {"intervention": each},
     "in a list": lambda each, _: [each],
@@ -60,7 +66,9 @@ def turn(intervention: RoadIntervention, seed: int = 1) -> Tensor:
     with torch.no_grad():
         intervention.theta.copy_(torch.randn(intervention.theta.shape, generator=generator))
         intervention.alpha.copy_(torch.rand(intervention.alpha.shape, generator=generator) + 0.5)
-    strengths = sum(intervention.partition.strengths({name: 1.0}) for name in intervention.partition)
+    strengths = sum(
+        intervention.partition.strengths({name: 1.0}) for name in intervention.partition
+    )
     return intervention.rotation(strengths).dense().detach()
 
 
@@ -72,11 +80,15 @@ def test_every_form_edits_the_layer_that_was_said(architecture: str, form: str) 
         intervention = RoadIntervention(layer=2, subspace=HALF)
         optimizer = torch.optim.AdamW(intervention.parameters(), lr=0.1)
         given = FORMS[form](intervention, LAYERS[architecture])
-        intervenable = pv.IntervenableModel(pv.IntervenableConfig(given) if configured else given, model)
+        intervenable = pv.IntervenableModel(
+            pv.IntervenableConfig(given) if configured else given, model
+        )
         assert intervention.width == WIDTH
         matrix = turn(intervention)
         found = run(intervenable, [4, 5])
-        torch.testing.assert_close(found, hooked(model, f"{LAYERS[architecture]}.2", matrix, [4, 5]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            found, hooked(model, f"{LAYERS[architecture]}.2", matrix, [4, 5]), rtol=0, atol=1e-4
+        )
         before = intervention.theta.detach().clone()
         found.square().mean().backward()
         optimizer.step()
@@ -86,20 +98,30 @@ def test_every_form_edits_the_layer_that_was_said(architecture: str, form: str) 
 def test_what_only_the_configuration_says_becomes_the_interventions() -> None:
     model = build()
     intervention = RoadIntervention(subspace=HALF)
-    config = pv.IntervenableConfig([{"layer": 1, "component": "mlp_output", "intervention": intervention}])
+    config = pv.IntervenableConfig(
+        [{"layer": 1, "component": "mlp_output", "intervention": intervention}]
+    )
     intervenable = pv.IntervenableModel(config, model)
     assert (intervention.layer, intervention.component) == (1, "mlp_output")
     matrix = turn(intervention)
-    torch.testing.assert_close(run(intervenable, [5]), hooked(model, "model.layers.1.mlp", matrix, [5]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        run(intervenable, [5]), hooked(model, "model.layers.1.mlp", matrix, [5]), rtol=0, atol=1e-4
+    )
     road = RoadModel(model, intervention)
-    torch.testing.assert_close(run(intervenable, [5]), road(input_ids=IDS).logits, rtol=0, atol=1e-5)
-    path = pv.IntervenableConfig([{"component": "model.layers[2].output", "intervention": RoadIntervention()}])
+    torch.testing.assert_close(
+        run(intervenable, [5]), road(input_ids=IDS).logits, rtol=0, atol=1e-5
+    )
+    path = pv.IntervenableConfig(
+        [{"component": "model.layers[2].output", "intervention": RoadIntervention()}]
+    )
     assert path.representations[0].intervention.layer == 2
 
 
 def test_one_without_a_layer_may_act_at_several() -> None:
     model, shared = build(), RoadIntervention(subspace=HALF)
-    intervenable = pv.IntervenableModel([{"layer": layer, "intervention": shared} for layer in (0, 2)], model)
+    intervenable = pv.IntervenableModel(
+        [{"layer": layer, "intervention": shared} for layer in (0, 2)], model
+    )
     matrix = turn(shared)
     both = run(intervenable, [3])
 
@@ -117,7 +139,9 @@ def test_mixed_with_pyvenes_own_and_added_later() -> None:
     model = build()
     swap = {"layer": 0, "component": "mlp_output", "intervention_type": pv.VanillaIntervention}
     own = RoadIntervention(layer=2, subspace=HALF)
-    config = pv.IntervenableConfig([own, swap, pv.RepresentationConfig(layer=1, intervention_type=RoadIntervention)])
+    config = pv.IntervenableConfig(
+        [own, swap, pv.RepresentationConfig(layer=1, intervention_type=RoadIntervention)]
+    )
     config.add_intervention(RoadIntervention(layer=1, component="attention_output"))
     assert [(each.layer, each.component) for each in config.representations] == [
         (2, "block_output"),
@@ -128,7 +152,11 @@ def test_mixed_with_pyvenes_own_and_added_later() -> None:
     intervenable = pv.IntervenableModel(config, model)
     kinds = [type(each) for each in intervenable.interventions.values()]
     assert kinds == [RoadIntervention, pv.VanillaIntervention, RoadIntervention, RoadIntervention]
-    assert all(each.bound for each in intervenable.interventions.values() if isinstance(each, RoadIntervention))
+    assert all(
+        each.bound
+        for each in intervenable.interventions.values()
+        if isinstance(each, RoadIntervention)
+    )
     assert "layer" in repr(config)
 
 
@@ -145,32 +173,84 @@ def test_pyvenes_own_configurations_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda: {"layer": 1, "intervention": RoadIntervention(layer=2)}, "says layer 1, its RoadIntervention 2"),
-        (lambda: pv.RepresentationConfig(intervention=RoadIntervention(layer=2)), "says layer 0, its RoadIntervention 2"),
         (
-            lambda: {"component": "mlp_output", "intervention": RoadIntervention(component="block_output")},
+            lambda: {"layer": 1, "intervention": RoadIntervention(layer=2)},
+            "says layer 1, its RoadIntervention 2",
+        ),
+        (
+            lambda: pv.RepresentationConfig(intervention=RoadIntervention(layer=2)),
+            "says layer 0, its RoadIntervention 2",
+        ),
+        (
+            lambda: {
+                "component": "mlp_output",
+                "intervention": RoadIntervention(component="block_output"),
+            },
             "says component 'mlp_output', its RoadIntervention 'block_output'",
         ),
-        (lambda: {"component": "model.layers[1].output", "intervention": RoadIntervention(layer=2)}, "is not in layer 2"),
-        (lambda: {"component": "model.norm.output", "intervention": RoadIntervention(layer=2)}, "is not in layer 2"),
-        (lambda: {"layer": 0, "component": "model.layers[1].output", "intervention": RoadIntervention()}, "is not in layer 0"),
+        (
+            lambda: {
+                "component": "model.layers[1].output",
+                "intervention": RoadIntervention(layer=2),
+            },
+            "is not in layer 2",
+        ),
+        (
+            lambda: {"component": "model.norm.output", "intervention": RoadIntervention(layer=2)},
+            "is not in layer 2",
+        ),
+        (
+            lambda: {
+                "layer": 0,
+                "component": "model.layers[1].output",
+                "intervention": RoadIntervention(),
+            },
+            "is not in layer 0",
+        ),
         (lambda: {"layer": -1, "intervention": RoadIntervention()}, "layer -1 is no index"),
         (lambda: {"layer": "2", "intervention": RoadIntervention()}, "layer '2' is no index"),
         (lambda: {"layer": True, "intervention": RoadIntervention()}, "layer True is no index"),
         (lambda: {"layers": 2, "intervention": RoadIntervention()}, "no field 'layers'"),
-        (lambda: {"intervention": RoadIntervention}, "'intervention' is the class RoadIntervention"),
-        (lambda: {"intervention_type": RoadIntervention()}, "'intervention_type' is a RoadIntervention"),
+        (
+            lambda: {"intervention": RoadIntervention},
+            "'intervention' is the class RoadIntervention",
+        ),
+        (
+            lambda: {"intervention_type": RoadIntervention()},
+            "'intervention_type' is a RoadIntervention",
+        ),
         (
             lambda: {"intervention": RoadIntervention(), "subspace_partition": [[0, 8], [8, 32]]},
             "subspace_partition is the intervention's own",
         ),
-        (lambda: {"intervention": LoreftIntervention(rank=8), "low_rank_dimension": 4}, "low_rank_dimension 4 .* rank 8"),
-        (lambda: {"intervention": RoadIntervention(), "source_representation": torch.ones(WIDTH)}, "takes no source"),
-        (lambda: {"layer": 7, "intervention": RoadIntervention()}, "has no 'block_output' at layer 7"),
+        (
+            lambda: {"intervention": LoreftIntervention(rank=8), "low_rank_dimension": 4},
+            "low_rank_dimension 4 .* rank 8",
+        ),
+        (
+            lambda: {
+                "intervention": RoadIntervention(),
+                "source_representation": torch.ones(WIDTH),
+            },
+            "takes no source",
+        ),
+        (
+            lambda: {"layer": 7, "intervention": RoadIntervention()},
+            "has no 'block_output' at layer 7",
+        ),
         (lambda: RoadIntervention(layer=7), "has no 'block_output' at layer 7"),
-        (lambda: {"component": "nonsense", "intervention": RoadIntervention()}, "has no 'nonsense'"),
-        (lambda: {"component": "model.layers[9].output", "intervention": RoadIntervention()}, "has no 'model"),
-        (lambda: {"layer": 7, "intervention_type": RoadIntervention}, "has no 'block_output' at layer 7"),
+        (
+            lambda: {"component": "nonsense", "intervention": RoadIntervention()},
+            "has no 'nonsense'",
+        ),
+        (
+            lambda: {"component": "model.layers[9].output", "intervention": RoadIntervention()},
+            "has no 'model",
+        ),
+        (
+            lambda: {"layer": 7, "intervention_type": RoadIntervention},
+            "has no 'block_output' at layer 7",
+        ),
         (lambda: RoadIntervention(layer=1, embed_dim=WIDTH // 2, subspace=HALF), "width"),
     ],
 )
@@ -182,13 +262,18 @@ def test_contradictions_are_refused(given: Callable[[], Any], message: str) -> N
 
 def test_an_object_in_a_types_place_is_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(RoadError, match="intervention_types has a RoadIntervention"):
-        pv.IntervenableModel(pv.IntervenableConfig([{"layer": 1}], intervention_types=RoadIntervention(layer=1)), llama)
+        pv.IntervenableModel(
+            pv.IntervenableConfig([{"layer": 1}], intervention_types=RoadIntervention(layer=1)),
+            llama,
+        )
 
 
 def test_a_source_said_by_the_configuration_is_the_interchanges() -> None:
     model, states = build(), torch.randn(WIDTH)
     own = RoadInterchange(rows="both", subspace=HALF)
-    intervenable = pv.IntervenableModel([{"layer": 1, "intervention": own, "source_representation": states}], model)
+    intervenable = pv.IntervenableModel(
+        [{"layer": 1, "intervention": own, "source_representation": states}], model
+    )
     projected = torch.diag((torch.arange(WIDTH) < WIDTH // 2).float())
 
     def put(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -215,7 +300,9 @@ KINDS: list[Callable[[], Any]] = [
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_parameters_exist_before_the_width_and_stay_the_same_objects(make: Callable[[], Any]) -> None:
+def test_parameters_exist_before_the_width_and_stay_the_same_objects(
+    make: Callable[[], Any],
+) -> None:
     waiting = make()
     parameters = dict(waiting.named_parameters())
     assert parameters
@@ -232,11 +319,18 @@ def test_parameters_exist_before_the_width_and_stay_the_same_objects(make: Calla
     with torch.inference_mode():
         waiting.bind(WIDTH)
     bound = dict(waiting.named_parameters())
-    assert {name: id(each) for name, each in bound.items()} == {name: id(each) for name, each in parameters.items()}
-    assert all(each.dtype == torch.float32 and not isinstance(each, UninitializedParameter) for each in bound.values())
+    assert {name: id(each) for name, each in bound.items()} == {
+        name: id(each) for name, each in parameters.items()
+    }
+    assert all(
+        each.dtype == torch.float32 and not isinstance(each, UninitializedParameter)
+        for each in bound.values()
+    )
     assert [name for name, each in bound.items() if not each.requires_grad] == [frozen]
     told = type(waiting)(**waiting.spec())
-    assert {name: each.shape for name, each in told.named_parameters()} == {name: each.shape for name, each in bound.items()}
+    assert {name: each.shape for name, each in told.named_parameters()} == {
+        name: each.shape for name, each in bound.items()
+    }
     copies = [copy.deepcopy(waiting)]
     if not isinstance(waiting, LoreftIntervention):  # torch pickles no parametrized modules
         copies.append(pickle.loads(pickle.dumps(waiting)))
@@ -261,7 +355,9 @@ def test_the_first_call_tells_the_width_where_pyvene_does_not() -> None:
     assert bool((intervention.theta != 0).any())
     found = run(intervenable, [4])
     matrix = intervention.rotation().dense().detach()
-    torch.testing.assert_close(found, hooked(model, "model.layers.1.self_attn.v_proj", matrix, [4]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        found, hooked(model, "model.layers.1.self_attn.v_proj", matrix, [4]), rtol=0, atol=1e-4
+    )
 
 
 def test_kinds_run_as_types_with_pyvenes_rank(llama: PreTrainedModel) -> None:
@@ -282,7 +378,10 @@ def test_saved_and_loaded_by_pyvene_and_by_roadint(make: Callable[[], Any], tmp_
                 each.add_(0.3 * torch.randn_like(each))
     intervenable.save(str(tmp_path / "saved"))
     base, source = torch.randn(2, 3, WIDTH), torch.randn(2, 3, WIDTH)
-    for loaded in (pv.IntervenableModel.load(str(tmp_path / "saved"), model), load(tmp_path / "saved", model)):
+    for loaded in (
+        pv.IntervenableModel.load(str(tmp_path / "saved"), model),
+        load(tmp_path / "saved", model),
+    ):
         (again,) = loaded.interventions.values()
         assert again.spec() == intervention.spec()
         assert torch.equal(again.eval()(base, source), intervention.eval()(base, source))
@@ -291,7 +390,10 @@ def test_saved_and_loaded_by_pyvene_and_by_roadint(make: Callable[[], Any], tmp_
 def test_integers_mean_the_same_after_a_round_trip(tmp_path: Any) -> None:
     """Of one without named subspaces they count dims, then as before."""
     model, base = build(), torch.randn(1, 2, WIDTH)
-    for intervention, chosen in ((RoadIntervention(layer=1), [[2, 3]]), (RoadIntervention(layer=1, subspaces={"a": HALF}), [[0]])):
+    for intervention, chosen in (
+        (RoadIntervention(layer=1), [[2, 3]]),
+        (RoadIntervention(layer=1, subspaces={"a": HALF}), [[0]]),
+    ):
         intervenable = pv.IntervenableModel([intervention], model)
         turn(intervention)
         intervenable.save(str(tmp_path / next(iter(intervention.partition))))
@@ -307,6 +409,9 @@ def test_measured_axes_come_back(tmp_path: Any) -> None:
     intervention.frame.fit(torch.randn(100, WIDTH))
     intervenable.save(str(tmp_path / "saved"))
     base = torch.randn(2, WIDTH)
-    for loaded in (pv.IntervenableModel.load(str(tmp_path / "saved"), model), load(tmp_path / "saved", model)):
+    for loaded in (
+        pv.IntervenableModel.load(str(tmp_path / "saved"), model),
+        load(tmp_path / "saved", model),
+    ):
         (again,) = loaded.interventions.values()
         assert torch.equal(again(base), intervention(base))

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention
-from roadint._pyvene import pyvene as pv
 from roadint.interop.pyreft import load as load_reft
 from roadint.interop.pyvene import load
-from tests.conftest import WIDTH, build
+from roadint.interventions.pyvene.patches import pyvene as pv
+from tests.helpers import WIDTH, build
 
 KEY = "layer_1_comp_block_output_unit_pos_nunit_1#0"
 
@@ -46,12 +46,21 @@ def with_field(name: str, value: Any) -> list[list[Any]]:
 @pytest.mark.parametrize("reader", [load, load_reft])
 @pytest.mark.parametrize(
     "name",
-    ["helper_beside_it.Cls", "os.system", "builtins.exec", "roadint.files.write_whole", "roadint.RoadModel", "subprocess.Popen"],
+    [
+        "helper_beside_it.Cls",
+        "os.system",
+        "builtins.exec",
+        "roadint.files.local.write_whole",
+        "roadint.RoadModel",
+        "subprocess.Popen",
+    ],
 )
 def test_nothing_that_the_folder_names_is_imported(
     name: str, reader: Any, folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "helper_beside_it.py").write_text("import pathlib; pathlib.Path('RAN').write_text('x')\nCls = None\n")
+    (folder / "helper_beside_it.py").write_text(
+        "import pathlib; pathlib.Path('RAN').write_text('x')\nCls = None\n"
+    )
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     change(folder, intervention_types=[f"<class '{name}'>"])
@@ -80,17 +89,27 @@ def test_pyvenes_own_interventions_come_back(tmp_path: Path, llama: PreTrainedMo
         {"layer": 0, "intervention_type": pv.RotatedSpaceIntervention},
         {"layer": 1, "intervention_type": pv.VanillaIntervention, "source_representation": states},
         {"layer": 1, "intervention_type": pv.CollectIntervention},
-        {"layer": 2, "intervention_type": pv.LowRankRotatedSpaceIntervention, "low_rank_dimension": 4},
+        {
+            "layer": 2,
+            "intervention_type": pv.LowRankRotatedSpaceIntervention,
+            "low_rank_dimension": 4,
+        },
         {"layer": 2, "intervention_type": pv.ZeroIntervention},
     ]
     intervenable = pv.IntervenableModel(pv.IntervenableConfig(sites), llama)
     intervenable.save(str(tmp_path / "saved"))
     loaded = load(tmp_path / "saved", llama)
-    assert [type(each) for each in loaded.interventions.values()] == [site["intervention_type"] for site in sites]
+    assert [type(each) for each in loaded.interventions.values()] == [
+        site["intervention_type"] for site in sites
+    ]
     base, source = torch.randn(2, 1, WIDTH), torch.randn(2, 1, WIDTH)
-    for ours, theirs in zip(loaded.interventions.values(), intervenable.interventions.values(), strict=True):
+    for ours, theirs in zip(
+        loaded.interventions.values(), intervenable.interventions.values(), strict=True
+    ):
         if not isinstance(theirs, pv.CollectIntervention):
-            torch.testing.assert_close(ours(base.clone(), source), theirs(base.clone(), source), rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                ours(base.clone(), source), theirs(base.clone(), source), rtol=0, atol=1e-5
+            )
         assert ours.is_source_constant == theirs.is_source_constant
 
 
@@ -101,7 +120,9 @@ def test_pyrefts_interventions_need_pyrefts_load(tmp_path: Path, llama: PreTrain
     with pytest.raises(RoadError, match="ConsreftIntervention"):
         load(tmp_path / "saved", llama)
     base = torch.randn(2, 1, WIDTH)
-    (ours,), (theirs,) = (each.interventions.values() for each in (load_reft(tmp_path / "saved", llama), reft))
+    (ours,), (theirs,) = (
+        each.interventions.values() for each in (load_reft(tmp_path / "saved", llama), reft)
+    )
     torch.testing.assert_close(ours(base), theirs(base), rtol=0, atol=1e-5)
 
 
@@ -111,7 +132,7 @@ def test_pyrefts_interventions_need_pyrefts_load(tmp_path: Path, llama: PreTrain
         {"intervention_types": None},
         {"intervention_types": []},
         {"intervention_types": [3]},
-        {"intervention_types": ["<class 'roadint.intervention.RoadIntervention'>"] * 2},
+        {"intervention_types": ["<class 'roadint.interventions.road.RoadIntervention'>"] * 2},
         {"representations": None},
         {"representations": "layer"},
         {"representations": [{"layer": 1}]},
@@ -137,21 +158,34 @@ def test_pyrefts_interventions_need_pyrefts_load(tmp_path: Path, llama: PreTrain
         {"representations": with_field("intervention_link_key", [])},
         {
             "representations": with_field("max_number_of_units", 4096),
-            "intervention_types": ["<class 'pyvene.models.interventions.RotatedSpaceIntervention'>"],
+            "intervention_types": [
+                "<class 'pyvene.models.interventions.RotatedSpaceIntervention'>"
+            ],
         },
         {
             "representations": with_field("low_rank_dimension", 10**6),
-            "intervention_types": ["<class 'pyvene.models.interventions.LowRankRotatedSpaceIntervention'>"],
+            "intervention_types": [
+                "<class 'pyvene.models.interventions.LowRankRotatedSpaceIntervention'>"
+            ],
         },
         {"mode": "sideways"},
         {"mode": 7},
         {"intervention_types": ["<class 'pyvene.models.interventions.AutoencoderIntervention'>"]},
-        {"intervention_types": ["<class 'pyvene.models.interventions.PCARotatedSpaceIntervention'>"]},
+        {
+            "intervention_types": [
+                "<class 'pyvene.models.interventions.PCARotatedSpaceIntervention'>"
+            ]
+        },
         {"intervention_types": ["<class 'pyvene.models.interventions.RotatedSpaceIntervention'>"]},
-        {"intervention_dimensions": 3, "intervention_types": ["<class 'pyvene.models.interventions.VanillaIntervention'>"]},
+        {
+            "intervention_dimensions": 3,
+            "intervention_types": ["<class 'pyvene.models.interventions.VanillaIntervention'>"],
+        },
     ],
 )
-def test_configurations_that_are_none_are_refused(changed: dict[str, Any], folder: Path, llama: PreTrainedModel) -> None:
+def test_configurations_that_are_none_are_refused(
+    changed: dict[str, Any], folder: Path, llama: PreTrainedModel
+) -> None:
     change(folder, **changed)
     with pytest.raises(RoadError) as error:
         load(folder, llama)
@@ -169,7 +203,9 @@ BROKEN: list[Callable[[Path], Any]] = [
 
 @pytest.mark.parametrize("break_it", BROKEN)
 @pytest.mark.parametrize("name", ["config.json", f"intkey_{KEY}.bin"])
-def test_broken_files_are_refused(name: str, break_it: Callable[[Path], Any], folder: Path, llama: PreTrainedModel) -> None:
+def test_broken_files_are_refused(
+    name: str, break_it: Callable[[Path], Any], folder: Path, llama: PreTrainedModel
+) -> None:
     break_it(folder / name)
     with pytest.raises(RoadError):
         load(folder, llama)
@@ -182,7 +218,9 @@ class Runs:
         return print, ("ran",)
 
 
-@pytest.mark.parametrize("values", [Runs(), [1], {"theta": Runs()}, {"theta": 3}, {}, {"theta": torch.ones(3)}])
+@pytest.mark.parametrize(
+    "values", [Runs(), [1], {"theta": Runs()}, {"theta": 3}, {}, {"theta": torch.ones(3)}]
+)
 def test_values_that_are_none_are_refused(
     values: Any, folder: Path, llama: PreTrainedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +236,9 @@ def test_pyvenes_load_of_a_constant_source_is_not_taken_for_whole(tmp_path: Path
 
     model = build()
     own = RoadInterchange(layer=1, source_representation=torch.randn(WIDTH))
-    intervenable = pv.IntervenableModel([{"intervention": own, "source_representation": own.source_representation}], model)
+    intervenable = pv.IntervenableModel(
+        [{"intervention": own, "source_representation": own.source_representation}], model
+    )
     torch.nn.init.normal_(own.theta)
     intervenable.save(str(tmp_path / "saved"))
     base = torch.randn(2, 1, WIDTH)

@@ -10,13 +10,13 @@ import torch
 
 import roadint
 from roadint import RoadIntervention, RoadModel
-from roadint._pyvene import pyvene as pv
 from roadint.data.collate import Collator, completion_nll, tokenize
+from roadint.data.prompts import batch_prompts, pad
 from roadint.data.sources import load_rows
 from roadint.evaluation.language import language_of
-from roadint.prompt import batch_prompts, pad
+from roadint.interventions.pyvene.patches import pyvene as pv
 from roadint.training.prefix_cache import PrefixCache
-from tests.conftest import trained
+from tests.helpers import trained
 
 HALVES = {"german": "[0, d/2)", "english": "[d/2, d)"}
 COMPOSE = [None, "german", "english", "german + english"]
@@ -55,19 +55,29 @@ def adapter(gemma: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) ->
     """German and English learned for a minute."""
     model, tokenizer = gemma
     out = tmp_path_factory.mktemp("runs") / "german-english"
-    recipe = roadint.Recipe.load("composition", {"rows": 48, "max_completion": 32, "epochs": 4, "lr": 2e-2, "lrs": {}})
+    recipe = roadint.Recipe.load(
+        "composition", {"rows": 48, "max_completion": 32, "epochs": 4, "lr": 2e-2, "lrs": {}}
+    )
     road = RoadModel(model, recipe.interventions())
-    before = {name: value.clone() for name, value in model.state_dict().items() if "layers.6" in name or "embed" in name}
+    before = {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if "layers.6" in name or "embed" in name
+    }
     summary = roadint.train(road, tokenizer, recipe=recipe, out=out, quiet=True)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert summary["trainable"] == 1280
     return out
 
 
-def test_short_training_teaches_german_and_the_rest_stays(gemma: tuple[Any, Any], adapter: Path) -> None:
+def test_short_training_teaches_german_and_the_rest_stays(
+    gemma: tuple[Any, Any], adapter: Path
+) -> None:
     model, tokenizer = gemma
     road = RoadModel.from_pretrained(adapter, model)
-    report = roadint.evaluate(road, tokenizer, prompts=QUESTIONS, rows=16, max_new_tokens=24, max_completion=32)
+    report = roadint.evaluate(
+        road, tokenizer, prompts=QUESTIONS, rows=16, max_new_tokens=24, max_completion=32
+    )
     nll = report["nll"]
     assert nll["german"]["german"] < nll["none"]["german"] - 0.3
     assert nll["german + english"]["german"] < nll["none"]["german"] - 0.2
@@ -76,16 +86,22 @@ def test_short_training_teaches_german_and_the_rest_stays(gemma: tuple[Any, Any]
     assert report["language"]["german"].get("de", 0) >= 0.5
 
 
-def test_checkpoint_is_a_few_kb_and_gives_the_same_answers(gemma: tuple[Any, Any], adapter: Path, tmp_path: Path) -> None:
+def test_checkpoint_is_a_few_kb_and_gives_the_same_answers(
+    gemma: tuple[Any, Any], adapter: Path, tmp_path: Path
+) -> None:
     model, tokenizer = gemma
     road = RoadModel.from_pretrained(adapter, model)
     assert road.save_pretrained(tmp_path) < 10_000
     again = RoadModel.from_pretrained(tmp_path, model)
     settings = {"compose": COMPOSE, "max_new_tokens": 12}
-    assert again.generate(tokenizer, QUESTIONS, **settings) == road.generate(tokenizer, QUESTIONS, **settings)
+    assert again.generate(tokenizer, QUESTIONS, **settings) == road.generate(
+        tokenizer, QUESTIONS, **settings
+    )
 
 
-def test_none_in_a_mixed_batch_is_the_base_models_answer(gemma: tuple[Any, Any], adapter: Path) -> None:
+def test_none_in_a_mixed_batch_is_the_base_models_answer(
+    gemma: tuple[Any, Any], adapter: Path
+) -> None:
     model, tokenizer = gemma
     road = RoadModel.from_pretrained(adapter, model)
     batch = batch_prompts(tokenizer, road.template, [QUESTIONS[0]] * 4)
@@ -98,12 +114,17 @@ def test_none_in_a_mixed_batch_is_the_base_models_answer(gemma: tuple[Any, Any],
 
 @pytest.mark.parametrize("name", ["gemma", "smollm"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_alone_and_in_a_padded_batch(name: str, side: Any, request: pytest.FixtureRequest) -> None:
+def test_rows_alone_and_in_a_padded_batch(
+    name: str, side: Any, request: pytest.FixtureRequest
+) -> None:
     model, tokenizer = request.getfixturevalue(name)
     with in_float32(model):
         road = near_identity(model, RoadIntervention(layer=9, subspaces=HALVES, basis="random"))
         ids = [tokenizer(question)["input_ids"] for question in QUESTIONS]
-        batch = {"input_ids": pad(ids, 0, side), "attention_mask": pad([[1] * len(row) for row in ids], 0, side)}
+        batch = {
+            "input_ids": pad(ids, 0, side),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0, side),
+        }
         logits = road(**batch, compose=COMPOSE).logits
         for index, row in enumerate(ids):
             own = logits[index, -len(row) :] if side == "left" else logits[index, : len(row)]
@@ -125,7 +146,9 @@ def test_long_prompts_past_the_sliding_window(gemma: tuple[Any, Any]) -> None:
         base = model(input_ids=ids).logits[0, -1]
     for other in (uncached, chunked):
         assert torch.equal(other.sequences, cached.sequences)
-        torch.testing.assert_close(torch.stack(other.logits), torch.stack(cached.logits), rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(
+            torch.stack(other.logits), torch.stack(cached.logits), rtol=1e-3, atol=2e-3
+        )
     assert (cached.logits[0] - base).abs().max() > 1
 
 
@@ -156,14 +179,18 @@ def test_chat_template(smollm: tuple[Any, Any], capsys: pytest.CaptureFixture[st
     assert len(set(texts)) > 1
 
 
-def test_the_prepared_model_is_used_again(gemma: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roadint.pretrained, "_prepare", None)
+def test_the_prepared_model_is_used_again(
+    gemma: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roadint.model.pretrained, "_prepare", None)
     model, _ = roadint.load("gemma-3-270m")
     assert model.name_or_path == "gemma-3-270m"
     assert torch.equal(model.get_input_embeddings().weight, gemma[0].get_input_embeddings().weight)
 
 
-def test_prefix_reuse_trains_as_the_plain_way_does_within_the_rounding_of_bfloat16(gemma: tuple[Any, Any], tmp_path: Path) -> None:
+def test_prefix_reuse_trains_as_the_plain_way_does_within_the_rounding_of_bfloat16(
+    gemma: tuple[Any, Any], tmp_path: Path
+) -> None:
     """Two plain runs whose rows lie differently in their batches show what rounding alone does."""
     model, tokenizer = gemma
     model.requires_grad_(False)
@@ -185,7 +212,9 @@ def test_prefix_reuse_trains_as_the_plain_way_does_within_the_rounding_of_bfloat
             parts = [[row] for row in rows] if kind == "one by one" else [rows]
             tokens, total = sum(len(row.completion) for row in rows), 0.0
             for part in parts:
-                nll, _ = cache.nll(road, cache(part)) if cache else completion_nll(road, collator(part))
+                nll, _ = (
+                    cache.nll(road, cache(part)) if cache else completion_nll(road, collator(part))
+                )
                 (nll.sum() / tokens).backward()
                 total += nll.detach().sum().item() / tokens
             optimizer.step()

@@ -12,7 +12,7 @@ from roadint.sweep import run as running
 from roadint.sweep.plan import Plan, key
 from roadint.sweep.run import sweep
 from roadint.training import trainer
-from tests.test_cli import call
+from tests.helpers import call
 
 SET = {"rows": 4, "max_completion": 6, "epochs": 1, "max_length": 200, "micro_batch": 8}
 MEASURED: dict[str, Any] = {"rows": 2, "max_prompts": 2, "max_new_tokens": 3}
@@ -21,16 +21,27 @@ MEASURED: dict[str, Any] = {"rows": 2, "max_prompts": 2, "max_new_tokens": 3}
 @pytest.fixture
 def plan(base: str) -> Plan:
     over = {"lr": [1e-2, 2e-2], "layers": [[2], [1]]}
-    return Plan.load("composition", over, set={**SET, "model": base}, compose=["german", "0.5*german + english"], **MEASURED)
+    return Plan.load(
+        "composition",
+        over,
+        set={**SET, "model": base},
+        compose=["german", "0.5*german + english"],
+        **MEASURED,
+    )
 
 
-def test_every_combination_once_and_neighbours_share_what_is_stored(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+def test_every_combination_once_and_neighbours_share_what_is_stored(
+    plan: Plan, tmp_path: Path, monkeypatch: Any
+) -> None:
     built = []
     build = trainer.build
-    monkeypatch.setattr(trainer, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    monkeypatch.setattr(
+        trainer, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
+    )
     found = sweep(plan, tmp_path, quiet=True)
     assert [row["settings"] for row in found] == [
-        {"lr": lr, "layers": layers} for layers, lr in (([1], 1e-2), ([1], 2e-2), ([2], 1e-2), ([2], 2e-2))
+        {"lr": lr, "layers": layers}
+        for layers, lr in (([1], 1e-2), ([1], 2e-2), ([2], 1e-2), ([2], 2e-2))
     ]
     assert len(built) == 2
     assert all(list(row["nll"]) == ["german", "0.5*german + english"] for row in found)
@@ -38,7 +49,9 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(plan: Plan, 
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
     base, tokenizer = roadint.load(plan.set["model"])
     alone = RoadModel(base, plan.recipe_of(found[1]["settings"]).interventions())
-    summary = roadint.train(alone, tokenizer, None, plan.recipe_of(found[1]["settings"]), quiet=True)
+    summary = roadint.train(
+        alone, tokenizer, None, plan.recipe_of(found[1]["settings"]), quiet=True
+    )
     assert summary["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
 
 
@@ -57,7 +70,9 @@ def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) 
     with (tmp_path / "runs.jsonl").open("a") as table:
         table.write('{"run": "cut sho')
     first, done = done, []
-    monkeypatch.setattr(running, "one_run", lambda plan, out, settings, quiet: run(plan, out, settings))
+    monkeypatch.setattr(
+        running, "one_run", lambda plan, out, settings, quiet: run(plan, out, settings)
+    )
     assert [row["settings"] for row in sweep(plan, tmp_path, quiet=True)] == plan.runs()
     assert [*first, *done] == plan.runs()
     done = []
@@ -65,7 +80,9 @@ def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) 
     assert done == []
 
 
-def test_a_run_that_fails_is_told_and_tried_again(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_run_that_fails_is_told_and_tried_again(
+    plan: Plan, tmp_path: Path, monkeypatch: Any
+) -> None:
     calls = []
 
     def fails(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +105,9 @@ def test_a_run_that_fails_is_told_and_tried_again(plan: Plan, tmp_path: Path, mo
         ({"lr": [1]}, {"compose": ["germn"]}, "unknown subspace 'germn'"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_runs(over: Any, changes: Any, message: str) -> None:
+def test_what_does_not_fit_is_told_before_anything_runs(
+    over: Any, changes: Any, message: str
+) -> None:
     with pytest.raises(RoadError, match=message):
         Plan.load("composition", over, **changes)
 
@@ -122,15 +141,28 @@ def test_tasks_are_refused_and_subspaces_stay_what_they_are() -> None:
     assert settings == {"subspaces": {"german": "[0, 320)", "english": "[320, 640)"}}
 
 
-def test_a_failed_run_is_no_success(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_failed_run_is_no_success(
+    base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
     def run(plan: Plan, out: Path, settings: dict[str, Any], quiet: bool = True) -> dict[str, Any]:
         error = {"error": "no room\nat all"} if settings["seed"] < failing else {}
         figures = {name: {} for name in ("nll", "language", "shares")}
         return {"run": key(settings), "settings": settings, "seconds": 1.0, **figures, **error}
 
     monkeypatch.setattr(running, "one_run", run)
-    for failing, said, expected in ((2, "1 of 2 runs failed", 1), (3, "2 of 2 runs failed", 1), (0, "", 0)):
-        arguments = ["sweep", "composition", "--out", str(tmp_path / str(failing)), "--over", "seed=[1, 2]"]
+    for failing, said, expected in (
+        (2, "1 of 2 runs failed", 1),
+        (3, "2 of 2 runs failed", 1),
+        (0, "", 0),
+    ):
+        arguments = [
+            "sweep",
+            "composition",
+            "--out",
+            str(tmp_path / str(failing)),
+            "--over",
+            "seed=[1, 2]",
+        ]
         for more in ([], ["--json"]):
             code, out, errors = call(capsys, monkeypatch, *arguments, *more)
             assert code == expected
@@ -142,7 +174,9 @@ def test_a_failed_run_is_no_success(base: str, capsys: Any, monkeypatch: Any, tm
 
 def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
-    file.write_text(f"recipe: composition\nset: {{model: {base}}}\nover: [{{lr: [1e-2, 1e-2]}}, {{seed: [1, 2]}}]\n")
+    file.write_text(
+        f"recipe: composition\nset: {{model: {base}}}\nover: [{{lr: [1e-2, 1e-2]}}, {{seed: [1, 2]}}]\n"
+    )
     plan = Plan.load(str(file))
     assert len(plan.runs()) == 3  # the same value twice is one run
     file.write_text("recipe: composition\nrun: 3\n")
@@ -159,7 +193,11 @@ def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
 
 
 def test_the_command(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    settings = [part for name, value in {**SET, "model": base, "layers": 1}.items() for part in ("--set", f"{name}={value}")]
+    settings = [
+        part
+        for name, value in {**SET, "model": base, "layers": 1}.items()
+        for part in ("--set", f"{name}={value}")
+    ]
     arguments = [
         "sweep",
         "composition",
@@ -193,12 +231,19 @@ def test_through_ray(plan: Plan, tmp_path: Path) -> None:
     assert all(row.get("error") is None for row in found)
 
 
-def test_a_table_cut_at_any_byte_loses_its_last_row_alone(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_table_cut_at_any_byte_loses_its_last_row_alone(
+    plan: Plan, tmp_path: Path, monkeypatch: Any
+) -> None:
     done: list[Any] = []
 
     def run(plan: Plan, out: Path, settings: Any, quiet: bool) -> dict[str, Any]:
         done.append(settings)
-        return {"run": key(settings), "settings": settings, "seconds": 1.0, "says": "für \u2028 alle"}
+        return {
+            "run": key(settings),
+            "settings": settings,
+            "seconds": 1.0,
+            "says": "für \u2028 alle",
+        }
 
     monkeypatch.setattr(running, "one_run", run)
     rows = sweep(plan, tmp_path, quiet=True)
@@ -213,7 +258,9 @@ def test_a_table_cut_at_any_byte_loses_its_last_row_alone(plan: Plan, tmp_path: 
     assert sweep(plan, tmp_path, quiet=True) == rows
 
 
-def test_any_error_of_one_run_is_its_row_and_the_others_go_on(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+def test_any_error_of_one_run_is_its_row_and_the_others_go_on(
+    plan: Plan, tmp_path: Path, monkeypatch: Any
+) -> None:
     train = running.train
 
     def fails(*args: Any, **kwargs: Any) -> Any:

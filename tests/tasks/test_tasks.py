@@ -14,24 +14,39 @@ from roadint.tasks import glue
 from roadint.tasks.jobs import job_of
 from roadint.tasks.reasoning import Cloze, Question, answered, cloze, load_questions
 from roadint.tasks.run import finetune
-from tests.conftest import write_tsv
-from tests.test_cli import call
+from tests.helpers import call, write_tsv
 
 
 def test_every_form_of_row(tmp_path: Path) -> None:
     """With a byte-order mark, quotes that mean nothing, columns by name, and CoLA's without a header."""
     path = write_tsv(
-        tmp_path / "mrpc.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", ['1\t3\t4\tHe said " no .\t" No , " he said .']
+        tmp_path / "mrpc.tsv",
+        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        ['1\t3\t4\tHe said " no .\t" No , " he said .'],
     )
     assert glue.load_glue("mrpc", path) == [glue.Row(('He said " no .', '" No , " he said .'), 1)]
-    path = write_tsv(tmp_path / "rte.tsv", "index\tsentence1\tsentence2\tlabel", ["0\tIt rains.\tIt is wet.\tnot_entailment"])
+    path = write_tsv(
+        tmp_path / "rte.tsv",
+        "index\tsentence1\tsentence2\tlabel",
+        ["0\tIt rains.\tIt is wet.\tnot_entailment"],
+    )
     assert glue.load_glue("rte", path)[0].label == 1
-    path = write_tsv(tmp_path / "stsb.tsv", "index\tsentence1\tsentence2\tscore", ["0\tone\ttwo\t3.250"])
+    path = write_tsv(
+        tmp_path / "stsb.tsv", "index\tsentence1\tsentence2\tscore", ["0\tone\ttwo\t3.250"]
+    )
     assert glue.load_glue("stsb", path)[0].label == 3.25
-    (tmp_path / "cola.tsv").write_text("gj04\t0\t*\tHim goes.\ngj04\t1\t\tHe goes.\n", encoding="utf-8")
+    (tmp_path / "cola.tsv").write_text(
+        "gj04\t0\t*\tHim goes.\ngj04\t1\t\tHe goes.\n", encoding="utf-8"
+    )
     assert [row.label for row in glue.load_glue("cola", tmp_path / "cola.tsv")] == [0, 1]
-    for task, expected in {"sst2": "has no 'sentence'", "cola": "has no 'label'", "rte": "has no 'label'"}.items():
-        with pytest.raises(RoadError, match=f"row 0 of .*{expected}" if task != "cola" else "row 0"):
+    for task, expected in {
+        "sst2": "has no 'sentence'",
+        "cola": "has no 'label'",
+        "rte": "has no 'label'",
+    }.items():
+        with pytest.raises(
+            RoadError, match=f"row 0 of .*{expected}" if task != "cola" else "row 0"
+        ):
             glue.load_glue(task, tmp_path / "stsb.tsv")
     with pytest.raises(RoadError, match="unknown GLUE task 'rta'.*did you mean 'rte'"):
         glue.load_glue("rta", path)
@@ -39,7 +54,9 @@ def test_every_form_of_row(tmp_path: Path) -> None:
         glue.load_glue("rte", tmp_path / "nothing.tsv")
 
 
-@pytest.mark.parametrize(("count", "validation"), [(277, 138), (2000, 1000), (2001, 1000), (5463, 1000)])
+@pytest.mark.parametrize(
+    ("count", "validation"), [(277, 138), (2000, 1000), (2001, 1000), (5463, 1000)]
+)
 def test_the_papers_split(count: int, validation: int) -> None:
     rows = [glue.Row((str(number),), 0) for number in range(count)]
     one, other = glue.split_dev(rows)
@@ -85,7 +102,10 @@ def test_answers_are_found_in_texts(text: str, answer: str, right: bool) -> None
 
 def test_questions_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
-    path.write_text(json.dumps([{"instruction": "1 + 1?", "input": "", "output": "", "answer": 2}]), encoding="utf-8")
+    path.write_text(
+        json.dumps([{"instruction": "1 + 1?", "input": "", "output": "", "answer": 2}]),
+        encoding="utf-8",
+    )
     assert load_questions(path)[0].output == "2"
     path.write_text(json.dumps([{"instruction": "1 + 1?"}]), encoding="utf-8")
     with pytest.raises(RoadError, match="row 0 of .* has no 'answer': it has 'instruction'"):
@@ -106,7 +126,10 @@ def test_rows_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         path.write_text(json.dumps([row]), encoding="utf-8")
         with pytest.raises(RoadError, match="row 0 of .*(non-text|is int)"):
             load_questions(path)
-    path.write_bytes(b"\xef\xbb\xbf" + b'{"instruction": "1 + 1?", "answer": 2}\r\n{"instruction": "?", "answer": true}\n')
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + b'{"instruction": "1 + 1?", "answer": 2}\r\n{"instruction": "?", "answer": true}\n'
+    )
     assert [each.answer for each in load_questions(path)] == ["2", "True"]
     assert len(load_questions(path, 1)) == 1
     path.write_text("[" * 100_000, encoding="utf-8")
@@ -115,7 +138,9 @@ def test_rows_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
             load_questions(source)  # type: ignore[arg-type]
         with pytest.raises(RoadError):
             glue.load_glue("sst2", source)  # type: ignore[arg-type]
-    rows = write_tsv(tmp_path / "a.tsv", "sentence\tlabel", ["good\t1", "cut short", "\t1", "bad\t0"])
+    rows = write_tsv(
+        tmp_path / "a.tsv", "sentence\tlabel", ["good\t1", "cut short", "\t1", "bad\t0"]
+    )
     assert [row.label for row in glue.load_glue("sst2", rows)] == [1, 0]
     assert "skipped 2 of 4 rows" in caplog.text
     assert len(glue.load_glue("sst2", rows, limit=1)) == 1
@@ -128,11 +153,16 @@ def test_rows_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         with pytest.raises(RoadError, match=message):
             glue.load_glue("sst2", write_tsv(tmp_path / "b.tsv", header, [row]))
     with pytest.raises(RoadError, match="the score 'nan': expected a number"):
-        glue.load_glue("stsb", write_tsv(tmp_path / "c.tsv", "sentence1\tsentence2\tscore", ["a\tb\tnan"]))
+        glue.load_glue(
+            "stsb", write_tsv(tmp_path / "c.tsv", "sentence1\tsentence2\tscore", ["a\tb\tnan"])
+        )
 
 
 def test_the_hubs_rows_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "a", "hypothesis": "b", "label": -1}]
+    rows = [
+        {"premise": "a", "hypothesis": "b", "label": 1},
+        {"premise": "a", "hypothesis": "b", "label": -1},
+    ]
     monkeypatch.setattr(glue.datasets, "load_dataset", lambda *args, **kwargs: rows)
     assert glue.load_glue("mnli", "hub") == [glue.Row(("a", "b"), 1)]
 
@@ -143,17 +173,26 @@ def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Pat
         job_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "dev": one})
     path = tmp_path / "few.json"
     path.write_text(json.dumps([{"instruction": "?", "answer": "answer1"}] * 5))
-    with pytest.raises(RoadError, match="no rows are left for validation .5 for train, 0 for validation, 5 for test"):
+    with pytest.raises(
+        RoadError,
+        match="no rows are left for validation .5 for train, 0 for validation, 5 for test",
+    ):
         job_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
     with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
         job_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
 
 
-def test_a_classifier_with_few_positions_says_so(classifier: str, sentiment: dict[str, str], tmp_path: Path) -> None:
-    long = write_tsv(tmp_path / "long.tsv", "sentence\tlabel", [f"{'a' * 80}\t{i % 2}" for i in range(4)])
+def test_a_classifier_with_few_positions_says_so(
+    classifier: str, sentiment: dict[str, str], tmp_path: Path
+) -> None:
+    long = write_tsv(
+        tmp_path / "long.tsv", "sentence\tlabel", [f"{'a' * 80}\t{i % 2}" for i in range(4)]
+    )
     with pytest.raises(RoadError, match="a row has 81 tokens, the model 64 positions"):
         finetune(
-            Recipe.load("glue", {"task": "sst2", "model": classifier}), data={"train": long, "dev": sentiment["dev"]}, quiet=True
+            Recipe.load("glue", {"task": "sst2", "model": classifier}),
+            data={"train": long, "dev": sentiment["dev"]},
+            quiet=True,
         )
 
 
@@ -163,9 +202,28 @@ def test_a_classifier_from_the_command_line_to_a_plain_model(
     """Trained, inspected, exported to PEFT and back, merged; the merged model loads without roadint and says the same."""
     out = str(tmp_path / "run")
     data = ["--data", f"train={sentiment['train']}", "--data", f"dev={sentiment['dev']}"]
-    settings = ["--set", "task=sst2", "--set", "epochs=12", "--set", "lr=3e-2", "--set", "batch_size=16"]
+    settings = [
+        "--set",
+        "task=sst2",
+        "--set",
+        "epochs=12",
+        "--set",
+        "lr=3e-2",
+        "--set",
+        "batch_size=16",
+    ]
     code, shown, errors = call(
-        capsys, monkeypatch, "train", "glue", "--model", classifier, *data, *settings, "--out", out, "--json"
+        capsys,
+        monkeypatch,
+        "train",
+        "glue",
+        "--model",
+        classifier,
+        *data,
+        *settings,
+        "--out",
+        out,
+        "--json",
     )
     assert code == 0, errors
     summary = json.loads(shown)
@@ -179,32 +237,60 @@ def test_a_classifier_from_the_command_line_to_a_plain_model(
     for command in (
         ["merge", out, "--out", str(tmp_path / "plain")],
         ["export", out, "--out", str(tmp_path / "peft")],
-        ["import", str(tmp_path / "peft"), "--labels", "2", "--name", "sst2", "--out", str(tmp_path / "back")],
+        [
+            "import",
+            str(tmp_path / "peft"),
+            "--labels",
+            "2",
+            "--name",
+            "sst2",
+            "--out",
+            str(tmp_path / "back"),
+        ],
     ):
         code, shown, errors = call(capsys, monkeypatch, *command)
         assert code == 0, errors
     base = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2)
     ids = torch.randint(4, 100, (5, 9))
-    found = [RoadModel.from_pretrained(tmp_path / name, base).eval()(input_ids=ids).logits for name in ("run", "back")]
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()(input_ids=ids).logits
+    found = [
+        RoadModel.from_pretrained(tmp_path / name, base).eval()(input_ids=ids).logits
+        for name in ("run", "back")
+    ]
+    plain = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+        .eval()(input_ids=ids)
+        .logits
+    )
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(plain, found[0], rtol=0, atol=1e-5)
     code, _, errors = call(capsys, monkeypatch, "merge", out, "--out", str(tmp_path / "plain"))
     assert (code, "is not empty" in errors) == (2, True)
 
 
-def test_the_best_epoch_is_kept(classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_epoch_is_kept(
+    classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Validation says the first of three epochs was the best: the values afterwards are the first epoch's."""
     from roadint.tasks.jobs import Classification
 
-    settings = {"task": "sst2", "lr": 3e-2, "batch_size": 16, "model": classifier, "schedule": "constant"}
+    settings = {
+        "task": "sst2",
+        "lr": 3e-2,
+        "batch_size": 16,
+        "model": classifier,
+        "schedule": "constant",
+    }
     told, own = iter([0.9, 0.5, 0.4]), Classification.score
     monkeypatch.setattr(
         Classification,
         "score",
-        lambda self, model, tokenizer, split: next(told) if split == "validation" else own(self, model, tokenizer, split),
+        lambda self, model, tokenizer, split: (
+            next(told) if split == "validation" else own(self, model, tokenizer, split)
+        ),
     )
-    three, summary = finetune(Recipe.load("glue", {**settings, "epochs": 3}), data=sentiment, quiet=True)
+    three, summary = finetune(
+        Recipe.load("glue", {**settings, "epochs": 3}), data=sentiment, quiet=True
+    )
     assert summary["validation"] == [0.9, 0.5, 0.4]
     monkeypatch.setattr(Classification, "score", own)
     one, _ = finetune(Recipe.load("glue", {**settings, "epochs": 1}), data=sentiment, quiet=True)
@@ -215,7 +301,12 @@ def test_the_best_epoch_is_kept(classifier: str, sentiment: dict[str, str], monk
 def test_a_language_model_learns_to_answer(base: str, tmp_path: Path) -> None:
     """Questions whose answer is in them, on a tiny model; the completions alone are learned."""
     rows = [
-        {"instruction": f"{'ab'[i % 2]}?", "input": "", "output": f"answer{1 + i % 2}", "answer": f"answer{1 + i % 2}"}
+        {
+            "instruction": f"{'ab'[i % 2]}?",
+            "input": "",
+            "output": f"answer{1 + i % 2}",
+            "answer": f"answer{1 + i % 2}",
+        }
         for i in range(64)
     ]
     path = tmp_path / "rows.json"
@@ -223,7 +314,9 @@ def test_a_language_model_learns_to_answer(base: str, tmp_path: Path) -> None:
     recipe = Recipe.load("commonsense", {
         "model": base, "template": "plain", "epochs": 16, "lr": 1e-2, "batch_size": 8, "dtype": "float32", "max_new_tokens": 8, "lora_rank": 4,
     })  # fmt: skip
-    road, summary = finetune(recipe, data={"train": str(path), "test": str(path)}, out=tmp_path / "out", quiet=True)
+    road, summary = finetune(
+        recipe, data={"train": str(path), "test": str(path)}, out=tmp_path / "out", quiet=True
+    )
     assert summary["rows"] == {"train": 58, "validation": 6, "test": 64}
     assert summary["test"] == 1.0
     assert list(road.adapters) == ["commonsense"]
@@ -236,7 +329,11 @@ def numbered(word: str, asked: str, *choices: str) -> str:
 
 
 def test_choices_are_continuations() -> None:
-    question = Question(numbered("answer", "Where: here?", "on answer", "off"), "the correct answer is answer2", "answer2")
+    question = Question(
+        numbered("answer", "Where: here?", "on answer", "off"),
+        "the correct answer is answer2",
+        "answer2",
+    )
     assert cloze(question) == Cloze("Question: Where: here?\nAnswer:", (" on answer", " off"), 1)
     ending = Question(numbered("ending", "He opens", "the door.", "the sky."), "", "ending1")
     assert cloze(ending) == Cloze("He opens", (" the door.", " the sky."), 0)
@@ -260,7 +357,17 @@ def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
         rows.append({"instruction": asked, "output": "", "answer": f"ending{1 + right}"})
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
-    recipe = Recipe.load("cloze", {"model": base, "dtype": "float32", "epochs": 16, "lr": 1e-2, "batch_size": 8, "lora_rank": 4})
+    recipe = Recipe.load(
+        "cloze",
+        {
+            "model": base,
+            "dtype": "float32",
+            "epochs": 16,
+            "lr": 1e-2,
+            "batch_size": 8,
+            "lora_rank": 4,
+        },
+    )
     data = {"train": str(path), "test": str(path)}
     model, tokenizer = load(base, dtype="float32")
     right = 0
@@ -284,11 +391,17 @@ def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
         ({"task": "rta"}, {}, "task 'rta'.*did you mean 'rte'"),
         ({}, {}, "task 'rte' has no training data"),
         ({}, {"train": "x", "tset": "y"}, "data 'tset' of task 'rte': expected some of"),
-        ({"task": "arithmetic"}, {"train": "x"}, "nothing to be measured on: expected --data test=FILE"),
+        (
+            {"task": "arithmetic"},
+            {"train": "x"},
+            "nothing to be measured on: expected --data test=FILE",
+        ),
         ({}, {"train": "x"}, "nothing to be measured on: expected --data dev=FILE"),
     ],
 )
-def test_what_is_missing_is_told(settings: dict[str, Any], data: dict[str, str], message: str) -> None:
+def test_what_is_missing_is_told(
+    settings: dict[str, Any], data: dict[str, str], message: str
+) -> None:
     recipe = Recipe.load("glue", {"data": {}, **settings})
     with pytest.raises(RoadError, match=message):
         job_of(recipe, data)

@@ -9,8 +9,7 @@ import torch
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.training.constraints import Constraints
-from tests.conftest import WIDTH, trained
-from tests.training.test_train import HALVES, SHORT, rows
+from tests.helpers import HALVES, SHORT, WIDTH, rows, trained
 
 HALF = WIDTH // 4
 DATA = {"a": rows("aaaaaaaa"), "b": rows("zzzzzzzz")}
@@ -24,7 +23,9 @@ def values(llama: Any, tokenizer: Any, **settings: Any) -> tuple[torch.Tensor, t
 
 
 def test_a_subspace_with_a_rate_of_its_own(llama: Any, tokenizer: Any) -> None:
-    plain, half, still = (values(llama, tokenizer, lrs=lrs)[0] for lrs in ({}, {"b": 2.5e-2}, {"b": 0.0}))
+    plain, half, still = (
+        values(llama, tokenizer, lrs=lrs)[0] for lrs in ({}, {"b": 2.5e-2}, {"b": 0.0})
+    )
     assert torch.equal(still[HALF:], torch.zeros(HALF))
     # Of the first step exactly half, later steps see other gradients.
     assert 0.3 < float(half[HALF:].abs().mean() / plain[HALF:].abs().mean()) < 0.7
@@ -43,7 +44,8 @@ def test_decay_goes_to_the_identity(llama: Any) -> None:
     for _ in range(3):
         optimizer.step()
     torch.testing.assert_close(
-        site.theta.detach(), 0.8**3 * (theta % (2 * torch.pi) - 2 * torch.pi * (theta % (2 * torch.pi) >= torch.pi))
+        site.theta.detach(),
+        0.8**3 * (theta % (2 * torch.pi) - 2 * torch.pi * (theta % (2 * torch.pi) >= torch.pi)),
     )
     torch.testing.assert_close(site.alpha.detach(), alpha ** (0.8**3))
 
@@ -65,8 +67,12 @@ def test_strengths_become_one_after_training(llama: Any, tokenizer: Any, tmp_pat
     assert torch.equal(loaded.interventions[0].theta, less)
 
 
-def test_principal_axes_are_measured_where_the_edit_is(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
-    road = RoadModel(llama, RoadIntervention(layer=1, position="last(2)", basis="pca", subspaces=HALVES))
+def test_principal_axes_are_measured_where_the_edit_is(
+    llama: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    road = RoadModel(
+        llama, RoadIntervention(layer=1, position="last(2)", basis="pca", subspaces=HALVES)
+    )
     roadint.train(road, tokenizer, DATA, out=tmp_path / "run", **SHORT)
     hidden = []
     for row in [*DATA["a"], *DATA["b"]]:
@@ -75,7 +81,9 @@ def test_principal_axes_are_measured_where_the_edit_is(llama: Any, tokenizer: An
     states = torch.cat(hidden)
     states = states - states.mean(0)
     variances = road.interventions[0].frame.into(states).square().sum(0)
-    torch.testing.assert_close(variances, torch.linalg.svdvals(states).square()[: len(variances)], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(
+        variances, torch.linalg.svdvals(states).square()[: len(variances)], rtol=1e-3, atol=1e-2
+    )
     loaded = RoadModel.from_pretrained(tmp_path / "run", llama)
     ids = torch.randint(3, 90, (2, 7))
     torch.testing.assert_close(loaded(input_ids=ids).logits, road(input_ids=ids).logits)
@@ -90,10 +98,18 @@ def test_what_does_not_fit_is_named(llama: Any, tokenizer: Any, tmp_path: Path) 
         with pytest.raises(RoadError, match=message):
             values(llama, tokenizer, out=tmp_path / "run", **settings)
     recipe = roadint.Recipe.load(
-        "composition", {"kind": "loreft", "layers": [1], "subspaces": HALVES, "lrs": {"a": 1e-2}, "strengths": {}}
+        "composition",
+        {"kind": "loreft", "layers": [1], "subspaces": HALVES, "lrs": {"a": 1e-2}, "strengths": {}},
     )
     with pytest.raises(RoadError, match="are for RoadInterventions"):
-        roadint.train(RoadModel(llama, recipe.interventions()), tokenizer, DATA, recipe, quiet=True, **{"rows": 4, "eos": []})
+        roadint.train(
+            RoadModel(llama, recipe.interventions()),
+            tokenizer,
+            DATA,
+            recipe,
+            quiet=True,
+            **{"rows": 4, "eos": []},
+        )
 
 
 def test_axes_that_are_known_stay_when_training_goes_on(llama: Any, tokenizer: Any) -> None:

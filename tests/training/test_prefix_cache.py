@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
 import roadint
 from roadint import RoadIntervention, RoadModel
@@ -22,19 +28,27 @@ from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.attention import PlainAttention
 from roadint.training.prefix_cache import Kept, PrefixCache, build
 from roadint.training.sampler import MixedLengthSampler
-from tests.conftest import LAYERS, trained
-from tests.conftest import build as build_model
+from tests.helpers import LAYERS, trained
+from tests.helpers import build as build_model
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 SITES: dict[str, list[dict[str, Any]]] = {
     "last prompt token": [{"layer": 1}],
     "top layer": [{"layer": LAYERS - 1}],
     "inside the lowest layer": [{"layer": 0, "component": "mlp_output"}],
-    "two layers, several tokens": [{"layer": 2}, {"layer": 0, "position": "last(3)", "variant": "road_4"}],
+    "two layers, several tokens": [
+        {"layer": 2},
+        {"layer": 0, "position": "last(3)", "variant": "road_4"},
+    ],
     "all tokens": [{"layer": 1, "position": "all"}],
     "a token of the template": [{"layer": 0, "position": "at(2)"}],
-    "also what follows the prompt": [{"layer": 1, "position": "all", "phase": "both", "basis": "random"}],
-    "an adapter beside it": [{"layer": 2}, {"name": "c", "targets": r".*(q_proj|query_key_value|c_attn)", "layers": [1, 2]}],
+    "also what follows the prompt": [
+        {"layer": 1, "position": "all", "phase": "both", "basis": "random"}
+    ],
+    "an adapter beside it": [
+        {"layer": 2},
+        {"name": "c", "targets": r".*(q_proj|query_key_value|c_attn)", "layers": [1, 2]},
+    ],
     "only what follows the prompt": [{"layer": 1, "position": "all", "phase": "generated"}],
 }
 
@@ -46,7 +60,10 @@ def examples(count: int = 13, compositions: tuple[str, ...] = ("a", "b", "a + b"
     def tokens(low: int, high: int) -> list[int]:
         return [draw.randrange(3, 128) for _ in range(draw.randrange(low, high))]
 
-    return [Example([1, 9, 8, 7, *tokens(3, 20)], tokens(1, 9), draw.choice(compositions)) for _ in range(count)]
+    return [
+        Example([1, 9, 8, 7, *tokens(3, 20)], tokens(1, 9), draw.choice(compositions))
+        for _ in range(count)
+    ]
 
 
 def road_on(model: PreTrainedModel, sites: list[dict[str, Any]]) -> RoadModel:
@@ -70,11 +87,16 @@ def loss_and_gradients(road: RoadModel, nll: Tensor) -> tuple[Tensor, Tensor]:
     loss = nll.mean()
     loss.backward()
     return loss.detach(), torch.cat(
-        [(each.grad if each.grad is not None else torch.zeros_like(each)).flatten() for each in road.trained_parameters()]
+        [
+            (each.grad if each.grad is not None else torch.zeros_like(each)).flatten()
+            for each in road.trained_parameters()
+        ]
     )
 
 
-def assert_same(road: RoadModel, cache: PrefixCache, collator: Collator, batch: list[Example]) -> None:
+def assert_same(
+    road: RoadModel, cache: PrefixCache, collator: Collator, batch: list[Example]
+) -> None:
     plain_loss, plain = loss_and_gradients(road, completion_nll(road, collator(batch))[0])
     loss, gradients = loss_and_gradients(road, cache.nll(road, cache(batch))[0])
     assert float((loss - plain_loss).abs() / plain_loss) < 1e-6
@@ -94,11 +116,17 @@ def test_losses_and_gradients_are_the_same(
     assert torch.equal(rows, completion_nll(road, collator(listed))[1])
 
 
-def test_layers_that_return_tuples_and_count_by_the_mask(collator: Collator, tmp_path: Path) -> None:
+def test_layers_that_return_tuples_and_count_by_the_mask(
+    collator: Collator, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    model = BloomForCausalLM(BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4)).eval()
+    model = BloomForCausalLM(
+        BloomConfig(vocab_size=128, hidden_size=32, n_layer=3, n_head=4)
+    ).eval()
     road = road_on(model, [{"layer": 1}])
-    assert_same(road, PrefixCache(road, examples(), collator, folder=tmp_path), collator, examples())
+    assert_same(
+        road, PrefixCache(road, examples(), collator, folder=tmp_path), collator, examples()
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
@@ -109,18 +137,29 @@ def test_twenty_steps_end_at_the_same_parameters(
     for reuse in (False, True):
         road = road_on(model, [{"layer": 1}])
         cache = PrefixCache(road, listed, collator, folder=tmp_path) if reuse else None
-        made = getattr(torch.optim, optimizer)(road.interventions.parameters(), lr=1e-2, weight_decay=0.0)
+        made = getattr(torch.optim, optimizer)(
+            road.interventions.parameters(), lr=1e-2, weight_decay=0.0
+        )
         losses = []
         for step in range(20):
             batch = [listed[(4 * step + row) % 24] for row in range(4)]
-            loss = (cache.nll(road, cache(batch)) if cache else completion_nll(road, collator(batch)))[0].mean()
+            loss = (
+                cache.nll(road, cache(batch)) if cache else completion_nll(road, collator(batch))
+            )[0].mean()
             made.zero_grad()
             loss.backward()
             made.step()
             losses.append(loss.detach())
-        results.append((torch.stack(losses), torch.cat([each.detach().flatten() for each in road.interventions.parameters()])))
+        results.append(
+            (
+                torch.stack(losses),
+                torch.cat([each.detach().flatten() for each in road.interventions.parameters()]),
+            )
+        )
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
-    if optimizer == "SGD":  # Adam divides by gradients, and so may blow rounding up where one is nearly zero
+    if (
+        optimizer == "SGD"
+    ):  # Adam divides by gradients, and so may blow rounding up where one is nearly zero
         torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
 
 
@@ -131,16 +170,28 @@ def test_bfloat16_stays_within_its_rounding(collator: Collator, tmp_path: Path) 
     assert float((cache.nll(road, cache(examples()))[0] - plain).detach().abs().mean()) < 0.05
 
 
-def test_a_step_runs_the_layers_above_over_the_completion_alone(collator: Collator, tmp_path: Path) -> None:
+def test_a_step_runs_the_layers_above_over_the_completion_alone(
+    collator: Collator, tmp_path: Path
+) -> None:
     model = build_model("llama")
     road, listed = road_on(model, [{"layer": 1}]), examples(4)
     cache = PrefixCache(road, listed, collator, folder=tmp_path)
     seen: dict[str, list[tuple[int, ...]]] = {}
-    for name, module in [*((f"layer {i}", each.mlp) for i, each in enumerate(model.model.layers)), ("head", model.lm_head)]:
-        module.register_forward_hook(lambda _, args, __, name=name: seen.setdefault(name, []).append(tuple(args[0].shape[:2])))
+    for name, module in [
+        *((f"layer {i}", each.mlp) for i, each in enumerate(model.model.layers)),
+        ("head", model.lm_head),
+    ]:
+        module.register_forward_hook(
+            lambda _, args, __, name=name: seen.setdefault(name, []).append(
+                tuple(args[0].shape[:2])
+            )
+        )
     cache.nll(road, cache(listed))
     longest = max(len(example.completion) for example in listed)
-    assert seen == {"layer 2": [(4, longest)], "head": [(1, sum(len(example.completion) for example in listed))]}
+    assert seen == {
+        "layer 2": [(4, longest)],
+        "head": [(1, sum(len(example.completion) for example in listed))],
+    }
 
 
 def test_what_is_kept_follows_the_budget(collator: Collator, tmp_path: Path) -> None:
@@ -153,27 +204,40 @@ def test_what_is_kept_follows_the_budget(collator: Collator, tmp_path: Path) -> 
         assert list(tmp_path.iterdir()) == []  # a mapped file has no name any more
     assert list(reports) == ["memory", "hidden states in memory", "disk"]
     number = 4 / 1e6  # MB of a float32
-    keys_and_values = (sum(len(each.prompt) - 1 - 4 for each in listed) + 4) * 64  # the four shared tokens once
+    keys_and_values = (
+        sum(len(each.prompt) - 1 - 4 for each in listed) + 4
+    ) * 64  # the four shared tokens once
     assert reports["memory"].megabytes == pytest.approx(
         (keys_and_values + sum(len(e.completion) for e in listed) * 32) * number, abs=1e-3
     )
-    assert reports["hidden states in memory"].megabytes == pytest.approx(sum(len(e.inputs) for e in listed) * 32 * number, abs=1e-3)
+    assert reports["hidden states in memory"].megabytes == pytest.approx(
+        sum(len(e.inputs) for e in listed) * 32 * number, abs=1e-3
+    )
     assert reports["disk"].examples == 13
     assert reports["disk"].skipped_layers == 1
 
 
 def test_without_any_room_it_says_so_in_one_line(
-    collator: Collator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    collator: Collator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("roadint.training.prefix_cache.free_disk", lambda folder: 10)
     road = road_on(build_model("llama"), [{"layer": 0}])
     assert build(road, examples(), collator, memory=0, folder=tmp_path) is None
-    said = [record.getMessage().partition(":")[0] for record in caplog.records if record.name.startswith("roadint")]
+    said = [
+        record.getMessage().partition(":")[0]
+        for record in caplog.records
+        if record.name.startswith("roadint")
+    ]
     assert said == ["no prefix reuse, training runs the plain way"]
     assert "0 MB allowed in memory" in caplog.text
 
 
-def test_where_it_cannot_be_used_it_says_why(collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_it_cannot_be_used_it_says_why(
+    collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def reason(model: PreTrainedModel, **site: Any) -> str:
         caplog.clear()
         road = trained(model, RoadIntervention(**{"layer": 1, **site}, subspaces=HALVES))
@@ -190,20 +254,31 @@ def test_where_it_cannot_be_used_it_says_why(collator: Collator, tmp_path: Path,
     again.gradient_checkpointing_enable()
     assert reason(again) == "gradient checkpointing computes the layers again"
     looks_ahead = build_model("llama").requires_grad_(False)
-    looks_ahead.model.layers[2].register_forward_hook(lambda _, __, output: output + output.mean(1, keepdim=True))
+    looks_ahead.model.layers[2].register_forward_hook(
+        lambda _, __, output: output + output.mean(1, keepdim=True)
+    )
     assert "LlamaForCausalLM gives other likelihoods with it" in reason(looks_ahead)
     assert "begins at the first token" in reason(
-        build_model("llama").requires_grad_(False), layer=0, component="mlp_output", position="first"
+        build_model("llama").requires_grad_(False),
+        layer=0,
+        component="mlp_output",
+        position="first",
     )
 
 
 def test_a_model_without_keys_and_values_trains_all_the_same(
     collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4))
+    model = MambaForCausalLM(
+        MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4)
+    )
     road = trained(model.requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES))
     assert build(road, examples(), collator, memory=None, folder=tmp_path) is None
-    said = [record.getMessage().partition(":")[0] for record in caplog.records if record.name.startswith("roadint")]
+    said = [
+        record.getMessage().partition(":")[0]
+        for record in caplog.records
+        if record.name.startswith("roadint")
+    ]
     assert said == ["no prefix reuse, training runs the plain way"]
     assert bool(completion_nll(road, collator(examples()))[0].isfinite().all())
 
@@ -217,7 +292,9 @@ def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_whole_run_is_the_same_with_and_without(architecture: str, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_whole_run_is_the_same_with_and_without(
+    architecture: str, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     results = []
     with caplog.at_level(logging.INFO, logger="roadint"):
         for reuse in (True, False):
@@ -238,7 +315,9 @@ def test_a_whole_run_is_the_same_with_and_without(architecture: str, tokenizer: 
 def test_every_process_has_its_own_shard_of_all_compositions() -> None:
     listed = examples(50)
     for processes, micro_batch in ((2, 4), (3, 2)):
-        sampler = MixedLengthSampler(listed, 2 * micro_batch * processes, 0, processes=processes, micro_batch=micro_batch)
+        sampler = MixedLengthSampler(
+            listed, 2 * micro_batch * processes, 0, processes=processes, micro_batch=micro_batch
+        )
         shards = [set(sampler.shard(process)) for process in range(processes)]
         assert sorted(index for shard in shards for index in shard) == list(range(50))
         for epoch in range(2):
@@ -247,13 +326,15 @@ def test_every_process_has_its_own_shard_of_all_compositions() -> None:
             assert len(order) == len(sampler)
             for process in range(processes):
                 starts = range(process * micro_batch, len(order), processes * micro_batch)
-                assert {index for start in starts for index in order[start : start + micro_batch]} == shards[process]
+                assert {
+                    index for start in starts for index in order[start : start + micro_batch]
+                } == shards[process]
 
 
 SCRIPT = """
     import json, os, sys, torch
     import roadint
-    from tests.conftest import build, make_tokenizer
+    from tests.helpers import build, make_tokenizer
     from roadint.training import prefix_cache
 
     sizes = []
@@ -277,11 +358,29 @@ def test_two_processes_cache_their_own_shards_and_agree(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     results = {}
     for kind in ("reuse", "plain"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py", kind, kind]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "script.py",
+            kind,
+            kind,
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        results[kind] = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
+        results[kind] = [
+            json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)
+        ]
         assert (tmp_path / kind / "road.safetensors").is_file()
     assert [each["sizes"] for each in results["reuse"]] == [[10], [8]]
     assert [each["sizes"] for each in results["plain"]] == [[], []]
@@ -324,14 +423,23 @@ CHANGES: dict[str, Callable[[PreTrainedModel], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_kept_is_taken_for_the_same_base_model_alone(change: Callable[[PreTrainedModel], object], tokenizer: Any) -> None:
+def test_what_is_kept_is_taken_for_the_same_base_model_alone(
+    change: Callable[[PreTrainedModel], object], tokenizer: Any
+) -> None:
     model = build_model("llama").requires_grad_(False)
     kept = Kept()
 
     def run(kept: Kept | None) -> Tensor:
         road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
         data = {"a": [{"instruction": f"say {index}", "output": "abc"} for index in range(8)]}
-        settings: dict[str, Any] = {"template": "plain", "eos": [], "epochs": 2, "lr": 1e-2, "max_length": 64, "companions": {}}
+        settings: dict[str, Any] = {
+            "template": "plain",
+            "eos": [],
+            "epochs": 2,
+            "lr": 1e-2,
+            "max_length": 64,
+            "companions": {},
+        }
         roadint.train(road, tokenizer, data, quiet=True, kept=kept, **settings)
         return road.interventions[0].theta.detach().clone()
 
@@ -349,7 +457,12 @@ def test_what_is_kept_is_taken_for_the_same_base_model_alone(change: Callable[[P
 def test_attention_is_chosen_in_this_thread_alone(collator: Collator, tmp_path: Path) -> None:
     def flags() -> tuple[bool, ...]:
         cuda = torch.backends.cuda
-        return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
+        return (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+        )
 
     road, listed, seen = road_on(build_model("llama"), [{"layer": 1}]), examples(), []
     cache = PrefixCache(road, listed, collator, folder=tmp_path)

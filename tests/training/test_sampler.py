@@ -13,13 +13,20 @@ def examples(counts: dict[str, int], seed: int = 0) -> list[Example]:
     generator = random.Random(seed)
     long = {"german": 40, "english": 300}
     listed = [
-        Example([1] * generator.randint(10, long.get(name, 80)), [1], name) for name, count in counts.items() for _ in range(count)
+        Example([1] * generator.randint(10, long.get(name, 80)), [1], name)
+        for name, count in counts.items()
+        for _ in range(count)
     ]
     generator.shuffle(listed)
     return listed
 
 
-@given(st.dictionaries(st.sampled_from(["german", "english", "french"]), st.integers(1, 40), min_size=1), st.integers(1, 12))
+@given(
+    st.dictionaries(
+        st.sampled_from(["german", "english", "french"]), st.integers(1, 40), min_size=1
+    ),
+    st.integers(1, 12),
+)
 def test_every_row_once_an_epoch(counts: dict[str, int], step_rows: int) -> None:
     sampler = MixedLengthSampler(examples(counts), step_rows, seed=0)
     assert sorted(sampler) == list(range(len(sampler)))

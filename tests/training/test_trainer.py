@@ -23,13 +23,15 @@ import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
 from roadint.data.collate import Collator, Example, completion_nll, tokenize
 from roadint.training.unfinished import listed
-from tests.conftest import WIDTH, build, trained
+from tests.helpers import WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 ROWS = [{"instruction": f"say {index}", "output": "abcabc"} for index in range(16)]
 
 
-def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, **changes: Any) -> Any:
+def arguments(
+    folder: Path, kind: type[TrainingArguments] = TrainingArguments, **changes: Any
+) -> Any:
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "num_train_epochs": 3, "learning_rate": 1e-2, "use_cpu": True,
         "report_to": "none", "disable_tqdm": True, "log_level": "error", "save_strategy": "no", "dataloader_pin_memory": False,
@@ -42,9 +44,19 @@ def examples(tokenizer: Any) -> list[Example]:
     return tokenize(ROWS, tokenizer, "a", template="plain", max_length=64)
 
 
-def new_trainer(folder: Path, tokenizer: Any, examples: list[Example], road: RoadModel | None = None, **changes: Any) -> Any:
-    road = road or RoadModel(build("llama").requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES))
-    of_trainer = {name: changes.pop(name) for name in ("callbacks", "compute_metrics") if name in changes}
+def new_trainer(
+    folder: Path,
+    tokenizer: Any,
+    examples: list[Example],
+    road: RoadModel | None = None,
+    **changes: Any,
+) -> Any:
+    road = road or RoadModel(
+        build("llama").requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES)
+    )
+    of_trainer = {
+        name: changes.pop(name) for name in ("callbacks", "compute_metrics") if name in changes
+    }
     return RoadTrainer(
         road,
         arguments(folder, **changes),
@@ -66,7 +78,9 @@ def test_the_best_epoch_is_left(tokenizer: Any, examples: list[Example], tmp_pat
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_it_stops_early_and_measures(tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_it_stops_early_and_measures(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
     def metrics(predicted: Any) -> dict[str, float]:
         assert predicted.predictions.shape == predicted.label_ids.shape == (15, 7)
         scored = predicted.label_ids != -100
@@ -74,7 +88,10 @@ def test_it_stops_early_and_measures(tokenizer: Any, examples: list[Example], tm
         return {"mean": float(predicted.predictions[scored].mean())}
 
     *rest, last, _ = examples
-    examples = [*rest, Example(last.prompt, [*last.completion, 9], "a")]  # neither as many rows nor tokens as others
+    examples = [
+        *rest,
+        Example(last.prompt, [*last.completion, 9], "a"),
+    ]  # neither as many rows nor tokens as others
     trainer = new_trainer(
         tmp_path, tokenizer, examples, num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=True, callbacks=[EarlyStoppingCallback(2)], compute_metrics=metrics,
@@ -83,20 +100,37 @@ def test_it_stops_early_and_measures(tokenizer: Any, examples: list[Example], tm
     found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(found) == 3
     for entry in found:
-        assert entry["eval_mean"] == pytest.approx(entry["eval_loss"], rel=1e-2)  # Trainer's is a mean of batches
+        assert entry["eval_mean"] == pytest.approx(
+            entry["eval_loss"], rel=1e-2
+        )  # Trainer's is a mean of batches
 
 
-def test_the_loss_is_the_mean_over_the_tokens(tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_the_tokens(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
     road = trained(build("llama").requires_grad_(False))
     with torch.no_grad():
         nll, _ = completion_nll(road, Collator(tokenizer)(examples))
-    for changes in ({"per_device_train_batch_size": 16}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}):
-        trainer = new_trainer(tmp_path, tokenizer, examples, trained(build("llama")), max_steps=1, logging_steps=1, **changes)
+    for changes in (
+        {"per_device_train_batch_size": 16},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+    ):
+        trainer = new_trainer(
+            tmp_path,
+            tokenizer,
+            examples,
+            trained(build("llama")),
+            max_steps=1,
+            logging_steps=1,
+            **changes,
+        )
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(float(nll.mean()), rel=1e-5)
 
 
-def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
     whole = new_trainer(tmp_path, tokenizer, examples, **settings)
     whole.train()
@@ -106,13 +140,23 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(tokenizer: Any, 
     again = new_trainer(tmp_path, tokenizer, examples, **settings)
     again.train(resume_from_checkpoint=True)
     assert torch.equal(again.model.interventions[0].theta, whole.model.interventions[0].theta)
-    named = [{name: entry[name] for name in ("loss", "loss/a")} for entry in again.state.log_history if "loss" in entry]
-    assert named == [{name: entry[name] for name in ("loss", "loss/a")} for entry in whole.state.log_history if "loss" in entry]
+    named = [
+        {name: entry[name] for name in ("loss", "loss/a")}
+        for entry in again.state.log_history
+        if "loss" in entry
+    ]
+    assert named == [
+        {name: entry[name] for name in ("loss", "loss/a")}
+        for entry in whole.state.log_history
+        if "loss" in entry
+    ]
     for path in listed(tmp_path):
         (path / "optimizer.pt").unlink()
     for wanted in (True, str(checkpoints[0]), str(tmp_path / "none")):
         with pytest.raises(RoadError, match="expected a checkpoint with all that a training needs"):
-            new_trainer(tmp_path, tokenizer, examples, **settings).train(resume_from_checkpoint=wanted)
+            new_trainer(tmp_path, tokenizer, examples, **settings).train(
+                resume_from_checkpoint=wanted
+            )
 
 
 @pytest.mark.parametrize(
@@ -127,14 +171,18 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(tokenizer: Any, 
         {"weight_decay": 0.1},
     ],
 )
-def test_what_would_not_act_is_refused(tokenizer: Any, examples: list[Example], tmp_path: Path, setting: dict[str, Any]) -> None:
+def test_what_would_not_act_is_refused(
+    tokenizer: Any, examples: list[Example], tmp_path: Path, setting: dict[str, Any]
+) -> None:
     with pytest.raises(RoadError, match=next(iter(setting))):
         new_trainer(tmp_path, tokenizer, examples, **setting)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RoadError])
 @pytest.mark.parametrize("mode", [True, False])
-def test_an_error_in_mid_training_leaves_the_model_as_it_was(tokenizer: Any, error: type[BaseException], mode: bool) -> None:
+def test_an_error_in_mid_training_leaves_the_model_as_it_was(
+    tokenizer: Any, error: type[BaseException], mode: bool
+) -> None:
     model = build("llama").train(mode)
     model.lm_head.weight.requires_grad_(False)
     road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES)).eval()
@@ -142,9 +190,18 @@ def test_an_error_in_mid_training_leaves_the_model_as_it_was(tokenizer: Any, err
     count = [0]
 
     def state() -> Any:
-        hooks = [len(each._forward_hooks) + len(each._forward_pre_hooks) + ("forward" in vars(each)) for each in road.modules()]
+        hooks = [
+            len(each._forward_hooks) + len(each._forward_pre_hooks) + ("forward" in vars(each))
+            for each in road.modules()
+        ]
         modes = [each.training for each in road.modules()]
-        return hooks, modes, [each.requires_grad for each in model.parameters()], str(model.config), str(model.generation_config)
+        return (
+            hooks,
+            modes,
+            [each.requires_grad for each in model.parameters()],
+            str(model.config),
+            str(model.generation_config),
+        )
 
     def fails(*_: Any) -> None:
         count[0] += 1
@@ -172,19 +229,35 @@ def test_an_error_in_mid_training_leaves_the_model_as_it_was(tokenizer: Any, err
         thread.join(10)  # a progress bar's, which was told to end
     assert set(threading.enumerate()) <= threads
     handle.remove()
-    roadint.train(road, tokenizer, {"a": ROWS}, template="plain", eos=[], companions={}, epochs=1, max_length=64, quiet=True)
+    roadint.train(
+        road,
+        tokenizer,
+        {"a": ROWS},
+        template="plain",
+        eos=[],
+        companions={},
+        epochs=1,
+        max_length=64,
+        quiet=True,
+    )
 
 
-def test_half_precision_leaves_the_forward_as_it_was(tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+def test_half_precision_leaves_the_forward_as_it_was(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
     trainer = new_trainer(tmp_path, tokenizer, examples, bf16=True)
     before = trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits
     trainer.train()
-    assert torch.equal(trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits, before)
+    assert torch.equal(
+        trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits, before
+    )
     assert bool(trainer.model.interventions[0].theta.any())
 
 
 def test_trainings_of_several_threads_are_those_of_one(tokenizer: Any) -> None:
-    models = [build("llama") for _ in range(6)]  # their values are drawn from the process's random numbers
+    models = [
+        build("llama") for _ in range(6)
+    ]  # their values are drawn from the process's random numbers
 
     def train(seed: int) -> Tensor:
         road = RoadModel(models.pop(), RoadIntervention(layer=1, subspaces=HALVES))
@@ -196,12 +269,23 @@ def test_trainings_of_several_threads_are_those_of_one(tokenizer: Any) -> None:
             "batch_size": 4,
             "micro_batch": 2,
         }
-        roadint.train(road, tokenizer, {"a": ROWS}, seed=seed, companions={"a": ["b", "-b"]}, quiet=True, **settings)
+        roadint.train(
+            road,
+            tokenizer,
+            {"a": ROWS},
+            seed=seed,
+            companions={"a": ["b", "-b"]},
+            quiet=True,
+            **settings,
+        )
         return road.interventions[0].theta.detach().clone()
 
     alone = [train(seed) for seed in range(3)]
     found: dict[int, Tensor] = {}
-    threads = [threading.Thread(target=lambda seed=seed: found.update({seed: train(seed)})) for seed in range(3)]
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: train(seed)}))
+        for seed in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -213,7 +297,14 @@ def test_trainings_of_several_threads_are_those_of_one(tokenizer: Any) -> None:
 # transformers' own trainers and pipelines
 
 
-TOKENS = [{"input_ids": [1, 5 + i, 6, 7 + i, 9], "attention_mask": [1] * 5, "labels": [-100, 5 + i, 6, 7 + i, 9]} for i in range(8)]
+TOKENS = [
+    {
+        "input_ids": [1, 5 + i, 6, 7 + i, 9],
+        "attention_mask": [1] * 5,
+        "labels": [-100, 5 + i, 6, 7 + i, 9],
+    }
+    for i in range(8)
+]
 
 
 class Recording(Trainer):
@@ -236,12 +327,18 @@ class Recording(Trainer):
         {},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
         {"label_smoothing_factor": 0.1},
-        {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+        {
+            "label_smoothing_factor": 0.1,
+            "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 2,
+        },
         {"average_tokens_across_devices": False},
     ],
 )
 @pytest.mark.parametrize("as_data_set", [False, True])
-def test_losses_and_gradients_are_the_base_models(changes: dict[str, Any], as_data_set: bool, tmp_path: Path) -> None:
+def test_losses_and_gradients_are_the_base_models(
+    changes: dict[str, Any], as_data_set: bool, tmp_path: Path
+) -> None:
     """With remove_unused_columns, as is Trainer's default."""
     results = []
     for wrapped in (False, True):
@@ -252,11 +349,20 @@ def test_losses_and_gradients_are_the_base_models(changes: dict[str, Any], as_da
             import datasets
 
             data = datasets.Dataset.from_list(data)
-        system = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES)) if wrapped else model.eval()
+        system = (
+            RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
+            if wrapped
+            else model.eval()
+        )
         settings = arguments(tmp_path, eval_strategy="epoch", **{"num_train_epochs": 1, **changes})
         trainer = Recording(system, settings, train_dataset=data, eval_dataset=data)
         trainer.train()
-        results.append((trainer.seen, [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]))
+        results.append(
+            (
+                trainer.seen,
+                [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
+            )
+        )
     (plain, plain_eval), (ours, our_eval) = results
     assert len(plain) == len(ours) > 0
     for (loss, gradient), (other_loss, other_gradient) in zip(plain, ours, strict=True):
@@ -268,21 +374,32 @@ def test_losses_and_gradients_are_the_base_models(changes: dict[str, Any], as_da
 def test_a_classifiers_columns_and_losses_are_kept(classifier: str, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    data = [{"input_ids": [5 + i, 6, 7], "token_type_ids": [0, 1, 1], "labels": i % 2, "other": 1} for i in range(8)]
+    data = [
+        {"input_ids": [5 + i, 6, 7], "token_type_ids": [0, 1, 1], "labels": i % 2, "other": 1}
+        for i in range(8)
+    ]
     losses = []
     for wrapped in (False, True):
         model: Any = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
         system = roadint.add_linear_road(model, name="a") if wrapped else model
-        losses.append(Trainer(system, arguments(tmp_path), eval_dataset=data).evaluate()["eval_loss"])
+        losses.append(
+            Trainer(system, arguments(tmp_path), eval_dataset=data).evaluate()["eval_loss"]
+        )
     assert losses[1] == pytest.approx(losses[0])
 
 
 def of_checkpointing(folder: Path, tokenizer: Any) -> None:
-    Trainer(trained(build("llama")), arguments(folder, gradient_checkpointing=True), train_dataset=TOKENS).train()
+    Trainer(
+        trained(build("llama")),
+        arguments(folder, gradient_checkpointing=True),
+        train_dataset=TOKENS,
+    ).train()
 
 
 def of_noise(folder: Path, tokenizer: Any) -> None:
-    Trainer(trained(build("llama")), arguments(folder, neftune_noise_alpha=5.0), train_dataset=TOKENS).train()
+    Trainer(
+        trained(build("llama")), arguments(folder, neftune_noise_alpha=5.0), train_dataset=TOKENS
+    ).train()
 
 
 @pytest.mark.parametrize("call", [of_checkpointing, of_noise])
@@ -293,7 +410,9 @@ def test_what_cannot_act_through_transformers_trainer_is_refused(
         call(tmp_path, tokenizer)
 
 
-def test_predictions_and_pipelines_generate_with_the_edit(tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
+def test_predictions_and_pipelines_generate_with_the_edit(
+    tokenizer: Any, tmp_path: Path, caplog: Any
+) -> None:
     caplog.set_level(logging.CRITICAL)
     road = trained(build("llama"))
     rows = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in TOKENS]
@@ -304,10 +423,16 @@ def test_predictions_and_pipelines_generate_with_the_edit(tokenizer: Any, tmp_pa
     for given in ({"input_ids": ids}, {"inputs": ids}):
         assert torch.equal(road.generate(**given, **greedy), expected)
     assert torch.equal(road.generate(ids, **greedy), expected)
-    settings = arguments(tmp_path, Seq2SeqTrainingArguments, predict_with_generate=True, num_train_epochs=1)
+    settings = arguments(
+        tmp_path, Seq2SeqTrainingArguments, predict_with_generate=True, num_train_epochs=1
+    )
     predicted = Seq2SeqTrainer(road, settings, processing_class=tokenizer).predict(rows, **greedy)
-    assert torch.equal(torch.tensor(predicted.predictions)[:, :9], expected)  # padded to a length of 20
-    said = pipeline("text-generation", model=road, tokenizer=tokenizer)("say it", **greedy, return_full_text=False)
+    assert torch.equal(
+        torch.tensor(predicted.predictions)[:, :9], expected
+    )  # padded to a length of 20
+    said = pipeline("text-generation", model=road, tokenizer=tokenizer)(
+        "say it", **greedy, return_full_text=False
+    )
     inputs = tokenizer("say it", return_tensors="pt")
     tokens = road.generate_tokens(**inputs, **greedy)[0, inputs["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == tokenizer.decode(tokens, skip_special_tokens=True)

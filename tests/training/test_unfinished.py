@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError, RoadIntervention, RoadModel, checkpoint
+from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.model import checkpoint
 from roadint.training import unfinished
-from tests.conftest import build
+from tests.helpers import build
 
 DATA = {"a": [{"instruction": f"say {index}", "output": "abc"} for index in range(16)]}
 SETTINGS: dict[str, Any] = {
@@ -24,12 +25,21 @@ OPERATIONS = ("unlink", "rmdir", "rename", "replace", "mkdir", "remove")
 
 
 def new_road() -> RoadModel:
-    return RoadModel(build("llama"), RoadIntervention(layer=1, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}))
+    return RoadModel(
+        build("llama"), RoadIntervention(layer=1, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"})
+    )
 
 
 def run(tokenizer: Any, out: Path, *, resume: bool = False, **changes: Any) -> RoadModel:
     road = new_road()
-    roadint.train(road, tokenizer, changes.pop("data", DATA), out=out, resume=resume, **{**SETTINGS, **changes})
+    roadint.train(
+        road,
+        tokenizer,
+        changes.pop("data", DATA),
+        out=out,
+        resume=resume,
+        **{**SETTINGS, **changes},
+    )
     return road
 
 
@@ -44,7 +54,11 @@ def assert_same_result(out: Path, whole: Path) -> None:
     assert torch.equal(theta, other_theta)
     assert log == other_log
     assert loss == other_loss
-    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "road.json", "road.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "log.jsonl",
+        "road.json",
+        "road.safetensors",
+    ]
 
 
 def killed(work: Callable[[], object], before: int) -> bool:
@@ -83,7 +97,9 @@ def whole(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_killed_before_any_operation_on_files_it_ends_at_the_same_result(whole: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_killed_before_any_operation_on_files_it_ends_at_the_same_result(
+    whole: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     for place in range(1, 400, 5):  # all of them take two minutes
         out = tmp_path / str(place)
         if not killed(lambda out=out: run(tokenizer, out), place):
@@ -104,7 +120,9 @@ def ended(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return out
 
 
-@pytest.mark.parametrize("gone", [[], ["run.json"], ["checkpoint-8"], ["checkpoint-8", "checkpoint-6/optimizer.pt"]])
+@pytest.mark.parametrize(
+    "gone", [[], ["run.json"], ["checkpoint-8"], ["checkpoint-8", "checkpoint-6/optimizer.pt"]]
+)
 def test_what_is_left_of_the_checkpoints_does_not_matter_once_the_result_is_there(
     ended: Path, whole: Path, tokenizer: Any, gone: list[str]
 ) -> None:
@@ -117,7 +135,9 @@ def test_what_is_left_of_the_checkpoints_does_not_matter_once_the_result_is_ther
     assert_same_result(ended, whole)
 
 
-def test_a_removal_that_was_cut_short_is_a_finished_run(ended: Path, whole: Path, tokenizer: Any) -> None:
+def test_a_removal_that_was_cut_short_is_a_finished_run(
+    ended: Path, whole: Path, tokenizer: Any
+) -> None:
     (ended / "checkpoints" / "run.json").unlink()
     assert not unfinished.is_finished(ended)
     (ended / ".checkpoints.done").touch()  # as finish does first
@@ -126,12 +146,21 @@ def test_a_removal_that_was_cut_short_is_a_finished_run(ended: Path, whole: Path
     assert_same_result(ended, whole)
 
 
-def test_every_file_of_a_checkpoint_is_needed_to_go_on(ended: Path, whole: Path, tokenizer: Any) -> None:
+def test_every_file_of_a_checkpoint_is_needed_to_go_on(
+    ended: Path, whole: Path, tokenizer: Any
+) -> None:
     for name in ("road.json", "road.safetensors", "log.jsonl"):
         (ended / name).unlink()
     last, before = ended / "checkpoints" / "checkpoint-8", ended / "checkpoints" / "checkpoint-6"
     assert unfinished.is_whole(before)
-    for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "road.safetensors", "log_state_0.pt"):
+    for file in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "road.safetensors",
+        "log_state_0.pt",
+    ):
         content = (before / file).read_bytes()
         for damaged in (None, content[: len(content) // 2], b""):
             (before / file).unlink() if damaged is None else (before / file).write_bytes(damaged)
@@ -143,17 +172,23 @@ def test_every_file_of_a_checkpoint_is_needed_to_go_on(ended: Path, whole: Path,
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "null"])
-def test_checkpoints_of_nobody_are_refused(ended: Path, tokenizer: Any, content: str | None) -> None:
+def test_checkpoints_of_nobody_are_refused(
+    ended: Path, tokenizer: Any, content: str | None
+) -> None:
     (ended / "road.json").unlink()
     file = ended / "checkpoints" / "run.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(RoadError, match=r"unfinished run in .*(no readable run.json|other settings or data)"):
+    with pytest.raises(
+        RoadError, match=r"unfinished run in .*(no readable run.json|other settings or data)"
+    ):
         run(tokenizer, ended, resume=True)
     with pytest.raises(RoadError, match="holds an unfinished run: add --resume"):
         run(tokenizer, ended)
 
 
-def test_other_data_and_another_base_model_are_not_gone_on_with(ended: Path, tokenizer: Any) -> None:
+def test_other_data_and_another_base_model_are_not_gone_on_with(
+    ended: Path, tokenizer: Any
+) -> None:
     (ended / "road.json").unlink()
     other = {"a": [{**row, "output": "abd"} for row in DATA["a"]]}  # as many tokens
     with pytest.raises(RoadError, match=r"other settings or data \(tokens\)"):
@@ -166,7 +201,9 @@ def test_other_data_and_another_base_model_are_not_gone_on_with(ended: Path, tok
         roadint.train(road, tokenizer, DATA, out=ended, resume=True, **SETTINGS)
 
 
-def test_an_older_result_is_not_taken_for_the_run_that_replaces_it(whole: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_an_older_result_is_not_taken_for_the_run_that_replaces_it(
+    whole: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     run(tokenizer, out, lr=1e-2)
     older = result(out)[0]
@@ -177,14 +214,18 @@ def test_an_older_result_is_not_taken_for_the_run_that_replaces_it(whole: Path, 
     assert_same_result(out, whole)
 
 
-def test_what_killed_saves_left_goes_and_a_damaged_result_is_trained_again(whole: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_what_killed_saves_left_goes_and_a_damaged_result_is_trained_again(
+    whole: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     for name in (".road.safetensors.ab", ".road.json.cd", ".log.jsonl.ef"):
         (out / name).write_text("half")
     run(tokenizer, out, resume=True)
     assert_same_result(out, whole)
-    os.rename(out / "road.safetensors", out / ".road.safetensors.ab")  # a save that was killed between its two files
+    os.rename(
+        out / "road.safetensors", out / ".road.safetensors.ab"
+    )  # a save that was killed between its two files
     (out / "road.safetensors").write_text("another's")
     unfinished.finish(out)
     assert torch.equal(checkpoint.read(out).tensors["0.theta"], result(whole)[0])

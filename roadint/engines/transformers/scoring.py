@@ -1,0 +1,150 @@
+"""The language-model head only where it is needed, and its loss without ever holding all logits.
+
+A vocabulary of 262,144 makes the head dearer than the layers. Here it runs on the tokens that are to be scored, some at a time, and
+each piece of logits is gone, with its gradient, before the next one comes. What a model does with its logits (soft-caps, scales)
+is done by its own forward, in which only the layers do nothing.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from roadint.architecture.layers import find_layers, positions_of, text_config
+from roadint.engines.transformers.partial import Enough, Resumed
+from roadint.engines.transformers.view import view
+from roadint.errors import RoadError
+
+_LOGITS = 5 << 23  # numbers in a piece of logits: 160 tokens of 262,144, 84 MB in bfloat16
+_FLOATS = (
+    1 << 20
+)  # how many of them are float32 at a time: 4 MB, which stay in the processor's cache
+
+
+def score(
+    model: nn.Module, inputs: dict[str, Any], where: Tensor, labels: Tensor, *, plain: nn.Module
+) -> Tensor:
+    """The negative log-likelihood, in nats, of labels [tokens] as the tokens after those at `where`: [tokens] float32.
+
+    model: with the edits of the call; plain: without. inputs: of the model's forward. where: [2, tokens] int, rows and columns.
+    Raises RoadError where the model has no head.
+    """
+    rows, columns = where
+    if _head(model) is not _head(plain):  # the edits are in the head too
+        return cross_entropy(
+            model(**inputs).logits[rows, columns].float(), labels, reduction="none"
+        )
+    hidden, as_tuple = _input_of_head(model, inputs)
+
+    def logits_of(piece: Tensor) -> Tensor:
+        return _logits(plain, piece, as_tuple)
+
+    if torch.is_grad_enabled() and any(
+        parameter.requires_grad for parameter in _head(plain).parameters()
+    ):
+        return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
+    pieces = min(len(labels), -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS))
+    nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
+    return nll
+
+
+class _PiecewiseNLL(torch.autograd.Function):
+    """Cross-entropy in float32, in pieces of like size; keeps the gradient of the hidden states, computed on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, pieces: int, logits_of: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        learning = ctx.needs_input_grad[0]
+        nll, gradients = [], []
+        for part, targets in zip(
+            hidden.detach().tensor_split(pieces), labels.tensor_split(pieces), strict=True
+        ):
+            with torch.set_grad_enabled(learning):
+                logits = logits_of(part.requires_grad_(learning))
+            losses, gradient = _cross_entropy(logits.detach(), targets, learning)
+            nll.append(losses)
+            if gradient is not None:
+                gradients.append(torch.autograd.grad(logits, part, gradient)[0])
+        if learning:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(nll)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0][:, None].to(gradient.dtype), None, None, None
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor | None]:
+    """The losses [tokens] and, where `learning`, their gradient in the logits' dtype; float32 for a few tokens at a time."""
+    nll = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    gradient = torch.empty_like(logits) if learning else None
+    rows = max(1, (_FLOATS if logits.device.type == "cpu" else _LOGITS) // logits.shape[-1])
+    buffer = torch.empty(
+        rows, logits.shape[-1], dtype=torch.float32, device=logits.device
+    )  # fresh memory costs as much as the work
+    for start in range(0, len(labels), rows):
+        part, target = logits[start : start + rows], labels[start : start + rows, None]
+        shifted = buffer[: len(part)].copy_(part)
+        shifted.sub_(shifted.amax(dim=-1, keepdim=True))
+        wanted = shifted.gather(1, target)
+        total = shifted.exp_().sum(dim=-1, keepdim=True)
+        nll[start : start + rows] = (total.log() - wanted)[:, 0]
+        if gradient is not None:
+            torch.mul(
+                shifted.scatter_add_(1, target, -total),
+                1 / total,
+                out=gradient[start : start + rows],
+            )
+    return nll, gradient
+
+
+def _head(model: nn.Module) -> nn.Module:
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise RoadError(
+            f"{type(model).__name__} has no language-model head: expected a causal language model"
+        )
+    return head
+
+
+def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
+    """What the model's forward gives to its head, [rows, columns, width]; the head itself does not run.
+
+    And whether the model's layers return tuples, which those that `Resumed` puts in their place must do too.
+    """
+    found: list[Tensor] = []
+    forms: list[bool] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        forms.append(isinstance(output, tuple))
+
+    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(args[0])
+        raise Enough
+
+    looking = view(model, {find_layers(model)[1][0]: [look]}, {_head(model): [stop]})
+    with suppress(Enough):
+        looking(**inputs)
+    return found[0], forms[0]
+
+
+def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
+    """The model's own logits [tokens, vocabulary] for the head's input [tokens, width]."""
+    positions = positions_of(model)
+    rows = (
+        hidden[None] if positions is None or len(hidden) <= positions else hidden[:, None]
+    )  # a row each where they are few
+
+    def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (rows, *args[1:]), kwargs
+
+    alone = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
+    alone = view(alone, {}, {_head(alone): [replace]})
+    ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)
+    logits: Tensor = alone(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+    return logits

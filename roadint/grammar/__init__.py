@@ -1,0 +1,1 @@
+"""What users write: subspaces, positions and compositions, from text to values and back."""

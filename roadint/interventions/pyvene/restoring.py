@@ -1,0 +1,79 @@
+"""Values that come back with the arguments they belong to: read, checked before anything is made, and taken on in place."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roadint.errors import RoadError, first_line, quoted
+from roadint.rotation.parameters import keep_objects
+
+
+def arguments_of(state: Any) -> dict[str, Any]:
+    """What `get_extra_state` wrote. Raises RoadError for anything else."""
+    try:
+        arguments = json.loads(bytes(state.tolist()).decode())
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise RoadError(
+            f"the arguments beside the values can't be read ({first_line(error)}): save them again"
+        ) from None
+    if not isinstance(arguments, dict):
+        raise RoadError(
+            f"the arguments beside the values are {quoted(arguments)}: expected a mapping"
+        )
+    return arguments
+
+
+def check_shape(name: str, saved: Any, value: Tensor) -> None:
+    """Raises RoadError where a saved value is of another shape."""
+    if not torch.is_tensor(saved) or saved.shape != value.shape:
+        got = tuple(saved.shape) if torch.is_tensor(saved) else quoted(saved)
+        raise RoadError(f"{name} is {got}: expected {tuple(value.shape)}")
+
+
+def check_fits(
+    kind: type[nn.Module], arguments: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    """Raises RoadError, before anything large is made, where the arguments ask for other shapes than the values have."""
+    width, numbers = (
+        arguments.get("embed_dim"),
+        sum(value.numel() for value in values.values() if torch.is_tensor(value)),
+    )
+    if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= 2 * numbers:
+        raise RoadError(
+            f"embed_dim {quoted(width)} for {numbers} values: expected the width that they were saved with"
+        )
+    cheap = {**arguments, **({"basis": "identity"} if "basis" in arguments else {})}
+    try:
+        with torch.device("meta"):
+            shapes = {name: parameter.shape for name, parameter in kind(**cheap).named_parameters()}
+    except RoadError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RoadError(
+            f"these values' arguments make no {kind.__name__}: {first_line(error)}"
+        ) from error
+    for name, shape in shapes.items():
+        if name in values and values[name].shape != shape:
+            raise RoadError(
+                f"{name} is {tuple(values[name].shape)}: expected {tuple(shape)}, as its arguments say"
+            )
+
+
+def become(module: nn.Module, made: nn.Module) -> None:
+    """Take on all that `made` is; the parameters (with made's values), hooks and the mode stay the module's own."""
+    made.train(module.training)
+    kept, modules = dict(module.named_parameters()), dict(module.named_modules())
+    device = next((parameter.device for parameter in kept.values()), None)
+    for name, inside in made.named_modules():
+        if name in modules:
+            inside.__dict__.update(
+                {key: value for key, value in modules[name].__dict__.items() if "hook" in key}
+            )
+    for name in (*made._parameters, *made._buffers, *made._modules):
+        module.__dict__.pop(name, None)  # such as a None, where there was nothing to register
+    module.__dict__.update(made.__dict__)
+    keep_objects(module, kept)
+    module.to(device)

@@ -1,0 +1,139 @@
+"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it: names, indices, dims or a composition."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roadint.errors import RoadError, quoted
+from roadint.grammar.composition import Composition
+from roadint.grammar.subspace import Partition, Subspace, SubspaceLike
+
+
+def entries_of(subspaces: Any, rows: int) -> list[Any]:
+    """One entry a row. Raises RoadError for anything else."""
+    entries = _items(subspaces)
+    if entries is None:
+        raise RoadError(
+            f"subspaces {quoted(subspaces)} are for no row: expected one entry a row, such as [[0], [0, 1]]"
+        )
+    if len(entries) != rows:
+        raise RoadError(f"{len(entries)} entries in subspaces for {rows} rows: expected one a row")
+    return entries
+
+
+def chosen_by(entry: Any, partition: Partition, dims_of: str | None) -> Composition | Tensor:
+    """What acts in a row: a Composition or, where dims are counted, [units] float32.
+
+    dims_of: the name of the one subspace in which integers count dims; None where they are indices into the partition.
+    """
+    names = list(partition)
+    if entry is None or isinstance(entry, (str, Mapping, Composition)):
+        return Composition.parse(entry, names)
+    items = _items(entry)
+    if items is None:
+        raise RoadError(
+            f"{quoted(entry)} for a row's subspaces: expected a list, such as [0] or ['a', 'b'], or a composition"
+        )
+    if dims_of is not None and items and not any(isinstance(item, str) for item in items):
+        return _strengths_of_dims(
+            [_whole_number(item, "a dim") for item in items], partition, partition[dims_of]
+        )
+    if dims_of is not None and any(not isinstance(item, str) for item in items):
+        raise RoadError(
+            f"{quoted(entry)} for a row's subspaces: expected names alone, or dims alone"
+        )
+    return Composition.parse({_name_of(item, names): 1.0 for item in items}, names)
+
+
+def _name_of(item: Any, names: list[str]) -> str:
+    if isinstance(item, str):
+        return item
+    index = _whole_number(item, "a subspace index")
+    if not 0 <= index < len(names):
+        raise RoadError(
+            f"subspace index {index} is outside the partition: expected 0 to {len(names) - 1}"
+        )
+    return names[index]
+
+
+def _strengths_of_dims(dims: list[int], partition: Partition, held: Subspace) -> Tensor:
+    for dim in (min(dims), max(dims)):
+        if not 0 <= dim < partition.width:
+            raise RoadError(f"dim {dim} is outside the width: expected 0 to {partition.width - 1}")
+    chosen = Subspace.from_dims(dims, partition.width, partition.unit)
+    outside = sorted(set(chosen.blocks) - set(held.blocks))
+    if outside:
+        first = outside[0] * partition.unit
+        named = f"dims {first} and {first + 1} are" if partition.unit == 2 else f"row {first} is"
+        raise RoadError(f"{named} outside the subspace {held}")
+    strengths = torch.zeros(partition.count)
+    strengths[torch.tensor(chosen.blocks)] = 1.0
+    return strengths
+
+
+def parts_of(partition: Any) -> list[SubspaceLike]:
+    """pyvene's subspace_partition in forms that are not ambiguous: of two numbers a half-open range, of others the dims."""
+    parts = _items(partition)
+    if not parts:
+        raise RoadError(
+            f"subspace_partition {quoted(partition)}: expected a list of ranges or of dims, such as [[0, 8], [8, 32]]"
+        )
+    return [_part(part) for part in parts]
+
+
+def _part(part: Any) -> SubspaceLike:
+    if isinstance(part, (str, range, slice, Subspace)):
+        return part
+    items = _items(part)
+    if not items:
+        raise RoadError(
+            f"{quoted(part)} in subspace_partition: expected a range [start, end] or a list of dims"
+        )
+    if any(_items(item) is not None for item in items):
+        return [_part(item) for item in items]
+    numbers = [_whole_number(item, "a dim") for item in items]
+    if len(numbers) == 2:
+        return range(numbers[0], numbers[1])
+    dims = set(numbers)
+    starts, ends = (
+        sorted(dim for dim in dims if dim - 1 not in dims),
+        sorted(dim + 1 for dim in dims if dim + 1 not in dims),
+    )
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _items(given: Any) -> list[Any] | None:
+    """The items of a list, tuple, range, set, array or tensor; None for anything else."""
+    if torch.is_tensor(given) or type(given).__module__ == "numpy":
+        if not getattr(given, "ndim", 0):
+            return None
+        if torch.is_tensor(given) and given.dtype is torch.bool:
+            raise RoadError(
+                "a mask of bools where indices are counted: expected integers, such as mask.nonzero().flatten()"
+            )
+        listed: list[Any] = given.tolist()
+        return listed
+    return (
+        list(given)
+        if isinstance(given, (Sequence, range, set, frozenset))
+        and not isinstance(given, (str, bytes))
+        else None
+    )
+
+
+def index_of(value: Any) -> int | None:
+    """An integer of any library, or None."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError, ValueError):
+        return None
+
+
+def _whole_number(value: Any, what: str) -> int:
+    number = index_of(value)
+    if number is None:
+        raise RoadError(f"{quoted(value)} is not {what}: expected an integer")
+    return number

@@ -1,0 +1,1 @@
+"""RoadModel, and what is kept of it: checkpoints, the hub, base models by name."""

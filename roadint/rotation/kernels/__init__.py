@@ -1,0 +1,1 @@
+"""The one operation that turns hidden states, a file for each backend."""

@@ -1,0 +1,230 @@
+"""Adapters in the weights: against the unmerged run, PEFT's merge and the weights before."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.interop.peft import export
+from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def same(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("pairing", ["adjacent", "half", 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merged_equals_unmerged(model: PreTrainedModel, variant: Any, pairing: Any) -> None:
+    """On every architecture, Conv1D and biases among them; with LoRA; and back."""
+    road = with_adapters(model, "a", variant=variant, pairing=pairing, lora_rank=2)
+    before = weights(model)
+    expected = road(input_ids=IDS, compose="a").logits
+    scale = float(expected.detach().abs().max())
+    with road.merged("a") as plain:
+        torch.testing.assert_close(plain(input_ids=IDS).logits, expected, rtol=0, atol=3e-6 * scale)
+        torch.testing.assert_close(road(input_ids=IDS).logits, expected, rtol=0, atol=3e-6 * scale)
+    assert same(model, before)
+    road.merge("a")
+    torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=0, atol=3e-6 * scale)
+    road.unmerge()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(
+            value, before[name], rtol=0, atol=2e-5 * float(before[name].abs().max())
+        )
+
+
+def test_weighted_sums_and_interventions_beside() -> None:
+    llama = build("llama")
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces={"german": "[0, d/2)"}))
+    for seed, name in enumerate("abc"):
+        randomised(road.add_adapter(name, layers=None if name != "b" else [0, 2]), seed)
+    expected = road(input_ids=IDS, compose="german + a - 0.5*b + 2*c").logits
+    with road.merged("a - 0.5*b + 2*c"):
+        torch.testing.assert_close(
+            road(input_ids=IDS, compose="german").logits, expected, rtol=0, atol=2e-5
+        )
+        assert road.names == ["german"]
+        for call in (
+            lambda: road(input_ids=IDS, compose="a"),
+            lambda: road.merge("b"),
+            lambda: road.remove_adapter("a"),
+        ):
+            with pytest.raises(RoadError, match="merged.*unmerge"):
+                call()
+    assert road.names == ["german", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("group", [2, 8])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merges_as_peft(variant: Any, group: int, tmp_path: Path) -> None:
+    """The same weights as PEFT's, which multiplies by a dense matrix."""
+    model = build("llama")
+    road = with_adapters(
+        model, "a", variant=variant, pairing=group, targets=["q_proj", "down_proj"]
+    )
+    export(road, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).merge_and_unload()
+    road.merge("a")
+    for (name, own), (_, other) in zip(
+        model.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            own, other, rtol=0, atol=1e-6 * max(1, float(other.detach().abs().max())), msg=name
+        )
+
+
+def test_embeddings_and_heads() -> None:
+    bert = encoder()
+    road = RoadModel(bert)
+    adapter = randomised(
+        road.add_adapter("glue", targets=["word_embeddings", "query"], heads="classifier")
+    )
+    with torch.no_grad():
+        for parameter in adapter.heads.parameters():
+            parameter.normal_()
+    before = weights(bert)
+    expected = road(input_ids=IDS, compose="glue").logits
+    road.merge("glue")
+    torch.testing.assert_close(bert(input_ids=IDS).logits, expected, rtol=0, atol=1e-5)
+    road.unmerge()
+    torch.testing.assert_close(bert.classifier.weight, before["classifier.weight"], rtol=0, atol=0)
+    tied = build("gemma3")
+    road, before = with_adapters(tied, "a", targets=["embed_tokens", "q_proj"]), weights(tied)
+    with pytest.raises(RoadError, match=r"embed_tokens shares its weights with lm_head"):
+        road.merge("a")
+    assert same(tied, before)
+
+
+def test_large_and_odd_shapes_in_chunks() -> None:
+    """More than one chunk, and groups larger than a chunk."""
+    from roadint.adapters import merging as merge
+    from roadint.rotation.rotation import rotation
+
+    for group in (2, 6, 96):
+        layer = nn.Linear(50, 96)
+        theta, alpha = torch.randn(48, 2, 2), torch.rand(48, 2, 2) + 0.5
+        turned = rotation(theta, alpha, variant="road_4", group=group)
+        expected = turned.dense() @ layer.weight, turned.dense() @ layer.bias
+        before, merge._CHUNK = merge._CHUNK, 700
+        try:
+            merge._turn(layer, turned)
+        finally:
+            merge._CHUNK = before
+        torch.testing.assert_close(layer.weight, expected[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer.bias, expected[1], rtol=0, atol=1e-5)
+
+
+def test_tells_what_the_dtype_loses() -> None:
+    model = build("llama").to(torch.bfloat16)
+    road = RoadModel(model)
+    adapter = road.add_adapter("a")
+    with torch.no_grad():
+        adapter.theta.fill_(1e-4)
+    with pytest.warns(
+        UserWarning,
+        match=r"bfloat16 rounds away over 20 % of the change at 21 of 21 targets \(\d+ % at ",
+    ):
+        report = road.merge("a")
+    assert min(report.rounding.values()) > 0.5
+    road.unmerge()
+    with torch.no_grad():
+        adapter.theta.fill_(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert max(road.merge("a").rounding.values()) < 0.02
+    road.unmerge()
+    with torch.no_grad():
+        adapter.theta.fill_(1e-4)
+    model.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        road.merge("a")
+
+
+def test_refusals_change_nothing() -> None:
+    model = build("llama")
+    road = RoadModel(model, RoadIntervention(layer=1, subspaces={"german": "[0, d/2)"}))
+    randomised(road.add_adapter("a", variant="road_2"), 1)
+    randomised(road.add_adapter("b", variant="road_2"), 2)
+    before = weights(model)
+    with pytest.raises(RoadError, match="'german' edits hidden states"):
+        road.merge("german + a")
+    with pytest.raises(RoadError, match="do not commute"):
+        road.merge()
+    with pytest.raises(RoadError, match="unknown subspace 'c'"):
+        road.merge("c")
+    with pytest.raises(RoadError, match="nothing to merge"):
+        road.merge(None)
+    with pytest.raises(RoadError, match="no adapters are merged"):
+        road.unmerge()
+    with torch.no_grad():
+        road.adapters["a"].alpha[3] = 0
+    with pytest.raises(RoadError, match="block 3 is singular"):
+        road.merge("a")
+    assert same(model, before)
+    with road.merged("a"):
+        pass
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_strength_that_leaves_float32_is_refused_before_anything_changes(variant: Any) -> None:
+    llama = build("llama")
+    road = with_adapters(llama, "a", variant=variant)
+    before, values = (
+        weights(llama),
+        {name: value.clone() for name, value in road.adapters["a"].state_dict().items()},
+    )
+    message = "a scale α of .* becomes .* at strength 300, in block [0-9]+ of 'a', at model.layers"
+    for call in (
+        lambda: road.merge("300*a"),
+        lambda: road.merge("300*a", keep=True),
+        lambda: road.adapters["a"].rescale(300.0),
+        lambda: road(input_ids=IDS, compose="300*a"),
+        lambda: road.generate_tokens(input_ids=IDS, compose="300*a", max_new_tokens=1),
+    ):
+        with pytest.raises(RoadError, match=message):
+            call()
+    with pytest.raises(RoadError, match="is too large: expected at most 1,000"):
+        road.adapters["a"].rescale(1e6)
+    assert same(llama, before)
+    assert all(
+        torch.equal(value, values[name]) for name, value in road.adapters["a"].state_dict().items()
+    )
+    assert road(input_ids=IDS, compose="2*a").logits.isfinite().all()
+
+
+def test_adapters_that_are_not_finite_are_refused() -> None:
+    llama = build("llama")
+    road = with_adapters(llama, "a", "b").eval()
+    before = weights(llama)
+    with torch.no_grad():
+        road.adapters["b"].theta[3] = torch.nan
+    for call in (lambda: road(input_ids=IDS, compose="a + b"), lambda: road.merge("a + b")):
+        with pytest.raises(RoadError, match="rotations of 'b' are not finite"):
+            call()
+    assert same(llama, before)
+    assert road(input_ids=IDS, compose="a").logits.isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_backward_pass_on_weights_that_have_changed_since_is_refused(keep: bool) -> None:
+    road = with_adapters(build("llama").requires_grad_(False), "a")
+    loss = road(input_ids=IDS, compose="a").logits.square().mean()
+    road.merge("a", keep=keep)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    road.unmerge()
+    road(input_ids=IDS, compose="a").logits.square().mean().backward()

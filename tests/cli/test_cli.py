@@ -1,0 +1,381 @@
+"""The command line, whole, on a tiny model in a folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import call
+
+TRAIN = [
+    "train",
+    "composition",
+    "--rows",
+    "8",
+    "--max-completion",
+    "8",
+    "--set",
+    "epochs=1",
+    "--set",
+    "layers=1",
+    "--set",
+    "max_length=256",
+]
+
+
+@pytest.fixture(scope="module")
+def adapter(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("runs") / "adapter")
+    code, _, errors = roadint("--", *TRAIN, "--model", base, "--out", out)
+    assert code == 0, errors
+    return out
+
+
+def roadint(*arguments: str) -> tuple[int, str, str]:
+    """In a process of its own, as a user runs it (after an optional --)."""
+    arguments = arguments[1:] if arguments[:1] == ("--",) else arguments
+    result = subprocess.run(
+        [sys.executable, "-m", "roadint", *arguments], capture_output=True, text=True, timeout=300
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_train_writes_a_checkpoint_and_says_what_it_is(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    assert sorted(path.name for path in Path(adapter).iterdir()) == [
+        "log.jsonl",
+        "road.json",
+        "road.safetensors",
+    ]
+    code, out, errors = call(
+        capsys, monkeypatch, *TRAIN, "--model", base, "--out", str(tmp_path / "other"), "--json"
+    )
+    assert code == 0, errors
+    summary = json.loads(out)
+    assert summary["trainable"] == 32
+    assert summary["rows"] == {"german": 8, "english": 8}
+    assert summary["bytes"] == sum(
+        (tmp_path / "other" / name).stat().st_size for name in ("road.json", "road.safetensors")
+    )
+    code, _, errors = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter)
+    assert code == 2
+    assert "holds a finished checkpoint: choose another folder, or add --overwrite" in errors
+    code, out, _ = call(capsys, monkeypatch, *TRAIN, "--model", base, "--out", adapter, "--resume")
+    assert code == 0
+    assert "32 trained numbers" in out
+    code, _, errors = call(
+        capsys,
+        monkeypatch,
+        *TRAIN,
+        "--model",
+        base,
+        "--out",
+        adapter,
+        "--resume",
+        "--set",
+        "lr=0.5",
+    )
+    assert code == 2
+    assert "holds a finished run of other settings (lr)" in errors
+
+
+@pytest.mark.parametrize("left", ["everything", "no run.json", "a mark"])
+def test_a_run_killed_when_it_only_had_to_remove_its_checkpoints_is_finished(
+    left: str, adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    from roadint.training import unfinished
+
+    train = [*TRAIN, "--model", base, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "finish", lambda out: None)
+        assert call(capsys, monkeypatch, *train)[0] == 0
+    if left != "everything":
+        (tmp_path / "out" / "checkpoints" / "run.json").unlink()
+    if left == "a mark":
+        (tmp_path / "out" / ".checkpoints.done").touch()
+    if left != "no run.json":  # which no removal leaves without its mark
+        code, _, errors = call(capsys, monkeypatch, *train)
+        assert code == 2
+        assert "holds a finished checkpoint" in errors
+    assert call(capsys, monkeypatch, *train, "--resume")[0] == 0
+    for name in ("road.json", "road.safetensors"):
+        assert (tmp_path / "out" / name).is_file()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "log.jsonl",
+        "road.json",
+        "road.safetensors",
+    ]
+
+
+def test_an_overwriting_run_that_was_cut_short_is_not_taken_for_finished(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    code, _, errors = call(
+        capsys, monkeypatch, *TRAIN, "--model", base, "--out", str(tmp_path / "out")
+    )
+    assert code == 2
+    assert "holds an unfinished run: add --resume" in errors
+
+
+def test_train_on_local_files(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n' * 5)
+    arguments = [*TRAIN, "--model", base, "--out", str(tmp_path / "out"), "--json"]
+    code, out, errors = call(
+        capsys, monkeypatch, *arguments, "--data", f"german={file}", "--data", f"english={file}"
+    )
+    assert code == 0, errors
+    assert json.loads(out)["rows"] == {"german": 5, "english": 5}
+
+
+def test_generate(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Two?\nThree?\n")
+    arguments = ["generate", adapter, "One?", "--prompts", str(prompts), "--max-new-tokens", "4"]
+    code, out, errors = call(
+        capsys,
+        monkeypatch,
+        *arguments,
+        "--json",
+        "--compose",
+        "none",
+        "--compose",
+        "0.5*german - english",
+    )
+    assert code == 0, errors
+    answers = json.loads(out)
+    assert [(answer["prompt"], answer["composition"]) for answer in answers] == [
+        (prompt, composition)
+        for prompt in ("One?", "Two?", "Three?")
+        for composition in ("none", "0.5*german - english")
+    ]
+    assert all(set(answer) == {"prompt", "composition", "text"} for answer in answers)
+    code, out, _ = call(capsys, monkeypatch, *arguments)
+    assert code == 0
+    assert all(word in out for word in ("One?", "none", "german + english"))
+
+
+def test_generate_across_checkpoints(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    """A checkpoint and its own inverse are the base model."""
+    arguments = [
+        "generate",
+        adapter,
+        "One?",
+        "--max-new-tokens",
+        "4",
+        "--json",
+        "--add",
+        f"same={adapter}",
+    ]
+    composed = ["none", "german - german@same", "german + english@same", "same"]
+    code, out, errors = call(
+        capsys,
+        monkeypatch,
+        *arguments,
+        *(word for each in composed for word in ("--compose", each)),
+    )
+    assert code == 0, errors
+    texts = [answer["text"] for answer in json.loads(out)]
+    assert texts[0] == texts[1]
+    assert [answer["composition"] for answer in json.loads(out)][3] == "german@same + english@same"
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--compose", "german@other")
+    assert code == 2
+    assert "unknown subspace 'german@other'" in errors
+
+
+def test_eval(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    arguments = ["eval", adapter, "--rows", "3", "--max-new-tokens", "4", "--max-completion", "8"]
+    code, out, errors = call(
+        capsys, monkeypatch, *arguments, "--json", "--out", str(tmp_path / "report.json")
+    )
+    assert code == 0, errors
+    report = json.loads(out)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    compositions = ["none", "german", "english", "german + english"]
+    assert list(report["nll"]) == list(report["language"]) == compositions
+    assert all(list(values) == ["german", "english", "cross"] for values in report["nll"].values())
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in report["language"].values())
+    code, out, _ = call(
+        capsys, monkeypatch, *arguments, "--compose", "german", "--data", "mine=bundled:german_dev"
+    )
+    assert code == 0
+    assert "references, nats a token" in out
+    assert "mine" in out
+    plot = tmp_path / "report.png"
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    code, out, errors = call(
+        capsys, monkeypatch, *arguments, str(other), "--plot", str(plot), "--max-prompts", "2"
+    )
+    assert code == 0, errors
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert "± 0.00" in out
+
+
+def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    plot = tmp_path / "angles.png"
+    code, out, errors = call(
+        capsys, monkeypatch, "inspect", adapter, "--plot", str(plot), "--prompt", "Why?"
+    )
+    assert code == 0, errors
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert all(word in out for word in ("german", "[16, 32)", "mean |θ|", "»⏎«[layer 1]"))
+    code, out, _ = call(capsys, monkeypatch, "inspect", adapter, "--blocks")
+    assert code == 0
+    assert len([line for line in out.splitlines() if "english" in line]) == 8
+    code, out, _ = call(capsys, monkeypatch, "inspect", adapter, "--json")
+    (site,) = json.loads(out)["sites"]
+    assert (site["layer"], site["variant"]) == (1, "road_1")
+    assert site["subspaces"]["english"]["blocks"] == list(range(8, 16))
+    assert len(site["subspaces"]["english"]["angles"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "compositon", "--out", "x"],
+            "no recipe 'compositon'.*did you mean 'composition'",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--set", "lrr=1"],
+            "no setting 'lrr'.*did you mean 'lr'",
+        ),
+        (["train", "composition", "--out", "x", "--set", "lr"], "--set 'lr': expected NAME=VALUE"),
+        (["train", "composition", "--out", "x", "--set", "position=lst"], "unknown position 'lst'"),
+        (
+            ["generate", "ADAPTER", "Hi", "--compose", "germn"],
+            "unknown subspace 'germn'.*did you mean 'german'",
+        ),
+        (["generate", "ADAPTER", "--prompts", "none.txt"], "prompts 'none.txt' can't be read"),
+        (["eval", "ADAPTER", "--data", "a=none.jsonl"], "data file 'none.jsonl' does not exist"),
+        (["eval", "ADAPTER", "ADAPTER"], "a checkpoint is given twice"),
+        (["eval", "ADAPTER", "--plot", "report.txt"], "expected a .png, .svg or .pdf file"),
+        (["sweep", "composition", "--out", "x", "--over", "lr=1"], "over lr=1: expected a list"),
+        (["eval", "ADAPTER", "--out", "no/such/report.json"], "the folder no/such does not exist"),
+        (["inspect", "ADAPTER", "--plot", "angles.txt"], "expected a .png, .svg or .pdf file"),
+        (["inspect", "nowhere/nothing"], "neither a folder nor a reachable hub repository"),
+        (["frobnicate"], "No such command"),
+        (
+            ["train", "composition", "--out", "x", "--set", "lr=1", "--set", "lr=2"],
+            "--set names 'lr' twice, as '1' and '2'",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--set", "rows=5", "--rows", "6"],
+            "--set rows='5' and --rows 6: expected one",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--set", "lr=[1"],
+            "recipe setting lr='.1' is no YAML",
+        ),
+        (["train", "composition", "--out", "x", "--set", "lr=.nan"], "lr=nan must be above 0"),
+        (
+            [
+                "train",
+                "composition",
+                "--out",
+                "x",
+                "--data",
+                "german=a.csv",
+                "--data",
+                "german=b.csv",
+            ],
+            "--data names 'german' twice",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--data", "german=a.csv"],
+            "data file 'a.csv' does not exist",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--data", "germn=bundled:german"],
+            "unknown subspace 'germn'",
+        ),
+        (
+            ["train", "composition", "--out", "/proc/nope/x"],
+            "--out '/proc/nope/x' can't be a folder",
+        ),
+        (["train", "composition", "--out", "FILE"], "is a file, expected a folder"),
+        (["train", "composition", "--out", "FILE/x/y"], "is a file, expected a folder"),
+        (["train", "composition", "--out", "a" * 300], "can't be a folder.*too long"),
+        (["generate", "ADAPTER", "Hi", "--add", "a=x", "--add", "a=y"], "--add names 'a' twice"),
+        (["generate", "ADAPTER", "--prompts", "/proc"], "prompts '/proc' can't be read"),
+        (["eval", "ADAPTER", "--out", "/"], "--out '/' is a folder: expected a file"),
+        (
+            ["eval", "ADAPTER", "--plot", "/proc/report.png"],
+            "--plot '/proc/report.png' can't be written",
+        ),
+        (["eval", "ADAPTER", "--language", "german"], "language 'german': expected a code"),
+        (["inspect", "ADAPTER", "--plot", "FILE/a.png"], "does not exist"),
+        (["sweep", "composition", "--out", "FILE"], "is a file, expected a folder"),
+        (
+            ["sweep", "composition", "--out", "x", "--over", "lr=[1]", "--over", "lr=[2]"],
+            "--over names 'lr' twice",
+        ),
+        (["sweep", "composition", "--out", "x", "--over", "lr=[1"], "--over lr='.1' is no YAML"),
+        (["sweep", "glue", "--out", "x", "--over", "lr=[1]"], "a sweep can't run task 'rte'"),
+        (["merge", "ADAPTER", "--out", "FILE"], "is a file, expected a folder"),
+        (["export", "ADAPTER", "--out", "/proc/nope"], "can't be a folder"),
+        (["merge", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
+        (["export", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),
+        (["import", "nowhere", "--out", "ADAPTER"], "is not empty: expected a new folder"),
+        (["bench", "train", "--out", "/proc/a.json"], "--out '/proc/a.json' can't be written"),
+        (["bench", "learn", "glue", "--rate", "lora=fast"], "expected METHOD=NUMBER"),
+        (["bench", "learn", "glue", "--rate", "lora=nan"], "--rate.lora=nan must be above 0"),
+        (["demo", "--folder", "FILE"], "is a file: expected a folder of checkpoints"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_clear_line(
+    adapter: str,
+    capsys: Any,
+    monkeypatch: Any,
+    tmp_path: Path,
+    tmp_path_factory: Any,
+    arguments: list[str],
+    message: str,
+) -> None:
+    """Before a model is loaded."""
+    import re
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("roadint.model.pretrained.load", never)
+    file = tmp_path_factory.mktemp("a file") / "file"
+    file.write_text("")
+    given = (
+        adapter if each == "ADAPTER" else each.replace("FILE", str(file)) for each in arguments
+    )
+    code, out, errors = call(capsys, monkeypatch, *given)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, errors)
+    if "No such command" not in message:
+        assert len([line for line in errors.splitlines() if line.startswith("roadint: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_line(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    def refuses(*args: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "road.json")
+
+    monkeypatch.setattr("roadint.model.checkpoint.read", refuses)
+    code, out, errors = call(capsys, monkeypatch, "inspect", adapter)
+    assert (code, out, errors) == (2, "", "roadint: [Errno 13] Permission denied: 'road.json'\n")
+
+
+def test_version_and_help() -> None:
+    code, out, _ = roadint("--version")
+    assert code == 0
+    assert out.strip().count(".") == 2
+    code, out, _ = roadint("train", "--help")
+    assert code == 0
+    assert "--max-completion" in out

@@ -1,0 +1,248 @@
+"""Recipes: presets, files, overrides."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from roadint.errors import RoadError
+from roadint.recipes.recipe import Recipe
+
+
+def test_the_papers_recipe() -> None:
+    recipe = Recipe.load("composition-paper")
+    assert (recipe.layers, recipe.variant, recipe.lr, recipe.epochs, recipe.batch_size) == (
+        [15],
+        "road_1",
+        5e-3,
+        5,
+        8,
+    )
+    assert (recipe.model, recipe.dtype, recipe.rows, recipe.max_length) == (
+        "huggyllama/llama-7b",
+        "bfloat16",
+        1000,
+        512,
+    )
+    assert recipe.data == {
+        "german": "hub:LeoLM/HellaSwag_de",
+        "english": "hub:openbmb/UltraFeedback",
+    }
+    (intervention,) = recipe.interventions()
+    assert intervention.bind(4096).trainable_count == 4096
+
+
+def test_overrides_are_read_as_yaml_and_cast() -> None:
+    assert Recipe.load("composition", {"lrs": "{english: 1e-3}", "companions": "{}"}).lrs == {
+        "english": 1e-3
+    }
+    recipe = Recipe.load(
+        "composition",
+        {"lr": "1e-2", "layers": "[8, 10]", "rows": "16", "pairing": "half", "eos": "german"},
+    )
+    assert (recipe.lr, recipe.layers, recipe.rows, recipe.pairing, recipe.eos) == (
+        0.01,
+        [8, 10],
+        16,
+        "half",
+        ["german"],
+    )
+    assert Recipe.load(recipe, {"layers": "4", "rows": None, "pairing": "16"}).override(
+        {}
+    ).layers == [4]
+    assert Recipe.load(recipe, {"pairing": "16"}).pairing == 16
+
+
+def test_what_names_no_subspace_is_told() -> None:
+    with pytest.raises(
+        RoadError, match="recipe kind 'interchange' learns from counterfactual outputs"
+    ):
+        Recipe.load("composition", {"kind": "interchange"}).interventions()
+    for settings in (
+        {"lrs": {"germn": 1e-2}},
+        {"strengths": {"germn": 1}},
+        {"subspaces": {"a": "[0, d)"}},
+    ):
+        with pytest.raises(RoadError, match="expected one of"):
+            Recipe.load("composition", settings).interventions()
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 2e-3\nsubspaces: {a: '[0, 64)'}\n")
+    recipe = Recipe.load(path, {"seed": 7})
+    assert (recipe.lr, recipe.subspaces, recipe.seed, recipe.batch_size) == (
+        2e-3,
+        {"a": "[0, 64)"},
+        7,
+        8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lrr": 1}, "no setting 'lrr'.*did you mean 'lr'"),
+        ({"lr": "fast"}, "lr='fast': expected a number"),
+        ({"epochs": 0}, "epochs=0.0 must be above 0"),
+        ({"rows": "many"}, "rows='many' does not fit"),
+        ({"variant": "road_3"}, "variant='road_3' does not fit: expected 'road_1'"),
+        ({"data": "file.jsonl"}, "expected a mapping"),
+        ({"micro_batch": 3}, "micro_batch=3 does not divide batch_size=8"),
+        ({"batch_size": True}, "batch_size=True does not fit"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        Recipe.load("composition", settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (
+            "lr",
+            [
+                0,
+                -1,
+                float("nan"),
+                float("inf"),
+                ".nan",
+                ".inf",
+                "nan",
+                1e39,
+                10**400,
+                "[1",
+                "2020-13-01",
+                {},
+                None,
+                True,
+            ],
+        ),
+        ("epochs", [float("inf"), 1e7, "1e300"]),
+        ("decay", [float("nan"), -1]),
+        ("max_completion", [0, -3, 10**30, "9" * 5000]),
+        ("rows", [0, -2, 1.5]),
+        ("batch_size", [0, 2**31, "{}"]),
+        ("layers", [-1, [], [-1], ["a"], "[1", [[1]]]),
+        ("seed", [-1, 2**32, 1.5]),
+        ("companion_rate", [-0.1, 1.1, float("nan")]),
+        (
+            "strengths",
+            [{"german": float("nan")}, {"german": 1e39}, {1: 0.5}, [1], "{german: .inf}"],
+        ),
+        ("lrs", [{"german": -1}, {"german": "fast"}, "{german: 1, german: 2}"]),
+        ("prefix_memory", [-1, float("inf")]),
+        ("schedule", ["linaer", 5, "reduce_lr_on_plateau"]),
+        ("dtype", ["bf16", 32]),
+        ("template", [5, None]),
+        ("model", [5, None, ["a"]]),
+        ("data", ["[1]", {"german": 5}, {"german": ["a"]}, "{1: a}", "{yes: a}"]),
+        ("eos", [5, [5], "[1]", {}]),
+    ],
+)
+def test_every_value_has_its_range(name: str, values: list) -> None:
+    for value in values:
+        with pytest.raises(RoadError, match=f"recipe setting {name}") as told:
+            Recipe.load("composition", {name: value})
+        assert len(str(told.value)) < 400
+    with pytest.raises(
+        RoadError, match="recipe setting epochs=nan must be above 0 and at most 1,000,000"
+    ):
+        Recipe(epochs=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1: 2", "the name 1 is no text"),
+        ("lr: 1\nlr: 2", "'lr' is there twice"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]", "an alias"),
+        ("subspaces: " + "[" * 100_000, "nested too deep"),
+        ("lr: 2020-13-01", "is no YAML"),
+        ("lr: !!python/object/apply:os.system [ls]", "is no YAML"),
+        ("lr: !!float x", "is no YAML"),
+        ("# " + "a" * (1 << 18), "over 262,144 bytes"),
+        ("lr: [1", "line 1"),
+        ("text", "is a str: expected a mapping"),
+        ("lr: {a: {b: c}}", "lr={'a': {'b': 'c'}} does not fit: expected 'float'"),
+        ("model: [a]", r"model=\['a'\] does not fit: expected 'str'"),
+        ("layers: null", None),
+        ("", None),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str | None) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    if message is None:
+        assert Recipe.load(path).layers is None
+        return
+    with pytest.raises(RoadError, match=message):
+        Recipe.load(path)
+
+
+def test_what_is_no_recipe_at_all(tmp_path: Path) -> None:
+    (tmp_path / "wide.yaml").write_bytes("lr: 1".encode("utf-16"))
+    (tmp_path / "folder.yaml").mkdir()
+    for name in (
+        5,
+        None,
+        "a\0.yaml",
+        "a" * 5000,
+        tmp_path / "wide.yaml",
+        tmp_path / "folder.yaml",
+        {"lr": 1},
+    ):
+        with pytest.raises(RoadError):
+            Recipe.load(name)  # type: ignore[arg-type]
+    for settings in (5, [1], {1: 2}, {"": 1}):
+        with pytest.raises(RoadError):
+            Recipe.load("composition", settings)  # type: ignore[arg-type]
+
+
+def test_lists_and_subspaces_in_every_form() -> None:
+    assert Recipe.load("composition", {"eos": "[]"}).eos == []
+    assert Recipe.load("composition", {"eos": "[german]", "layers": (1, 2)}).layers == [1, 2]
+    forms = {
+        "a": slice(0, 8),
+        "b": range(8, 12),
+        "c": (12, "d/2"),
+        "d": [(16, 20), slice(24, 26)],
+        "e": slice(-4, None),
+        "f": "[26, 28)",
+    }
+    recipe = Recipe.load("composition", {"subspaces": forms, "lrs": {}, "strengths": {}})
+    assert json.loads(json.dumps(recipe.subspaces)) == recipe.subspaces
+    (intervention, _) = recipe.interventions()
+    expected = {
+        "a": "[0, 8)",
+        "b": "[8, 12)",
+        "c": "[12, 16)",
+        "d": "[16, 20) | [24, 26)",
+        "e": "[28, 32)",
+        "f": "[26, 28)",
+    }
+    assert {name: str(each) for name, each in intervention.bind(32).partition.items()} == expected
+
+
+def test_bad_recipes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RoadError, match="no recipe 'compositon'.*did you mean 'composition'"):
+        Recipe.load("compositon")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(RoadError, match="is no YAML"):
+        Recipe.load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(RoadError, match="is a list"):
+        Recipe.load(tmp_path / "list.yaml")
+
+
+def test_every_preset_fits_its_model() -> None:
+    from roadint.recipes.recipe import _PRESETS
+
+    widths = {"gemma-3-270m": 640, "huggyllama/llama-7b": 4096}
+    for preset in _PRESETS.glob("*.yaml"):
+        recipe = Recipe.load(preset.stem)
+        for intervention in recipe.interventions():
+            intervention.bind(widths[recipe.model])
+            assert set(intervention.partition) == set(recipe.data) == set(recipe.subspaces)
+            assert {*recipe.companions, *recipe.lrs, *recipe.eos} <= set(recipe.subspaces)
