@@ -31,7 +31,7 @@ from transformers import (
 
 import roadint
 from roadint import RoadModel
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.cli.main import main
 from roadint.model.checkpoint import CONFIG, TENSORS
 
@@ -167,7 +167,7 @@ def call(
     return code, captured.out, captured.err
 
 
-def randomised(adapter: LinearRoad, seed: int = 1) -> LinearRoad:
+def randomised(adapter: RoadAdapter, seed: int = 1) -> RoadAdapter:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         adapter.theta.normal_(0, 0.5, generator=generator)
@@ -197,7 +197,7 @@ def by_hand(model: PreTrainedModel, matrices: dict[str, Tensor], **inputs: Any) 
             handle.remove()
 
 
-def dense(adapter: LinearRoad, strength: float = 1.0) -> dict[str, Tensor]:
+def dense(adapter: RoadAdapter, strength: float = 1.0) -> dict[str, Tensor]:
     from roadint.rotation.rotation import rotation
 
     found = {}

@@ -17,8 +17,7 @@ from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import quoted
 from roadint.inspection.lens import logit_lens, next_tokens
 from roadint.interop import peft, pyvene
-
-from .conftest import WIDTH, trained
+from tests.helpers import WIDTH, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 
@@ -175,9 +174,9 @@ def test_adapters(llama: PreTrainedModel, tmp_path: Path) -> None:
     refuse(lambda names: road.save_pretrained(tmp_path, names), ["", [], [[]], True, ["ma"], "m"])
     assert not list(tmp_path.iterdir())
     road.save_pretrained(tmp_path, "math")
-    assert list(RoadModel.from_pretrained(tmp_path, llama).adapters) == ["math"]
+    assert list(RoadModel.from_pretrained(llama, tmp_path).adapters) == ["math"]
     road.save_pretrained(tmp_path, ["math", "math"])
-    assert list(RoadModel.from_pretrained(tmp_path, llama).adapters) == ["math"]
+    assert list(RoadModel.from_pretrained(llama, tmp_path).adapters) == ["math"]
 
 
 def test_labels(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -197,8 +196,8 @@ def test_labels(llama: PreTrainedModel, tmp_path: Path) -> None:
         np.array("a"),
     ]
     refuse(lambda label: RoadModel(llama).add_checkpoint(tmp_path, label), labels)
-    refuse(lambda label: RoadModel.from_pretrained({label: tmp_path}, llama), labels[1:-1])
-    road = RoadModel.from_pretrained({"1": tmp_path, "é": tmp_path}, llama)
+    refuse(lambda label: RoadModel.from_pretrained(llama, {label: tmp_path}), labels[1:-1])
+    road = RoadModel.from_pretrained(llama, {"1": tmp_path, "é": tmp_path})
     assert road.names == ["a@1", "b@1", "a@é", "b@é"]
     refuse(road.remove_checkpoint, [None, 1, [], bytearray(b"1"), np.array([1, 2])])
 
@@ -207,7 +206,7 @@ def test_an_adapter_can_not_take_the_name_of_a_checkpoint(
     llama: PreTrainedModel, tmp_path: Path
 ) -> None:
     trained(llama).save_pretrained(tmp_path)
-    road = RoadModel.from_pretrained({"one": tmp_path}, llama)
+    road = RoadModel.from_pretrained(llama, {"one": tmp_path})
     with pytest.raises(RoadError, match="name 'one' is taken"):
         road.add_adapter("one")
     assert len(road.names) == 2

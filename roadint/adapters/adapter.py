@@ -1,4 +1,4 @@
-"""LinearRoad: one adapter, RoAd on the outputs of linear layers (paper sections 3.2 and 4.1), alone or with LoRA.
+"""RoadAdapter: one adapter, RoAd on the outputs of linear layers (paper sections 3.2 and 4.1), alone or with LoRA.
 
 θ and α of all targets lie end to end in two parameters: one operation makes all rotations of a model, and an optimizer sees two
 tensors instead of hundreds.
@@ -34,7 +34,7 @@ from roadint.rotation.rotation import (
 )
 
 
-class LinearRoad(KeepsPrecision):
+class RoadAdapter(KeepsPrecision):
     """`R W x + R b`, with LoRA `R (W x + b) + (lora_alpha / lora_rank) · B A x`, for every target of a layout.
 
     name: what a composition calls it. variant, pairing: as in RoadIntervention; a group size has to divide every width.

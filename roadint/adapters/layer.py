@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged, merge
 from roadint.adapters.targets import layout_of
 from roadint.errors import RoadError
@@ -18,7 +18,7 @@ class RoadLinear(nn.Module):
     """`R (W x + b)`, of a Linear, a Conv1D or an embedding, which stays what it is (paper section 3.2).
 
     base: the layer; freeze it (`requires_grad_(False)`) to train the rotation alone. variant, pairing, subspace, lora_rank,
-    lora_alpha: as in roadint.adapters.adapter.LinearRoad, which is `road`: theta, alpha, and LoRA's matrices, in float32.
+    lora_alpha: as in roadint.adapters.adapter.RoadAdapter, which is `road`: theta, alpha, and LoRA's matrices, in float32.
     Inputs and outputs are the layer's, in its dtype. Raises RoadError where an argument does not fit, or the width is odd.
     For the layers of a transformers model, many adapters and mixed batches, see roadint.add_linear_road.
     """
@@ -26,7 +26,7 @@ class RoadLinear(nn.Module):
     def __init__(self, base: nn.Module, **arguments: Any) -> None:
         super().__init__()
         self.base = base
-        self.road = LinearRoad("road", layout_of(self, ["base"]), **arguments)
+        self.road = RoadAdapter("road", layout_of(self, ["base"]), **arguments)
         self.road.to(next(base.parameters()).device)
         self._merged: Merged | None = None
 

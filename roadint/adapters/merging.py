@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout, product
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition
@@ -49,7 +49,7 @@ class Merged:
 
 @torch.no_grad()
 def merge(
-    model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Composition, keep: bool
+    model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition, keep: bool
 ) -> Merged:
     """Turn the weights of `model` in place, in float32, by a composition of adapters alone.
 
@@ -100,7 +100,7 @@ def _note_change(module: nn.Module) -> None:
 
 
 def _steps(
-    model: nn.Module, adapters: Mapping[str, LinearRoad], composition: Composition
+    model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
 ) -> list[tuple[str, Rotation | tuple[Tensor, Tensor]]]:
     """Rotations first, then what LoRA adds: (path, rotation or (A, B)), on the device of the weights."""
     turning: list[tuple[str, Rotation | tuple[Tensor, Tensor]]] = []

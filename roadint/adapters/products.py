@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.errors import RoadError, listing
 from roadint.grammar.composition import Composition
 from roadint.rotation.rotation import Rotation
 
 
-def check_products(adapters: Mapping[str, LinearRoad], compositions: Iterable[Composition]) -> None:
+def check_products(
+    adapters: Mapping[str, RoadAdapter], compositions: Iterable[Composition]
+) -> None:
     """Raises RoadError where adapters of linear layers act on one row and do not commute."""
     for composition in set(compositions) if len(adapters) > 1 else ():
         together = [adapters[name] for name, _ in composition.terms if name in adapters]
@@ -25,16 +27,16 @@ def check_products(adapters: Mapping[str, LinearRoad], compositions: Iterable[Co
                 )
 
 
-def by_layout(adapters: Iterable[LinearRoad]) -> list[list[LinearRoad]]:
+def by_layout(adapters: Iterable[RoadAdapter]) -> list[list[RoadAdapter]]:
     """Those that rotate the same pairs of the same targets together: one product of rotations serves them."""
-    found: dict[Any, list[LinearRoad]] = {}
+    found: dict[Any, list[RoadAdapter]] = {}
     for each in adapters:
         found.setdefault(each.place, []).append(each)
     return list(found.values())
 
 
 def product(
-    members: Mapping[str, LinearRoad],
+    members: Mapping[str, RoadAdapter],
     terms: Sequence[tuple[str, float]],
     learning: frozenset[str] | None = None,
 ) -> Rotation:
@@ -53,7 +55,7 @@ def product(
 
 
 def _check_finite(
-    made: Rotation, members: Mapping[str, LinearRoad], terms: Sequence[tuple[str, float]]
+    made: Rotation, members: Mapping[str, RoadAdapter], terms: Sequence[tuple[str, float]]
 ) -> None:
     """Raises RoadError for values that are not finite; not while training, which should not wait."""
     acting = [members[name] for name, _ in terms]
@@ -73,7 +75,7 @@ def _check_finite(
         )
 
 
-def commute(one: LinearRoad, other: LinearRoad) -> str | None:
+def commute(one: RoadAdapter, other: RoadAdapter) -> str | None:
     """Why the order of two adapters that act together would matter; None where it does not."""
     theirs = set(other.layout.paths)
     for path in one.layout.paths:

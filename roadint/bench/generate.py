@@ -61,7 +61,7 @@ def bench_generate(
         composed = [
             f"{1 - 0.5 * (index % count) / count:g}*german + english" for index in range(batch_size)
         ]
-        return lambda: road.generate_tokens(compose=composed, **inputs, **length)  # type: ignore[arg-type]
+        return lambda: road.generate(compose=composed, **inputs, **length)  # type: ignore[arg-type]
 
     systems: dict[tuple[str, str], Callable[[], Any]] = {
         ("untouched", "bare model"): lambda: base.generate(**inputs, **length)

@@ -121,19 +121,19 @@ class _Rival(nn.Module):
         return next(self.model.parameters()).device
 
     def forward(
-        self, *, scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any
+        self, *, _scored: Any = None, compose: Any = None, prompt_length: Any = None, **inputs: Any
     ) -> Any:
         return (
             self.model(**inputs)
-            if scored is None
-            else score(self.model, inputs, *scored, plain=self.model)
+            if _scored is None
+            else score(self.model, inputs, *_scored, plain=self.model)
         )
 
     def train(self, mode: bool = True) -> "_Rival":
         self.training = mode  # as in a RoadModel, what is frozen does not drop out
         return self
 
-    def generate_tokens(self, **inputs: Any) -> Any:
+    def generate(self, **inputs: Any) -> Any:
         return self.model.generate(**inputs)  # type: ignore[operator]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

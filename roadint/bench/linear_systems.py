@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
 from roadint.bench.learn import import_peft
 from roadint.engines.table import Banks
@@ -149,9 +149,9 @@ class _BmmLora:
         return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
 
 
-def random_road(name: str, layout: Layout) -> LinearRoad:
+def random_road(name: str, layout: Layout) -> RoadAdapter:
     """RoAd1 with values of some size, and no gradients."""
-    adapter = LinearRoad(name, layout).requires_grad_(False)
+    adapter = RoadAdapter(name, layout).requires_grad_(False)
     nn.init.normal_(adapter.theta, 0, 0.05)
     nn.init.normal_(adapter.alpha, 1, 0.05)
     return adapter

@@ -96,6 +96,7 @@ def import_(
 ) -> None:
     """Turn a PEFT RoAd checkpoint into one of roadint's."""
     from roadint.interop import peft
+    from roadint.model import checkpoint
     from roadint.model.pretrained import load
     from roadint.model.road_model import RoadModel
 
@@ -106,7 +107,8 @@ def import_(
     base, _ = load(base_id, labels=labels)
     road = RoadModel(base)
     adapter = peft.load(road, source, name)
-    size = road.save_pretrained(out)
+    road.save_pretrained(out)
+    size = checkpoint.size_of(out)
     if as_json:
         print_json(
             {

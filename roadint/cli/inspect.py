@@ -78,7 +78,7 @@ def inspect(
         console.print(_adapter_table(adapter))
     if prompt is not None:
         road, tokenizer = open_checkpoint(checkpoint, None, None)
-        road.describe(tokenizer, prompt)
+        console.print(road.describe(tokenizer, prompt), markup=False, highlight=False)
 
 
 def _subspaces_table(site: Mapping[str, Any]) -> Table:

@@ -100,7 +100,7 @@ def train(
         unfinished.finish(out)
     else:
         summary = _train(chosen, given, out, resume, as_json)
-    size = sum((out / name).stat().st_size for name in (checkpoint.CONFIG, checkpoint.TENSORS))
+    size = checkpoint.size_of(out)
     if as_json:
         print_json({"checkpoint": str(out), "bytes": size, **summary})
         return

@@ -165,4 +165,5 @@ def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """
     inputs = dict(batch)
     scored = inputs.pop("places"), inputs.pop("labels")
-    return model(**inputs, scored=scored, use_cache=False), scored[0][0]
+    # A call of the model, not token_nll: a wrapper that spreads it over devices gathers its gradients there.
+    return model(**inputs, _scored=scored, use_cache=False), scored[0][0]

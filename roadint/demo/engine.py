@@ -23,7 +23,7 @@ from roadint.demo.checks import check_number, check_text, check_whole, unexpecte
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.interventions.sums import check_sums
-from roadint.model.road_model import DECODING, RoadModel
+from roadint.model.road_model import PAPER_DECODING, RoadModel
 
 MAX_PROMPT = 512  # tokens, template included
 _MOST_CHARACTERS = (
@@ -286,11 +286,11 @@ class Engine:
             sampling["temperature"] = settings.temperature
         inputs: dict[str, Any] = {name: value.to(self.road.device) for name, value in batch.items()}
         inputs |= {
-            **DECODING,
+            **PAPER_DECODING,
             **sampling,
             "max_new_tokens": max(request.settings.max_new_tokens for request in requests),
         }
-        self.road.generate_tokens(
+        self.road.generate(
             compose=[composition for _, composition in rows],
             **inputs,
             pad_token_id=pad_id(self.tokenizer),

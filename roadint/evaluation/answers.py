@@ -25,7 +25,7 @@ def answer_all(
     answers = []
     for start in track(starts, len(starts), "answers", quiet=quiet):
         batch = pairs[start : start + batch_size]
-        texts = road.generate(tokenizer, [p for p, _ in batch], [c for _, c in batch], **generation)
+        texts = road.answer(tokenizer, [p for p, _ in batch], [c for _, c in batch], **generation)
         for (prompt, composition), text in zip(batch, texts, strict=True):
             answers.append({"prompt": prompt, "composition": str(composition), "text": text})
     return answers

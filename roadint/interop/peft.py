@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
 from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.local import is_file, make_folder, path_of, write_pair
@@ -55,7 +55,7 @@ _OF_TASKS = {
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearRoad:
+def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> RoadAdapter:
     """Put a PEFT RoAd checkpoint, from a folder or the hub, on a RoadModel as the adapter `name`.
 
     Every variant and group_size; what `modules_to_save` kept becomes the adapter's heads. Logits are PEFT's.
@@ -88,7 +88,7 @@ def load(road: "Roads", name_or_path: str | Path, name: str = "road") -> LinearR
     }
     heads = _heads(road.model, config, rest, folder)
     _check_rest(sizes, layout.paths, heads, folder)
-    adapter = LinearRoad(name, layout, variant=variant, pairing=group, heads=heads)
+    adapter = RoadAdapter(name, layout, variant=variant, pairing=group, heads=heads)
     tensors = _read_tensors(folder)
     with torch.no_grad():
         for path in layout.paths:
@@ -258,7 +258,7 @@ def _saved_by(names: Iterable[str], path: str) -> bool:
     return any(f"{_PREFIX}{path}".endswith(name) for name in names) and bool(path)
 
 
-def _check_names(model: nn.Module, adapter: LinearRoad) -> None:
+def _check_names(model: nn.Module, adapter: RoadAdapter) -> None:
     """Raises RoadError where PEFT would take the names of the adapter's modules for others too."""
     config = {
         "target_modules": list(adapter.layout.paths),

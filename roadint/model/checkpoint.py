@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
 from roadint.architecture.layers import find_layers, text_config, width_of
 from roadint.errors import RoadError, first_line, quoted
@@ -79,7 +79,7 @@ class Checkpoint:
             found.append(intervention)
         return found
 
-    def adapters(self, model: nn.Module, label: str | None = None) -> list[LinearRoad]:
+    def adapters(self, model: nn.Module, label: str | None = None) -> list[RoadAdapter]:
         """The adapters of linear layers with their values; a head's form is that of the model's own. Raises RoadError."""
         found = []
         for index, spec in enumerate(self.config.get("adapters", ())):
@@ -89,7 +89,7 @@ class Checkpoint:
             arguments["heads"] = {
                 path: self._head(model, index, path) for path in arguments["heads"]
             }
-            adapter = LinearRoad(_labelled(arguments.pop("name"), label), layout, **arguments)
+            adapter = RoadAdapter(_labelled(arguments.pop("name"), label), layout, **arguments)
             self._fill(f"adapter.{index}.", adapter.values(), f"adapter {adapter.name}")
             found.append(adapter)
         return found
@@ -143,14 +143,14 @@ def save(
     folder: str | Path,
     interventions: Sequence[SubspaceIntervention],
     about: Mapping[str, Any],
-    adapters: Sequence[LinearRoad] = (),
+    adapters: Sequence[RoadAdapter] = (),
 ) -> int:
     """Write the checkpoint, whole or not at all, and return its size in bytes.
 
     about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
     """
     folder = path_of("folder", folder)
-    parts: list[tuple[str, SubspaceIntervention | LinearRoad]] = [
+    parts: list[tuple[str, SubspaceIntervention | RoadAdapter]] = [
         (f"{index}.", each) for index, each in enumerate(interventions)
     ]
     parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
@@ -258,6 +258,11 @@ def _read_tensors(
             )
             reason = reason or said
     raise reason or RoadError(f"{folder} has no {TENSORS}")
+
+
+def size_of(folder: str | Path) -> int:
+    """The bytes of its two files."""
+    return sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
 
 
 def tidy(folder: str | Path) -> None:

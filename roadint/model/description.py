@@ -59,8 +59,8 @@ RoAd rotations (arXiv 2409.00119) of `{base_model}`: {", ".join(f"`{name}`" for 
 import roadint
 
 model, tokenizer = roadint.load("{base_model}")
-road = roadint.RoadModel.from_pretrained("{repo_id}", model)
-print(road.generate(tokenizer, "How can I learn English?", compose=[None, {", ".join(repr(name) for name in names)}]))
+road = roadint.RoadModel.from_pretrained(model, "{repo_id}")
+print(road.answer(tokenizer, "How can I learn English?", compose=[None, {", ".join(repr(name) for name in names)}]))
 ```
 
 {sites}

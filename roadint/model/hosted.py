@@ -112,16 +112,13 @@ class _Bound(functools.partial[Any]):
     @property
     def __signature__(self) -> inspect.Signature:
         own = inspect.signature(self.func).parameters
-        listed = [each for each in list(own.values())[1:] if each.kind is not each.VAR_KEYWORD]
-        beneath = inspect.signature(self.args[0].model.forward).parameters.values()
-        listed += [
-            each.replace(kind=each.KEYWORD_ONLY)
-            for each in beneath
-            if each.name not in own and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        beneath = [
+            parameter
+            for parameter in inspect.signature(self.args[0].model.forward).parameters.values()
+            if parameter.name not in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
-        return inspect.Signature(
-            [*listed, *(each for each in own.values() if each.kind is each.VAR_KEYWORD)]
-        )
+        said = [each for each in own.values() if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+        return inspect.Signature([*beneath, *said])
 
 
 class _Forward:
@@ -145,20 +142,16 @@ def shows_model_arguments(function: _F) -> _F:
     return cast(_F, _Forward(function))
 
 
-def as_tokens(first: Any, template: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `generate` without prompts, as transformers' own takes them. Raises RoadError where none are tokens."""
+def as_tokens(first: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` by name, as transformers' own takes them. Raises RoadError where none are tokens."""
     given = dict(given)
-    if torch.is_tensor(first):
-        given["input_ids"] = first
-    elif first is not None:
-        given["tokenizer"] = first  # which transformers asks for where there are stop_strings
-    if "inputs" in given:
+    if first is not None:
+        given["inputs"] = first
+    if given.get("inputs") is not None:
         given["input_ids"] = given.pop("inputs")
-    if template is not None or (
-        given.get("input_ids") is None and given.get("inputs_embeds") is None
-    ):
+    if not any(torch.is_tensor(given.get(name)) for name in ("input_ids", "inputs_embeds")):
         raise RoadError(
-            'generate without prompts: expected a tokenizer and prompts, generate(tokenizer, ["…"]), or tokens alone, '
-            "generate_tokens(input_ids=…)"
+            "generate takes tokens, generate(input_ids=…), as tokenizer(prompt, return_tensors='pt') gives them; "
+            "for texts: answer(tokenizer, prompts)"
         )
     return given

@@ -39,7 +39,7 @@ def open_checkpoint(
     loaded, tokenizer = base or load(
         model or about["id"], dtype=dtype or saved.dtype, labels=about.get("labels")
     )
-    road = RoadModel.from_pretrained(folder, loaded)
+    road = RoadModel.from_pretrained(loaded, folder)
     for label, other in others.items():
         road.add_checkpoint(other, label)
     return road, tokenizer

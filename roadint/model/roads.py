@@ -11,7 +11,7 @@ import huggingface_hub
 import torch
 from torch import nn
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.targets import ALL_LINEAR, Names, find_targets
 from roadint.architecture.layers import (
@@ -31,7 +31,7 @@ from roadint.grammar.subspace import SubspaceLike, check_name
 from roadint.interventions.base import SubspaceIntervention, subspace_names
 from roadint.interventions.sums import label_of
 from roadint.model import checkpoint
-from roadint.model import description as describe
+from roadint.model.description import model_card
 from roadint.model.hosted import Hosted
 from roadint.rotation.rotation import Pairing, Variant
 
@@ -45,7 +45,7 @@ class Placed:
 
     sites: tuple[SubspaceIntervention, ...]
     paths: tuple[str, ...]
-    adapters: Mapping[str, LinearRoad]
+    adapters: Mapping[str, RoadAdapter]
     merged: Merged | None
 
     @property
@@ -93,7 +93,7 @@ class Roads(Hosted):
         return list(self.interventions)  # type: ignore[arg-type]
 
     @property
-    def adapters(self) -> dict[str, LinearRoad]:
+    def adapters(self) -> dict[str, RoadAdapter]:
         """The adapters on linear layers, by name."""
         return {each.name: each for each in self.linear}  # type: ignore[misc]
 
@@ -135,11 +135,11 @@ class Roads(Hosted):
         lora_rank: int = 0,
         lora_alpha: float | None = None,
         heads: str | Sequence[str] = (),
-    ) -> LinearRoad:
+    ) -> RoadAdapter:
         """Put a new adapter, which changes nothing yet, on the outputs of linear layers; rows use it by its name.
 
         targets, exclude, layers: which; see roadint.adapters.targets.find_targets. heads: modules of the model, such as
-        "classifier", whose copies train with the adapter. The rest as in roadint.adapters.adapter.LinearRoad. Raises RoadError.
+        "classifier", whose copies train with the adapter. The rest as in roadint.adapters.adapter.RoadAdapter. Raises RoadError.
         """
         layout = find_targets(self.model, targets, exclude, layers)
         embeddings = [
@@ -159,7 +159,7 @@ class Roads(Hosted):
                 raise RoadError(
                     f"heads names {quoted(each)}, which is no module of the model{did_you_mean(each, near)}"
                 )
-        adapter = LinearRoad(
+        adapter = RoadAdapter(
             name,
             layout,
             variant=variant,
@@ -172,7 +172,7 @@ class Roads(Hosted):
         self.attach([adapter])
         return adapter
 
-    def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> LinearRoad:
+    def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
         """Put the adapter of a checkpoint, from a folder or the hub, beside what is there, under a name of its own if wanted.
 
         A checkpoint of several, or of interventions too, goes through `add_checkpoint`. Raises RoadError, and changes nothing,
@@ -200,8 +200,8 @@ class Roads(Hosted):
             )
         self._keep_adapters(lambda each: each.name != name)
 
-    def save_pretrained(self, folder: str | Path, adapters: Sequence[str] | None = None) -> int:
-        """Write interventions and adapters (not the model) as a checkpoint of a few kB; returns its size in bytes.
+    def save_pretrained(self, folder: str | Path, adapters: Sequence[str] | None = None) -> None:
+        """Write interventions and adapters (not the model) as a checkpoint of a few kB.
 
         adapters: only these adapters, and no interventions; everything by default.
         """
@@ -222,7 +222,8 @@ class Roads(Hosted):
             "training": self.training_summary,
         }
         if adapters is None:
-            return checkpoint.save(folder, self.sites, about, list(self.adapters.values()))
+            checkpoint.save(folder, self.sites, about, list(self.adapters.values()))
+            return
         chosen = _named("adapters", adapters)
         if not chosen:
             raise RoadError(
@@ -233,11 +234,11 @@ class Roads(Hosted):
                 raise RoadError(
                     f"no adapter {quoted(name)} to save: expected one of {listing(self.adapters)}"
                 )
-        return checkpoint.save(folder, [], about, [self.adapters[name] for name in chosen])
+        checkpoint.save(folder, [], about, [self.adapters[name] for name in chosen])
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path | Mapping[str, str | Path], model: nn.Module
+        cls, model: nn.Module, name_or_path: str | Path | Mapping[str, str | Path]
     ) -> "Self":
         """Put a checkpoint, from a folder or the hub, onto its base model. Raises RoadError where it doesn't fit or is damaged.
 
@@ -299,7 +300,7 @@ class Roads(Hosted):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             specs = [each.spec() for each in self._learned()]
-            card = describe.model_card(
+            card = model_card(
                 repo_id, str(getattr(self.model, "name_or_path", "")), self.names, specs
             )
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
@@ -346,7 +347,7 @@ class Roads(Hosted):
             ]
         return min(lowest, default=0)
 
-    def _learned(self) -> list[SubspaceIntervention | LinearRoad]:
+    def _learned(self) -> list[SubspaceIntervention | RoadAdapter]:
         return [*self.sites, *self.adapters.values()]
 
     def _labels(self) -> set[str]:
@@ -354,7 +355,7 @@ class Roads(Hosted):
             name.partition("@")[2] for name in self.adapters
         }
 
-    def attach(self, adapters: Sequence[LinearRoad]) -> None:
+    def attach(self, adapters: Sequence[RoadAdapter]) -> None:
         """Put adapters that exist already on the model. Raises RoadError, and attaches none, where a name is taken."""
         for adapter in adapters:
             device = device_of(self.model.get_submodule(adapter.layout.paths[0]))
@@ -370,7 +371,7 @@ class Roads(Hosted):
                 taken.add(adapter.name)
             self.linear = nn.ModuleList([*self.linear, *adapters])
 
-    def _keep_adapters(self, keep: Callable[[LinearRoad], bool]) -> None:
+    def _keep_adapters(self, keep: Callable[[RoadAdapter], bool]) -> None:
         with self._changing:
             kept = [each for each in self.adapters.values() if keep(each)]
             self.linear = nn.ModuleList(kept)

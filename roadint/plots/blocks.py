@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.inspection.angles import block_values
 from roadint.interventions.road import RoadIntervention
 from roadint.plots.evaluation import heat_figure
@@ -47,7 +47,7 @@ def block_figure(interventions: Sequence[RoadIntervention]) -> Figure:
     return figure
 
 
-def adapter_figure(adapter: LinearRoad) -> Figure:
+def adapter_figure(adapter: RoadAdapter) -> Figure:
     """How far an adapter turns, in degrees: a heat map of the mean |θ| of each kind of linear layer, by layer of the model."""
     angles: dict[str, dict[int, float]] = {}
     for path in adapter.layout.paths:

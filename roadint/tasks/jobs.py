@@ -42,7 +42,7 @@ class Job(Protocol):
         """The training examples, and what makes a batch of some."""
 
     def score(self, model: Any, tokenizer: Any, split: str) -> float:
-        """The metric on "validation" or "test"; model: forward(**inputs), and generate_tokens(**inputs) of a language model."""
+        """The metric on "validation" or "test"; model: forward(**inputs), and generate(**inputs) of a language model."""
 
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""
@@ -196,7 +196,7 @@ class Answering:
                 [each.instruction for each in few],
                 self.recipe.max_length,
             )
-            tokens = model.generate_tokens(
+            tokens = model.generate(
                 **{name: value.to(model.device) for name, value in batch.items()},
                 do_sample=False,
                 max_new_tokens=self.recipe.max_new_tokens,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.interventions.base import SubspaceIntervention, subspace_names
 from roadint.interventions.road import RoadIntervention
@@ -46,7 +46,7 @@ class Constraints:
         self,
         optimizer: torch.optim.Optimizer,
         interventions: Sequence[SubspaceIntervention],
-        adapters: Sequence[LinearRoad] = (),
+        adapters: Sequence[RoadAdapter] = (),
     ) -> None:
         """Act around every step of the optimizer. Raises RoadError for a name or an intervention that this can't be done for."""
         self.check(interventions)

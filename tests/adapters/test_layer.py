@@ -81,5 +81,5 @@ def test_transformers_own_trainer(tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_loss"] < 0.7 * losses[0]
     assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())
     road.save_pretrained(tmp_path / "saved")
-    again = roadint.RoadModel.from_pretrained(tmp_path / "saved", bert)
+    again = roadint.RoadModel.from_pretrained(bert, tmp_path / "saved")
     assert torch.equal(again.eval()(input_ids=ids).logits, road.eval()(input_ids=ids).logits)

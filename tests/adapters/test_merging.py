@@ -193,7 +193,7 @@ def test_a_strength_that_leaves_float32_is_refused_before_anything_changes(varia
         lambda: road.merge("300*a", keep=True),
         lambda: road.adapters["a"].rescale(300.0),
         lambda: road(input_ids=IDS, compose="300*a"),
-        lambda: road.generate_tokens(input_ids=IDS, compose="300*a", max_new_tokens=1),
+        lambda: road.generate(input_ids=IDS, compose="300*a", max_new_tokens=1),
     ):
         with pytest.raises(RoadError, match=message):
             call()

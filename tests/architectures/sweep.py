@@ -304,7 +304,7 @@ class Component:
             bare.mask[: bare.cached],
             ["a", "b"][: bare.cached],
         )
-        got = _guarded(what, bare.continuation, road.generate_tokens, ids, mask, compose=compose)
+        got = _guarded(what, bare.continuation, road.generate, ids, mask, compose=compose)
         try:
             with self._by_hand(road, site, position, phase, COLUMNS):
                 want = bare.continuation(bare.model.generate, ids, mask, use_cache=False)
@@ -332,7 +332,7 @@ class Component:
                     f"last(2) of prompt: a padded row is off by {off(batch, alone):.2g} from itself alone"
                 )
         if bare.pads_generate:
-            run = self._road("all", "both").generate_tokens
+            run = self._road("all", "both").generate
             batch = bare.continuation(run, bare.padded(bare.left), bare.left, compose=["a", "b"])[1]
             alone = bare.continuation(
                 run, bare.ids[1:, :SHORT], bare.mask[1:, :SHORT], compose="b"
@@ -390,7 +390,7 @@ def adapters(bare: Bare, layers: oracle.Layers | None) -> str:
         answer = _guarded(
             "generate",
             bare.continuation,
-            road.generate_tokens,
+            road.generate,
             ids_of_one,
             mask_of_one,
             compose="a",

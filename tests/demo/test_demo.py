@@ -108,7 +108,7 @@ def test_requests_of_one_moment_share_a_batch_and_keep_their_own(tokenizer: Any)
     for thread in threads:
         thread.join()
     for number, (prompt, compositions, length) in enumerate(asked):
-        expected = road.generate(tokenizer, prompt, compose=compositions, max_new_tokens=length)
+        expected = road.answer(tokenizer, prompt, compose=compositions, max_new_tokens=length)
         assert found[number].texts == expected
         assert found[number].done
 
@@ -194,8 +194,8 @@ def test_what_the_model_refuses_is_told_to_who_asked_for_it(tokenizer: Any, tmp_
     engine = Engine(road, tokenizer)
     expected = last_of(engine, road, "a")
     sent: list[int] = []
-    generate = road.generate_tokens
-    road.generate_tokens = lambda **given: sent.append(len(given["compose"])) or generate(**given)  # type: ignore[method-assign]
+    generate = road.generate
+    road.generate = lambda **given: sent.append(len(given["compose"])) or generate(**given)  # type: ignore[method-assign]
     found = at_once(engine, road, ["a", "q@two + p@three", "f@far", "-z@zero"])
     assert found["a"] == expected
     for text, message in {
@@ -215,14 +215,14 @@ def test_a_batch_that_fails_is_run_one_by_one(
     road = trained(build("llama")).eval()
     engine = Engine(road, tokenizer)
     expected = {text: last_of(engine, road, text) for text in ("a", "a + b")}
-    generate = road.generate_tokens
+    generate = road.generate
 
     def failing(**given: Any) -> Any:
         if any(str(each) == "b" for each in given["compose"]):
             raise RuntimeError("CUDA error at /home/somebody/secret.py")
         return generate(**given)
 
-    road.generate_tokens = failing  # type: ignore[method-assign]
+    road.generate = failing  # type: ignore[method-assign]
     with caplog.at_level(logging.ERROR, "roadint.demo"):
         found = at_once(engine, road, ["a", "b", "a + b"])
     assert {text: found[text] for text in expected} == expected

@@ -61,10 +61,10 @@ def test_the_base_model_inside_a_call_is_the_base_model(model: PreTrainedModel) 
     road.add_adapter("x")
     randomised(road.adapters["x"], 3)
     asking = Asking(model)
-    tokens = road.generate_tokens(
+    tokens = road.generate(
         input_ids=IDS, compose="a + b + x", logits_processor=LogitsProcessorList([asking]), **GREEDY
     )
-    assert torch.equal(tokens, road.generate_tokens(input_ids=IDS, compose="a + b + x", **GREEDY))
+    assert torch.equal(tokens, road.generate(input_ids=IDS, compose="a + b + x", **GREEDY))
     for step, found in enumerate(asking.found):
         torch.testing.assert_close(found, model(input_ids=tokens[:, : 9 + step]).logits[:, -1])
 
@@ -103,7 +103,7 @@ def test_hidden_states_are_the_edited_ones_in_every_call(model: PreTrainedModel)
         torch.testing.assert_close(output.hidden_states[2][:, -1], expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(output.hidden_states[2][:, :-1], base.hidden_states[2][:, :-1])
         assert torch.equal(output.logits, plain.logits)
-    generated = road.generate_tokens(
+    generated = road.generate(
         input_ids=IDS,
         compose="a + b",
         output_hidden_states=True,
@@ -141,10 +141,10 @@ def test_wrapped_and_compiled_models_give_what_the_model_gives(wrapped: str, pha
         "compiled layer": compiled_layer,
     }
     plain, road = on(lambda model: model), on(wraps[wrapped])
-    base = road.generate_tokens(input_ids=IDS, compose=None, **GREEDY)
+    base = road.generate(input_ids=IDS, compose=None, **GREEDY)
     for compose in ("a", "b + x", "x", None):
-        expected = plain.generate_tokens(input_ids=IDS, compose=compose, **GREEDY)
-        assert torch.equal(road.generate_tokens(input_ids=IDS, compose=compose, **GREEDY), expected)
+        expected = plain.generate(input_ids=IDS, compose=compose, **GREEDY)
+        assert torch.equal(road.generate(input_ids=IDS, compose=compose, **GREEDY), expected)
         assert compose is None or "x" not in compose or not torch.equal(expected, base)
         with torch.no_grad():
             expected = plain(
@@ -180,12 +180,12 @@ def test_compiled_caches_lose_nothing(cache: str) -> None:
     road = everywhere(build("llama"), "generated")
     randomised(road.add_adapter("x"), 3)
     expected = {
-        compose: road.generate_tokens(input_ids=IDS, compose=compose, **GREEDY)
+        compose: road.generate(input_ids=IDS, compose=compose, **GREEDY)
         for compose in (None, "a", "x", "b + x")
     }
     for compose in (None, "a", "x", None, "b + x", "a"):
         assert torch.equal(
-            road.generate_tokens(input_ids=IDS, compose=compose, **GREEDY, **settings),
+            road.generate(input_ids=IDS, compose=compose, **GREEDY, **settings),
             expected[compose],
         )
 
@@ -203,7 +203,7 @@ def test_offloaded_models_run(tokenizer: Any) -> None:
                 road(input_ids=IDS, compose=compose).logits,
                 plain(input_ids=IDS, compose=compose).logits,
             )
-            assert road.generate(tokenizer, "Why?", compose) == plain.generate(
+            assert road.answer(tokenizer, "Why?", compose) == plain.answer(
                 tokenizer, "Why?", compose
             )
         torch.testing.assert_close(
@@ -310,7 +310,7 @@ def test_merged_none_is_not_the_base_model() -> None:
             ):
                 road(input_ids=IDS, compose=compose)
             with pytest.raises(RoadError, match="merged"):
-                road.generate_tokens(input_ids=IDS, compose=compose, **GREEDY)
+                road.generate(input_ids=IDS, compose=compose, **GREEDY)
         road(input_ids=IDS, compose=["german", "all"])
     assert torch.equal(road(input_ids=IDS, compose=None).logits, road.model(input_ids=IDS).logits)
 
@@ -394,7 +394,7 @@ def test_adapters_and_checkpoints_come_and_go_beside_calls(tmp_path: Any) -> Non
         trained(model, RoadIntervention(layer=layer, subspaces={name: "[0, d/2)"})).save_pretrained(
             tmp_path / name
         )
-    both = RoadModel.from_pretrained({"one": tmp_path / "q", "two": tmp_path / "s"}, model)
+    both = RoadModel.from_pretrained(model, {"one": tmp_path / "q", "two": tmp_path / "s"})
 
     def out_and_in() -> None:
         both.remove_checkpoint("one")
@@ -409,8 +409,8 @@ def test_scored_calls_overlap() -> None:
     where = torch.tensor([[0, 1, 1], [3, 4, 8]]), torch.tensor([5, 6, 7])
     seen = churning(
         road,
-        lambda: road(input_ids=IDS, compose="b", scored=where, use_cache=False),  # type: ignore[arg-type, return-value]
-        lambda: road(input_ids=IDS, compose="a", scored=where, use_cache=False),
+        lambda: road.token_nll(*where, input_ids=IDS, compose="b", use_cache=False),
+        lambda: road.token_nll(*where, input_ids=IDS, compose="a", use_cache=False),
     )
     assert set(seen) == {"right"}, seen
     assert not any("forward" in vars(module) for module in road.model.modules())
@@ -426,13 +426,13 @@ def test_drafted_tokens_are_edited_as_any(model: PreTrainedModel, how: str) -> N
         "do_sample": False,
         "pad_token_id": 0,
     }
-    expected = road.generate_tokens(**given)
+    expected = road.generate(**given)
     drafted = (
         {"assistant_model": assistant} if how == "assistant" else {"prompt_lookup_num_tokens": 3}
     )
-    assert torch.equal(road.generate_tokens(**given, **drafted), expected)
+    assert torch.equal(road.generate(**given, **drafted), expected)
     with pytest.raises(RoadError, match="assistant_early_exit"):
-        road.generate_tokens(**given, assistant_early_exit=2)
+        road.generate(**given, assistant_early_exit=2)
     assert model.config.num_hidden_layers == 3
 
 
@@ -471,9 +471,9 @@ def test_a_call_leaves_nothing_for_the_garbage_collector() -> None:
     ids, scored = torch.arange(3, 10)[None], (torch.tensor([[0, 0], [2, 5]]), torch.tensor([5, 6]))
     calls: list[Callable[[], Any]] = [
         lambda: road(input_ids=ids),
-        lambda: road(input_ids=ids, scored=scored),
+        lambda: road.token_nll(*scored, input_ids=ids),
         lambda: road.collect(None, {"input_ids": ids}),
-        lambda: road.generate_tokens(input_ids=ids, max_new_tokens=3, pad_token_id=0),
+        lambda: road.generate(input_ids=ids, max_new_tokens=3, pad_token_id=0),
     ]
     for call in calls:
         with torch.no_grad():

@@ -49,9 +49,7 @@ def test_an_edit_that_changes_nothing_changes_nothing(model: PreTrainedModel) ->
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     left = padded(prompts([5, 9]), "left")
     for inputs in ({"input_ids": IDS}, left):
-        assert torch.equal(
-            road.generate_tokens(**inputs, **GREEDY), model.generate(**inputs, **GREEDY)
-        )
+        assert torch.equal(road.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
 
 
 def test_models_that_count_otherwise_count_as_they_do() -> None:
@@ -159,8 +157,8 @@ def test_caches_that_tell_no_length(kind: str, position: str, phase: Any) -> Non
     one = IDS[:1]
     settings = {**GREEDY, "pad_token_id": 0}
     assert torch.equal(
-        road.generate_tokens(input_ids=one, compose="a", **settings),
-        road.generate_tokens(input_ids=one, compose="a", use_cache=False, **settings),
+        road.generate(input_ids=one, compose="a", **settings),
+        road.generate(input_ids=one, compose="a", use_cache=False, **settings),
     )
 
 
@@ -204,32 +202,32 @@ def test_masks_and_lengths_that_do_not_fit_are_named(llama: PreTrainedModel) -> 
     for scored, message in (
         (
             (torch.tensor([[2], [0]]), torch.tensor([5])),
-            "scored: rows from 2 to 2: expected 0 to 1",
+            "token_nll: rows from 2 to 2: expected 0 to 1",
         ),
         (
             (torch.tensor([[0], [9]]), torch.tensor([5])),
-            "scored: columns from 9 to 9: expected 0 to 8",
+            "token_nll: columns from 9 to 9: expected 0 to 8",
         ),
         (
             (torch.tensor([[0], [1]]), torch.tensor([128])),
-            "scored: labels from 128 to 128: expected 0 to 127",
+            "token_nll: labels from 128 to 128: expected 0 to 127",
         ),
         (
             (torch.tensor([[0], [1]]), torch.tensor([5, 6])),
-            r"scored: places \(2, 1\) and labels \(2,\)",
+            r"token_nll: places \(2, 1\) and labels \(2,\)",
         ),
         (
             (torch.zeros(2, 1), torch.tensor([5])),
-            "scored: places of torch.float32 and labels of torch.int64: expected integers",
+            "token_nll: places of torch.float32 and labels of torch.int64: expected integers",
         ),
         (
             (torch.tensor([[0], [1]]), torch.tensor([5.0])),
-            "scored: places of torch.int64 and labels of torch.float32",
+            "token_nll: places of torch.int64 and labels of torch.float32",
         ),
-        ([1], "scored: expected two tensors"),
+        ([1, 2], "token_nll: expected two tensors"),
     ):
         with pytest.raises(RoadError, match=message):
-            road(input_ids=IDS, compose="a", scored=scored)  # type: ignore[arg-type]
+            road.token_nll(*scored, input_ids=IDS, compose="a")  # type: ignore[arg-type]
 
 
 def test_ids_that_are_padded_without_a_mask(llama: PreTrainedModel) -> None:
@@ -240,10 +238,8 @@ def test_ids_that_are_padded_without_a_mask(llama: PreTrainedModel) -> None:
             RoadError, match="input_ids are padded, and no attention_mask says where"
         ):
             road(input_ids=padded(prompts([5, 9]), side)["input_ids"], compose="a")
-    expected = road.generate_tokens(**ids, compose="a", **GREEDY)
-    assert torch.equal(
-        road.generate_tokens(input_ids=ids["input_ids"], compose="a", **GREEDY), expected
-    )
+    expected = road.generate(**ids, compose="a", **GREEDY)
+    assert torch.equal(road.generate(input_ids=ids["input_ids"], compose="a", **GREEDY), expected)
 
 
 def test_generated_tokens_of_a_forward_need_to_be_told(llama: PreTrainedModel) -> None:
@@ -266,21 +262,21 @@ def test_what_the_caller_says_of_a_generation_counts(
     road = trained(llama)
     longest = {"min_new_tokens": 3, "repetition_penalty": 1.0}
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, **longest)
-    (answer,) = road.generate(tokenizer, "hello", "a", generation_config=config)
+    (answer,) = road.answer(tokenizer, "hello", "a", generation_config=config)
     tokens = tokenizer("hello", return_tensors="pt", return_token_type_ids=False)
-    expected = road.generate_tokens(**tokens, compose="a", generation_config=config)[
+    expected = road.generate(**tokens, compose="a", generation_config=config)[
         0, tokens["input_ids"].shape[1] :
     ]
     assert answer == tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert len(expected) == 3
-    assert len(road.generate(tokenizer, "hello", "a", max_length=8)[0]) <= 2
-    (whole,) = road.generate(tokenizer, "hello", "a", max_new_tokens=12)
+    assert len(road.answer(tokenizer, "hello", "a", max_length=8)[0]) <= 2
+    (whole,) = road.answer(tokenizer, "hello", "a", max_new_tokens=12)
     middle = whole[4]
     for stop in (
         {"stop_strings": [middle]},
         {"generation_config": GenerationConfig(stop_strings=[middle], max_new_tokens=12)},
     ):
-        (stopped,) = road.generate(
+        (stopped,) = road.answer(
             tokenizer,
             "hello",
             "a",
@@ -296,8 +292,8 @@ def test_what_the_caller_says_of_a_generation_counts(
         with pytest.raises(
             RoadError, match="guidance_scale=1.5 runs the model on other tokens in between"
         ):
-            road.generate(tokenizer, "hello", "a", **guided)
-    road.generate(tokenizer, "hello", None, guidance_scale=1.5, max_new_tokens=3)
+            road.answer(tokenizer, "hello", "a", **guided)
+    road.answer(tokenizer, "hello", None, guidance_scale=1.5, max_new_tokens=3)
 
 
 def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
@@ -307,7 +303,7 @@ def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
         GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=3, n_head=4, n_positions=20))
     )
     road = trained(few)
-    (answer,) = road.generate(tokenizer, "hello", "a", min_new_tokens=14)
+    (answer,) = road.answer(tokenizer, "hello", "a", min_new_tokens=14)
     assert len(answer) <= 14
     for given, message in (
         (
@@ -317,4 +313,4 @@ def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
         ({}, "a prompt of 31 tokens for a model of 20 positions"),
     ):
         with pytest.raises(RoadError, match=message):
-            road.generate(tokenizer, "hello" if given else "hello" * 6, "a", **given)
+            road.answer(tokenizer, "hello" if given else "hello" * 6, "a", **given)

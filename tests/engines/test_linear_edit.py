@@ -79,19 +79,19 @@ def test_generation_in_a_mixed_batch(model: PreTrainedModel) -> None:
     road = with_adapters(model, "a", "b", variant="road_2")
     composed = ["a", None, "b", "0.3*b"]
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    tokens = road.generate_tokens(input_ids=IDS, compose=composed, **settings)
+    tokens = road.generate(input_ids=IDS, compose=composed, **settings)
     assert torch.equal(
-        tokens, road.generate_tokens(input_ids=IDS, compose=composed, use_cache=False, **settings)
+        tokens, road.generate(input_ids=IDS, compose=composed, use_cache=False, **settings)
     )
-    beams = road.generate_tokens(
+    beams = road.generate(
         input_ids=IDS, compose=composed, num_beams=3, num_return_sequences=2, **settings
     )
     for row, composition in enumerate(composed):
         alone = {"input_ids": IDS[row : row + 1], "compose": composition, **settings}
-        assert torch.equal(tokens[row : row + 1], road.generate_tokens(**alone))
+        assert torch.equal(tokens[row : row + 1], road.generate(**alone))
         assert torch.equal(
             beams[2 * row : 2 * row + 2],
-            road.generate_tokens(**alone, num_beams=3, num_return_sequences=2),
+            road.generate(**alone, num_beams=3, num_return_sequences=2),
         )
     assert torch.equal(tokens[1:2], model.generate(input_ids=IDS[1:2], **settings))
 

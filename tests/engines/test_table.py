@@ -13,12 +13,12 @@ from torch.func import functional_call, jvp
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import roadint
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from tests.helpers import IDS, VARIANTS, build, randomised, with_adapters
 
 
-def stepped(kind: type[torch.optim.Optimizer], **settings: Any) -> Callable[[LinearRoad], None]:
-    def change(adapter: LinearRoad) -> None:
+def stepped(kind: type[torch.optim.Optimizer], **settings: Any) -> Callable[[RoadAdapter], None]:
+    def change(adapter: RoadAdapter) -> None:
         optimizer = kind(adapter.parameters(), lr=0.1, **settings)
         for parameter in adapter.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -27,34 +27,34 @@ def stepped(kind: type[torch.optim.Optimizer], **settings: Any) -> Callable[[Lin
     return change
 
 
-def through_numpy(adapter: LinearRoad) -> None:
+def through_numpy(adapter: RoadAdapter) -> None:
     adapter.theta.detach().numpy()[:] += 0.3
 
 
-def through_data(adapter: LinearRoad) -> None:
+def through_data(adapter: RoadAdapter) -> None:
     adapter.theta.data.add_(0.3)
 
 
-def through_a_vector(adapter: LinearRoad) -> None:
+def through_a_vector(adapter: RoadAdapter) -> None:
     vector_to_parameters(parameters_to_vector(adapter.parameters()) + 0.3, adapter.parameters())
 
 
-def averaged(adapter: LinearRoad) -> None:
+def averaged(adapter: RoadAdapter) -> None:
     for parameter in adapter.parameters():
         parameter.data.lerp_(torch.zeros_like(parameter), 0.5)
 
 
-def loaded(adapter: LinearRoad, assign: bool = False) -> None:
+def loaded(adapter: RoadAdapter, assign: bool = False) -> None:
     adapter.load_state_dict(
         {name: value + 0.3 for name, value in adapter.state_dict().items()}, assign=assign
     )
 
 
-def replaced(adapter: LinearRoad) -> None:
+def replaced(adapter: RoadAdapter) -> None:
     adapter.theta = torch.nn.Parameter(adapter.theta.detach() + 0.3)
 
 
-def in_inference_mode(adapter: LinearRoad) -> None:
+def in_inference_mode(adapter: RoadAdapter) -> None:
     with torch.inference_mode():
         adapter.theta.add_(0.3)
 
@@ -92,9 +92,9 @@ def test_what_acts_is_what_there_is(way: str) -> None:
 
 def test_what_has_not_changed_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     road, made = with_adapters(build("llama"), "a", "b"), []
-    rotation = LinearRoad.rotation
+    rotation = RoadAdapter.rotation
     monkeypatch.setattr(
-        LinearRoad,
+        RoadAdapter,
         "rotation",
         lambda self, *args, **named: made.append(self.name) or rotation(self, *args, **named),
     )

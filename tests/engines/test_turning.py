@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
 from roadint.engines.table import Banks
 from roadint.engines.transformers import turning
@@ -21,7 +21,7 @@ def layers(names: list[str]) -> Any:
     """One rotated layer, each row through the adapter of its name."""
     net = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH))
     made = {
-        name: randomised(LinearRoad(name, layout_of(net, ["0"])), seed)
+        name: randomised(RoadAdapter(name, layout_of(net, ["0"])), seed)
         for seed, name in enumerate("abc")
     }
     edit = LinearEdit(made, [Composition(((name, 1.0),)) for name in names], Banks(), 8)

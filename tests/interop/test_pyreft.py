@@ -67,7 +67,7 @@ def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
         max_new_tokens=5,
         do_sample=False,
     )
-    own = road.generate_tokens(**ids, compose=["a", "a + b"], max_new_tokens=5, do_sample=False)
+    own = road.generate(**ids, compose=["a", "a + b"], max_new_tokens=5, do_sample=False)
     assert torch.equal(tokens, own)
 
 

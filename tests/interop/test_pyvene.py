@@ -198,7 +198,7 @@ def test_activations_as_sources(llama: PreTrainedModel, tmp_path: Path) -> None:
     torch.testing.assert_close(road(**tokens()).logits, expected)
     road.save_pretrained(tmp_path / "ours")
     torch.testing.assert_close(
-        RoadModel.from_pretrained(tmp_path / "ours", llama)(**tokens()).logits, expected
+        RoadModel.from_pretrained(llama, tmp_path / "ours")(**tokens()).logits, expected
     )
 
 

@@ -290,9 +290,9 @@ def test_collected_states_go_into_generation(
     road = RoadModel(llama, made(position="last(2)", rows="both"))
     states = road.collect(tokenizer, SOURCE)
     assert [tuple(each.shape) for each in states[0]] == [(2, WIDTH), (2, WIDTH)]
-    answers = road.generate(tokenizer, BASE, sources=states, max_new_tokens=6)
+    answers = road.answer(tokenizer, BASE, sources=states, max_new_tokens=6)
     for row in range(2):
-        alone = road.generate(
+        alone = road.answer(
             tokenizer,
             BASE[row],
             sources=[states[0][row : row + 1]],
@@ -300,10 +300,10 @@ def test_collected_states_go_into_generation(
             use_cache=False,
         )
         assert answers[row] == alone[0]
-    beams = road.generate(
+    beams = road.answer(
         tokenizer, BASE, sources=states, max_new_tokens=6, num_beams=3, num_return_sequences=2
     )
-    assert beams[2:] == road.generate(
+    assert beams[2:] == road.answer(
         tokenizer,
         BASE[1],
         sources=[states[0][1:]],
@@ -311,7 +311,7 @@ def test_collected_states_go_into_generation(
         num_beams=3,
         num_return_sequences=2,
     )
-    assert road.generate(tokenizer, BASE, compose=None, max_new_tokens=6) != answers
+    assert road.answer(tokenizer, BASE, compose=None, max_new_tokens=6) != answers
 
 
 @pytest.mark.parametrize("phase", ["prompt", "generated", "both"])
@@ -322,17 +322,17 @@ def test_one_state_is_the_source_of_all_edited_tokens(
     road = RoadModel(llama, made(position="all", phase=phase))
     states = road.collect(tokenizer, SOURCE, positions="last")[0]
     one = [[each[0] for each in states]]
-    answers = road.generate(tokenizer, BASE, sources=one, max_new_tokens=6)
-    assert answers == road.generate(tokenizer, BASE, sources=one, max_new_tokens=6, use_cache=False)
-    assert answers != road.generate(tokenizer, BASE, compose=None, max_new_tokens=6)
+    answers = road.answer(tokenizer, BASE, sources=one, max_new_tokens=6)
+    assert answers == road.answer(tokenizer, BASE, sources=one, max_new_tokens=6, use_cache=False)
+    assert answers != road.answer(tokenizer, BASE, compose=None, max_new_tokens=6)
     constant = RoadModel(llama, made(position="all", phase=phase, source_representation=one[0][1]))
-    assert constant.generate(tokenizer, BASE[1], max_new_tokens=6) == answers[1:]
+    assert constant.answer(tokenizer, BASE[1], max_new_tokens=6) == answers[1:]
     if phase != "prompt":
         with pytest.raises(
             RoadError,
             match=r"edits generated tokens, for which the source of row 0 has no states: expected one",
         ):
-            road.generate(tokenizer, BASE, sources=[states], max_new_tokens=6)
+            road.answer(tokenizer, BASE, sources=[states], max_new_tokens=6)
 
 
 @pytest.mark.parametrize("learn", ["mask", "boundary"])
@@ -388,7 +388,7 @@ def test_checkpoints_and_pyvenes_files_keep_it(
     road = RoadModel(model, sites).eval()
     found = road.interchange(tokenizer, BASE, SOURCE, compose="x + 0.5*y + b").logits
     road.save_pretrained(tmp_path / "ours")
-    again = RoadModel.from_pretrained(tmp_path / "ours", model).eval()
+    again = RoadModel.from_pretrained(model, tmp_path / "ours").eval()
     assert torch.equal(
         again.interchange(tokenizer, BASE, SOURCE, compose="x + 0.5*y + b").logits, found
     )

@@ -103,7 +103,7 @@ def test_generates_in_pyvene_as_in_road_model(llama: PreTrainedModel) -> None:
         intervene_on_prompt=True,
         **settings,
     )
-    assert torch.equal(tokens, road.generate_tokens(input_ids=ids, compose=["a", "b"], **settings))
+    assert torch.equal(tokens, road.generate(input_ids=ids, compose=["a", "b"], **settings))
 
 
 def test_trains_in_pyvene(llama: PreTrainedModel) -> None:
@@ -273,7 +273,7 @@ def test_a_refused_strength_leaves_the_model_as_it_is(llama: PreTrainedModel) ->
         with pytest.raises(RoadError, match="strength"):
             road(input_ids=ids, compose=compose)
         with pytest.raises(RoadError, match="strength"):
-            road.generate_tokens(input_ids=ids, compose=compose, max_new_tokens=2)
+            road.generate(input_ids=ids, compose=compose, max_new_tokens=2)
     assert torch.equal(llama(ids).logits, before)
     assert road(input_ids=ids, compose=["3*a", "-2*b"]).logits.isfinite().all()
 
@@ -327,7 +327,7 @@ def test_principal_axes_are_measured_before_they_act(
     pv_model = pv.IntervenableModel(roadint.pyvene_config(llama, kind(layer=1, basis="pca")), llama)
     for call in (
         lambda: road(input_ids=ids, compose="a", sources=sources),
-        lambda: road.generate_tokens(
+        lambda: road.generate(
             input_ids=ids, compose=["a", None], sources=sources, max_new_tokens=1
         ),
         lambda: pv_model({"input_ids": ids}, [{"input_ids": ids}], {"sources->base": 5}),
@@ -351,7 +351,7 @@ def test_principal_axes_are_measured_before_they_act(
     for other in (
         again,
         another,
-        roadint.RoadModel.from_pretrained(tmp_path / "road", llama),
+        roadint.RoadModel.from_pretrained(llama, tmp_path / "road"),
         roadint.RoadModel(llama, copy.deepcopy(site)),
     ):
         assert torch.equal(other(input_ids=ids, compose="a", sources=sources).logits, found)

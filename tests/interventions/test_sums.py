@@ -32,10 +32,10 @@ def test_sums_on_shared_blocks_are_products_and_differences_quotients(
     llama: PreTrainedModel, tmp_path: Path
 ) -> None:
     paths = {name: saved(tmp_path / name, llama, seed) for seed, name in enumerate("abc")}
-    road = RoadModel.from_pretrained(paths, llama)
+    road = RoadModel.from_pretrained(llama, paths)
     assert road.names == [f"{name}@{label}" for label in "abc" for name in HALVES]
     single = RoadIntervention(layer=1, embed_dim=WIDTH)
-    a, b = (RoadModel.from_pretrained(paths[name], llama).sites[0] for name in "ab")
+    a, b = (RoadModel.from_pretrained(llama, paths[name]).sites[0] for name in "ab")
     with torch.no_grad():
         half = WIDTH // 4
         single.theta[:half] = a.theta[:half] + 0.5 * b.theta[:half]
@@ -58,9 +58,9 @@ def test_disjoint_blocks_of_any_variant(llama: PreTrainedModel, tmp_path: Path) 
         "a": saved(tmp_path / "a", llama, 1, variant="road_4"),
         "b": saved(tmp_path / "b", llama, 2, variant="road_2", position="last"),
     }
-    road = RoadModel.from_pretrained(paths, llama)
+    road = RoadModel.from_pretrained(llama, paths)
     alone = {
-        label: RoadModel.from_pretrained(path, llama).sites[0] for label, path in paths.items()
+        label: RoadModel.from_pretrained(llama, path).sites[0] for label, path in paths.items()
     }
     h = torch.randn(1, WIDTH)
     expected = torch.cat(
@@ -87,7 +87,7 @@ def _of(composition: str, label: str) -> str:
 def test_what_has_no_meaning_is_refused(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    road = RoadModel.from_pretrained({"a": saved(tmp_path / "a", llama, 1)}, llama)
+    road = RoadModel.from_pretrained(llama, {"a": saved(tmp_path / "a", llama, 1)})
     road.add_checkpoint(saved(tmp_path / "b", llama, 2, basis="random"), "b")
     with pytest.raises(
         RoadError,
@@ -95,9 +95,9 @@ def test_what_has_no_meaning_is_refused(
     ):
         road(input_ids=IDS, compose="german@a + english@b")
     with pytest.raises(RoadError, match="different bases"):
-        road.generate(tokenizer, "hello", compose="a + b")
+        road.answer(tokenizer, "hello", compose="a + b")
     assert (
-        len(road.generate(tokenizer, "hello", compose=["a", "b"], max_new_tokens=2)) == 2
+        len(road.answer(tokenizer, "hello", compose=["a", "b"], max_new_tokens=2)) == 2
     )  # each alone is fine
     RoadModel(llama, LoreftIntervention(layer=1, rank=4)).save_pretrained(tmp_path / "loreft")
     road.add_checkpoint(tmp_path / "loreft", "c")
@@ -113,7 +113,7 @@ def test_checkpoints_come_and_go_and_a_bad_one_changes_nothing(
     llama: PreTrainedModel, tmp_path: Path
 ) -> None:
     first = saved(tmp_path / "a", llama, 1)
-    road = RoadModel.from_pretrained({"a": first}, llama)
+    road = RoadModel.from_pretrained(llama, {"a": first})
     (tmp_path / "empty").mkdir()
     for path, label, message in [
         (tmp_path / "empty", "b", "is no roadint checkpoint"),
@@ -122,7 +122,7 @@ def test_checkpoints_come_and_go_and_a_bad_one_changes_nothing(
     ]:
         with pytest.raises(RoadError, match=message):
             road.add_checkpoint(path, label)
-    other = RoadModel.from_pretrained(first, llama)
+    other = RoadModel.from_pretrained(llama, first)
     other.template = "alpaca"
     other.save_pretrained(tmp_path / "alpaca")
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_checkpoints_come_and_go_and_a_bad_one_changes_nothing(
     together = road(input_ids=IDS, compose="a + b").logits
     road.save_pretrained(tmp_path / "both")
     assert torch.equal(
-        RoadModel.from_pretrained(tmp_path / "both", llama)(input_ids=IDS, compose="a + b").logits,
+        RoadModel.from_pretrained(llama, tmp_path / "both")(input_ids=IDS, compose="a + b").logits,
         together,
     )
     road.remove_checkpoint("a")
@@ -146,7 +146,7 @@ def test_checkpoints_come_and_go_and_a_bad_one_changes_nothing(
     road.remove_checkpoint("b")
     assert torch.equal(road(input_ids=IDS).logits, llama(input_ids=IDS).logits)
     with pytest.raises(RoadError, match="no checkpoints given"):
-        RoadModel.from_pretrained({}, llama)
+        RoadModel.from_pretrained(llama, {})
 
 
 def test_interventions_of_one_model_are_not_checked(llama: PreTrainedModel) -> None:
@@ -166,7 +166,7 @@ def test_a_first_checkpoint_without_a_label_is_summed_by_the_same_rules(
         saved(tmp_path / "a", llama, 1),
         saved(tmp_path / "c", llama, 3, basis="hadamard"),
     ):
-        road = RoadModel.from_pretrained(first, llama)
+        road = RoadModel.from_pretrained(llama, first)
         assert road.names == ["german", "english"]
         road.add_checkpoint(other, "b")
         for compose in (
@@ -184,7 +184,7 @@ def test_a_first_checkpoint_without_a_label_is_summed_by_the_same_rules(
                 )
         for compose in ("german + english", "b"):
             assert torch.isfinite(road(input_ids=IDS, compose=compose).logits).all()
-    road = RoadModel.from_pretrained(tmp_path / "a", llama)
+    road = RoadModel.from_pretrained(llama, tmp_path / "a")
     road.add_checkpoint(other, "b")
     assert torch.isfinite(
         road(input_ids=IDS, compose="german + english@b").logits

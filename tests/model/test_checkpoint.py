@@ -40,10 +40,10 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
         RoadIntervention(layer=2, component="mlp_output", position="at(0, 2)", pairing="half"),
     )
     road.template, road.training_summary = "alpaca", {"steps": 3}
-    size = road.save_pretrained(tmp_path)
+    road.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CONFIG, TENSORS])
-    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
-    again = RoadModel.from_pretrained(tmp_path, model)
+    assert checkpoint.size_of(tmp_path) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    again = RoadModel.from_pretrained(model, tmp_path)
     ids = torch.randint(3, 100, (3, 7))
     compose = ["a", "b + road", "all"]
     assert torch.equal(
@@ -113,12 +113,12 @@ def test_another_model_is_refused(saved: Path) -> None:
     with pytest.raises(
         RoadError, match="trained on llama .* of type 'llama', this one is of type 'gpt2'"
     ):
-        RoadModel.from_pretrained(saved, other)  # the same width and depth
+        RoadModel.from_pretrained(other, saved)  # the same width and depth
     wide = type(other)(type(other.config)(vocab_size=64, n_embd=48, n_layer=3, n_head=4))
     with pytest.raises(
         RoadError, match=r"trained on llama \(width 32, 3 layers\), this model has width 48"
     ):
-        RoadModel.from_pretrained(saved, wide)
+        RoadModel.from_pretrained(wide, saved)
     found = checkpoint.read(
         saved
     )  # who knows better puts the values there himself, as the message says
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_does_not_say_its_model_type_loads(
     saved: Path, llama: PreTrainedModel
 ) -> None:
     resign(saved, lambda config: config["base_model"].pop("model_type"))
-    assert RoadModel.from_pretrained(saved, llama).names == ["a", "b"]
+    assert RoadModel.from_pretrained(llama, saved).names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_an_adapters_subspace_comes_back_in_every_form(
         "a", targets=["q_proj", "up_proj"], subspace=subspace
     )  # 32 and 48 wide
     road.save_pretrained(tmp_path)
-    again = RoadModel.from_pretrained(tmp_path, llama).adapters["a"]
+    again = RoadModel.from_pretrained(llama, tmp_path).adapters["a"]
     assert again.held is not None
     assert adapter.held is not None
     assert torch.equal(again.held, adapter.held)
@@ -191,7 +191,7 @@ def test_what_is_told_of_the_training_is_made_json(tmp_path: Path, llama: PreTra
     }
     road.save_pretrained(tmp_path)
     json.loads((tmp_path / CONFIG).read_text(), parse_constant=lambda name: pytest.fail(name))
-    told = RoadModel.from_pretrained(tmp_path, llama).training_summary
+    told = RoadModel.from_pretrained(llama, tmp_path).training_summary
     assert told["recipe"]["subspaces"] == {"a": "[0, 16)", "b": [16, 32]}
     assert told["recipe"] | {"subspaces": 0} == {
         "subspaces": 0,
@@ -226,13 +226,13 @@ def test_the_dtype_of_the_training_is_told(
 @pytest.mark.parametrize("name", ["", " ", None, 5, "a\0b", "x" * 5000, "\ud800"])
 def test_names_that_are_no_folder_are_refused(llama: PreTrainedModel, name: Any) -> None:
     with pytest.raises(RoadError) as caught:
-        RoadModel.from_pretrained(name, llama)
+        RoadModel.from_pretrained(llama, name)
     assert len(str(caught.value)) < 500
 
 
 def test_a_file_is_no_checkpoint(saved: Path, llama: PreTrainedModel) -> None:
     with pytest.raises(RoadError, match="is a file: expected the folder that holds it"):
-        RoadModel.from_pretrained(saved / CONFIG, llama)
+        RoadModel.from_pretrained(llama, saved / CONFIG)
     with pytest.raises(RoadError, match="can't be a folder to write to"):
         trained(llama).save_pretrained(saved / CONFIG)
 
@@ -264,7 +264,7 @@ def test_killed_while_saving_the_old_or_the_new_one_loads(
         road.save_pretrained(saved)
         os._exit(0)
     os.waitpid(child, 0)
-    found = RoadModel.from_pretrained(saved, llama).interventions[0].theta
+    found = RoadModel.from_pretrained(llama, saved).interventions[0].theta
     assert torch.equal(found, old) or torch.equal(found, torch.full_like(found, 0.5))
     road.save_pretrained(saved)
     assert sorted(path.name for path in saved.iterdir()) == sorted([CONFIG, TENSORS])
@@ -318,7 +318,7 @@ def test_what_is_neither_folder_nor_repository_is_named(
         RoadError,
         match=r"'someone/adapter' is neither a folder nor a reachable hub repository \(no connection\)",
     ):
-        RoadModel.from_pretrained("someone/adapter", llama)
+        RoadModel.from_pretrained(llama, "someone/adapter")
 
 
 def test_hub_round_trip(
@@ -351,6 +351,6 @@ def test_hub_round_trip(
     assert road.push_to_hub("adapter", private=True, token="secret") == "hub://me/adapter"
     card = (hub / "me" / "adapter" / "README.md").read_text()
     assert "library_name: roadint" in card
-    assert 'RoadModel.from_pretrained("me/adapter", model)' in card
-    again = RoadModel.from_pretrained("me/adapter", llama)
+    assert 'RoadModel.from_pretrained(model, "me/adapter")' in card
+    again = RoadModel.from_pretrained(llama, "me/adapter")
     assert torch.equal(again.interventions[0].theta, road.interventions[0].theta)

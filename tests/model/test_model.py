@@ -144,11 +144,11 @@ def test_generation_is_the_same_with_and_without_cache_and_in_chunks(
         "max_new_tokens": 8,
         "do_sample": False,
     }
-    cached = road.generate_tokens(**inputs)
-    assert torch.equal(cached, road.generate_tokens(**inputs, use_cache=False))
-    assert torch.equal(cached, road.generate_tokens(**inputs, prefill_chunk_size=4, use_cache=True))
+    cached = road.generate(**inputs)
+    assert torch.equal(cached, road.generate(**inputs, use_cache=False))
+    assert torch.equal(cached, road.generate(**inputs, prefill_chunk_size=4, use_cache=True))
     for index, row in enumerate(prompts([5, 9, 3, 7, 8])):
-        alone = road.generate_tokens(
+        alone = road.generate(
             input_ids=row[None], compose=COMPOSE[index], max_new_tokens=8, do_sample=False
         )[0, len(row) :]
         ended = alone.tolist() + [0] * 8
@@ -169,7 +169,7 @@ def test_forward_with_prompt_length_equals_the_cached_continuation(model: PreTra
             whole = road(
                 input_ids=ids, compose=["a", "b"], prompt_length=torch.tensor([6, 6])
             ).logits
-            generated = road.generate_tokens(
+            generated = road.generate(
                 input_ids=ids[:, :6],
                 compose=["a", "b"],
                 max_new_tokens=1,
@@ -202,16 +202,16 @@ def test_beams_and_returned_sequences_keep_their_rows_composition(model: PreTrai
     road = trained(model)
     inputs = padded(prompts([5, 9, 6]), "left")
     settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
-    mixed = road.generate_tokens(**inputs, compose=["a", None, "a + b"], **settings)
+    mixed = road.generate(**inputs, compose=["a", None, "a + b"], **settings)
     assert mixed.shape[0] == 6
     for index, compose in enumerate(["a", None, "a + b"]):
-        alone = road.generate_tokens(**inputs, compose=compose, **settings)
+        alone = road.generate(**inputs, compose=compose, **settings)
         columns = min(mixed.shape[1], alone.shape[1])
         assert torch.equal(
             mixed[2 * index : 2 * index + 2, :columns], alone[2 * index : 2 * index + 2, :columns]
         )
     torch.manual_seed(3)
-    sampled = road.generate_tokens(
+    sampled = road.generate(
         **inputs, compose="a", max_new_tokens=3, do_sample=True, num_return_sequences=4
     )
     assert sampled.shape[0] == 12
@@ -263,7 +263,7 @@ def test_the_model_is_left_clean_also_after_an_exception(model: PreTrainedModel)
         road(input_ids=torch.full((1, 4), VOCABULARY + 5), compose="a")
     breaking = roadint.architecture.layers.find_layers(model)[1][2].register_forward_hook(_explode)
     with pytest.raises(RuntimeError, match="boom"):
-        road.generate_tokens(input_ids=torch.stack(prompts([4])), compose="a", max_new_tokens=2)
+        road.generate(input_ids=torch.stack(prompts([4])), compose="a", max_new_tokens=2)
     breaking.remove()
     assert len(calls) >= 2
     assert len(hooks_of(model)) == 1  # the other library's
@@ -333,7 +333,7 @@ def test_scores_of_selected_tokens_equal_those_from_all_logits(
                 road(**inputs, compose=compose).logits[rows, columns], labels, reduction="none"
             )
         else:
-            nll = road(**inputs, compose=compose, scored=(torch.stack([rows, columns]), labels))
+            nll = road.token_nll(torch.stack([rows, columns]), labels, **inputs, compose=compose)
         if compose:
             (nll * torch.tensor([1.0, 2.0, 0.5])).sum().backward()
         results.append([nll.detach(), road.interventions[0].theta.grad])
@@ -361,15 +361,15 @@ def test_pieces_of_logits_change_nothing_and_a_soft_cap_counts(
         monkeypatch.setattr("roadint.engines.transformers.scoring._LOGITS", piece)
         monkeypatch.setattr("roadint.engines.transformers.scoring._FLOATS", piece)
         torch.testing.assert_close(
-            road(**inputs, scored=(where, labels)), expected, rtol=1e-5, atol=1e-5
+            road.token_nll(where, labels, **inputs), expected, rtol=1e-5, atol=1e-5
         )
 
 
 def test_a_head_that_trains_gets_its_gradient_from_scores(llama: PreTrainedModel) -> None:
     road = trained(llama.requires_grad_(False))
     llama.lm_head.weight.requires_grad_(True)
-    road(
-        **padded(prompts([5]), "right"), scored=(torch.tensor([[0], [2]]), torch.tensor([7]))
+    road.token_nll(
+        torch.tensor([[0], [2]]), torch.tensor([7]), **padded(prompts([5]), "right")
     ).sum().backward()
     assert bool(llama.lm_head.weight.grad.any())
 
@@ -377,18 +377,18 @@ def test_a_head_that_trains_gets_its_gradient_from_scores(llama: PreTrainedModel
 def test_generate_answers_texts(llama: PreTrainedModel, tokenizer: Any) -> None:
     road = trained(llama)
     road.template = "alpaca"
-    texts = road.generate(
+    texts = road.answer(
         tokenizer,
         ["Why?", "A longer question, padded less.", "Why?"],
         compose=["a", "b", None],
         max_new_tokens=6,
     )
-    assert texts[0] == road.generate(tokenizer, ["Why?"], compose="a", max_new_tokens=6)[0]
-    assert texts[2] == road.generate(tokenizer, "Why?", compose=None, max_new_tokens=6)[0]
-    assert len(road.generate(tokenizer, "Why?", compose=[None, "a"], max_new_tokens=2)) == 2
+    assert texts[0] == road.answer(tokenizer, ["Why?"], compose="a", max_new_tokens=6)[0]
+    assert texts[2] == road.answer(tokenizer, "Why?", compose=None, max_new_tokens=6)[0]
+    assert len(road.answer(tokenizer, "Why?", compose=[None, "a"], max_new_tokens=2)) == 2
     assert (
         len(
-            road.generate(
+            road.answer(
                 tokenizer,
                 "Why?",
                 compose="a",
@@ -427,7 +427,7 @@ def test_describe_marks_the_edited_tokens(
         RoadIntervention(layer=2, position="first(1)"),
     )
     text = road.describe(tokenizer, "abc")
-    assert capsys.readouterr().out.strip() == text
+    assert capsys.readouterr().out == ""
     assert "»<bos>«[layer 2]|a|»b«[layer 1]|»c«[layer 1]" in text
     assert "4 tokens, 3 edited" in text
 
@@ -482,7 +482,7 @@ def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:
     assert len(pieces) > 2
     assert (
         "".join(pieces).strip()
-        == road.generate(tokenizer, "Why?", compose="a + b", max_new_tokens=8)[0]
+        == road.answer(tokenizer, "Why?", compose="a + b", max_new_tokens=8)[0]
     )
 
 
@@ -497,7 +497,7 @@ def test_the_edit_is_made_once_whatever_the_length_and_the_number_of_composition
         lambda self, h, rotation, source=None: edited.append(h.shape) or edit(self, h, rotation),
     )
     inputs = padded(prompts([5, 9, 7, 3]), "left")
-    road.generate_tokens(
+    road.generate(
         **inputs, compose=["a", "0.5*a - b", None, "b"], max_new_tokens=12, do_sample=False
     )
     assert edited == [(3, WIDTH)]  # the last prompt token of three rows, at the prefill

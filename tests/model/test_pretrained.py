@@ -25,7 +25,10 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
     return tmp_path / "model"
 
 
-def test_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="roadint")
     model, tokenizer = roadint.load(folder, dtype=torch.bfloat16)
     assert (type(model).__name__, model.dtype, model.training) == (
         "Gemma3ForCausalLM",
@@ -33,22 +36,22 @@ def test_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         False,
     )
     assert tokenizer("ab")["input_ids"][0] == tokenizer.bos_token_id
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith(str(folder))]
+    assert capsys.readouterr().out == ""
+    (line,) = [line for line in caplog.messages if line.startswith(str(folder))]
     assert "bfloat16, from the folder" in line
 
 
 def test_a_short_name_takes_the_hubs_model_where_it_may(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="roadint")
     monkeypatch.setitem(
         pretrained.MODELS, "gemma-3-270m", (str(folder), pretrained.MODELS["gemma-3-270m"][1])
     )
     monkeypatch.setattr(pretrained, "_why_not_hub", lambda repo_id: None)
     model, _ = roadint.load("gemma-3-270m")
     assert model.name_or_path == "gemma-3-270m"
-    assert f"from the hub ({folder})" in capsys.readouterr().err
+    assert f"from the hub ({folder})" in caplog.text
 
 
 @pytest.mark.parametrize(

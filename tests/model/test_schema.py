@@ -108,7 +108,7 @@ def put(whole: Any, path: tuple[Any, ...], value: Any) -> None:
 def load(folder: Path, model: PreTrainedModel) -> bool:
     """Whether it was taken, with finite values."""
     try:
-        road = RoadModel.from_pretrained(folder, model)
+        road = RoadModel.from_pretrained(model, folder)
     except RoadError:
         return False
     assert all(
@@ -121,7 +121,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
 
 def test_every_kind_comes_back(saved: Path) -> None:
     assert {each.kind for each in EVERY_KIND} == set(KINDS)
-    again = RoadModel.from_pretrained(saved, build("llama"))
+    again = RoadModel.from_pretrained(build("llama"), saved)
     config = json.loads((saved / CONFIG).read_text())
     assert [{"kind": each.kind, **each.spec()} for each in again.sites] == config["interventions"]
     assert [each.spec() for each in again.adapters.values()] == config["adapters"]
@@ -152,7 +152,7 @@ def test_a_missing_field_is_refused(saved: Path, tmp_path: Path, key: str) -> No
     folder = copied(saved, tmp_path)
     resign(folder, lambda config: config.pop(key))
     with pytest.raises(RoadError):
-        RoadModel.from_pretrained(folder, build("llama"))
+        RoadModel.from_pretrained(build("llama"), folder)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_named(saved: Path, tmp_path: Path, change: Any, messag
     folder = copied(saved, tmp_path)
     resign(folder, change)
     with pytest.raises(RoadError, match=message):
-        RoadModel.from_pretrained(folder, build("llama"))
+        RoadModel.from_pretrained(build("llama"), folder)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_other_tensors_are_refused(
     )
     resign(folder, lambda _: None)
     with pytest.raises(RoadError, match=message):
-        RoadModel.from_pretrained(folder, build("llama"))
+        RoadModel.from_pretrained(build("llama"), folder)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from roadint.data.prompts import batch_prompts, pad
 from roadint.data.sources import load_rows
 from roadint.evaluation.language import language_of
 from roadint.interventions.pyvene.patches import pyvene as pv
+from roadint.model.checkpoint import size_of
 from roadint.training.prefix_cache import PrefixCache
 from tests.helpers import trained
 
@@ -74,7 +75,7 @@ def test_short_training_teaches_german_and_the_rest_stays(
     gemma: tuple[Any, Any], adapter: Path
 ) -> None:
     model, tokenizer = gemma
-    road = RoadModel.from_pretrained(adapter, model)
+    road = RoadModel.from_pretrained(model, adapter)
     report = roadint.evaluate(
         road, tokenizer, prompts=QUESTIONS, rows=16, max_new_tokens=24, max_completion=32
     )
@@ -90,11 +91,12 @@ def test_checkpoint_is_a_few_kb_and_gives_the_same_answers(
     gemma: tuple[Any, Any], adapter: Path, tmp_path: Path
 ) -> None:
     model, tokenizer = gemma
-    road = RoadModel.from_pretrained(adapter, model)
-    assert road.save_pretrained(tmp_path) < 10_000
-    again = RoadModel.from_pretrained(tmp_path, model)
+    road = RoadModel.from_pretrained(model, adapter)
+    road.save_pretrained(tmp_path)
+    assert size_of(tmp_path) < 10_000
+    again = RoadModel.from_pretrained(model, tmp_path)
     settings = {"compose": COMPOSE, "max_new_tokens": 12}
-    assert again.generate(tokenizer, QUESTIONS, **settings) == road.generate(
+    assert again.answer(tokenizer, QUESTIONS, **settings) == road.answer(
         tokenizer, QUESTIONS, **settings
     )
 
@@ -103,9 +105,9 @@ def test_none_in_a_mixed_batch_is_the_base_models_answer(
     gemma: tuple[Any, Any], adapter: Path
 ) -> None:
     model, tokenizer = gemma
-    road = RoadModel.from_pretrained(adapter, model)
+    road = RoadModel.from_pretrained(model, adapter)
     batch = batch_prompts(tokenizer, road.template, [QUESTIONS[0]] * 4)
-    tokens = road.generate_tokens(**batch, compose=COMPOSE, max_new_tokens=16, do_sample=False)
+    tokens = road.generate(**batch, compose=COMPOSE, max_new_tokens=16, do_sample=False)
     base = model.generate(**batch, max_new_tokens=16, do_sample=False)
     assert torch.equal(tokens[0], base[0])
     assert not torch.equal(tokens[1], base[1])
@@ -140,9 +142,9 @@ def test_long_prompts_past_the_sliding_window(gemma: tuple[Any, Any]) -> None:
     settings = {"input_ids": ids, "compose": "german", "max_new_tokens": 4, "do_sample": False}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
     with in_float32(model):
-        cached = road.generate_tokens(**settings)
-        uncached = road.generate_tokens(**settings, use_cache=False)
-        chunked = road.generate_tokens(**settings, prefill_chunk_size=128, use_cache=True)
+        cached = road.generate(**settings)
+        uncached = road.generate(**settings, use_cache=False)
+        chunked = road.generate(**settings, prefill_chunk_size=128, use_cache=True)
         base = model(input_ids=ids).logits[0, -1]
     for other in (uncached, chunked):
         assert torch.equal(other.sequences, cached.sequences)
@@ -167,15 +169,14 @@ def test_equals_pyvene_on_real_weights(gemma: tuple[Any, Any]) -> None:
     assert torch.equal(output.logits, expected)
 
 
-def test_chat_template(smollm: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat_template(smollm: tuple[Any, Any]) -> None:
     model, tokenizer = smollm
     road = near_identity(model, RoadIntervention(layer=15, subspaces=HALVES))
     road.template = "chat"
-    road.describe(tokenizer, QUESTIONS[0])
-    shown = capsys.readouterr().out
+    shown = road.describe(tokenizer, QUESTIONS[0])
     assert "istant|»⏎«[layer 15]" in shown
-    texts = road.generate(tokenizer, QUESTIONS[0], compose=COMPOSE, max_new_tokens=16)
-    assert texts[0] == road.generate(tokenizer, QUESTIONS[0], compose=None, max_new_tokens=16)[0]
+    texts = road.answer(tokenizer, QUESTIONS[0], compose=COMPOSE, max_new_tokens=16)
+    assert texts[0] == road.answer(tokenizer, QUESTIONS[0], compose=None, max_new_tokens=16)[0]
     assert len(set(texts)) > 1
 
 

@@ -253,7 +253,7 @@ def test_a_classifier_from_the_command_line_to_a_plain_model(
     base = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2)
     ids = torch.randint(4, 100, (5, 9))
     found = [
-        RoadModel.from_pretrained(tmp_path / name, base).eval()(input_ids=ids).logits
+        RoadModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
         for name in ("run", "back")
     ]
     plain = (

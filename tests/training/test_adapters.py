@@ -37,7 +37,7 @@ def test_each_data_set_trains_its_own_adapter(
         likelier[name] = {each: float(road(input_ids=ids, compose=each).logits[0, -1].log_softmax(-1)[token].detach()) for each in (None, "a", "b")}  # fmt: skip
     assert likelier["a"]["a"] > max(likelier["a"][None], likelier["a"]["b"])
     assert likelier["b"]["b"] > max(likelier["b"][None], likelier["b"]["a"])
-    again = RoadModel.from_pretrained(tmp_path, model)
+    again = RoadModel.from_pretrained(model, tmp_path)
     assert torch.equal(
         again(input_ids=IDS, compose="a").logits, road(input_ids=IDS, compose="a").logits
     )

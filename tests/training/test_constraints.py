@@ -63,7 +63,7 @@ def test_strengths_become_one_after_training(llama: Any, tokenizer: Any, tmp_pat
     less, _ = values(llama, tokenizer, strengths={"a": 0.5}, out=tmp_path / "run")
     torch.testing.assert_close(less[:HALF], 0.5 * whole[:HALF])
     torch.testing.assert_close(less[HALF:], whole[HALF:])
-    loaded = RoadModel.from_pretrained(tmp_path / "run", llama)
+    loaded = RoadModel.from_pretrained(llama, tmp_path / "run")
     assert torch.equal(loaded.interventions[0].theta, less)
 
 
@@ -84,7 +84,7 @@ def test_principal_axes_are_measured_where_the_edit_is(
     torch.testing.assert_close(
         variances, torch.linalg.svdvals(states).square()[: len(variances)], rtol=1e-3, atol=1e-2
     )
-    loaded = RoadModel.from_pretrained(tmp_path / "run", llama)
+    loaded = RoadModel.from_pretrained(llama, tmp_path / "run")
     ids = torch.randint(3, 90, (2, 7))
     torch.testing.assert_close(loaded(input_ids=ids).logits, road(input_ids=ids).logits)
 

@@ -93,7 +93,7 @@ def test_learns_two_things_in_two_subspaces(
         "road.json",
         "road.safetensors",
     ]
-    again = RoadModel.from_pretrained(tmp_path / "out", build("llama"))
+    again = RoadModel.from_pretrained(build("llama"), tmp_path / "out")
     assert torch.equal(again.interventions[0].theta, road.interventions[0].theta)
     assert again.template == "plain"
     assert again.training_summary == json.loads(json.dumps(summary))

@@ -418,7 +418,7 @@ def test_predictions_and_pipelines_generate_with_the_edit(
     rows = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in TOKENS]
     ids = torch.tensor([row["input_ids"] for row in rows])
     greedy: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    expected = road.generate_tokens(input_ids=ids, **greedy)
+    expected = road.generate(input_ids=ids, **greedy)
     assert not torch.equal(expected, road.model.generate(input_ids=ids, **greedy))
     for given in ({"input_ids": ids}, {"inputs": ids}):
         assert torch.equal(road.generate(**given, **greedy), expected)
@@ -434,11 +434,11 @@ def test_predictions_and_pipelines_generate_with_the_edit(
         "say it", **greedy, return_full_text=False
     )
     inputs = tokenizer("say it", return_tensors="pt")
-    tokens = road.generate_tokens(**inputs, **greedy)[0, inputs["input_ids"].shape[1] :]
+    tokens = road.generate(**inputs, **greedy)[0, inputs["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == tokenizer.decode(tokens, skip_special_tokens=True)
-    with pytest.raises(RoadError, match="generate_tokens"):
+    with pytest.raises(RoadError, match="generate"):
         road.generate()
-    with pytest.raises(RoadError, match="generate_tokens"):
+    with pytest.raises(RoadError, match="generate"):
         road.generate(tokenizer)
 
 

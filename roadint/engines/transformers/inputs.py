@@ -1,12 +1,13 @@
 """What a model's forward is called with: tokens of prompts, and which of its tokens are no padding."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roadint.architecture.layers import cached_columns, text_config
+from roadint.architecture.layers import cached_columns, inner_model, text_config
 from roadint.data.prompts import (
     Template,
     batch_prompts,
@@ -29,6 +30,23 @@ def tokens_of(
     check_tokenizer(tokenizer)
     batch = batch_prompts(tokenizer, check_template(template, tokenizer), listed)
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def with_names(model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model's forward by name, those that came without one too. Raises RoadError."""
+    if not args:
+        return dict(inputs)
+    names = list(inspect.signature(inner_model(model).forward).parameters)
+    if len(args) > len(names):
+        raise RoadError(
+            f"{len(args)} arguments without a name: the model's forward has {len(names)}"
+        )
+    for name in names[: len(args)]:
+        if name in inputs:
+            raise RoadError(
+                f"{name} is given twice, by its place and by its name: expected it once"
+            )
+    return {**dict(zip(names, args, strict=False)), **inputs}
 
 
 def shape_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
@@ -125,15 +143,15 @@ def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
         or len(scored) != 2
         or not all(torch.is_tensor(each) for each in scored)
     ):
-        raise RoadError("scored: expected two tensors, places [2, tokens] and labels [tokens]")
+        raise RoadError("token_nll: expected two tensors, places [2, tokens] and labels [tokens]")
     where, labels = scored
     if where.ndim != 2 or len(where) != 2 or labels.shape != where.shape[1:] or not labels.numel():
         raise RoadError(
-            f"scored: places {tuple(where.shape)} and labels {tuple(labels.shape)}: expected [2, tokens] and [tokens]"
+            f"token_nll: places {tuple(where.shape)} and labels {tuple(labels.shape)}: expected [2, tokens] and [tokens]"
         )
     if not (_counts(where) and _counts(labels)):
         raise RoadError(
-            f"scored: places of {where.dtype} and labels of {labels.dtype}: expected integers, as torch.long"
+            f"token_nll: places of {where.dtype} and labels of {labels.dtype}: expected integers, as torch.long"
         )
     if where.device.type == labels.device.type == "cpu":  # elsewhere they would be waited for
         for what, values, limit in (
@@ -143,7 +161,7 @@ def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
         ):
             if int(values.min()) < 0 or int(values.max()) >= limit:
                 raise RoadError(
-                    f"scored: {what} from {int(values.min())} to {int(values.max())}: expected 0 to {limit - 1}"
+                    f"token_nll: {what} from {int(values.min())} to {int(values.max())}: expected 0 to {limit - 1}"
                 )
 
 

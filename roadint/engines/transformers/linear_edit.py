@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout
 from roadint.adapters.targets import may_rest
 from roadint.engines.table import Banks
@@ -32,7 +32,7 @@ class LinearEdit:
 
     def __init__(
         self,
-        adapters: Mapping[str, LinearRoad],
+        adapters: Mapping[str, RoadAdapter],
         compositions: Sequence[Composition],
         banks: Banks,
         capacity: int,
@@ -109,7 +109,7 @@ def _check_output(path: str, args: Any, output: Any, width: int | None) -> None:
 
 
 def _beside(
-    adapters: Sequence[LinearRoad], terms: Sequence[Terms], live: Sequence[frozenset[str] | None]
+    adapters: Sequence[RoadAdapter], terms: Sequence[Terms], live: Sequence[frozenset[str] | None]
 ) -> dict[str, list[Beside]]:
     """What acts beside the rotations: path → LoRA and heads."""
     found: dict[str, list[Beside]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from roadint.adapters.adapter import LinearRoad
+from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import product
 from roadint.engines.table import Bank
 from roadint.engines.transformers.passes import Passes
@@ -25,7 +25,7 @@ class Turning:
 
     def __init__(
         self,
-        members: Mapping[str, LinearRoad],
+        members: Mapping[str, RoadAdapter],
         terms: Sequence[Terms],
         live: Sequence[frozenset[str] | None],
         bank: Bank,
