@@ -30,7 +30,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed
-	$(BIN)/pytest tests --ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
+	$(BIN)/pytest -n auto tests --ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
 architectures: $(VENV)/.installed

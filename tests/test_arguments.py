@@ -123,7 +123,7 @@ def test_calls(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> No
             if not (name == "sources" and isinstance(each, list) and each == [None])
         ]
         refuse(lambda given, name=name: road(input_ids=ids, **{name: given}), values)
-    for call in (road.generate, road.collect):
+    for call in (road.answer, road.collect):
         refuse(
             lambda given, call=call: call(tokenizer, given),
             [True, 3, iter(()), [], {}, b"x", np.array([1, 2]), torch.tensor(1)],

@@ -181,11 +181,9 @@ def _size(module: nn.Module) -> tuple[int, int]:
     """Width of the output, and of the input."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim, module.num_embeddings
-    return (
-        (module.nf, module.nx)
-        if isinstance(module, Conv1D)
-        else (module.out_features, module.in_features)
-    )  # type: ignore[return-value]
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    return module.out_features, module.in_features  # type: ignore[return-value]
 
 
 def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:

@@ -17,9 +17,9 @@ from roadint.interventions.pyvene.patches import (
 )
 
 
-class PlainRoad(
+class PlainRoad(  # type: ignore[misc]
     SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention
-):  # type: ignore[misc]
+):
     """RoAd1 on adjacent pairs with a mask of blocks a row (paper equation 4), straight from the formula."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -63,9 +63,9 @@ class Rows(Protocol):
         """Those of the rows `index`, int of any shape: the leading shape of the hidden states that they edit."""
 
 
-class SubspaceIntervention(
+class SubspaceIntervention(  # type: ignore[misc]
     Sited, KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention
-):  # type: ignore[misc]
+):
     """The base class: a site, a partition of the intervention's units into named subspaces, and an edit at given strengths.
 
     A kind of intervention says what its units are (`_build`), which parameters it will have (`_parameter_names`), what a row is
@@ -237,6 +237,11 @@ class SubspaceIntervention(
         placed = next(module.parameters(), None)
         if placed is not None and placed.device.type != "meta":
             self.to(placed.device)
+
+    @classmethod
+    def recipe_fields(cls) -> tuple[str, ...]:
+        """The arguments that a recipe may say, beside the layers; a kind adds its own to these."""
+        return ("component", "position", "phase", "subspaces")
 
     def _build(self, width: int) -> Partition:
         """Make the parameters for hidden states of `width` dims; returns the partition of the units."""

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from roadint.errors import RoadError, quoted
 from roadint.grammar.subspace import Partition
 from roadint.interventions.base import EditIntervention
+from roadint.interventions.registry import register
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Baseline(EditIntervention):
             )
         self.rank = chosen
         self._bind_as_told()
+
+    @classmethod
+    def recipe_fields(cls) -> tuple[str, ...]:
+        """As in the base class, and the rank."""
+        return (*super().recipe_fields(), "rank")
 
     def _build(self, width: int) -> Partition:
         if not 0 < self.rank <= width:
@@ -112,14 +118,13 @@ class Baseline(EditIntervention):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
+@register("loreft")
 class LoreftIntervention(Baseline):
     """LoReFT with subspaces: `h + Rᵀ(W h + b − R h)`, R [rank, width] with orthonormal rows, of which a subspace holds some.
 
     learned_source holds W and b, rotate_layer Rᵀ, as in pyreft. All rows of R share one orthogonal parametrisation: training some
     rows moves the others, unlike RoAd's blocks.
     """
-
-    kind = "loreft"
 
     def _parameter_names(self) -> Sequence[str]:
         return (
@@ -149,10 +154,9 @@ class LoreftIntervention(Baseline):
         bias.mul_(strengths)
 
 
+@register("direft")
 class DireftIntervention(Baseline):
     """DiReFT with subspaces, `h + W2ᵀ(W1 h + b)`: LoReFT without the orthogonality, each row of W2 its own."""
-
-    kind = "direft"
 
     def _parameter_names(self) -> Sequence[str]:
         return ("learned_source.weight", "learned_source.bias", "proj_layer.weight")
@@ -173,10 +177,9 @@ class DireftIntervention(Baseline):
         self.learned_source.bias.mul_(strengths)
 
 
+@register("steering")
 class SteeringIntervention(Baseline):
     """`h + s·v`: one learned vector for each unit, zero at the start; `rank` units, for one a subspace give their number."""
-
-    kind = "steering"
 
     def _parameter_names(self) -> Sequence[str]:
         return ("vectors",)

@@ -18,6 +18,7 @@ from roadint.errors import RoadError, check_known, listing, quoted
 from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, Subspace, SubspaceLike
 from roadint.interventions.base import SubspaceIntervention
+from roadint.interventions.registry import register
 from roadint.rotation.basis import Basis, BasisKind, Frame, fit
 from roadint.rotation.rotation import Rotation, group_size, rotation
 
@@ -51,6 +52,7 @@ class Projection:
 _MOST_STAGES = 1000
 
 
+@register("interchange")
 class RoadInterchange(SubspaceIntervention):
     """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component, S by each row's own subspaces.
 
@@ -71,7 +73,6 @@ class RoadInterchange(SubspaceIntervention):
     what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
     """
 
-    kind = "interchange"
     takes_source = True
     theta: nn.Parameter
     source_representation: Tensor | None

@@ -1,28 +1,56 @@
-"""Every kind of intervention, by the name that recipes and checkpoints give it."""
+"""Every kind of intervention, by the name that recipes and checkpoints give it.
 
-from roadint.errors import check_known
-from roadint.interventions.base import SubspaceIntervention
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
-from roadint.interventions.interchange import RoadInterchange
-from roadint.interventions.road import RoadIntervention
+A kind is one file: a class with `@register("name")`. Modules of this package are found by themselves.
+"""
 
-KINDS: dict[str, type[SubspaceIntervention]] = {
-    each.kind: each
-    for each in (
-        RoadIntervention,
-        RoadInterchange,
-        LoreftIntervention,
-        DireftIntervention,
-        SteeringIntervention,
-    )
-}
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+from roadint.errors import RoadError, check_known
+
+if TYPE_CHECKING:
+    from roadint.interventions.base import SubspaceIntervention
+
+_Kind = TypeVar("_Kind", bound="type[SubspaceIntervention]")
+_KINDS: dict[str, "type[SubspaceIntervention]"] = {}
 
 
-def kind_of(name: str) -> type[SubspaceIntervention]:
-    """The class. Raises RoadError for an unknown name."""
-    check_known("kind of intervention", name, KINDS)
-    return KINDS[name]
+def register(name: str) -> Callable[[_Kind], _Kind]:
+    """Decorates a kind of intervention: recipes and checkpoints call it `name`."""
+
+    def named(kind: _Kind) -> _Kind:
+        if _KINDS.get(name, kind).__qualname__ != kind.__qualname__:
+            raise RoadError(f"two kinds of intervention are called {name!r}: expected another name")
+        kind.kind = name
+        _KINDS[name] = kind
+        return kind
+
+    return named
+
+
+@cache
+def _find() -> None:
+    import roadint.interventions as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.ispkg:
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def kinds() -> dict[str, "type[SubspaceIntervention]"]:
+    """Every kind that there is, by name."""
+    _find()
+    return dict(_KINDS)
+
+
+def kind_of(name: str) -> "type[SubspaceIntervention]":
+    """The class of a kind.
+
+    Raises:
+        RoadError: for an unknown name.
+    """
+    check_known("kind of intervention", name, kinds())
+    return _KINDS[name]

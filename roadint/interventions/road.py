@@ -13,6 +13,7 @@ from roadint.errors import check_known
 from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, SubspaceLike
 from roadint.interventions.base import EditIntervention
+from roadint.interventions.registry import register
 from roadint.rotation.basis import Basis, BasisKind, Frame, fit, rotate
 from roadint.rotation.rotation import (
     Pairing,
@@ -29,6 +30,7 @@ from roadint.rotation.rotation import (
 Form = Literal["rotation", "interchange"]
 
 
+@register("road")
 class RoadIntervention(EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
@@ -48,7 +50,6 @@ class RoadIntervention(EditIntervention):
     Raises RoadError where an argument does not fit.
     """
 
-    kind = "road"
     theta: nn.Parameter
     alpha: nn.Parameter
 
@@ -92,6 +93,11 @@ class RoadIntervention(EditIntervention):
 
     def _parameter_names(self) -> Sequence[str]:
         return ("theta", "alpha")
+
+    @classmethod
+    def recipe_fields(cls) -> tuple[str, ...]:
+        """As in the base class, and the rotation's form."""
+        return (*super().recipe_fields(), "variant", "pairing", "basis", "basis_seed")
 
     def _build(self, width: int) -> Partition:
         self.group = group_size(self.pairing, width)

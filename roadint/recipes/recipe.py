@@ -205,9 +205,7 @@ class Recipe:
             raise RoadError(
                 f"recipe kind {quoted(self.kind)} learns from counterfactual outputs, not from rows: see RoadModel.interchange"
             )
-        names = ["component", "position", "phase", "subspaces"]
-        names += ["variant", "pairing", "basis", "basis_seed"] if self.kind == "road" else ["rank"]
-        arguments = {name: getattr(self, name) for name in names}
+        arguments = {name: getattr(self, name) for name in kind_of(self.kind).recipe_fields()}
         return [
             kind_of(self.kind)(layer=layer, **arguments)
             for layer in ([9] if self.layers is None else self.layers)

@@ -407,12 +407,12 @@ def test_penalties_do_not_depend_on_padding(llama: PreTrainedModel, tokenizer: A
     own_tokenizer.pad_token = "e"
     road = trained(llama)
     questions = ["abc", "a much longer prompt than that"]
-    together = road.generate(
+    together = road.answer(
         own_tokenizer, questions, compose="a", max_new_tokens=20, repetition_penalty=3.0
     )
     assert (
         together[0]
-        == road.generate(
+        == road.answer(
             own_tokenizer, questions[:1], compose="a", max_new_tokens=20, repetition_penalty=3.0
         )[0]
     )
@@ -475,7 +475,7 @@ def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:
         tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60
     )
     arguments = {"compose": "a + b", "max_new_tokens": 8, "streamer": streamer}
-    thread = threading.Thread(target=road.generate, args=(tokenizer, "Why?"), kwargs=arguments)
+    thread = threading.Thread(target=road.answer, args=(tokenizer, "Why?"), kwargs=arguments)
     thread.start()
     pieces = list(streamer)
     thread.join()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError, pretrained
+from roadint import RoadError
+from roadint.model import pretrained
 from tests.helpers import build
 
 

@@ -21,7 +21,7 @@ from roadint.interventions.baselines import (
     SteeringIntervention,
 )
 from roadint.interventions.interchange import RoadInterchange
-from roadint.interventions.registry import KINDS
+from roadint.interventions.registry import kinds
 from roadint.model import checkpoint
 from roadint.model.checkpoint import CONFIG, TENSORS
 from roadint.model.schema import check_config
@@ -120,7 +120,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
 
 
 def test_every_kind_comes_back(saved: Path) -> None:
-    assert {each.kind for each in EVERY_KIND} == set(KINDS)
+    assert {each.kind for each in EVERY_KIND} == set(kinds())
     again = RoadModel.from_pretrained(build("llama"), saved)
     config = json.loads((saved / CONFIG).read_text())
     assert [{"kind": each.kind, **each.spec()} for each in again.sites] == config["interventions"]

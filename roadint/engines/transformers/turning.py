@@ -56,8 +56,9 @@ class Turning:
                 tuple((*term, states[term[0]]) for term in each) for each in own
             ]
             rotation, self.index = bank.rows(
-                keys, lambda key: product(members, [(name, s) for name, s, _ in key])
-            )  # type: ignore[attr-defined]
+                keys,
+                lambda key: product(members, [(name, s) for name, s, _ in key]),  # type: ignore[attr-defined]
+            )
         like = next(iter(members.values()))
         self.paths, self.groups, blocks = like.layout.paths, like.groups, like.layout.blocks
         self.u = torch.split(rotation.u, blocks, dim=-1)
