@@ -17,8 +17,8 @@ from roadint.interventions.pyvene.patches import (
 )
 
 
-class PlainRoad(  # type: ignore[misc]
-    SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention
+class PlainRoad(
+    SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention  # type: ignore[misc]
 ):
     """RoAd1 on adjacent pairs with a mask of blocks a row (paper equation 4), straight from the formula."""
 

@@ -14,7 +14,7 @@ from roadint.files.local import is_file, path_of
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
 from roadint.interventions.pyvene.placing import register
-from roadint.interventions.registry import kinds
+from roadint.interventions.registry import kinds as registered
 from roadint.model.roads import listed_interventions
 
 __all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]
@@ -64,7 +64,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     the folder names is imported or called, unlike in pyvene's own `load`. Raises RoadError where the folder holds no such model.
     """
     config = _read_config(path_of("folder", folder))
-    known = _known([*vars(pyvene).values(), *kinds().values()])
+    known = _known([*vars(pyvene).values(), *registered().values()])
     kinds = [_class_of(name, known, classes) for name in _listed(config, "intervention_types")]
     representations = [_representation(each) for each in _listed(config, "representations")]
     if not kinds or len(kinds) != len(representations):

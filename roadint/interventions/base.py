@@ -63,8 +63,8 @@ class Rows(Protocol):
         """Those of the rows `index`, int of any shape: the leading shape of the hidden states that they edit."""
 
 
-class SubspaceIntervention(  # type: ignore[misc]
-    Sited, KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention
+class SubspaceIntervention(
+    Sited, KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention  # type: ignore[misc]
 ):
     """The base class: a site, a partition of the intervention's units into named subspaces, and an edit at given strengths.
 
