@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
 from roadint.bench.learn import import_peft
-from roadint.engines.table import Banks
-from roadint.engines.transformers.linear_edit import LinearEdit
+from roadint.engines.adapters import Adapters
+from roadint.engines.call import Call
+from roadint.engines.transformers.linear_edits import LinearEdits
 from roadint.engines.transformers.passes import Passes, edited
 from roadint.grammar.composition import Composition
 
@@ -54,15 +55,14 @@ def bare(module: nn.Module) -> System:
 def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
     """RoAd1, a composition a row; the edit of a call is made anew for every context, as RoadModel does."""
     layout = layout_of(module, paths)
-    adapters = {f"a{number}": random_road(f"a{number}", layout) for number in range(count)}
-    banks = Banks()
+    adapters = Adapters(random_road(f"a{number}", layout) for number in range(count))
     passes_of = Passes if isinstance(module, PreTrainedModel) else _OfLayers
 
     def act(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
-        edit = LinearEdit(
-            adapters, [Composition(((f"a{number}", 1.0),)) for number in rows], banks, 1024
-        )
-        return nullcontext(edited(module, [edit], passes_of()))
+        compositions = tuple(Composition(((f"a{number}", 1.0),)) for number in rows)
+        lowered = adapters.lower(Call(compositions, torch.ones(len(rows), 1, dtype=torch.bool)))
+        edits = [] if lowered is None else [LinearEdits(lowered)]
+        return nullcontext(edited(module, edits, passes_of()))
 
     return System("roadint", module, act, lambda rows: {})
 

@@ -18,7 +18,7 @@ from roadint.interventions.pyvene.patches import (
 
 
 class PlainRoad(
-    SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention  # type: ignore[misc]
+    SourcelessIntervention, TrainableIntervention, DistributedRepresentationIntervention
 ):
     """RoAd1 on adjacent pairs with a mask of blocks a row (paper equation 4), straight from the formula."""
 

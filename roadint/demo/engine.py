@@ -168,7 +168,7 @@ class Engine:
             raise RoadError(
                 f"{quoted(gone[0])} is not on the model: open its checkpoint, or write another composition"
             )
-        sites = self.road.sites
+        sites = list(self.road.interventions)
         check_sums(sites, compositions)
         check_products(self.road.adapters, compositions)
         for site in sites:

@@ -27,7 +27,7 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     with service.using(parsed):
         engine.check(prompt, parsed)
         with engine.lock:
-            own = [site for site in road.sites if label_of(site) in ("", *used)]
+            own = [site for site in road.interventions if label_of(site) in ("", *used)]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
             edited = {
                 place

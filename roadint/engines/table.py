@@ -1,26 +1,32 @@
-"""The rotations that batches choose from: a table with a slot for every composition that was used lately.
+"""The table of lowered rows: a slot for every composition that was used lately.
 
-A slot holds the two vectors of a composition (`u`, and `v` where some adapter needs it) for all targets, end to end. A batch
-copies the slots of its rows out of the table, so adding, replacing and evicting never touch what a running call uses.
+A slot holds the two vectors of a composition (`u`, and `v` where some adapter needs it) for all
+targets, end to end. A call copies the slots of its rows out of the table, so adding, replacing and
+evicting slots never touch what a running call uses.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from roadint.engines.locks import Lock
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.rotation.rotation import Rotation
 
-_EXPANDED = (
-    1 << 24
-)  # numbers: up to 128 MB of rotations are laid out row by row, more are looked up layer by layer
+_EXPANDED = 1 << 24  # numbers: up to 128 MB of rotations are copied row by row
 
 
-class Bank:
-    """At most `capacity` compositions of one layout of `blocks` blocks; the least recently used one makes room for a new one."""
+class Table:
+    """The lowered rows of one layout; the least recently used makes room for a new one.
+
+    Args:
+        blocks: How many blocks a row has.
+        capacity: How many rows the table holds.
+        device: Where it lies.
+    """
 
     def __init__(self, blocks: int, capacity: int, device: torch.device) -> None:
         self.blocks, self.capacity, self.device = blocks, capacity, device
@@ -35,11 +41,19 @@ class Bank:
 
     def rows(
         self, keys: Sequence[Hashable], make: Callable[[Hashable], Rotation]
-    ) -> tuple[Rotation, Tensor | None]:
-        """The rotations of the rows with these keys; `make` is asked for those that the table does not hold.
+    ) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
+        """The rotations of a batch.
 
-        Returns u, v [rows, blocks] and None, or [different keys, blocks] and [rows] int, which of them each row takes (None where
-        there is one). Raises RoadError where a batch has more different keys than the table has slots.
+        Args:
+            keys: What each row takes.
+            make: Makes the rotation of a key that the table does not hold.
+
+        Returns:
+            A rotation a row and None; or one for each different key, and which of them each row
+            takes (None where there is one).
+
+        Raises:
+            RoadError: where a batch has more different keys than the table has slots.
         """
         distinct = list(dict.fromkeys(keys))
         if len(distinct) > self.capacity:
@@ -50,19 +64,23 @@ class Bank:
         # A table that is made or written in inference mode could not be used outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             slots = {key: self._slot(key, distinct, make) for key in distinct}
-            laid_out = len(distinct) > 1 and (
-                len(keys) <= 2 * len(distinct) or len(keys) * self.blocks <= _EXPANDED
-            )
-            wanted = torch.tensor(
-                [slots[key] for key in (keys if laid_out else distinct)], device=self.device
-            )
-            mirrored = self._v is not None and not self._mirrored.isdisjoint(slots.values())
-            v = self._v.index_select(0, wanted) if mirrored and self._v is not None else None
-            rotation = Rotation(self._u.index_select(0, wanted), v)
-        if laid_out or len(distinct) == 1:
+            by_row = len(distinct) > 1 and self._is_worth_copying(len(keys), len(distinct))
+            wanted = [slots[key] for key in (keys if by_row else distinct)]
+            rotation = self._copy(torch.tensor(wanted, device=self.device), slots.values())
+        if by_row or len(distinct) == 1:
             return rotation, None
-        place = {key: index for index, key in enumerate(distinct)}
-        return rotation, torch.tensor([place[key] for key in keys], device=self.device)
+        index_of = {key: index for index, key in enumerate(distinct)}
+        return rotation, torch.tensor([index_of[key] for key in keys], device=self.device)
+
+    def _is_worth_copying(self, rows: int, distinct: int) -> bool:
+        """Whether a rotation a row is copied, and not one for each different key."""
+        return rows <= 2 * distinct or rows * self.blocks <= _EXPANDED
+
+    def _copy(self, index: Tensor, slots: Collection[int]) -> Rotation:
+        v = None
+        if self._v is not None and not self._mirrored.isdisjoint(slots):
+            v = self._v.index_select(0, index)
+        return Rotation(self._u.index_select(0, index), v)
 
     def _slot(
         self, key: Hashable, wanted: Sequence[Hashable], make: Callable[[Hashable], Rotation]
@@ -71,52 +89,70 @@ class Bank:
             self._slots.move_to_end(key)
             return self._slots[key]
         made = make(key)
-        if len(self._slots) < self.capacity:
-            slot = len(self._slots)
-            if slot == len(self._u):
-                self._grow(min(self.capacity, max(8, 2 * slot)))
-        else:
-            needed = set(wanted)
-            slot = self._slots.pop(next(each for each in self._slots if each not in needed))
+        slot = self._free(set(wanted))
         self._u[slot] = made.u
         if made.v is not None and self._v is None:
             self._v = torch.zeros_like(self._u)
         if self._v is not None:
             self._v[slot] = 0 if made.v is None else made.v
-            (self._mirrored.discard if made.v is None else self._mirrored.add)(slot)
+        if made.v is None:
+            self._mirrored.discard(slot)
+        else:
+            self._mirrored.add(slot)
         self._slots[key] = slot
         return slot
 
-    def _grow(self, slots: int) -> None:
-        for name in ("_u", "_v"):
-            old = getattr(self, name)
-            if old is not None:
-                new = torch.zeros(slots, self.blocks, dtype=old.dtype, device=self.device)
-                new[: len(old)] = old
-                setattr(self, name, new)
+    def _free(self, wanted: Collection[Hashable]) -> int:
+        """A slot for a new row: a new one, or the least recently used that this call needs not."""
+        if len(self._slots) == self.capacity:
+            return self._slots.pop(next(key for key in self._slots if key not in wanted))
+        slot = len(self._slots)
+        if slot == len(self._u):
+            slots = min(self.capacity, max(8, 2 * slot))
+            self._u = self._grown(self._u, slots)
+            self._v = None if self._v is None else self._grown(self._v, slots)
+        return slot
+
+    def _grown(self, rows: Tensor, slots: int) -> Tensor:
+        larger = torch.zeros(slots, self.blocks, dtype=rows.dtype, device=self.device)
+        larger[: len(rows)] = rows
+        return larger
 
 
-class Banks:
-    """The tables of a model: one for each place that adapters share."""
+class Tables:
+    """The tables of a model: one for each layout that its adapters have.
 
-    def __init__(self) -> None:
-        self._banks: dict[Hashable, Bank] = {}
+    Args:
+        capacity: How many rows a table holds.
+
+    Raises:
+        RoadError: for a capacity that is no count.
+    """
+
+    def __init__(self, capacity: int = 1024) -> None:
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise RoadError(
+                f"capacity={quoted(capacity)}: expected how many compositions of adapters are held "
+                "ready, at least 1"
+            )
+        self.capacity = capacity
+        self._tables: dict[Hashable, Table] = {}
         self._lock = Lock()
 
-    def of(self, place: Hashable, blocks: int, capacity: int, device: torch.device) -> Bank:
-        """The table of a place; a new one where there is none, or the adapters have moved."""
+    def of(self, layout: Hashable, blocks: int, device: torch.device) -> Table:
+        """The table of a layout; a new one where there is none, or the adapters have moved."""
         with self._lock:
-            found = self._banks.get(place)
-            if found is None or found.device != device:
-                found = self._banks[place] = Bank(blocks, capacity, device)
-            return found
+            table = self._tables.get(layout)
+            if table is None or table.device != device:
+                table = self._tables[layout] = Table(blocks, self.capacity, device)
+            return table
 
-    def keep(self, places: Collection[Hashable]) -> None:
-        """Drop the tables of other places."""
+    def keep(self, layouts: Collection[Hashable]) -> None:
+        """Drop the tables of other layouts."""
         with self._lock:
-            self._banks = {place: bank for place, bank in self._banks.items() if place in places}
+            self._tables = {key: table for key, table in self._tables.items() if key in layouts}
 
-    def values(self) -> list[Bank]:
+    def values(self) -> list[Table]:
         """All tables."""
         with self._lock:
-            return list(self._banks.values())
+            return list(self._tables.values())

@@ -26,7 +26,7 @@ from roadint.model.schema import anything, either, fields, listed, one_of, text,
 from roadint.rotation.rotation import Variant, parameter_shape
 
 if TYPE_CHECKING:
-    from roadint.model.roads import Roads
+    from roadint.model.road_model import RoadModel as Roads
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

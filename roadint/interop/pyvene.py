@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from roadint.architecture.layers import check_model, site_path, width_of
+from roadint.engines.interventions import listed_interventions
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files.local import is_file, path_of
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
 from roadint.interventions.pyvene.placing import register
 from roadint.interventions.registry import kinds as registered
-from roadint.model.roads import listed_interventions
 
 __all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]
 

@@ -64,7 +64,7 @@ class Rows(Protocol):
 
 
 class SubspaceIntervention(
-    Sited, KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention  # type: ignore[misc]
+    Sited, KeepsPrecision, TrainableIntervention, DistributedRepresentationIntervention
 ):
     """The base class: a site, a partition of the intervention's units into named subspaces, and an edit at given strengths.
 
@@ -481,7 +481,7 @@ class SubspaceIntervention(
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-class EditIntervention(SourcelessIntervention, SubspaceIntervention):  # type: ignore[misc]
+class EditIntervention(SourcelessIntervention, SubspaceIntervention):
     """The base class of the interventions that edit a hidden state by itself, without a source."""
 
 

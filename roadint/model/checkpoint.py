@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
 from roadint.architecture.layers import find_layers, text_config, width_of
-from roadint.errors import RoadError, first_line, quoted
+from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.jsonable import plain
 from roadint.files.local import candidates, make_folder, path_of, write_pair
 from roadint.files.untrusted import parse_json, read_header, read_json
+from roadint.grammar.subspace import check_name
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of
 from roadint.model.schema import Shapes, check_config, check_tensors
@@ -93,6 +94,21 @@ class Checkpoint:
             self._fill(f"adapter.{index}.", adapter.values(), f"adapter {adapter.name}")
             found.append(adapter)
         return found
+
+    def single_adapter(self, model: nn.Module, name: str | None = None) -> RoadAdapter:
+        """The one adapter that the checkpoint holds, under another name if wanted.
+
+        Raises:
+            RoadError: where it holds more, or interventions.
+        """
+        adapters = self.adapters(model)
+        if len(adapters) != 1 or self.config["interventions"]:
+            raise RoadError(
+                f"{self.folder} holds {listing(self.names())}: expected a single adapter; take "
+                "add_checkpoint"
+            )
+        adapters[0].name = adapters[0].name if name is None else check_name(name)
+        return adapters[0]
 
     def adapter_values(self) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
         """The arguments, θ and α of each adapter, without a model."""

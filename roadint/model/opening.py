@@ -7,7 +7,7 @@ from roadint.grammar.composition import Composition
 from roadint.model.checkpoint import folder_of, read
 from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
-from roadint.model.roads import check_label
+from roadint.model.saving import check_label
 
 
 def open_checkpoint(

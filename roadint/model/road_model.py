@@ -1,17 +1,23 @@
-"""RoadModel: a transformers model with interventions and adapters, and a composition for each row of the batch."""
+"""RoadModel: a transformers model with interventions and adapters, and a composition a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from roadint.adapters.adapter import RoadAdapter
+from roadint.adapters.making import make_adapter
 from roadint.adapters.merging import Merged, merge
-from roadint.adapters.products import check_products
+from roadint.adapters.targets import ALL_LINEAR, Names
 from roadint.architecture.layers import (
-    check_recomputation,
+    check_model,
     counts_padding,
+    device_of,
+    find_layers,
     positions_of,
     text_config,
 )
@@ -23,60 +29,80 @@ from roadint.data.prompts import (
     generation_inputs,
     listed_prompts,
 )
+from roadint.engines.adapters import Adapters
+from roadint.engines.call import Call, Source
+from roadint.engines.interventions import Interventions, listed_interventions
+from roadint.engines.locks import Gate, Lock
+from roadint.engines.table import Tables
 from roadint.engines.transformers.generation import (
     check_generation,
     check_room,
-    drafts,
     generation_settings,
 )
-from roadint.engines.transformers.hidden_edit import Edit, Source
 from roadint.engines.transformers.inputs import (
     Prompts,
     check_prompt_length,
     check_scored,
-    is_padded,
     kept_tokens,
     shape_of,
     tokens_of,
+    with_mask,
     with_names,
     with_own_positions,
 )
-from roadint.engines.transformers.linear_edit import LinearEdit
 from roadint.engines.transformers.partial import Resumed
-from roadint.engines.transformers.passes import Acting, Passes, edited
-from roadint.engines.transformers.scoring import score
-from roadint.engines.transformers.states import Mode, gather, read
-from roadint.engines.transformers.view import Copy, write_back
+from roadint.engines.transformers.passes import Edits
+from roadint.engines.transformers.run import edits_of, run_forward, run_generate
+from roadint.engines.transformers.states import Mode, States, gather, read_states, source_of_each
 from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.composition import ALL, Composition, CompositionLike, parse_rows
-from roadint.grammar.position import Position, PositionLike, Tokens, parse_positions
+from roadint.grammar.position import PositionLike, parse_positions
 from roadint.interventions.base import SubspaceIntervention
-from roadint.interventions.sums import check_sums
+from roadint.model import checkpoint, saving
 from roadint.model.description import describe
-from roadint.model.hosted import as_tokens, shows_model_arguments
-from roadint.model.roads import Placed, Roads
+from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Compose = CompositionLike | Sequence[CompositionLike]
+"""One composition for all rows, or a list or tuple of one a row."""
+
 PAPER_DECODING = {
     "do_sample": False,
     "repetition_penalty": 1.1,
     "no_repeat_ngram_size": 5,
     "max_new_tokens": 128,
 }
-"""The paper's decoding, for `generate`: greedy, with mild penalties (its notebook; 128 to 512 new tokens)."""
+"""How `RoadModel.answer` decodes where the caller says nothing: greedily, with the mild penalties of
+the paper's notebook (which takes 128 to 512 new tokens)."""
 
 
-class RoadModel(Roads):
-    """Interventions at the hidden states of a transformers model, RoadInterventions above all, and adapters on its linear layers.
+class RoadModel(Hosted):
+    """A model with interventions at its hidden states and adapters on its linear layers.
 
-    model: the model, which stays the caller's: never changed, never copied. interventions: where it is edited; one without a
-    width gets the model's. Adapters come by `add_adapter` and `load_adapter`. capacity: how many compositions of adapters are held
-    ready; the one that was not used for longest makes room for a new one.
-    Raises RoadError where a layer, a component or a width does not fit the model.
+    Every row of a batch goes through a composition of its own. The model stays the caller's: it is
+    never changed (but by `merge`), never copied.
 
-    template: how `generate` and `describe` turn an instruction into a prompt; training sets it, a checkpoint keeps it.
-    training_summary: what a checkpoint tells of its training.
+    Args:
+        model: A transformers model: decoder-only, or an encoder with a head.
+        interventions: Where hidden states are edited; one without a width gets the model's.
+        capacity: How many compositions of adapters are held ready; the one that was not used for
+            longest makes room for a new one.
+
+    Attributes:
+        interventions: The interventions, in the order in which they act.
+        adapters: The adapters on linear layers, by name; see `add_adapter`.
+        template: How `answer` and `describe` turn an instruction into a prompt. Training sets it, a
+            checkpoint keeps it.
+        training_summary: What a checkpoint tells of its training.
+
+    Raises:
+        RoadError: where a layer, a component or a width does not fit the model.
     """
+
+    interventions: Interventions
+    adapters: Adapters
 
     def __init__(
         self,
@@ -85,8 +111,65 @@ class RoadModel(Roads):
         *,
         capacity: int = 1024,
     ) -> None:
-        super().__init__(model, interventions, capacity=capacity)
+        super().__init__()
+        check_model(model)
+        self.model = model
+        self.interventions = Interventions.on(model, listed_interventions(interventions))
+        self.adapters = Adapters(tables=Tables(capacity))
+        self.template: Template = "plain"
+        self.training_summary: dict[str, Any] = {}
+        self._gate = Gate()
+        self._changing = Lock()
         self._counts_padding = counts_padding(model)
+
+    # What is on the model
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all subspaces and adapters: what a composition may use.
+
+        Adapters that are merged into the weights are not among them.
+        """
+        return _names(*self._on_model())
+
+    @property
+    def labels(self) -> set[str]:
+        """What the checkpoints on the model were loaded as; "" for what has no label."""
+        return self.interventions.labels | self.adapters.labels
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train, over all interventions and adapters."""
+        return self.interventions.trainable_count + self.adapters.trainable_count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs."""
+        return device_of(self.model) or torch.device("cpu")
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer gets: the parameters of interventions and adapters, none of the model's."""
+        return [*self.interventions.parameters(), *self.adapters.parameters()]
+
+    def compositions(self) -> list[Composition]:
+        """What there is to compare: none, each name alone and, where there are some, all of them."""
+        names = self.names
+        texts = [None, *names, *([ALL] if len(names) > 1 else [])]
+        return [Composition.parse(text, names) for text in texts]
+
+    def untouched_layers(self) -> int:
+        """How many of the lowest layers run as in the base model, whatever is learned."""
+        lowest = [site.layer + (site.component == "block_output") for site in self.interventions]
+        if self.adapters:
+            path, layers = find_layers(self.model)
+            prefixes = [f"{path}.{index}." for index in range(len(layers))]
+            for adapter in self.adapters.values():
+                for target in adapter.layout.paths:
+                    inside = [i for i, prefix in enumerate(prefixes) if target.startswith(prefix)]
+                    lowest.append(inside[0] if inside else 0)
+        return min(lowest, default=0)
+
+    # Calls
 
     @shows_model_arguments
     def forward(
@@ -94,7 +177,7 @@ class RoadModel(Roads):
         *args: Any,
         compose: Compose = ALL,
         learning: Compose = ALL,
-        prompt_length: Tensor | None = None,
+        prompt_length: Int[Tensor, " rows"] | None = None,
         positions: PositionLike | None = None,
         sources: Sequence[Source | None] | None = None,
         resumed: Resumed | None = None,
@@ -103,102 +186,94 @@ class RoadModel(Roads):
         """The model's own forward, with its own output class, and a composition a row.
 
         Args:
-            args: the model's own, in its own order: input_ids, attention_mask, …
-            compose: one composition for all rows, or a list of one a row; None is the base model, bit for bit.
-            learning: the blocks that get a row's gradient, as a composition for all rows or one a row; the others act all the same.
-            prompt_length: [rows] int, how many of a row's kept tokens are the prompt; the rest counts as generated. All by default,
-                so that "last" is the last token that the mask keeps.
-            positions: where, instead of the interventions' own: a position for all rows, or a list of token indices for each.
-            sources: for each intervention, what it takes (RoadInterchange), as `collect` returns it, or for each row one state,
-                [width], for all of its edited tokens, generated ones too; None where it takes nothing.
-            resumed: the hidden states that some of the lowest layers are known to give: those layers do not run.
-            inputs: the model's keyword arguments; input_ids or inputs_embeds [rows, columns], attention_mask [rows, columns with
-                those in the cache] (all ones by default; ids that are padded need one). Where a model looks positions up in a table
-                and the mask shows padding on the left, it gets the position_ids that `generate` would give it.
+            args: The model's own arguments in their order: input_ids, attention_mask, …
+            compose: One composition for all rows, or a list of one a row; None is the base model,
+                bit for bit.
+            learning: The blocks that get a row's gradient, as a composition for all rows or one a
+                row; the others act all the same.
+            prompt_length: How many of a row's tokens are the prompt; the rest counts as generated.
+                All by default, so that "last" is the last token that the mask keeps.
+            positions: Where interventions act, instead of their own positions: a position for all
+                rows, or a list of token indices for each.
+            sources: For each intervention what it takes (RoadInterchange), as `collect` returns it,
+                or for each row one state, [width], for all of its edited tokens, generated ones
+                too; None where it takes nothing.
+            resumed: The hidden states that some of the lowest layers are known to give; those
+                layers do not run.
+            inputs: The model's arguments by name: input_ids or inputs_embeds [rows, columns],
+                attention_mask [rows, columns with those in the cache] (all ones by default; ids
+                that are padded need one), … Where a model looks positions up in a table and the
+                mask shows padding on the left, it gets the position_ids that `generate` would give.
 
         Returns:
             The model's own output.
 
         Raises:
-            RoadError: for a composition or a mask that does not fit, and where an edit could not act.
+            RoadError: for a composition or a mask that does not fit, and where an edit could not
+                act.
         """
         run = self._uncompiled if torch.compiler.is_compiling() else self._run
-        inputs = with_names(self.model, args, inputs)
-        scored = inputs.pop("_scored", None)
-        return run(compose, learning, prompt_length, scored, positions, sources, resumed, inputs)
+        return run(
+            with_names(self.model, args, inputs),
+            compose,
+            learning,
+            resumed,
+            prompt_length=prompt_length,
+            positions=positions,
+            sources=sources,
+        )
 
-    def token_nll(self, where: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        """The negative log-likelihood of chosen tokens; the head runs there alone, and no logits are kept.
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        compose: Compose,
+        learning: Compose,
+        resumed: Resumed | None,
+        **about: Any,
+    ) -> Any:
+        rows, columns = shape_of(inputs)
+        scored = inputs.pop("_scored", None)
+        if scored is not None:
+            check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
+        if resumed is not None and not isinstance(resumed, Resumed):
+            raise RoadError(f"resumed={quoted(resumed)}: expected a Resumed, or None")
+        inputs = self._with_positions(inputs)
+        with self._gate.call():
+            interventions, adapters = self._on_model()
+            compositions = _parse(compose, rows, interventions, adapters)
+            learned = None
+            if not (isinstance(learning, str) and learning == ALL):
+                learned = tuple(parse_rows(learning, rows, _names(interventions, adapters)))
+            edits, columns = [], 0
+            if any(composition.terms for composition in compositions):
+                call = self._call(compositions, inputs, learning=learned, **about)
+                edits, columns = _lower(call, interventions, adapters), call.columns
+            return run_forward(self.model, inputs, edits, columns, resumed=resumed, scored=scored)
+
+    # torch.compile(road) would trace what is Python's business; the model inside may be compiled.
+    _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+
+    def token_nll(
+        self, where: Int[Tensor, "2 tokens"], labels: Int[Tensor, " tokens"], **arguments: Any
+    ) -> Float[Tensor, " tokens"]:
+        """The negative log-likelihood of some tokens; no other logits are computed or kept.
 
         Args:
-            where: [2, tokens] int, rows and columns.
-            labels: [tokens] int, what comes after each of these places.
-            arguments: as in `forward`: input_ids=…, attention_mask=…, compose=… and the rest.
+            where: Rows and columns.
+            labels: The tokens that come after each of these.
+            arguments: As in `forward`: input_ids, attention_mask, compose, …
 
         Returns:
-            [tokens] float32, nats.
+            Nats, float32.
 
         Raises:
             RoadError: as `forward`, and for places or labels outside of the call.
         """
         return self(**arguments, _scored=(where, labels))  # type: ignore[no-any-return]
 
-    def _run(
-        self,
-        compose: Compose,
-        learning: Compose,
-        prompt_length: Tensor | None,
-        scored: tuple[Tensor, Tensor] | None,
-        positions: PositionLike | None,
-        sources: Sequence[Source | None] | None,
-        resumed: Resumed | None,
-        inputs: dict[str, Any],
-    ) -> Any:
-        rows, columns = shape_of(inputs)
-        if scored is not None:
-            check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
-        if self._counts_padding:
-            inputs = with_own_positions(inputs)
-        with self._gate.call():
-            placed = self._placed()
-            compositions = self._parse(placed, compose, rows)
-            learned = (
-                None
-                if isinstance(learning, str) and learning == ALL
-                else parse_rows(learning, rows, placed.names)
-            )
-            if resumed is not None and not isinstance(resumed, Resumed):
-                raise RoadError(
-                    f"resumed={quoted(resumed)}: expected a roadint.engines.transformers.partial.Resumed, or None"
-                )
-            copies: list[Copy] = []
-            plain = self.model if resumed is None else resumed.of(self.model)
-            model = plain
-            if any(composition.terms for composition in compositions):
-                check_recomputation(self.model)
-                kept = kept_tokens(inputs, self.model, self.device)
-                length = check_prompt_length(prompt_length, kept)
-                edits = self._edits(
-                    placed, compositions, kept, length, learned, _places(positions), sources
-                )
-                passes = Passes(kept.shape[1])
-                model = edited(plain, edits, passes, copies)
-            output = (
-                model(**inputs)
-                if scored is None
-                else score(model, inputs, *scored, plain=self.model)
-            )
-            if model is not plain:
-                passes.check()
-                write_back(copies)
-            return output
-
-    # In torch.compile(road), which would trace what is Python's business here; the model inside may be compiled itself.
-    _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
-
     def generate(
         self,
-        inputs: Tensor | None = None,
+        inputs: Int[Tensor, "rows columns"] | None = None,
         *,
         compose: Compose = ALL,
         sources: Sequence[Source | None] | None = None,
@@ -206,44 +281,34 @@ class RoadModel(Roads):
     ) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
 
-        input_ids [rows, columns], padded on the left where rows differ, with their attention_mask. Beams and returned
-        sequences share their row's composition and sources. Compiled models and caches run uncompiled where something composes.
-        Raises RoadError as `forward` does, and for guidance_scale, whose passes run on other tokens.
+        Beams and returned sequences share their row's composition and sources. Compiled models and
+        caches run uncompiled where something composes.
+
+        Args:
+            inputs: The tokens, as in transformers; or input_ids, padded on the left where rows
+                differ, with their attention_mask.
+            compose: As in `forward`.
+            sources: As in `forward`.
+            generation: Of transformers' `generate`, its defaults too.
+
+        Returns:
+            What the model's own `generate` returns.
+
+        Raises:
+            RoadError: as `forward`, and for guidance_scale, whose passes run on other tokens.
         """
-        given = as_tokens(inputs, generation)
-        rows, columns = shape_of(given)
-        with self._gate.call():
-            placed = self._placed()
-            compositions = self._parse(placed, compose, rows)
+        arguments = as_tokens(inputs, generation)
+        with self._gate.call(), torch.no_grad():
+            interventions, adapters = self._on_model()
+            compositions = _parse(compose, shape_of(arguments)[0], interventions, adapters)
             if not any(composition.terms for composition in compositions):
-                return self.model.generate(**given)  # type: ignore[operator]
-            check_generation(self.model, given)
-            kept = given.get("attention_mask")
-            if kept is None:
-                ids = given.get("input_ids")
-                padded = is_padded({"input_ids": ids}, self.model)
-                ones = torch.ones(rows, columns, dtype=torch.long, device=self.device)
-                kept = (
-                    (ids != text_config(self.model).pad_token_id).long()
-                    if padded and ids is not None
-                    else ones
-                )
-                given["attention_mask"] = kept
-            kept = kept_tokens(
-                {"input_ids": torch.empty(rows, columns), "attention_mask": kept},
-                self.model,
-                self.device,
-            )
-            with torch.no_grad():
-                edits = self._edits(placed, compositions, kept, sources=sources, ahead=True)
-                passes = Passes(drafted=drafts(self.model, given))
-                copies: list[Copy] = []
-                output = edited(self.model, edits, passes, copies).generate(
-                    **given, disable_compile=True
-                )  # type: ignore[operator]
-                passes.check()
-                write_back(copies)
-                return output
+                return self.model.generate(**arguments)  # type: ignore[operator]
+            check_generation(self.model, arguments)
+            arguments = with_mask(arguments, self.model, self.device)
+            kept = arguments["attention_mask"].bool()
+            call = Call(tuple(compositions), kept, sources=sources, generates=True)  # type: ignore[arg-type]
+            edits = _lower(call, interventions, adapters)
+            return run_generate(self.model, arguments, edits)
 
     def answer(
         self,
@@ -257,28 +322,34 @@ class RoadModel(Roads):
     ) -> list[str]:
         """Answer prompts in one batch, each through its own composition.
 
-        prompts: instructions; a single one is asked once for each composition. compose: as in `forward`.
-        template: overrides the model's. sources: as in `forward`.
-        generation: for transformers' `generate`: settings, or a generation_config. What they leave open is as in
-        roadint.model.road_model.PAPER_DECODING or, beside a generation_config, as that says.
-        Returns the answers, one a row (times num_return_sequences), without the prompts. Raises RoadError for bad input.
+        Args:
+            tokenizer: The model's.
+            prompts: Instructions; a single one is asked once for each composition.
+            compose: As in `forward`.
+            template: Instead of the model's.
+            sources: As in `forward`.
+            generation: Settings for transformers' `generate`, or a generation_config. What they
+                leave open is as in `PAPER_DECODING` or, beside a generation_config, as that says.
+
+        Returns:
+            The answers without the prompts, one a row (times num_return_sequences).
+
+        Raises:
+            RoadError: for bad input.
         """
         if isinstance(prompts, str):
             prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
-        prompts = listed_prompts(prompts)
-        check_tokenizer(tokenizer)
-        chosen = check_template(self.template if template is None else template, tokenizer)
-        batch = generation_inputs(tokenizer, chosen, prompts)
+        batch = generation_inputs(
+            tokenizer, self._template(tokenizer, template), listed_prompts(prompts)
+        )
         columns = batch["input_ids"].shape[1]
         settings = generation_settings(tokenizer, generation, PAPER_DECODING)
         settings = check_room(settings, generation, columns, positions_of(self.model))
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         tokens = self.generate(compose=compose, sources=sources, **inputs, **settings)
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
-        return [
-            str(text).strip()
-            for text in tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)
-        ]
+        texts = tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
 
     def collect(
         self,
@@ -287,14 +358,28 @@ class RoadModel(Roads):
         positions: PositionLike | None = None,
         *,
         template: Template | None = None,
-    ) -> list[list[Tensor]]:
-        """The model's own hidden states where the interventions act: for each of them and each prompt, [tokens, width].
+    ) -> States:
+        """The model's own hidden states where the interventions act.
 
-        prompts: instructions, or tokens: {"input_ids": [rows, columns], "attention_mask": …}; positions: instead of the
-        interventions' own, as in `forward`. No layer above the highest site runs. Raises RoadError for bad input.
+        No layer above the highest site runs.
+
+        Args:
+            tokenizer: The model's; None where the prompts are tokens.
+            prompts: Instructions, or tokens: {"input_ids": [rows, columns], "attention_mask": …}.
+            positions: As in `forward`.
+            template: Instead of the model's.
+
+        Returns:
+            For each intervention and each prompt [tokens, width].
+
+        Raises:
+            RoadError: for bad input.
         """
         with torch.no_grad(), self._gate.call():
-            return self._read(self._placed(), self._tokens(tokenizer, prompts, template), positions)
+            interventions, _ = self._on_model()
+            inputs = self._tokens(tokenizer, prompts, template)
+            call = self._call((), inputs, positions=positions)
+            return read_states(self.model, interventions, inputs, call)
 
     def interchange(
         self,
@@ -308,93 +393,181 @@ class RoadModel(Roads):
         mode: Mode = "parallel",
         template: Template | None = None,
     ) -> Any:
-        """The model's output for `base`, into which every RoadInterchange has put its part of `source`.
+        """The output for `base`, into which every RoadInterchange has put its part of `source`.
 
-        base: prompts, or tokens (see `collect`). source: as many, for all interchanges; or a list of such, one for each interchange
-        in the order of the interventions, None where one takes nothing. Hidden states are taken at source_positions (by default
-        where the base is edited) and put in place at positions (by default the interventions' own), in order.
-        mode: "parallel": all sources run unedited. "serial": each source runs with what the one before it gave put in place, and
-        the last is put into the base: a chain, as in pyvene's mode of that name. Other interventions act on the base alone.
-        Logits and the rest are as `forward` returns them, with padding on the left. Raises RoadError for bad input.
+        Other interventions act on the base alone.
+
+        Args:
+            tokenizer: The model's; None where the prompts are tokens.
+            base: Prompts, or tokens (see `collect`).
+            source: As many, for all interchanges; or a list of such, one for each interchange in
+                the order of the interventions, None where one takes nothing.
+            compose: As in `forward`.
+            positions: Where states are put into the base; by default the interventions' own.
+            source_positions: Where they are taken from, in order; by default as `positions`.
+            mode: "parallel": all sources run unedited. "serial": each source runs with what the one
+                before it gave put in place, and the last is put into the base: a chain, as in
+                pyvene's mode of that name.
+            template: Instead of the model's.
+
+        Returns:
+            What `forward` returns, with padding on the left.
+
+        Raises:
+            RoadError: for bad input.
         """
-        placed = self._placed()
-        takes = [site.takes_source for site in placed.sites]
-        if not any(takes):
-            raise RoadError("no intervention takes a source: expected a RoadInterchange among them")
-        if not isinstance(source, (str, Mapping, list, tuple)):
-            raise RoadError(
-                f"source {quoted(source)}: expected prompts, or for each interchange prompts, tokens or None"
-            )
-        several = not isinstance(source, (str, Mapping)) and not all(
-            isinstance(each, str) for each in source
-        )
-        given: list[Any] = list(source) if several else [source] * sum(takes)
-        if len(given) != sum(takes):
-            raise RoadError(
-                f"{len(given)} sources for {sum(takes)} interchanges: expected one each, or prompts for all of them"
-            )
+        interventions, adapters = self._on_model()
+        prompts = source_of_each(interventions, source)
         inputs = self._tokens(tokenizer, base, template)
-        compositions = self._parse(placed, compose, shape_of(inputs)[0])
+        compositions = _parse(compose, shape_of(inputs)[0], interventions, adapters)
+        of_takers = [_terms_of_takers(composition, interventions) for composition in compositions]
 
-        def read_source(prompts: Prompts, taken: Sequence[Source | None]) -> list[list[Tensor]]:
+        def read(prompts: Prompts, taken: Sequence[Source | None]) -> States:
             tokens = self._tokens(tokenizer, prompts, template)
-            where = positions if source_positions is None else source_positions
-            return self._read(placed, tokens, where, compositions, positions, taken)
+            reads_at = positions if source_positions is None else source_positions
+            lowered = []
+            if any(states is not None for states in taken):
+                acting = self._call(of_takers, tokens, positions=positions, sources=taken)
+                lowered = interventions.lower(acting)
+            call = self._call((), tokens, positions=reads_at)
+            return read_states(self.model, interventions, tokens, call, lowered)
 
         with self._gate.call():
-            sources = gather(takes, given, mode, read_source)
-            if self._placed().sites != placed.sites:
+            sources = gather(interventions, prompts, mode, read)
+            if list(self.interventions) != list(interventions):
                 raise RoadError(
-                    "interventions came or went while the sources were read: expected the same ones; call again"
+                    "interventions came or went while the sources were read: expected the same "
+                    "ones; call again"
                 )
             return self(compose=compositions, positions=positions, sources=sources, **inputs)
 
-    def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
-        """Put a composition of adapters into the model's own weights, which then run at no cost; nothing composes until `unmerge`.
+    def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
+        """The sites, the subspaces and a prompt's tokens with the edited ones marked, as text."""
+        chosen = self._template(tokenizer, template)
+        ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0].tolist()
+        return describe(list(self.interventions), [tokenizer.decode([token]) for token in ids])
 
-        "all" is all adapters; weighted sums of RoAd1 are their product. keep: keep the weights as they were, so that `unmerge`
-        is exact; else the inverse rotations bring them back to the dtype's rounding. A head takes the place of the model's.
-        Works in place, two rows at a time. Warns where the weights' dtype rounds much of the change away.
-        Raises RoadError, and changes nothing, for edits of hidden states, quantised or shared weights, and what does not commute.
+    def running(self) -> AbstractContextManager[None]:
+        """A context in which, as in any call, adapters are neither merged nor unmerged.
+
+        For what takes many calls, such as a training.
+        """
+        return self._gate.call()
+
+    # Adapters
+
+    def add_adapter(
+        self,
+        name: str = "road",
+        *,
+        targets: Names = ALL_LINEAR,
+        **arguments: Any,
+    ) -> RoadAdapter:
+        """Put a new adapter, which changes nothing yet, on the outputs of linear layers.
+
+        Args:
+            name: What rows call it in their compositions.
+            targets: Which layers; see `roadint.adapters.targets.find_targets`.
+            arguments: exclude, layers, heads as in `roadint.adapters.making.make_adapter`;
+                variant, pairing, subspace, lora_rank, lora_alpha as in `RoadAdapter`.
+
+        Raises:
+            RoadError: where something does not fit.
+        """
+        adapter = make_adapter(self.model, name, targets=targets, **arguments)
+        self.attach([adapter])
+        return adapter
+
+    def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
+        """Put the adapter of a checkpoint beside what is there.
+
+        Args:
+            name_or_path: A folder or hub id whose checkpoint has a single adapter; one with more
+                goes through `add_checkpoint`.
+            name: Instead of the name that it was saved with.
+
+        Raises:
+            RoadError: where it does not fit the model or the name is taken; nothing has changed.
+        """
+        adapter = checkpoint.read_for(self.model, name_or_path).single_adapter(self.model, name)
+        self.attach([adapter])
+        return adapter
+
+    def attach(self, adapters: Sequence[RoadAdapter]) -> None:
+        """Put adapters that exist already on the model.
+
+        Raises:
+            RoadError: where a name is taken; none is attached then.
+        """
+        with self._changing:
+            taken = {*self.interventions.names, *self.labels}
+            self.adapters = self.adapters.plus(self.model, adapters, taken)
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away.
+
+        Raises:
+            RoadError: where there is none of that name, or adapters are merged.
+        """
+        merged = self.adapters.merged
+        if merged:
+            raise RoadError(
+                f"adapters are merged into the weights, as '{merged.composition}': unmerge() before "
+                "one is removed"
+            )
+        self.adapters.named(name)
+        with self._changing:
+            self.adapters = self.adapters.without([name])
+
+    def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
+        """Put a composition of adapters into the model's own weights, which then run at no cost.
+
+        It works in place, a few rows at a time; nothing composes until `unmerge`. Weighted sums of
+        RoAd1 are their product; a head takes the place of the model's (paper section 3.2).
+
+        Args:
+            compose: Of adapters alone; "all" is all of them.
+            keep: Keep the weights as they were, so that `unmerge` is exact; else the inverse
+                rotations bring them back to the dtype's rounding.
+
+        Returns:
+            What was merged, and how much of it the weights' dtype rounds away. Warns where that is
+            much.
+
+        Raises:
+            RoadError: for edits of hidden states, quantised or shared weights, what does not
+                commute, and while calls run; nothing has changed.
         """
         with self._gate.change("merging adapters into the weights"):
-            if self._merged:
+            adapters = self.adapters
+            if adapters.merged:
                 raise RoadError(
-                    f"adapters are merged already, as '{self._merged.composition}': unmerge() first"
+                    f"adapters are merged already, as '{adapters.merged.composition}': unmerge() "
+                    "first"
                 )
-            everything = isinstance(compose, str) and compose == ALL
-            composition = Composition.parse(
-                compose, list(self.adapters) if everything else self.names
-            )
-            for name, _ in composition.terms:
-                if name not in self.adapters:
-                    raise RoadError(
-                        f"{quoted(name)} edits hidden states at some tokens, which no weights do: expected {listing(self.adapters)}"
-                    )
-            if not composition.terms:
-                raise RoadError(
-                    f"nothing to merge in {quoted(str(compose))}: expected a composition of adapters, of {listing(self.adapters)}"
-                )
-            check_products(self.adapters, [composition])
-            self._merged = merge(self.model, self.adapters, composition, keep)
-            return self._merged
+            is_all = isinstance(compose, str) and compose == ALL
+            composition = Composition.parse(compose, list(adapters) if is_all else self.names)
+            _check_mergeable(composition, compose, adapters)
+            merged = merge(self.model, adapters, composition, keep)
+            with self._changing:
+                self.adapters = self.adapters.with_merged(merged)
+            return merged
 
     def unmerge(self) -> None:
-        """Take merged adapters out of the weights again. Raises RoadError where none are merged, or calls run on them."""
+        """Take merged adapters out of the weights again.
+
+        Raises:
+            RoadError: where none are merged, or calls run on them.
+        """
         with self._gate.change("taking adapters out of the weights"):
             self._unmerge()
 
-    def _unmerge(self) -> None:
-        if not self._merged:
-            raise RoadError("no adapters are merged: expected merge() before unmerge()")
-        self._merged.undo()
-        self._merged = None
-
     @contextmanager
     def merged(self, compose: CompositionLike = ALL) -> Iterator[nn.Module]:
-        """The model with adapters merged, inside; its weights are exactly as before afterwards, also after an exception.
+        """The model with adapters merged, inside a context.
 
-        The end waits for the calls that run.
+        Its weights are exactly as before afterwards, also after an exception; the end waits for the
+        calls that run.
         """
         self.merge(compose, keep=True)
         try:
@@ -403,109 +576,208 @@ class RoadModel(Roads):
             with self._gate.change("taking adapters out of the weights", wait=True):
                 self._unmerge()
 
-    def running(self) -> AbstractContextManager[None]:
-        """Inside, as in any call, adapters are neither merged nor unmerged: for what takes several calls, such as a training."""
-        return self._gate.call()
+    def _unmerge(self) -> None:
+        if not self.adapters.merged:
+            raise RoadError("no adapters are merged: expected merge() before unmerge()")
+        self.adapters.merged.undo()
+        with self._changing:
+            self.adapters = self.adapters.with_merged(None)
 
-    def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
-        """The sites, the subspaces and the prompt's tokens with the edited ones marked."""
-        check_tokenizer(tokenizer)
-        chosen = check_template(self.template if template is None else template, tokenizer)
-        ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0]
-        return describe(self.sites, [tokenizer.decode([token]) for token in ids.tolist()])
+    # Checkpoints
+
+    def save_pretrained(
+        self, folder: str | Path, adapters: str | Sequence[str] | None = None
+    ) -> None:
+        """Write interventions and adapters (not the model) as a checkpoint of a few kB.
+
+        Args:
+            folder: Where; what is there stays whole until the new checkpoint is.
+            adapters: Only these adapters, and no interventions; everything by default.
+
+        Raises:
+            RoadError: for a folder that can't be written, and for unknown adapters.
+        """
+        saving.save(self, folder, adapters)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: nn.Module, name_or_path: str | Path | Mapping[str, str | Path]
+    ) -> "Self":
+        """Put a checkpoint onto its base model.
+
+        Args:
+            model: The base model.
+            name_or_path: A folder or hub id; a mapping of labels to such loads some of them, to
+                compose across them (see `add_checkpoint`).
+
+        Raises:
+            RoadError: where it does not fit the model or is damaged.
+        """
+        return saving.restore(cls, model, name_or_path)  # type: ignore[return-value]
+
+    def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
+        """Load another checkpoint beside what is there.
+
+        Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all
+        variants, and on shared blocks for RoAd1, as the product.
+
+        Args:
+            name_or_path: A folder or hub id.
+            label: Its names are "name@label" in compositions, all of them together "label".
+
+        Raises:
+            RoadError: where it does not fit the model, the template or the label; nothing has
+                changed.
+        """
+        saved = saving.read_beside(self, name_or_path, label)
+        adapters = saved.adapters(self.model, label)
+        interventions = Interventions.on(self.model, saved.interventions(label))
+        with self._changing:
+            self.adapters = self.adapters.plus(self.model, adapters)
+            self.interventions = self.interventions.plus(interventions)
+
+    def remove_checkpoint(self, label: str) -> None:
+        """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`.
+
+        Raises:
+            RoadError: where nothing is.
+        """
+        if not isinstance(label, str) or not label or label not in self.labels:
+            raise RoadError(
+                f"no checkpoint {quoted(label)} to remove: the names are {listing(self.names)}"
+            )
+        with self._changing:
+            self.interventions = self.interventions.without(label)
+            names = [name for name in self.adapters if name.partition("@")[2] == label]
+            self.adapters = self.adapters.without(names)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
+        return saving.push(self, repo_id, private=private, token=token)
+
+    # nn.Module
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch interventions and adapters; the model keeps its own mode, as a frozen one should."""
+        self.training = mode
+        self.interventions.train(mode)
+        self.adapters.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """That of interventions and adapters: the model is the caller's."""
+        whole = super().state_dict(*args, **kwargs)
+        prefix = f"{kwargs.get('prefix', '')}model."
+        return {name: value for name, value in whole.items() if not name.startswith(prefix)}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """The counterpart of `state_dict`.
+
+        Raises:
+            RoadError: with `strict`, where the keys are others.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [key for key in result.missing_keys if not key.startswith("model.")]
+        if strict and (missing or result.unexpected_keys):
+            raise RoadError(
+                f"state_dict of another RoadModel: it lacks {missing or 'nothing'}, and has "
+                f"{result.unexpected_keys}"
+            )
+        return type(result)(missing, result.unexpected_keys)
+
+    # Inside
+
+    def _on_model(self) -> tuple[Interventions, Adapters]:
+        """What is on the model at this moment."""
+        with self._changing:
+            return self.interventions, self.adapters
+
+    def _call(
+        self,
+        compositions: Sequence[Composition],
+        inputs: Mapping[str, Any],
+        *,
+        learning: tuple[Composition, ...] | None = None,
+        prompt_length: Tensor | None = None,
+        positions: PositionLike | None = None,
+        sources: Sequence[Source | None] | None = None,
+    ) -> Call:
+        kept = kept_tokens(inputs, self.model, self.device)
+        return Call(
+            tuple(compositions),
+            kept.bool(),
+            check_prompt_length(prompt_length, kept),
+            learning,
+            None if positions is None else parse_positions(positions),
+            sources,  # type: ignore[arg-type]
+        )
 
     def _tokens(
         self, tokenizer: Any, prompts: Prompts, template: Template | None
     ) -> dict[str, Tensor]:
-        return tokens_of(
-            tokenizer, prompts, self.template if template is None else template, self.device
-        )
+        chosen = self.template if template is None else template
+        return self._with_positions(tokens_of(tokenizer, prompts, chosen, self.device))
 
-    def _read(
-        self,
-        placed: Placed,
-        inputs: dict[str, Any],
-        where: PositionLike | None,
-        compositions: Sequence[Composition] = (),
-        positions: PositionLike | None = None,
-        taken: Sequence[Source | None] = (),
-    ) -> list[list[Tensor]]:
-        """The hidden states at the sites; the interchanges that have something in `taken` act in the pass."""
-        if self._counts_padding:
-            inputs = with_own_positions(inputs)
-        kept = kept_tokens(inputs, self.model, self.device)
-        edit = None
-        if any(states is not None for states in taken):
-            of_takers = {
-                name for site in placed.sites if site.takes_source for name in site.partition
-            }
-            acting = [
-                Composition(tuple(term for term in each.terms if term[0] in of_takers))
-                for each in compositions
-            ]
-            edit = Edit(
-                placed.sites,
-                placed.paths,
-                acting,
-                kept,
-                positions=_places(positions),
-                sources=taken,
-            )
-        return read(self.model, placed.sites, placed.paths, inputs, kept, _places(where), edit)
+    def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return with_own_positions(inputs) if self._counts_padding else inputs
 
-    def _edits(
-        self,
-        placed: Placed,
-        compositions: Sequence[Composition],
-        kept: Tensor,
-        prompt_length: Tensor | None = None,
-        learning: Sequence[Composition] | None = None,
-        positions: Position | Tokens | None = None,
-        sources: Sequence[Source | None] | None = None,
-        *,
-        ahead: bool = False,
-    ) -> list[Acting]:
-        """What interventions and adapters do in a call, each row by its composition."""
-        edits: list[Acting] = []
-        if sources is not None and not isinstance(sources, (list, tuple)):
-            raise RoadError(
-                f"sources {quoted(sources)}: expected a list, for each intervention what collect returns, or None"
-            )
-        if sources is not None and len(sources) != len(placed.sites):
-            raise RoadError(
-                f"{len(sources)} sources for {len(placed.sites)} interventions: expected one each, None where none is taken"
-            )
-        if placed.sites:
-            about = (prompt_length, learning, positions, sources)
-            edits.append(Edit(placed.sites, placed.paths, compositions, kept, *about, ahead=ahead))
-        if placed.adapters and not placed.merged:
-            edits.append(
-                LinearEdit(placed.adapters, compositions, self._banks, self.capacity, learning)
-            )
-        return edits
+    def _template(self, tokenizer: Any, template: Template | None) -> Template:
+        check_tokenizer(tokenizer)
+        return check_template(self.template if template is None else template, tokenizer)
 
-    def _parse(self, placed: Placed, compose: Compose, rows: int) -> list[Composition]:
-        """One composition a row. Raises RoadError."""
+
+def _parse(
+    compose: Compose, rows: int, interventions: Interventions, adapters: Adapters
+) -> list[Composition]:
+    """One composition a row, of which every sum is known to have no order."""
+    merged = ""
+    if adapters.merged:
         merged = (
-            f"; adapters are merged into the weights, as '{placed.merged.composition}': unmerge() first"
-            if placed.merged
-            else ""
+            f"; adapters are merged into the weights, as '{adapters.merged.composition}': "
+            "unmerge() first"
         )
-        try:
-            compositions = parse_rows(compose, rows, placed.names)
-        except RoadError as error:
-            raise RoadError(f"{error}{merged}") from None
-        if merged:
-            given = compose if isinstance(compose, (list, tuple)) else [compose]
-            for each, composition in zip(given, compositions, strict=False):
-                if not composition.terms and each != ALL:
-                    raise RoadError(
-                        f"composition {quoted(each)} is the base model{merged}, or compose 'all'"
-                    )
-        check_sums(placed.sites, compositions)
-        check_products(placed.adapters, compositions)
-        return compositions
+    try:
+        compositions = parse_rows(compose, rows, _names(interventions, adapters))
+    except RoadError as error:
+        raise RoadError(f"{error}{merged}") from None
+    if merged:
+        texts = compose if isinstance(compose, (list, tuple)) else [compose]
+        for text, composition in zip(texts, compositions, strict=False):
+            if not composition.terms and text != ALL:
+                raise RoadError(
+                    f"composition {quoted(text)} is the base model{merged}, or compose 'all'"
+                )
+    interventions.check(compositions)
+    adapters.check(compositions)
+    return compositions
 
 
-def _places(positions: PositionLike | None) -> Position | Tokens | None:
-    return None if positions is None else parse_positions(positions)
+def _names(interventions: Interventions, adapters: Adapters) -> list[str]:
+    return [*interventions.names, *adapters.names]
+
+
+def _lower(call: Call, interventions: Interventions, adapters: Adapters) -> list[Edits]:
+    return edits_of(call, interventions.lower(call), adapters.lower(call))
+
+
+def _terms_of_takers(composition: Composition, interventions: Interventions) -> Composition:
+    """The part of a composition that names subspaces of interchanges."""
+    names = {name for site in interventions if site.takes_source for name in site.partition}
+    return Composition(tuple(term for term in composition.terms if term[0] in names))
+
+
+def _check_mergeable(composition: Composition, compose: Any, adapters: Adapters) -> None:
+    for name, _ in composition.terms:
+        if name not in adapters:
+            raise RoadError(
+                f"{quoted(name)} edits hidden states at some tokens, which no weights do: expected "
+                f"{listing(adapters)}"
+            )
+    if not composition.terms:
+        raise RoadError(
+            f"nothing to merge in {quoted(str(compose))}: expected a composition of adapters, of "
+            f"{listing(adapters)}"
+        )
+    adapters.check([composition])

@@ -27,7 +27,7 @@ def fit_axes(
 
     Axes that are known already stay: values were learned in them.
     """
-    for site in road.sites:
+    for site in road.interventions:
         frame = site.frame if isinstance(site, (RoadIntervention, RoadInterchange)) else None
         if isinstance(frame, Axes) and not frame.measured:
             frame.fit(_hidden_at(road, site, examples, collate, quiet))

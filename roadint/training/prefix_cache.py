@@ -387,7 +387,8 @@ def _first_needed(road: RoadModel, example: Example) -> int:
     length = len(example.prompt)
     rank, prompt_length = torch.arange(length)[None], torch.tensor([length])
     edited = [
-        site.position.edited(rank, prompt_length)[0].nonzero()[:, 0].tolist() for site in road.sites
+        site.position.edited(rank, prompt_length)[0].nonzero()[:, 0].tolist()
+        for site in road.interventions
     ]
     return int(min([length - 1, *(each[0] for each in edited if each)]))
 

@@ -89,7 +89,7 @@ def train(
         settings.decay,
         settings.max_log_scale,
     )
-    constraints.check(road.sites)
+    constraints.check(list(road.interventions))
     here = {str(example.composition) for example in examples}
     companions = {
         name: each
@@ -151,7 +151,7 @@ def train(
     except BaseException:
         road.template = before
         raise
-    for site in road.sites if strengths else ():
+    for site in road.interventions if strengths else ():
         site.rescale(
             {name: strength for name, strength in strengths.items() if name in site.partition}
         )
@@ -230,7 +230,7 @@ def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
         )
     for composition, shortest in lengths.items():
         acting = {name for name, _ in Composition.parse(composition, road.names).terms}
-        for site in road.sites:
+        for site in road.interventions:
             if acting & set(site.partition):
                 site.position.check(torch.tensor([shortest]))
 

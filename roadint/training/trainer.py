@@ -241,7 +241,7 @@ class RoadTrainer(Trainer):
             )
             if self._constraints is not None:
                 self._constraints.install(
-                    self.optimizer, self.model.sites, list(self.model.adapters.values())
+                    self.optimizer, self.model.interventions, list(self.model.adapters.values())
                 )
         return self.optimizer
 
@@ -311,7 +311,7 @@ def together(
                     f"companion '{beside}' takes {listing(sorted(lost))} out of '{own}', which is to learn beside it: "
                     "expected one of other subspaces"
                 )
-        check_sums(road.sites, sums[name])
+        check_sums(list(road.interventions), sums[name])
         check_products(road.adapters, sums[name])
     return sums
 

@@ -40,7 +40,7 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
     # The tokens tell the data.
     settings = {name: value for name, value in vars(recipe).items() if name not in (*_HOW, "data")}
     sites = [
-        *(each.spec() for each in road.sites),
+        *(each.spec() for each in road.interventions),
         *(each.spec() for each in road.adapters.values()),
     ]
     tokens = json.dumps([[each.prompt, each.completion, each.composition] for each in examples])
@@ -118,7 +118,7 @@ def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
     """Put the values of a checkpoint of the same sites and adapters into a model's own."""
     found: list[Any] = [*saved.interventions(), *saved.adapters(road.model)]
     with torch.no_grad():
-        here: list[Any] = [*road.sites, *road.adapters.values()]
+        here: list[Any] = [*road.interventions, *road.adapters.values()]
         for own, theirs in zip(here, found, strict=True):
             values = theirs.values()
             for name, value in own.values().items():

@@ -205,7 +205,7 @@ def randomise(road: RoadModel) -> None:
     """Large random rotations, as if trained."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for each in [*road.sites, *road.adapters.values()]:
+        for each in [*road.interventions, *road.adapters.values()]:
             each.theta.copy_(2 * torch.randn(each.theta.shape, generator=generator))
             each.alpha.copy_(torch.rand(each.alpha.shape, generator=generator) + 0.5)
 
@@ -270,7 +270,7 @@ class Component:
 
     def _by_hand(self, road: RoadModel, site: Site, position: str, phase: str, prompt: int) -> Any:
         assert self.layers is not None
-        theta, alpha = road.sites[0].theta.detach(), road.sites[0].alpha.detach()
+        theta, alpha = road.interventions[0].theta.detach(), road.interventions[0].alpha.detach()
         half = len(theta) // 2
         matrices = [
             oracle.dense(theta, alpha, range(half)),

@@ -459,14 +459,14 @@ def test_names_from_the_page_open_below_the_folder_alone(
             small.open(name)
         assert str(tmp_path) not in str(told.value).replace(name, "")
         assert len(str(told.value)) < 600
-    assert len(small.engine.road.sites) == 1
+    assert len(small.engine.road.interventions) == 1
     assert (
         small.open(" second ")
         == small.open("./second")
         == small.open(str(runs / "second"))
         == "second"
     )
-    assert len(small.engine.road.sites) == 2
+    assert len(small.engine.road.interventions) == 2
 
 
 def test_a_hub_id_is_the_hubs_whatever_lies_in_the_working_directory(
@@ -521,7 +521,7 @@ def test_checkpoints_that_no_request_needs_make_room(small: Service, tmp_path: P
     with small.using([small.parse("a@c0", labels)]):
         for number in range(1, 20):
             assert small.open(f"c{number}") == f"c{number}"
-            assert len(road.sites) <= 17
+            assert len(road.interventions) <= 17
         assert "a@c0" in road.names
         assert "a@c1" not in road.names
     small.open("second")
@@ -585,7 +585,7 @@ def test_nothing_is_opened_twice_and_others_are_answered_meanwhile(
         thread.join()
     assert found == ["slow"] * 6
     assert asked == ["me/slow"]
-    assert len(small.engine.road.sites) == 3
+    assert len(small.engine.road.interventions) == 3
 
 
 def test_opening_waits_for_the_batch_that_runs(small: Service) -> None:
@@ -595,7 +595,7 @@ def test_opening_waits_for_the_batch_that_runs(small: Service) -> None:
         thread = threading.Thread(target=lambda: (small.open("second"), opened.set()))
         thread.start()
         assert not opened.wait(0.3)
-        assert len(small.engine.road.sites) == 1
+        assert len(small.engine.road.interventions) == 1
     assert opened.wait(10)
     thread.join()
 

@@ -96,7 +96,7 @@ def test_hidden_states_are_the_edited_ones_in_every_call(model: PreTrainedModel)
     calls = [road(input_ids=IDS, compose="a + b", output_hidden_states=True) for _ in range(3)]
     base = model(input_ids=IDS, output_hidden_states=True)
     again = road(input_ids=IDS, compose="a + b", output_hidden_states=True)
-    site = road.sites[0]
+    site = road.interventions[0]
     expected = site.edit(base.hidden_states[2][:, -1], site.rotation())
     for output in (*calls, again):
         assert len(output.hidden_states) == len(base.hidden_states)
@@ -229,7 +229,7 @@ def test_layers_that_are_computed_again_get_the_same_gradients_or_are_refused(
             .sum()
         )
         loss.backward()
-        return road.sites[0].theta.grad, road.adapters["x"].theta.grad  # type: ignore[return-value]
+        return road.interventions[0].theta.grad, road.adapters["x"].theta.grad  # type: ignore[return-value]
 
     def on(model: Any) -> RoadModel:
         road = trained(model.requires_grad_(False))

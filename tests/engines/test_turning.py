@@ -7,10 +7,11 @@ import torch
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
-from roadint.engines.table import Banks
+from roadint.engines.adapters import Adapters
+from roadint.engines.call import Call
 from roadint.engines.transformers import turning
-from roadint.engines.transformers.linear_edit import LinearEdit
 from roadint.engines.transformers.passes import Passes
+from roadint.engines.transformers.turning import Scratch, Turn
 from roadint.grammar.composition import Composition
 from tests.helpers import randomised
 
@@ -20,16 +21,19 @@ WIDTH = 12
 def layers(names: list[str]) -> Any:
     """One rotated layer, each row through the adapter of its name."""
     net = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH))
-    made = {
-        name: randomised(RoadAdapter(name, layout_of(net, ["0"])), seed)
+    adapters = Adapters(
+        randomised(RoadAdapter(name, layout_of(net, ["0"])), seed)
         for seed, name in enumerate("abc")
-    }
-    edit = LinearEdit(made, [Composition(((name, 1.0),)) for name in names], Banks(), 8)
+    )
+    compositions = tuple(Composition(((name, 1.0),)) for name in names)
+    lowered = adapters.lower(Call(compositions, torch.ones(len(names), 1, dtype=torch.bool)))
+    assert lowered is not None
+    turn = Turn(lowered.rotations[0], 0, len(names), Scratch())
     passes = Passes()
 
     def turned(output: torch.Tensor) -> torch.Tensor:
         passes.rows, passes.columns = output.shape[0], output.shape[1] if output.ndim > 2 else 1
-        return edit._layers["0"][0](output, passes)
+        return turn(output, passes)
 
     return turned
 

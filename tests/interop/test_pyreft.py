@@ -127,9 +127,11 @@ def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path
     _, found = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
     torch.testing.assert_close(road(input_ids=ids).logits, found.logits, atol=1e-6, rtol=1e-6)
     h = torch.randn(3, 2, WIDTH)
-    torch.testing.assert_close(road.sites[0](h), theirs(h), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(road.interventions[0](h), theirs(h), atol=1e-6, rtol=1e-6)
     with pytest.raises(RoadError, match="expected a LoreftIntervention"):
-        loreft_from(pyreft.get_reft_model(llama, pyvene_config(llama, trained(llama).sites)))
+        loreft_from(
+            pyreft.get_reft_model(llama, pyvene_config(llama, trained(llama).interventions))
+        )
 
 
 def test_one_that_is_not_bound_has_parameters_and_trains(

@@ -22,7 +22,7 @@ def labels(figure: Any) -> list[tuple[str, str]]:
 
 
 def test_a_notebook_shows_a_figure(llama: PreTrainedModel) -> None:
-    figure = block_figure(trained(llama).sites)
+    figure = block_figure(trained(llama).interventions)
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert labels(figure)[:2] == [("block", "angle θ (degrees)"), ("block", "scale α")]
 

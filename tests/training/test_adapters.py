@@ -71,7 +71,7 @@ def test_decay_and_bounds_act_on_adapters_too(llama: PreTrainedModel) -> None:
     theta = adapter.theta.detach().clone()
     optimizer = torch.optim.SGD(road.trained_parameters(), lr=0.1)
     Constraints({}, decay=0.5, max_log_scale=0.1).install(
-        optimizer, road.sites, list(road.adapters.values())
+        optimizer, road.interventions, list(road.adapters.values())
     )
     optimizer.step()  # without gradients: the decay alone
     torch.testing.assert_close(

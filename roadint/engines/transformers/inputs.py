@@ -96,6 +96,25 @@ def kept_tokens(inputs: Mapping[str, Any], model: nn.Module, device: torch.devic
     return kept
 
 
+def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """The arguments of `generate` with an attention mask: that of the caller, or what padding says.
+
+    Raises:
+        RoadError: for a mask that does not fit.
+    """
+    rows, columns = shape_of(inputs)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        ids = inputs.get("input_ids")
+        if ids is not None and is_padded(inputs, model):
+            mask = (ids != text_config(model).pad_token_id).long()
+        else:
+            mask = torch.ones(rows, columns, dtype=torch.long, device=device)
+    # Not the caller's cache: generate counts its columns itself.
+    tokens = {"input_ids": torch.empty(rows, columns), "attention_mask": mask}
+    return {**inputs, "attention_mask": kept_tokens(tokens, model, device)}
+
+
 def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
     """Whether ids without a mask begin or end with padding, where its token means nothing else, as `generate` infers."""
     ids, config = inputs.get("input_ids"), text_config(model)

@@ -1,7 +1,8 @@
 """Parts of a model's own forward pass: up to the output of a layer, or from there on.
 
-Both go through the model's public forward, so that masks, positions, caches and heads stay the model's business; only the layers
-that are not wanted do nothing, in a view of the model (roadint.engines.transformers.view) that nobody else sees.
+Both go through the model's public forward, so that masks, positions, caches and heads stay the
+model's business. Only the layers that are not wanted do nothing, in a view of the model
+(roadint.engines.transformers.view) that nobody else sees.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.architecture.layers import find_layers
@@ -17,11 +19,14 @@ from roadint.engines.transformers.view import view
 
 
 class Enough(Exception):
-    """Raised inside a forward pass to end it: what was wanted is there."""
+    """Ends a forward pass from inside: what was wanted is there."""
 
 
 def run_until_enough(model: nn.Module, **inputs: Any) -> None:
-    """The model's forward without gradients, ended by `Enough` or by itself; its own output is dropped."""
+    """Run the model's forward without gradients, until it raises `Enough` or ends.
+
+    Its own output is dropped.
+    """
     with torch.no_grad(), suppress(Enough):
         model(**inputs, use_cache=False)
 
@@ -29,49 +34,50 @@ def run_until_enough(model: nn.Module, **inputs: Any) -> None:
 def output_after(model: nn.Module, layers: int, **inputs: Any) -> Any:
     """What the topmost of the lowest `layers` layers (1 or more) returns; no layer above it runs.
 
-    That is the hidden states [rows, columns, width] or, in some architectures, a tuple that begins with them.
+    Returns:
+        The hidden states [rows, columns, width] or, in some architectures, a tuple that begins with
+        them.
     """
-    found: list[Any] = []
+    outputs: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        found.append(output)
+        outputs.append(output)
         raise Enough
 
     run_until_enough(view(model, {find_layers(model)[1][layers - 1]: [keep]}), **inputs)
-    return found[0]
+    return outputs[0]
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A forward pass that begins above the lowest `layers` layers, which do no work: the next one gets `hidden`.
+    """A forward pass that begins above the lowest `layers` layers, which do no work.
 
-    hidden: [rows, columns, width]; without it, the embeddings pass. as_tuple: whether this model's layers return tuples.
+    Args:
+        layers: How many of the lowest layers do no work.
+        hidden: What the next layer gets; without it, the embeddings pass.
+        as_tuple: Whether this model's layers return tuples.
     """
 
     layers: int
-    hidden: Tensor | None
+    hidden: Float[Tensor, "rows columns width"] | None
     as_tuple: bool = False
 
     def of(self, model: nn.Module) -> nn.Module:
-        """The model that runs so. The call's input_ids (or inputs_embeds) say rows and columns.
+        """The model that runs so; its input_ids (or inputs_embeds) say rows and columns.
 
-        Hooks on the skipped layers still run: the output of the last of them is `hidden`, as if it had been computed. With
-        `layers` 0 it is the model itself.
+        Hooks on the skipped layers still run: the output of the last of them is `hidden`, as if it
+        had been computed. With `layers` 0 it is the model itself.
         """
+        if not self.layers:
+            return model
         skipped = find_layers(model)[1][: self.layers]
-        return (
-            view(
-                model,
-                {},
-                forwards={layer: self._forward(layer is skipped[-1]) for layer in skipped},
-            )
-            if self.layers
-            else model
-        )
+        forwards = {layer: self._forward(layer is skipped[-1]) for layer in skipped}
+        return view(model, {}, forwards=forwards)
 
-    def _forward(self, last: bool) -> Callable[..., Any]:
+    def _forward(self, is_last: bool) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            output = hidden_states if self.hidden is None or not last else self.hidden
-            return (output, None) if self.as_tuple else output
+            if is_last and self.hidden is not None:
+                hidden_states = self.hidden
+            return (hidden_states, None) if self.as_tuple else hidden_states
 
         return forward

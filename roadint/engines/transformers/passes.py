@@ -16,8 +16,8 @@ from roadint.engines.transformers.view import After, Copy, view
 from roadint.errors import RoadError
 
 
-class Acting(Protocol):
-    """An edit of a call."""
+class Edits(Protocol):
+    """What acts in the passes of one call."""
 
     @property
     def learns(self) -> bool:
@@ -42,7 +42,7 @@ class Passes:
         self.drafted = drafted
         self.rows = self.columns = self.start = self.number = 0
         self.learns = False
-        self.edits: list[Acting] = []
+        self.edits: list[Edits] = []
         self._begun: int | None = (
             None  # the id of the module: itself would be a cycle where the pass never ends
         )
@@ -120,7 +120,7 @@ class Passes:
 
 
 def edited(
-    model: nn.Module, edits: Iterable[Acting], passes: Passes, copies: list[Copy] | None = None
+    model: nn.Module, edits: Iterable[Edits], passes: Passes, copies: list[Copy] | None = None
 ) -> nn.Module:
     """A view of the model whose forward passes carry the edits, each before the next at a module of several.
 

@@ -365,8 +365,8 @@ def test_many_adapters_and_few_slots(llama: PreTrainedModel) -> None:
             ).logits
             for row in range(4):
                 torch.testing.assert_close(found[row], fresh[start + row], rtol=0, atol=2e-5)
-        (bank,) = road._banks.values()
-        assert len(bank) == 4
+        (table,) = road.adapters.tables.values()
+        assert len(table) == 4
         with pytest.raises(RoadError, match="5 different compositions in one batch, room for 4"):
             road(input_ids=IDS[:1].expand(5, -1), compose=[f"a{row}" for row in range(5)])
         road.adapters["a3"].theta.add_(1.0)

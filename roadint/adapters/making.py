@@ -1,0 +1,66 @@
+"""A new adapter for a model: its targets found, its heads taken, everything checked."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from roadint.adapters.adapter import RoadAdapter
+from roadint.adapters.targets import Names, find_targets
+from roadint.errors import RoadError, did_you_mean, quoted
+
+
+def make_adapter(
+    model: nn.Module,
+    name: str,
+    *,
+    targets: Names,
+    exclude: Names = (),
+    layers: Iterable[int] | None = None,
+    heads: str | Sequence[str] = (),
+    **arguments: Any,
+) -> RoadAdapter:
+    """Make an adapter, which changes nothing yet, for the outputs of a model's linear layers.
+
+    Args:
+        model: A transformers model.
+        name: What a composition calls the adapter.
+        targets: Which layers; see `roadint.adapters.targets.find_targets`.
+        exclude: Which of these not.
+        layers: Indices of the decoder layers to stay within.
+        heads: Modules of the model, such as "classifier", whose copies train with the adapter.
+        arguments: As in `roadint.adapters.adapter.RoadAdapter`.
+
+    Raises:
+        RoadError: where something does not fit.
+    """
+    layout = find_targets(model, targets, exclude, layers)
+    rank = arguments.get("lora_rank", 0)
+    for path in layout.paths:
+        if rank and isinstance(rank, int) and isinstance(model.get_submodule(path), nn.Embedding):
+            raise RoadError(
+                f"{path} is an embedding, beside which no LoRA is possible: expected linear layers "
+                "alone"
+            )
+    modules = dict(model.named_modules())
+    paths = names_of("heads", heads)
+    for path in paths:
+        if path not in modules:
+            near = [known for known in modules if known.endswith(f".{path}")] or list(modules)
+            raise RoadError(
+                f"heads names {quoted(path)}, which is no module of the model"
+                f"{did_you_mean(path, near)}"
+            )
+    return RoadAdapter(name, layout, heads={path: modules[path] for path in paths}, **arguments)
+
+
+def names_of(argument: str, names: Any) -> list[str]:
+    """One name, or a list of names, as a list without repetitions.
+
+    Raises:
+        RoadError: for anything else.
+    """
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+        raise RoadError(f"{argument}={quoted(names)}: expected a name, or a list of names")
+    return list(dict.fromkeys(listed))

@@ -1,0 +1,255 @@
+"""The adapters of a model, and what a call lowers them to: rows of rotations at linear layers."""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Int
+from torch import Tensor, nn
+
+from roadint.adapters.adapter import RoadAdapter
+from roadint.adapters.merging import Merged
+from roadint.adapters.products import by_layout, check_products, product
+from roadint.architecture.layers import device_of
+from roadint.engines.call import Call
+from roadint.engines.table import Table, Tables
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.grammar.composition import Composition
+from roadint.rotation.kernels.torch import carries_tangents
+from roadint.rotation.rotation import Rotation
+
+Terms = tuple[tuple[str, float], ...]
+"""Names of adapters and their strengths."""
+
+
+@dataclass(frozen=True)
+class LoweredRotations:
+    """The rotations of one call at the targets of adapters that share a layout.
+
+    Args:
+        paths: Of the targets.
+        widths: Of their outputs.
+        groups: The group size of the pairs at each target.
+        u: For each target, one rotation a row of the call, or one for all, or, beside `index`, one
+            for each different composition.
+        v: The same; None where it is 0.
+        index: Which of the compositions each row takes.
+    """
+
+    paths: Sequence[str]
+    widths: Sequence[int]
+    groups: Sequence[int]
+    u: Sequence[Complex[Tensor, "rotations blocks"]]
+    v: Sequence[Complex[Tensor, "rotations blocks"] | None]
+    index: Int[Tensor, " rows"] | None
+
+
+@dataclass(frozen=True)
+class LoweredAdapters:
+    """What a call does at linear layers.
+
+    Args:
+        acting: The adapters that some row names.
+        rotations: For each layout that they have.
+        terms: For each row the adapters and their strengths.
+        learning: For each row the names that get its gradient; None for all.
+    """
+
+    acting: Sequence[RoadAdapter]
+    rotations: Sequence[LoweredRotations]
+    terms: Sequence[Terms]
+    learning: Sequence[frozenset[str] | None]
+
+
+class Adapters(nn.Module, Mapping[str, RoadAdapter]):
+    """Adapters on the linear layers of a model, by name.
+
+    It never changes: `plus` and `without` make another one, so that a running call reads it whole.
+
+    Args:
+        adapters: In the order in which compositions list them.
+        tables: The lowered rows that earlier calls have made.
+        merged: What lies in the model's weights; adapters rest while something does.
+    """
+
+    def __init__(
+        self,
+        adapters: Iterable[RoadAdapter] = (),
+        tables: Tables | None = None,
+        merged: Merged | None = None,
+    ) -> None:
+        super().__init__()
+        self._by_name = {adapter.name: adapter for adapter in adapters}
+        for index, adapter in enumerate(self._by_name.values()):
+            self.add_module(str(index), adapter)
+        self.tables = Tables() if tables is None else tables
+        self.merged = merged
+
+    def plus(
+        self, model: nn.Module, adapters: Sequence[RoadAdapter], taken: Iterable[str] = ()
+    ) -> "Adapters":
+        """These adapters and others, moved to the devices of the layers that they turn.
+
+        Raises:
+            RoadError: where a name is taken, by an adapter or as one of `taken`.
+        """
+        names = {*taken, *self}
+        for adapter in adapters:
+            if adapter.name in names:
+                raise RoadError(
+                    f"name {adapter.name!r} is taken: expected another one than {listing(names)}"
+                )
+            names.add(adapter.name)
+        for adapter in adapters:
+            device = device_of(model.get_submodule(adapter.layout.paths[0]))
+            if device is not None:
+                adapter.to(device)
+        return Adapters([*self.values(), *adapters], self.tables, self.merged)
+
+    def without(self, names: Iterable[str]) -> "Adapters":
+        """These adapters but for some; what was made for them alone is dropped."""
+        dropped = set(names)
+        kept = [adapter for name, adapter in self.items() if name not in dropped]
+        self.tables.keep({adapter.place for adapter in kept})
+        return Adapters(kept, self.tables, self.merged)
+
+    def with_merged(self, merged: Merged | None) -> "Adapters":
+        """The same adapters, with something, or nothing, in the model's weights."""
+        return Adapters(self.values(), self.tables, merged)
+
+    def named(self, name: object, what: str = "") -> RoadAdapter:
+        """The adapter of a name.
+
+        Raises:
+            RoadError: where there is none.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise RoadError(
+                f"no adapter {quoted(name)}{what}: expected one of {listing(self)}"
+                f"{did_you_mean(name, self)}"
+            )
+        return self[name]
+
+    @property
+    def names(self) -> list[str]:
+        """What a composition may use: nothing while adapters are merged."""
+        return [] if self.merged else list(self)
+
+    @property
+    def labels(self) -> set[str]:
+        """What their checkpoints were loaded as; "" for those of no labelled checkpoint."""
+        return {name.partition("@")[2] for name in self}
+
+    @property
+    def trainable_count(self) -> int:
+        """How many numbers train."""
+        return sum(adapter.trainable_count for adapter in self.values())
+
+    def spec(self) -> list[dict[str, Any]]:
+        """For each adapter the arguments that make it again, as plain JSON values."""
+        return [adapter.spec() for adapter in self.values()]
+
+    def check(self, compositions: Sequence[Composition]) -> None:
+        """Check that compositions use no adapters together whose order would matter.
+
+        Raises:
+            RoadError: where they do.
+        """
+        check_products(self, compositions)
+
+    def lower(self, call: Call) -> LoweredAdapters | None:
+        """What a call does at linear layers; None where no adapter acts.
+
+        Raises:
+            RoadError: where a batch has more different compositions than the tables have slots, and
+                where values are not finite.
+        """
+        usable = set(self.names)
+        terms = [
+            tuple(term for term in composition.terms if term[0] in usable)
+            for composition in call.compositions
+        ]
+        names = dict.fromkeys(name for row in terms for name, _ in row)
+        if not names:
+            return None
+        learning: list[frozenset[str] | None] = [None] * len(terms)
+        if call.learning is not None:
+            learning = [frozenset(name for name, _ in row.terms) for row in call.learning]
+        acting = [self[name] for name in names]
+        rotations = [self._rotations(members, terms, learning) for members in by_layout(acting)]
+        return LoweredAdapters(acting, rotations, terms, learning)
+
+    def _rotations(
+        self,
+        members: Sequence[RoadAdapter],
+        terms: Sequence[Terms],
+        learning: Sequence[frozenset[str] | None],
+    ) -> LoweredRotations:
+        by_name = {adapter.name: adapter for adapter in members}
+        members_terms = [tuple(term for term in row if term[0] in by_name) for row in terms]
+        first = members[0]
+        blocks = first.layout.blocks
+        learns = any(each.theta.requires_grad or each.alpha.requires_grad for each in members)
+        if (torch.is_grad_enabled() and learns) or carries_tangents():
+            # A table would keep no graph.
+            rotation, index = _with_gradients(by_name, members_terms, learning)
+        else:
+            table = self.tables.of(first.place, sum(blocks), first.theta.device)
+            rotation, index = _from_table(by_name, members_terms, table)
+        v = rotation.v
+        return LoweredRotations(
+            first.layout.paths,
+            first.layout.widths,
+            first.groups,
+            torch.split(rotation.u, blocks, dim=-1),
+            [None] * len(blocks) if v is None else torch.split(v, blocks, dim=-1),
+            index,
+        )
+
+    def __getitem__(self, name: str) -> RoadAdapter:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    # A module is what it is, not what it holds: a mapping's equality would leave it without a hash.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def _with_gradients(
+    members: Mapping[str, RoadAdapter],
+    terms: Sequence[Terms],
+    learning: Sequence[frozenset[str] | None],
+) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
+    keys = list(zip(terms, learning, strict=True))
+    slot_of = {key: slot for slot, key in enumerate(dict.fromkeys(keys))}
+    made = [product(members, row_terms, names) for row_terms, names in slot_of]
+    rotation = _stacked(made)
+    if len(slot_of) == 1:
+        return rotation, None
+    return rotation, torch.tensor([slot_of[key] for key in keys], device=rotation.u.device)
+
+
+def _from_table(
+    members: Mapping[str, RoadAdapter], terms: Sequence[Terms], table: Table
+) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
+    """The rows of a table: a slot is of terms and of the values that their adapters have now."""
+    states = {name: members[name].state() for name in {name for row in terms for name, _ in row}}
+    keys: list[Hashable] = [tuple((*term, states[term[0]]) for term in row) for row in terms]
+
+    def make(key: Any) -> Rotation:
+        return product(members, [(name, strength) for name, strength, _ in key])
+
+    return table.rows(keys, make)
+
+
+def _stacked(rotations: Sequence[Rotation]) -> Rotation:
+    v = None
+    if any(rotation.v is not None for rotation in rotations):
+        v = torch.stack([torch.zeros_like(r.u) if r.v is None else r.v for r in rotations])
+    return Rotation(torch.stack([rotation.u for rotation in rotations]), v)

@@ -1,0 +1,161 @@
+"""The edits of one call at the targets of adapters, as hooks: rotations, LoRA and heads."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from roadint.adapters.targets import may_rest
+from roadint.engines.adapters import LoweredAdapters
+from roadint.engines.transformers.passes import Passes
+from roadint.engines.transformers.turning import Scratch, Turn, copies_in
+from roadint.engines.transformers.view import After
+from roadint.errors import RoadError
+
+Beside = Callable[[Tensor, Tensor, Callable[[], int]], Tensor]
+"""A layer's input, its output so far and how often it has each row of the call → its output."""
+
+
+class LinearEdits:
+    """What the adapters of a model do in one call.
+
+    Args:
+        lowered: What acts, and with which rotations.
+    """
+
+    def __init__(self, lowered: LoweredAdapters) -> None:
+        self._rows = len(lowered.terms)
+        self._acting = lowered.acting
+        self._ran: set[str] = set()
+        self._widths: dict[str, int] = {}
+        self._turns: dict[str, list[Turn]] = {}
+        scratch = Scratch()
+        for rotations in lowered.rotations:
+            self._widths |= zip(rotations.paths, rotations.widths, strict=True)
+            for target, path in enumerate(rotations.paths):
+                turn = Turn(rotations, target, self._rows, scratch)
+                self._turns.setdefault(path, []).append(turn)
+        self._beside = _beside(lowered)
+
+    @property
+    def learns(self) -> bool:
+        """Whether what acts has values that ask for gradients."""
+        return any(
+            value.requires_grad for adapter in self._acting for value in adapter.parameters()
+        )
+
+    def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
+        """The targets and heads, and what runs after them."""
+        heads = [path for adapter in self._acting for path in adapter.head_paths]
+        for path in dict.fromkeys([*self._turns, *heads]):
+            yield model.get_submodule(path), self._hook(path, passes)
+        self._model = model
+
+    def finish(self, passes: Passes) -> None:
+        """Check, after the first pass, that every target was called.
+
+        Raises:
+            RoadError: where a target's weights were used without calling it, so that nothing acted.
+        """
+        if passes.number > 1:  # later passes may take from a cache what the first one computed
+            return
+        for path in self._turns.keys() - self._ran:
+            if not may_rest(self._model, path):
+                raise RoadError(
+                    f"{path} did not run: the model uses its weights without calling it, so no "
+                    f"adapter acts there; leave it out with exclude=[{_last_name(path)!r}]"
+                )
+
+    def _hook(self, path: str, passes: Passes) -> After:
+        turns, beside = self._turns.get(path, []), self._beside.get(path, [])
+
+        def act(module: nn.Module, args: Any, output: Any) -> Any:
+            if passes.number == 1:
+                self._ran.add(path)
+                _check_output(path, args, output, self._widths.get(path))
+                passes.check_gradients(path)
+            for turn in turns:
+                output = turn(output, passes)
+            for add in beside:
+                output = add(args[0], output, partial(copies_in, output, passes, self._rows, path))
+            return output
+
+        return act
+
+
+def _check_output(path: str, args: Any, output: Any, width: int | None) -> None:
+    if not torch.is_tensor(output) or not args or output.shape[-1] != (width or output.shape[-1]):
+        raise RoadError(
+            f"{path} is no layer that turns a tensor into one of its width, {width}: no adapter "
+            f"can act there; leave it out with exclude=[{_last_name(path)!r}]"
+        )
+
+
+def _last_name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _beside(lowered: LoweredAdapters) -> dict[str, list[Beside]]:
+    """What acts beside the rotations at each path: LoRA and heads.
+
+    Rows that an adapter learns from and rows that it only accompanies are two steps: the second
+    takes detached values.
+    """
+    steps: dict[str, list[Beside]] = {}
+    for adapter in lowered.acting:
+        if not (adapter.lora_rank or adapter.head_paths):
+            continue
+        strengths = torch.tensor([dict(row).get(adapter.name, 0.0) for row in lowered.terms])
+        learns = torch.tensor(
+            [names is None or adapter.name in names for names in lowered.learning]
+        )
+        for learning in (True, False):
+            rows = strengths.where(learns == learning, torch.zeros(()))
+            if not bool(rows.any()):
+                continue
+            lora = adapter.lora(learning=learning)
+            for path, (a, b) in zip(adapter.layout.paths, lora, strict=False):
+                steps.setdefault(path, []).append(_lora(a, b, rows))
+            for path, head in zip(adapter.head_paths, adapter.heads, strict=True):
+                steps.setdefault(path, []).append(_head(head, rows != 0, learning=learning))
+    return steps
+
+
+def _lora(
+    a: Float[Tensor, "rank inputs"],
+    b: Float[Tensor, "outputs rank"],
+    strengths: Float[Tensor, " rows"],
+) -> Beside:
+    """Add `s · B A x`."""
+    alike = bool((strengths == strengths[0]).all())
+
+    def add(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        if alike:
+            added = (x.to(a.dtype) @ a.T) @ b.T * float(strengths[0])
+            return output + added.to(output.dtype)
+        strength_of = strengths.repeat_interleave(copies())
+        rows = strength_of.nonzero()[:, 0]
+        scale = strength_of[rows].reshape(-1, *(1,) * (output.ndim - 1)).to(output.device)
+        rows = rows.to(output.device)
+        added = (x[rows].to(a.dtype) @ a.T) @ b.T * scale
+        return output.index_add(0, rows, added.to(output.dtype))
+
+    return add
+
+
+def _head(head: nn.Module, acting: Bool[Tensor, " rows"], *, learning: bool) -> Beside:
+    """Put the adapter's head in the place of the model's, for the rows in which it acts."""
+    values = {
+        name: value if learning else value.detach() for name, value in head.named_parameters()
+    }
+
+    def replace(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        rows = acting.repeat_interleave(copies()).nonzero()[:, 0].to(output.device)
+        result = functional_call(head, values, x[rows].float())
+        return output.index_copy(0, rows, result.to(output.dtype))
+
+    return replace
