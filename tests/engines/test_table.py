@@ -169,7 +169,7 @@ def test_derivatives_of_forward_mode_are_those_of_backward(compose: str, gradien
     def loss(theta: Any) -> Any:
         return (
             functional_call(
-                road, {"linear.0.theta": theta}, (), {"input_ids": IDS, "compose": compose}
+                road, {"adapters.0.theta": theta}, (), {"input_ids": IDS, "compose": compose}
             )
             .logits.square()
             .mean()
