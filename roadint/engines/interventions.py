@@ -139,11 +139,6 @@ class Interventions(nn.ModuleList):
     def _sources(self, call: Call) -> Sequence[Source | None]:
         if call.sources is None:
             return [None] * len(self)
-        if not isinstance(call.sources, (list, tuple)):
-            raise RoadError(
-                f"sources {quoted(call.sources)}: expected a list, for each intervention what "
-                "collect returns, or None"
-            )
         if len(call.sources) != len(self):
             raise RoadError(
                 f"{len(call.sources)} sources for {len(self)} interventions: expected one each, "

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
-from roadint.adapters.making import make_adapter
+from roadint.adapters.making import make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
 from roadint.adapters.targets import ALL_LINEAR, Names
 from roadint.architecture.layers import (
@@ -19,7 +19,6 @@ from roadint.architecture.layers import (
     device_of,
     find_layers,
     positions_of,
-    text_config,
 )
 from roadint.data.prompts import (
     Template,
@@ -30,43 +29,41 @@ from roadint.data.prompts import (
     listed_prompts,
 )
 from roadint.engines.adapters import Adapters
-from roadint.engines.call import Call, Source
+from roadint.engines.attached import Attached, Compose
+from roadint.engines.call import Source
 from roadint.engines.interventions import Interventions, listed_interventions
 from roadint.engines.locks import Gate, Lock
 from roadint.engines.table import Tables
 from roadint.engines.transformers.generation import (
-    check_generation,
     check_room,
     generation_settings,
 )
 from roadint.engines.transformers.inputs import (
     Prompts,
-    check_prompt_length,
-    check_scored,
-    kept_tokens,
     shape_of,
     tokens_of,
-    with_mask,
     with_names,
     with_own_positions,
 )
 from roadint.engines.transformers.partial import Resumed
-from roadint.engines.transformers.passes import Edits
-from roadint.engines.transformers.run import edits_of, run_forward, run_generate
-from roadint.engines.transformers.states import Mode, States, gather, read_states, source_of_each
+from roadint.engines.transformers.run import (
+    read_sources,
+    run_collect,
+    run_forward,
+    run_generate,
+)
+from roadint.engines.transformers.states import Mode, States, source_of_each
 from roadint.errors import RoadError, listing, quoted
-from roadint.grammar.composition import ALL, Composition, CompositionLike, parse_rows
-from roadint.grammar.position import PositionLike, parse_positions
+from roadint.grammar.composition import ALL, Composition, CompositionLike
+from roadint.grammar.position import PositionLike
 from roadint.interventions.base import SubspaceIntervention
-from roadint.model import checkpoint, saving
-from roadint.model.description import describe
+from roadint.model import checkpoint
+from roadint.model.description import describe, model_card
 from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
+from roadint.model.saving import base_model_of, check_label, push
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Compose = CompositionLike | Sequence[CompositionLike]
-"""One composition for all rows, or a list or tuple of one a row."""
 
 PAPER_DECODING = {
     "do_sample": False,
@@ -130,7 +127,7 @@ class RoadModel(Hosted):
 
         Adapters that are merged into the weights are not among them.
         """
-        return _names(*self._on_model())
+        return self._attached().names
 
     @property
     def labels(self) -> set[str]:
@@ -212,43 +209,24 @@ class RoadModel(Hosted):
             RoadError: for a composition or a mask that does not fit, and where an edit could not
                 act.
         """
-        run = self._uncompiled if torch.compiler.is_compiling() else self._run
-        return run(
-            with_names(self.model, args, inputs),
-            compose,
-            learning,
-            resumed,
-            prompt_length=prompt_length,
-            positions=positions,
-            sources=sources,
-        )
+        inputs = with_names(self.model, args, inputs)
+        about = {
+            "learning": learning,
+            "prompt_length": prompt_length,
+            "positions": positions,
+            "sources": sources,
+            "resumed": resumed,
+        }
+        if torch.compiler.is_compiling():
+            return self._uncompiled(inputs, compose, **about)
+        return self._run(inputs, compose, **about)
 
-    def _run(
-        self,
-        inputs: dict[str, Any],
-        compose: Compose,
-        learning: Compose,
-        resumed: Resumed | None,
-        **about: Any,
-    ) -> Any:
-        rows, columns = shape_of(inputs)
+    def _run(self, inputs: dict[str, Any], compose: Compose, **about: Any) -> Any:
         scored = inputs.pop("_scored", None)
-        if scored is not None:
-            check_scored(scored, rows, columns, int(text_config(self.model).vocab_size))
-        if resumed is not None and not isinstance(resumed, Resumed):
-            raise RoadError(f"resumed={quoted(resumed)}: expected a Resumed, or None")
-        inputs = self._with_positions(inputs)
         with self._gate.call():
-            interventions, adapters = self._on_model()
-            compositions = _parse(compose, rows, interventions, adapters)
-            learned = None
-            if not (isinstance(learning, str) and learning == ALL):
-                learned = tuple(parse_rows(learning, rows, _names(interventions, adapters)))
-            edits, columns = [], 0
-            if any(composition.terms for composition in compositions):
-                call = self._call(compositions, inputs, learning=learned, **about)
-                edits, columns = _lower(call, interventions, adapters), call.columns
-            return run_forward(self.model, inputs, edits, columns, resumed=resumed, scored=scored)
+            inputs = self._with_positions(inputs)
+            attached = self._attached()
+            return run_forward(self.model, attached, inputs, compose, scored=scored, **about)
 
     # torch.compile(road) would trace what is Python's business; the model inside may be compiled.
     _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
@@ -298,17 +276,8 @@ class RoadModel(Hosted):
             RoadError: as `forward`, and for guidance_scale, whose passes run on other tokens.
         """
         arguments = as_tokens(inputs, generation)
-        with self._gate.call(), torch.no_grad():
-            interventions, adapters = self._on_model()
-            compositions = _parse(compose, shape_of(arguments)[0], interventions, adapters)
-            if not any(composition.terms for composition in compositions):
-                return self.model.generate(**arguments)  # type: ignore[operator]
-            check_generation(self.model, arguments)
-            arguments = with_mask(arguments, self.model, self.device)
-            kept = arguments["attention_mask"].bool()
-            call = Call(tuple(compositions), kept, sources=sources, generates=True)  # type: ignore[arg-type]
-            edits = _lower(call, interventions, adapters)
-            return run_generate(self.model, arguments, edits)
+        with self._gate.call():
+            return run_generate(self.model, self._attached(), arguments, compose, sources)
 
     def answer(
         self,
@@ -375,11 +344,10 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for bad input.
         """
-        with torch.no_grad(), self._gate.call():
-            interventions, _ = self._on_model()
+        with self._gate.call():
+            interventions = self._attached().interventions
             inputs = self._tokens(tokenizer, prompts, template)
-            call = self._call((), inputs, positions=positions)
-            return read_states(self.model, interventions, inputs, call)
+            return run_collect(self.model, interventions, inputs, positions)
 
     def interchange(
         self,
@@ -416,30 +384,25 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for bad input.
         """
-        interventions, adapters = self._on_model()
-        prompts = source_of_each(interventions, source)
+        attached = self._attached()
         inputs = self._tokens(tokenizer, base, template)
-        compositions = _parse(compose, shape_of(inputs)[0], interventions, adapters)
-        of_takers = [_terms_of_takers(composition, interventions) for composition in compositions]
-
-        def read(prompts: Prompts, taken: Sequence[Source | None]) -> States:
-            tokens = self._tokens(tokenizer, prompts, template)
-            reads_at = positions if source_positions is None else source_positions
-            lowered = []
-            if any(states is not None for states in taken):
-                acting = self._call(of_takers, tokens, positions=positions, sources=taken)
-                lowered = interventions.lower(acting)
-            call = self._call((), tokens, positions=reads_at)
-            return read_states(self.model, interventions, tokens, call, lowered)
-
+        rows = shape_of(inputs)[0]
+        prompts = source_of_each(attached.interventions, source)
+        tokens_of_prompts = {
+            id(each): self._tokens(tokenizer, each, template)
+            for each in prompts
+            if each is not None
+        }
+        given = [None if each is None else tokens_of_prompts[id(each)] for each in prompts]
+        where = (positions, source_positions)
         with self._gate.call():
-            sources = gather(interventions, prompts, mode, read)
-            if list(self.interventions) != list(interventions):
+            taken = read_sources(self.model, attached, compose, given, rows, mode, *where)
+            if list(self.interventions) != list(attached.interventions):
                 raise RoadError(
                     "interventions came or went while the sources were read: expected the same "
                     "ones; call again"
                 )
-            return self(compose=compositions, positions=positions, sources=sources, **inputs)
+            return self(compose=compose, positions=positions, sources=taken, **inputs)
 
     def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
         """The sites, the subspaces and a prompt's tokens with the edited ones marked, as text."""
@@ -597,7 +560,23 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for a folder that can't be written, and for unknown adapters.
         """
-        saving.save(self, folder, adapters)
+        about = {
+            "base_model": base_model_of(self.model),
+            "template": self.template,
+            "training": self.training_summary,
+        }
+        if adapters is None:
+            everything = list(self.adapters.values())
+            checkpoint.save(folder, list(self.interventions), about, everything)
+            return
+        names = names_of("adapters", adapters)
+        if not names:
+            raise RoadError(
+                f"adapters={quoted(adapters)} names no adapter to save: expected some of "
+                f"{listing(self.adapters)}"
+            )
+        chosen = [self.adapters.named(name, " to save") for name in names]
+        checkpoint.save(folder, [], about, chosen)
 
     @classmethod
     def from_pretrained(
@@ -613,7 +592,23 @@ class RoadModel(Hosted):
         Raises:
             RoadError: where it does not fit the model or is damaged.
         """
-        return saving.restore(cls, model, name_or_path)  # type: ignore[return-value]
+        is_labelled = isinstance(name_or_path, Mapping)
+        checkpoints: dict[Any, Any] = {None: name_or_path}
+        if isinstance(name_or_path, Mapping):
+            checkpoints = dict(name_or_path)
+        if not checkpoints:
+            raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
+        label = next(iter(checkpoints))
+        if is_labelled:
+            check_label(label)
+        saved = checkpoint.read_for(model, checkpoints.pop(label))
+        road = cls(model, saved.interventions(label))
+        road.attach(saved.adapters(model, label))
+        road.template = check_template(saved.config["template"])
+        road.training_summary = saved.config["training"]
+        for label, source in checkpoints.items():
+            road.add_checkpoint(source, label)
+        return road
 
     def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
         """Load another checkpoint beside what is there.
@@ -629,7 +624,18 @@ class RoadModel(Hosted):
             RoadError: where it does not fit the model, the template or the label; nothing has
                 changed.
         """
-        saved = saving.read_beside(self, name_or_path, label)
+        check_label(label)
+        if label in self.labels or label in self.names:
+            raise RoadError(
+                f"label {quoted(label)} is taken: expected another one than {listing(self.names)}"
+            )
+        saved = checkpoint.read_for(self.model, name_or_path)
+        template = saved.config["template"]
+        if template != self.template:
+            raise RoadError(
+                f"{name_or_path} was trained with template {quoted(template)}, this one with "
+                f"{self.template!r}"
+            )
         adapters = saved.adapters(self.model, label)
         interventions = Interventions.on(self.model, saved.interventions(label))
         with self._changing:
@@ -653,7 +659,14 @@ class RoadModel(Hosted):
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
-        return saving.push(self, repo_id, private=private, token=token)
+
+        def write(folder: Path, full_id: str) -> None:
+            self.save_pretrained(folder)
+            specs = [*self.interventions.spec(), *self.adapters.spec()]
+            card = model_card(full_id, base_model_of(self.model)["id"], self.names, specs)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+        return push(repo_id, write, private=private, token=token)
 
     # nn.Module
 
@@ -689,30 +702,10 @@ class RoadModel(Hosted):
 
     # Inside
 
-    def _on_model(self) -> tuple[Interventions, Adapters]:
-        """What is on the model at this moment."""
+    def _attached(self) -> Attached:
+        """What is attached to the model at this moment."""
         with self._changing:
-            return self.interventions, self.adapters
-
-    def _call(
-        self,
-        compositions: Sequence[Composition],
-        inputs: Mapping[str, Any],
-        *,
-        learning: tuple[Composition, ...] | None = None,
-        prompt_length: Tensor | None = None,
-        positions: PositionLike | None = None,
-        sources: Sequence[Source | None] | None = None,
-    ) -> Call:
-        kept = kept_tokens(inputs, self.model, self.device)
-        return Call(
-            tuple(compositions),
-            kept.bool(),
-            check_prompt_length(prompt_length, kept),
-            learning,
-            None if positions is None else parse_positions(positions),
-            sources,  # type: ignore[arg-type]
-        )
+            return Attached(self.interventions, self.adapters)
 
     def _tokens(
         self, tokenizer: Any, prompts: Prompts, template: Template | None
@@ -726,46 +719,6 @@ class RoadModel(Hosted):
     def _template(self, tokenizer: Any, template: Template | None) -> Template:
         check_tokenizer(tokenizer)
         return check_template(self.template if template is None else template, tokenizer)
-
-
-def _parse(
-    compose: Compose, rows: int, interventions: Interventions, adapters: Adapters
-) -> list[Composition]:
-    """One composition a row, of which every sum is known to have no order."""
-    merged = ""
-    if adapters.merged:
-        merged = (
-            f"; adapters are merged into the weights, as '{adapters.merged.composition}': "
-            "unmerge() first"
-        )
-    try:
-        compositions = parse_rows(compose, rows, _names(interventions, adapters))
-    except RoadError as error:
-        raise RoadError(f"{error}{merged}") from None
-    if merged:
-        texts = compose if isinstance(compose, (list, tuple)) else [compose]
-        for text, composition in zip(texts, compositions, strict=False):
-            if not composition.terms and text != ALL:
-                raise RoadError(
-                    f"composition {quoted(text)} is the base model{merged}, or compose 'all'"
-                )
-    interventions.check(compositions)
-    adapters.check(compositions)
-    return compositions
-
-
-def _names(interventions: Interventions, adapters: Adapters) -> list[str]:
-    return [*interventions.names, *adapters.names]
-
-
-def _lower(call: Call, interventions: Interventions, adapters: Adapters) -> list[Edits]:
-    return edits_of(call, interventions.lower(call), adapters.lower(call))
-
-
-def _terms_of_takers(composition: Composition, interventions: Interventions) -> Composition:
-    """The part of a composition that names subspaces of interchanges."""
-    names = {name for site in interventions if site.takes_source for name in site.partition}
-    return Composition(tuple(term for term in composition.terms if term[0] in names))
 
 
 def _check_mergeable(composition: Composition, compose: Any, adapters: Adapters) -> None:

@@ -1,85 +1,231 @@
-"""A call on a transformers model: its lowered rows as hooks of a view, through forward or generate."""
+"""Calls on a transformers model: parsed, checked and lowered once, then hooks of a view of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from roadint.architecture.layers import check_recomputation
-from roadint.engines.adapters import LoweredAdapters
-from roadint.engines.call import Call
-from roadint.engines.interventions import LoweredIntervention
-from roadint.engines.transformers.generation import drafts
+from roadint.architecture.layers import check_recomputation, device_of, text_config
+from roadint.engines.attached import Attached, Compose, Lowered
+from roadint.engines.call import Call, Source
+from roadint.engines.interventions import Interventions
+from roadint.engines.transformers.generation import check_generation, drafts
 from roadint.engines.transformers.hidden_edits import HiddenEdits
+from roadint.engines.transformers.inputs import (
+    check_prompt_length,
+    check_scored,
+    kept_tokens,
+    shape_of,
+    with_mask,
+)
 from roadint.engines.transformers.linear_edits import LinearEdits
 from roadint.engines.transformers.partial import Resumed
 from roadint.engines.transformers.passes import Edits, Passes, edited
 from roadint.engines.transformers.scoring import score
+from roadint.engines.transformers.states import Mode, States, gather, read_states
 from roadint.engines.transformers.view import Copy, write_back
+from roadint.errors import RoadError, quoted
+from roadint.grammar.composition import ALL, Composition
+from roadint.grammar.position import PositionLike, parse_positions
 
 Scored = tuple[Int[Tensor, "2 tokens"], Int[Tensor, " tokens"]]
 """Rows and columns, and the labels that come after them."""
 
 
-def edits_of(
-    call: Call, interventions: Sequence[LoweredIntervention], adapters: LoweredAdapters | None
-) -> list[Edits]:
-    """What a call does, as edits of hidden states and edits at linear layers."""
-    edits: list[Edits] = [HiddenEdits(interventions, call)] if interventions else []
-    return edits if adapters is None else [*edits, LinearEdits(adapters)]
-
-
 def run_forward(
     model: nn.Module,
+    attached: Attached,
     inputs: dict[str, Any],
-    edits: Sequence[Edits] = (),
-    columns: int = 0,
+    compose: Compose,
     *,
+    learning: Compose = ALL,
+    prompt_length: Int[Tensor, " rows"] | None = None,
+    positions: PositionLike | None = None,
+    sources: Sequence[Source | None] | None = None,
     resumed: Resumed | None = None,
     scored: Scored | None = None,
 ) -> Any:
-    """The model's own forward with edits.
+    """The model's own forward, with a composition a row.
 
     Args:
         model: The caller's model, which stays as it is.
-        inputs: Of its forward.
-        edits: What acts; nothing by default: the base model.
-        columns: Of the call, those in a cache included.
+        attached: What compositions name.
+        inputs: Of the model's forward, by name.
+        compose: As in `RoadModel.forward`, and so the rest.
+        learning: The blocks that get a row's gradient.
+        prompt_length: How many of a row's tokens are the prompt.
+        positions: Where interventions act.
+        sources: What interchanges take.
         resumed: Which of the lowest layers do not run, and what they would give.
         scored: Tokens whose negative log-likelihood is wanted instead of the output.
 
     Raises:
-        RoadError: where an edit did not act.
+        RoadError: for bad input, and where an edit did not act.
     """
+    rows, columns = shape_of(inputs)
+    if scored is not None:
+        check_scored(scored, rows, columns, int(text_config(model).vocab_size))
+    if resumed is not None and not isinstance(resumed, Resumed):
+        raise RoadError(f"resumed={quoted(resumed)}: expected a Resumed, or None")
+    compositions = attached.parse(compose, rows)
+    learned = attached.parse_learning(learning, rows)
     plain = model if resumed is None else resumed.of(model)
-    if not edits:
-        return plain(**inputs) if scored is None else score(plain, inputs, *scored, plain=model)
+    if not any(composition.terms for composition in compositions):
+        return _output(plain, inputs, scored, model)
     check_recomputation(model)
+    call = _call(model, inputs, positions, prompt_length)
+    call = replace(call, compositions=compositions, learning=learned, sources=_listed(sources))
+    passes = Passes(call.columns)
     copies: list[Copy] = []
-    passes = Passes(columns)
-    running = edited(plain, edits, passes, copies)
-    if scored is None:
-        output = running(**inputs)
-    else:
-        output = score(running, inputs, *scored, plain=model)
+    running = edited(plain, _edits(call, attached.lower(call)), passes, copies)
+    output = _output(running, inputs, scored, model)
+    if running is not plain:
+        passes.check()
+        write_back(copies)
+    return output
+
+
+@torch.no_grad()
+def run_generate(
+    model: nn.Module,
+    attached: Attached,
+    inputs: dict[str, Any],
+    compose: Compose,
+    sources: Sequence[Source | None] | None = None,
+) -> Any:
+    """The model's own generate, with a composition a row; compiled caches run uncompiled.
+
+    Args:
+        model: The caller's model, which stays as it is.
+        attached: What compositions name.
+        inputs: Of the model's generate, by name.
+        compose: One for all rows, or one a row.
+        sources: What interchanges take.
+
+    Raises:
+        RoadError: for bad input, and where an edit did not act.
+    """
+    compositions = attached.parse(compose, shape_of(inputs)[0])
+    if not any(composition.terms for composition in compositions):
+        return model.generate(**inputs)  # type: ignore[operator]
+    check_generation(model, inputs)
+    inputs = with_mask(inputs, model, _device(model))
+    kept = inputs["attention_mask"].bool()
+    call = Call(compositions, kept, sources=_listed(sources), generates=True)
+    passes = Passes(drafted=drafts(model, inputs))
+    copies: list[Copy] = []
+    running: Any = edited(model, _edits(call, attached.lower(call)), passes, copies)
+    output = running.generate(**inputs, disable_compile=True)
     passes.check()
     write_back(copies)
     return output
 
 
 @torch.no_grad()
-def run_generate(model: nn.Module, inputs: dict[str, Any], edits: Sequence[Edits]) -> Any:
-    """The model's own generate with edits; compiled caches run uncompiled.
+def run_collect(
+    model: nn.Module,
+    interventions: Interventions,
+    inputs: dict[str, Any],
+    positions: PositionLike | None,
+) -> States:
+    """The model's own hidden states where interventions act, or at other positions.
 
     Raises:
-        RoadError: where an edit did not act.
+        RoadError: for bad input.
     """
-    copies: list[Copy] = []
-    passes = Passes(drafted=drafts(model, inputs))
-    running: Any = edited(model, edits, passes, copies)
-    output = running.generate(**inputs, disable_compile=True)
-    passes.check()
-    write_back(copies)
-    return output
+    call = _call(model, inputs, positions)
+    return read_states(model, interventions, inputs, call)
+
+
+def read_sources(
+    model: nn.Module,
+    attached: Attached,
+    compose: Compose,
+    sources: Sequence[Mapping[str, Tensor] | None],
+    rows: int,
+    mode: Mode,
+    positions: PositionLike | None,
+    source_positions: PositionLike | None,
+) -> tuple[Source | None, ...]:
+    """What each intervention takes into a base of `rows` rows.
+
+    Args:
+        model: What the sources run through.
+        attached: Its interventions; only those that take a source act, in serial mode.
+        compose: The base's compositions.
+        sources: For each intervention that takes one the inputs of the model's forward.
+        rows: Of the base.
+        mode: "parallel" or "serial", as in `RoadModel.interchange`.
+        positions: Where the base takes.
+        source_positions: Where the sources give; by default as the base takes.
+
+    Raises:
+        RoadError: for bad input.
+    """
+    interventions = attached.interventions
+    compositions = [_of_takers(row, interventions) for row in attached.parse(compose, rows)]
+
+    def read(inputs: dict[str, Any], taken: Sequence[Source | None]) -> States:
+        lowered = []
+        if any(states is not None for states in taken):
+            acting = _call(model, inputs, positions)
+            acting = replace(acting, compositions=tuple(compositions), sources=tuple(taken))
+            lowered = interventions.lower(acting)
+        reading = _call(model, inputs, positions if source_positions is None else source_positions)
+        return read_states(model, interventions, inputs, reading, lowered)
+
+    return gather(interventions, sources, mode, read)
+
+
+def _call(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: PositionLike | None = None,
+    prompt_length: Tensor | None = None,
+) -> Call:
+    """The tokens of a call in which nothing acts yet."""
+    kept = kept_tokens(inputs, model, _device(model))
+    length = check_prompt_length(prompt_length, kept)
+    chosen = None if positions is None else parse_positions(positions)
+    return Call((), kept.bool(), length, positions=chosen)
+
+
+def _edits(call: Call, lowered: Lowered) -> list[Edits]:
+    edits: list[Edits] = []
+    if lowered.interventions:
+        edits.append(HiddenEdits(lowered.interventions, call))
+    if lowered.adapters is not None:
+        edits.append(LinearEdits(lowered.adapters))
+    return edits
+
+
+def _output(
+    running: nn.Module, inputs: dict[str, Any], scored: Scored | None, model: nn.Module
+) -> Any:
+    if scored is None:
+        return running(**inputs)
+    return score(running, inputs, *scored, plain=model)
+
+
+def _listed(sources: Any) -> tuple[Source | None, ...] | None:
+    if sources is None or isinstance(sources, tuple):
+        return sources
+    if not isinstance(sources, list):
+        raise RoadError(
+            f"sources {quoted(sources)}: expected a list, for each intervention what collect "
+            "returns, or None"
+        )
+    return tuple(sources)
+
+
+def _of_takers(composition: Composition, interventions: Interventions) -> Composition:
+    """The part of a composition that names subspaces of interchanges."""
+    names = {name for site in interventions if site.takes_source for name in site.partition}
+    return Composition(tuple(term for term in composition.terms if term[0] in names))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return device_of(model) or torch.device("cpu")
