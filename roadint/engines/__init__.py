@@ -1,1 +1,1 @@
-"""What one call asks for, lowered to rows of numbers, and the engines that decide which token takes which row."""
+"""What one call asks for, lowered to rows; engines decide which token takes which row."""

@@ -43,7 +43,10 @@ class Attached:
         merged = self.adapters.merged
         reason = ""
         if merged:
-            reason = f"; adapters are merged into the weights, as '{merged.composition}': unmerge() first"
+            reason = (
+                f"; adapters are merged into the weights, as '{merged.composition}': "
+                "unmerge() first"
+            )
         try:
             compositions = parse_rows(compose, rows, self.names)
         except RoadError as error:

@@ -12,8 +12,7 @@ from roadint.grammar.composition import Composition
 from roadint.grammar.position import Position, Tokens
 
 Source = Tensor | Sequence[Tensor]
-"""The hidden states that one intervention takes: for each row [tokens, width], or [width], one state
-for all of the row's edited tokens."""
+"""What one intervention takes: for each row [tokens, width], or [width], one for all tokens."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Interventions(nn.ModuleList):
     @classmethod
     @torch.inference_mode(False)
     def on(cls, model: nn.Module, interventions: Sequence[SubspaceIntervention]) -> "Interventions":
-        """Put interventions on a model: with its width, on the devices of the layers that they edit.
+        """Put interventions on a model: with its width, on the devices of the layers they edit.
 
         Raises:
             RoadError: where a layer, a component or a width does not fit the model.

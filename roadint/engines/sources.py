@@ -1,4 +1,4 @@
-"""The hidden states that an interchange takes from another input, beside the tokens that take them."""
+"""Hidden states that an interchange takes from another input, beside the tokens that take them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +76,9 @@ def check_source(source: Any, width: int, layer: int) -> None:
     """
     listed = isinstance(source, (list, tuple)) or (torch.is_tensor(source) and source.ndim > 1)
     for states in source if listed else [None]:
-        if torch.is_tensor(states) and states.ndim in (1, 2) and not states.is_meta:
-            if states.shape[-1] == width:
-                continue
+        is_state = torch.is_tensor(states) and states.ndim in (1, 2) and not states.is_meta
+        if is_state and states.shape[-1] == width:
+            continue
         if torch.is_tensor(states):
             what = f"shape {tuple(states.shape)}"
         else:

@@ -1,4 +1,4 @@
-"""The edits of one call at the sites of interventions, as hooks: each pass edits the tokens it holds."""
+"""Edits of one call at the sites of interventions, as hooks: a pass edits the tokens it holds."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,10 +1,11 @@
-"""What a model's forward is called with: tokens of prompts, and which of its tokens are no padding."""
+"""What a model's forward is called with: tokens of prompts, and which of them are no padding."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from roadint.architecture.layers import cached_columns, inner_model, text_config
@@ -17,13 +18,18 @@ from roadint.data.prompts import (
 )
 from roadint.errors import RoadError, quoted
 
-Prompts = str | Sequence[str] | Mapping[str, Tensor]  # instructions, or the model's own inputs
+Prompts = str | Sequence[str] | Mapping[str, Tensor]
+"""Instructions, or the model's own inputs."""
 
 
 def tokens_of(
     tokenizer: Any, prompts: Prompts, template: Template, device: torch.device
 ) -> dict[str, Tensor]:
-    """The model's inputs for prompts, padded on the left; a mapping of inputs as it is. Raises RoadError where there is none."""
+    """The model's inputs for prompts, padded on the left; a mapping of inputs as it is.
+
+    Raises:
+        RoadError: where there are no prompts.
+    """
     if isinstance(prompts, Mapping):
         return dict(prompts)
     listed = listed_prompts(prompts)
@@ -33,7 +39,11 @@ def tokens_of(
 
 
 def with_names(model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a model's forward by name, those that came without one too. Raises RoadError."""
+    """The arguments of a model's forward by name, those that came without one too.
+
+    Raises:
+        RoadError: for an argument that is given twice, and for too many.
+    """
     if not args:
         return dict(inputs)
     names = list(inspect.signature(inner_model(model).forward).parameters)
@@ -50,54 +60,69 @@ def with_names(model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any])
 
 
 def shape_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """(rows, columns) of the tokens. Raises RoadError where there are none."""
+    """The rows and columns of the tokens.
+
+    Raises:
+        RoadError: where there are no tokens.
+    """
     for name in ("input_ids", "inputs_embeds", "inputs"):
-        given = inputs.get(name)
-        if given is None:
+        tokens = inputs.get(name)
+        if tokens is None:
             continue
-        if not torch.is_tensor(given) or given.ndim < 2:
-            raise RoadError(f"{name} is {quoted(given)}: expected a tensor, [rows, columns]")
-        return int(given.shape[0]), int(given.shape[1])
+        if not torch.is_tensor(tokens) or tokens.ndim < 2:
+            raise RoadError(f"{name} is {quoted(tokens)}: expected a tensor, [rows, columns]")
+        return int(tokens.shape[0]), int(tokens.shape[1])
     raise RoadError("no input given: expected input_ids=… or inputs_embeds=…")
 
 
-def kept_tokens(inputs: Mapping[str, Any], model: nn.Module, device: torch.device) -> Tensor:
-    """[rows, columns with those in the cache]: which tokens are no padding.
+def kept_tokens(
+    inputs: Mapping[str, Any], model: nn.Module, device: torch.device
+) -> Int[Tensor, "rows columns"]:
+    """Which tokens are no padding, those in a cache included.
 
-    Raises RoadError for an attention_mask that does not fit, and for padded ids without one.
+    Raises:
+        RoadError: for an attention_mask that does not fit, and for padded ids without one.
     """
     rows, columns = shape_of(inputs)
     cached = cached_columns(inputs)
-    kept = inputs.get("attention_mask")
-    if kept is None:
-        if cached is None:
-            raise RoadError(
-                "the cache does not tell how many columns it holds: give attention_mask, [rows, columns with those]"
-            )
-        if not cached and is_padded(inputs, model):
-            raise RoadError(
-                "input_ids are padded, and no attention_mask says where: give attention_mask, as the tokenizer does"
-            )
-        return torch.ones(rows, cached + columns, dtype=torch.long, device=device)
-    if not torch.is_tensor(kept) or kept.ndim != 2 or kept.shape[0] != rows:
-        shape = tuple(kept.shape) if torch.is_tensor(kept) else type(kept).__name__
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        _check_mask(mask, rows, columns, cached)
+        return mask  # type: ignore[no-any-return]
+    if cached is None:
+        raise RoadError(
+            "the cache does not tell how many columns it holds: give attention_mask, [rows, "
+            "columns with those]"
+        )
+    if not cached and is_padded(inputs, model):
+        raise RoadError(
+            "input_ids are padded, and no attention_mask says where: give attention_mask, as the "
+            "tokenizer does"
+        )
+    return torch.ones(rows, cached + columns, dtype=torch.long, device=device)
+
+
+def _check_mask(mask: Any, rows: int, columns: int, cached: int | None) -> None:
+    if not torch.is_tensor(mask) or mask.ndim != 2 or mask.shape[0] != rows:
+        shape = tuple(mask.shape) if torch.is_tensor(mask) else type(mask).__name__
         raise RoadError(
             f"attention_mask of shape {shape} for {rows} rows: expected [rows, columns]"
         )
-    if kept.shape[1] < columns or (cached is not None and kept.shape[1] != cached + columns):
-        held = f"{columns} tokens a row" + (f" and {cached} columns in the cache" if cached else "")
+    total = None if cached is None else cached + columns
+    if mask.shape[1] < columns or (total is not None and mask.shape[1] != total):
+        tokens = f"{columns} tokens a row"
+        if cached:
+            tokens += f" and {cached} columns in the cache"
         raise RoadError(
-            f"attention_mask has {kept.shape[1]} columns for {held}: expected {columns + (cached or 0)}"
+            f"attention_mask has {mask.shape[1]} columns for {tokens}: expected {total or columns}"
         )
-    if kept.device.type == "cpu" and not bool(
-        kept.any(1).all()
-    ):  # elsewhere it would be waited for
+    # Elsewhere than on the CPU it would be waited for.
+    if mask.device.type == "cpu" and not bool(mask.any(1).all()):
         raise RoadError("attention_mask keeps no token of a row: expected at least one in each")
-    return kept
 
 
 def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """The arguments of `generate` with an attention mask: that of the caller, or what padding says.
+    """The arguments of `generate` with an attention mask: the caller's, or what padding says.
 
     Raises:
         RoadError: for a mask that does not fit.
@@ -110,80 +135,92 @@ def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) ->
             mask = (ids != text_config(model).pad_token_id).long()
         else:
             mask = torch.ones(rows, columns, dtype=torch.long, device=device)
-    # Not the caller's cache: generate counts its columns itself.
-    tokens = {"input_ids": torch.empty(rows, columns), "attention_mask": mask}
-    return {**inputs, "attention_mask": kept_tokens(tokens, model, device)}
+    _check_mask(mask, rows, columns, 0)  # generate counts the columns of a cache itself
+    return {**inputs, "attention_mask": mask}
 
 
 def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether ids without a mask begin or end with padding, where its token means nothing else, as `generate` infers."""
+    """Whether ids without a mask begin or end with padding, as transformers' generate infers it.
+
+    It does where the padding token means nothing else.
+    """
     ids, config = inputs.get("input_ids"), text_config(model)
     if ids is None or ids.ndim != 2 or not ids.shape[1]:
         return False
-    pad, *ends = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
-    if pad is None or any(
-        pad in (each if isinstance(each, (list, tuple)) else [each]) for each in ends
-    ):
-        return False
-    return bool((ids[:, [0, -1]] == pad).any())
+    pad = getattr(config, "pad_token_id", None)
+    for name in ("eos_token_id", "bos_token_id"):
+        tokens = getattr(config, name, None)
+        if pad == tokens or (isinstance(tokens, (list, tuple)) and pad in tokens):
+            return False
+    return pad is not None and bool((ids[:, [0, -1]] == pad).any())
 
 
 def with_own_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs with position_ids that leave out padding on the left, as transformers' generate counts, where a mask shows it."""
+    """The inputs with position_ids that leave out padding on the left, where a mask shows it.
+
+    So transformers' generate counts.
+    """
     mask = inputs.get("attention_mask")
     if inputs.get("position_ids") is not None or not torch.is_tensor(mask) or mask.ndim != 2:
         return dict(inputs)
-    before = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)
-    places = torch.arange(mask.shape[1], device=mask.device) - before
-    return {**inputs, "position_ids": places.clamp(min=0)[:, -shape_of(inputs)[1] :]}
+    padding = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)
+    positions = torch.arange(mask.shape[1], device=mask.device) - padding
+    columns = shape_of(inputs)[1]
+    return {**inputs, "position_ids": positions.clamp(min=0)[:, -columns:]}
 
 
-def check_prompt_length(length: Any, kept: Tensor) -> Tensor | None:
-    """Raises RoadError where it is no [rows] of counts of the row's kept tokens."""
+def check_prompt_length(length: Any, kept: Tensor) -> Int[Tensor, " rows"] | None:
+    """The length of each row's prompt, where it is known.
+
+    Raises:
+        RoadError: where it does not count a row's tokens.
+    """
     if length is None:
         return None
-    if not torch.is_tensor(length) or length.shape != kept.shape[:1] or not _counts(length):
+    if not torch.is_tensor(length) or length.shape != kept.shape[:1] or not _is_integer(length):
         raise RoadError(
-            f"prompt_length {quoted(length)}: expected a tensor [rows] of integers, for {len(kept)} rows"
+            f"prompt_length {quoted(length)}: expected a tensor [rows] of integers, for "
+            f"{len(kept)} rows"
         )
-    if length.device.type == kept.device.type == "cpu":
+    if length.device.type == kept.device.type == "cpu":  # elsewhere it would be waited for
         most = kept.bool().sum(1)
         if bool(((length < 0) | (length > most)).any()):
             raise RoadError(
-                f"prompt_length {length.tolist()[:8]}: expected at most the tokens that the mask keeps, {most.tolist()[:8]}"
+                f"prompt_length {length.tolist()[:8]}: expected at most the tokens that the mask "
+                f"keeps, {most.tolist()[:8]}"
             )
     return length
 
 
 def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
-    """Raises RoadError where places and labels are not [2, tokens] and [tokens], or outside of the call."""
-    if (
-        not isinstance(scored, tuple)
-        or len(scored) != 2
-        or not all(torch.is_tensor(each) for each in scored)
-    ):
+    """Check the tokens whose negative log-likelihood is wanted.
+
+    Raises:
+        RoadError: where they are not [2, tokens] and [tokens], or outside of the call.
+    """
+    if not isinstance(scored, tuple) or not all(torch.is_tensor(tensor) for tensor in scored):
         raise RoadError("token_nll: expected two tensors, places [2, tokens] and labels [tokens]")
     where, labels = scored
-    if where.ndim != 2 or len(where) != 2 or labels.shape != where.shape[1:] or not labels.numel():
+    fits = where.ndim == 2 and len(where) == 2 and labels.shape == where.shape[1:]
+    if not fits or not labels.numel():
         raise RoadError(
-            f"token_nll: places {tuple(where.shape)} and labels {tuple(labels.shape)}: expected [2, tokens] and [tokens]"
+            f"token_nll: places {tuple(where.shape)} and labels {tuple(labels.shape)}: expected "
+            "[2, tokens] and [tokens]"
         )
-    if not (_counts(where) and _counts(labels)):
+    if not (_is_integer(where) and _is_integer(labels)):
         raise RoadError(
-            f"token_nll: places of {where.dtype} and labels of {labels.dtype}: expected integers, as torch.long"
+            f"token_nll: places of {where.dtype} and labels of {labels.dtype}: expected integers, "
+            "as torch.long"
         )
     if where.device.type == labels.device.type == "cpu":  # elsewhere they would be waited for
-        for what, values, limit in (
-            ("rows", where[0], rows),
-            ("columns", where[1], columns),
-            ("labels", labels, vocabulary),
-        ):
-            if int(values.min()) < 0 or int(values.max()) >= limit:
+        limits = (("rows", where[0], rows), ("columns", where[1], columns))
+        for what, values, limit in (*limits, ("labels", labels, vocabulary)):
+            least, most = int(values.min()), int(values.max())
+            if least < 0 or most >= limit:
                 raise RoadError(
-                    f"token_nll: {what} from {int(values.min())} to {int(values.max())}: expected 0 to {limit - 1}"
+                    f"token_nll: {what} from {least} to {most}: expected 0 to {limit - 1}"
                 )
 
 
-def _counts(values: Tensor) -> bool:
-    """Whether these are integers."""
+def _is_integer(values: Tensor) -> bool:
     return values.dtype in (torch.long, torch.int)

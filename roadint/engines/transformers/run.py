@@ -1,4 +1,4 @@
-"""Calls on a transformers model: parsed, checked and lowered once, then hooks of a view of the model."""
+"""Calls on a transformers model: parsed, checked and lowered once, then hooks of a view of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

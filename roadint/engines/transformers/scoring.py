@@ -1,8 +1,9 @@
-"""The language-model head only where it is needed, and its loss without ever holding all logits.
+"""The language-model head where it is needed alone, and its loss without ever holding all logits.
 
-A vocabulary of 262,144 makes the head dearer than the layers. Here it runs on the tokens that are to be scored, some at a time, and
-each piece of logits is gone, with its gradient, before the next one comes. What a model does with its logits (soft-caps, scales)
-is done by its own forward, in which only the layers do nothing.
+A vocabulary of 262,144 makes the head dearer than the layers. Here it runs on the tokens that are
+scored, some at a time, and each piece of logits is gone, with its gradient, before the next comes.
+What a model does with its logits (soft caps, scales) is done by its own forward, in which only the
+layers do nothing.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,50 +21,61 @@ from roadint.engines.transformers.view import view
 from roadint.errors import RoadError
 
 _LOGITS = 5 << 23  # numbers in a piece of logits: 160 tokens of 262,144, 84 MB in bfloat16
-_FLOATS = (
-    1 << 20
-)  # how many of them are float32 at a time: 4 MB, which stay in the processor's cache
+_FLOATS = 1 << 20  # of these in float32 at a time: 4 MB, which stay in the processor's cache
 
 
 def score(
-    model: nn.Module, inputs: dict[str, Any], where: Tensor, labels: Tensor, *, plain: nn.Module
-) -> Tensor:
-    """The negative log-likelihood, in nats, of labels [tokens] as the tokens after those at `where`: [tokens] float32.
+    model: nn.Module,
+    inputs: dict[str, Any],
+    where: Int[Tensor, "2 tokens"],
+    labels: Int[Tensor, " tokens"],
+    *,
+    plain: nn.Module,
+) -> Float[Tensor, " tokens"]:
+    """The negative log-likelihood, in nats, of labels as the tokens after those at `where`.
 
-    model: with the edits of the call; plain: without. inputs: of the model's forward. where: [2, tokens] int, rows and columns.
-    Raises RoadError where the model has no head.
+    Args:
+        model: With the edits of the call.
+        inputs: Of the model's forward.
+        where: Rows and columns.
+        labels: Tokens.
+        plain: The model without edits.
+
+    Raises:
+        RoadError: where the model has no head.
     """
     rows, columns = where
     if _head(model) is not _head(plain):  # the edits are in the head too
-        return cross_entropy(
-            model(**inputs).logits[rows, columns].float(), labels, reduction="none"
-        )
+        logits = model(**inputs).logits[rows, columns]
+        return cross_entropy(logits.float(), labels, reduction="none")
     hidden, as_tuple = _input_of_head(model, inputs)
 
     def logits_of(piece: Tensor) -> Tensor:
         return _logits(plain, piece, as_tuple)
 
-    if torch.is_grad_enabled() and any(
-        parameter.requires_grad for parameter in _head(plain).parameters()
-    ):
+    if torch.is_grad_enabled() and any(p.requires_grad for p in _head(plain).parameters()):
         return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
-    pieces = min(len(labels), -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS))
+    pieces = -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS)
+    pieces = min(len(labels), pieces)
     nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
     return nll
 
 
 class _PiecewiseNLL(torch.autograd.Function):
-    """Cross-entropy in float32, in pieces of like size; keeps the gradient of the hidden states, computed on the way."""
+    """Cross-entropy in float32, in pieces; keeps the gradient of the hidden states as it goes."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, labels: Tensor, pieces: int, logits_of: Callable[[Tensor], Tensor]
+        ctx: Any,
+        hidden: Tensor,
+        labels: Tensor,
+        pieces: int,
+        logits_of: Callable[[Tensor], Tensor],
     ) -> Tensor:
         learning = ctx.needs_input_grad[0]
         nll, gradients = [], []
-        for part, targets in zip(
-            hidden.detach().tensor_split(pieces), labels.tensor_split(pieces), strict=True
-        ):
+        parts = zip(hidden.detach().tensor_split(pieces), labels.tensor_split(pieces), strict=True)
+        for part, targets in parts:
             with torch.set_grad_enabled(learning):
                 logits = logits_of(part.requires_grad_(learning))
             losses, gradient = _cross_entropy(logits.detach(), targets, learning)
@@ -79,27 +92,26 @@ class _PiecewiseNLL(torch.autograd.Function):
         return gradient * outputs[0][:, None].to(gradient.dtype), None, None, None
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor | None]:
-    """The losses [tokens] and, where `learning`, their gradient in the logits' dtype; float32 for a few tokens at a time."""
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, learning: bool
+) -> tuple[Float[Tensor, " tokens"], Tensor | None]:
+    """The losses and, where `learning`, their gradient in the logits' dtype."""
     nll = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     gradient = torch.empty_like(logits) if learning else None
-    rows = max(1, (_FLOATS if logits.device.type == "cpu" else _LOGITS) // logits.shape[-1])
-    buffer = torch.empty(
-        rows, logits.shape[-1], dtype=torch.float32, device=logits.device
-    )  # fresh memory costs as much as the work
+    numbers = _FLOATS if logits.device.type == "cpu" else _LOGITS
+    rows = max(1, numbers // logits.shape[-1])
+    # One buffer for all parts: fresh memory costs as much as the work.
+    buffer = torch.empty(rows, logits.shape[-1], dtype=torch.float32, device=logits.device)
     for start in range(0, len(labels), rows):
         part, target = logits[start : start + rows], labels[start : start + rows, None]
         shifted = buffer[: len(part)].copy_(part)
         shifted.sub_(shifted.amax(dim=-1, keepdim=True))
-        wanted = shifted.gather(1, target)
+        of_label = shifted.gather(1, target)
         total = shifted.exp_().sum(dim=-1, keepdim=True)
-        nll[start : start + rows] = (total.log() - wanted)[:, 0]
+        nll[start : start + rows] = (total.log() - of_label)[:, 0]
         if gradient is not None:
-            torch.mul(
-                shifted.scatter_add_(1, target, -total),
-                1 / total,
-                out=gradient[start : start + rows],
-            )
+            unscaled = shifted.scatter_add_(1, target, -total)
+            torch.mul(unscaled, 1 / total, out=gradient[start : start + rows])
     return nll, gradient
 
 
@@ -112,39 +124,40 @@ def _head(model: nn.Module) -> nn.Module:
     return head
 
 
-def _input_of_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
-    """What the model's forward gives to its head, [rows, columns, width]; the head itself does not run.
-
-    And whether the model's layers return tuples, which those that `Resumed` puts in their place must do too.
-    """
-    found: list[Tensor] = []
-    forms: list[bool] = []
+def _input_of_head(
+    model: nn.Module, inputs: dict[str, Any]
+) -> tuple[Float[Tensor, "rows columns width"], bool]:
+    """What the forward gives to its head, which does not run; whether layers return tuples."""
+    states: list[Tensor] = []
+    tuples: list[bool] = []
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
-        forms.append(isinstance(output, tuple))
+        tuples.append(isinstance(output, tuple))
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(args[0])
+        states.append(args[0])
         raise Enough
 
     looking = view(model, {find_layers(model)[1][0]: [look]}, {_head(model): [stop]})
     with suppress(Enough):
         looking(**inputs)
-    return found[0], forms[0]
+    return states[0], tuples[0]
 
 
-def _logits(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Tensor:
-    """The model's own logits [tokens, vocabulary] for the head's input [tokens, width]."""
+def _logits(
+    model: nn.Module, hidden: Float[Tensor, "tokens width"], as_tuple: bool
+) -> Float[Tensor, "tokens vocabulary"]:
+    """The model's own logits for the head's input."""
     positions = positions_of(model)
-    rows = (
-        hidden[None] if positions is None or len(hidden) <= positions else hidden[:, None]
-    )  # a row each where they are few
+    # One row, or a row a token where the model has too few positions.
+    fits = positions is None or len(hidden) <= positions
+    rows = hidden[None] if fits else hidden[:, None]
 
     def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return (rows, *args[1:]), kwargs
 
-    alone = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
-    alone = view(alone, {}, {_head(alone): [replace]})
+    headless = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
+    running = view(headless, {}, {_head(headless): [replace]})
     ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)
-    logits: Tensor = alone(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+    logits: Tensor = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
     return logits

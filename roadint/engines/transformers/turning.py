@@ -62,7 +62,7 @@ class Turn:
         self._shape: torch.Size | None = None
 
     def __call__(self, output: Tensor, passes: Passes) -> Tensor:
-        """Turn the layer's output [rows, …, width]; it is written over where no gradient needs it."""
+        """Turn the layer's output [rows, …, width]; write over it where no gradient needs it."""
         if output.shape != self._shape:
             self._prepare(output, passes)
         needs_graph = torch.is_grad_enabled() or carries_tangents()
