@@ -1,40 +1,53 @@
 """A new adapter for a model: its targets found, its heads taken, everything checked."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
+from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
-from roadint.adapters.targets import Names, find_targets
+from roadint.adapters.targets import ALL_LINEAR, Names, find_targets
 from roadint.errors import RoadError, did_you_mean, quoted
+from roadint.grammar.subspace import SubspaceLike
+from roadint.rotation.rotation import Pairing, Variant
 
 
-def make_adapter(
-    model: nn.Module,
-    name: str,
-    *,
-    targets: Names,
-    exclude: Names = (),
-    layers: Iterable[int] | None = None,
-    heads: str | Sequence[str] = (),
-    **arguments: Any,
-) -> RoadAdapter:
+class AdapterArguments(TypedDict, total=False):
+    """What a new adapter may be given.
+
+    targets: Which layers, by default "all-linear"; see `roadint.adapters.targets.find_targets`.
+    exclude: Which of these not.
+    layers: Indices of the decoder layers to stay within.
+    heads: Modules of the model, such as "classifier", whose copies train with the adapter.
+    variant, pairing, subspace, lora_rank, lora_alpha: As in `RoadAdapter`.
+    """
+
+    targets: Names
+    exclude: Names
+    layers: Iterable[int] | None
+    heads: str | Sequence[str]
+    variant: Variant
+    pairing: Pairing
+    subspace: SubspaceLike
+    lora_rank: int
+    lora_alpha: float | None
+
+
+def make_adapter(model: nn.Module, name: str, **arguments: Unpack[AdapterArguments]) -> RoadAdapter:
     """Make an adapter, which changes nothing yet, for the outputs of a model's linear layers.
 
     Args:
         model: A transformers model.
         name: What a composition calls the adapter.
-        targets: Which layers; see `roadint.adapters.targets.find_targets`.
-        exclude: Which of these not.
-        layers: Indices of the decoder layers to stay within.
-        heads: Modules of the model, such as "classifier", whose copies train with the adapter.
-        arguments: As in `roadint.adapters.adapter.RoadAdapter`.
+        arguments: See `AdapterArguments`.
 
     Raises:
         RoadError: where something does not fit.
     """
-    layout = find_targets(model, targets, exclude, layers)
+    targets, exclude = arguments.pop("targets", ALL_LINEAR), arguments.pop("exclude", ())
+    layout = find_targets(model, targets, exclude, arguments.pop("layers", None))
+    heads = names_of("heads", arguments.pop("heads", ()))
     rank = arguments.get("lora_rank", 0)
     for path in layout.paths:
         if rank and isinstance(rank, int) and isinstance(model.get_submodule(path), nn.Embedding):
@@ -43,15 +56,15 @@ def make_adapter(
                 "alone"
             )
     modules = dict(model.named_modules())
-    paths = names_of("heads", heads)
-    for path in paths:
+    for path in heads:
         if path not in modules:
             near = [known for known in modules if known.endswith(f".{path}")] or list(modules)
             raise RoadError(
                 f"heads names {quoted(path)}, which is no module of the model"
                 f"{did_you_mean(path, near)}"
             )
-    return RoadAdapter(name, layout, heads={path: modules[path] for path in paths}, **arguments)
+    copied = {path: modules[path] for path in heads}
+    return RoadAdapter(name, layout, heads=copied, **arguments)  # type: ignore[arg-type, misc]
 
 
 def names_of(argument: str, names: Any) -> list[str]:

@@ -76,8 +76,7 @@ def check_source(source: Any, width: int, layer: int) -> None:
     """
     listed = isinstance(source, (list, tuple)) or (torch.is_tensor(source) and source.ndim > 1)
     for states in source if listed else [None]:
-        is_state = torch.is_tensor(states) and states.ndim in (1, 2) and not states.is_meta
-        if is_state and states.shape[-1] == width:
+        if _is_state(states, width):
             continue
         if torch.is_tensor(states):
             what = f"shape {tuple(states.shape)}"
@@ -87,3 +86,9 @@ def check_source(source: Any, width: int, layer: int) -> None:
             f"the source at layer {layer} has {what} for a row: expected hidden states "
             f"[tokens, {width}] or [{width}], as collect returns them"
         )
+
+
+def _is_state(states: Any, width: int) -> bool:
+    if not torch.is_tensor(states) or states.is_meta:
+        return False
+    return states.ndim in (1, 2) and states.shape[-1] == width

@@ -1,7 +1,8 @@
-"""Checkpoints: one safetensors file and one JSON file that say everything; checked on the way in, never pickle.
+"""Checkpoints: a safetensors file and a JSON file that say everything, never pickle.
 
-The JSON holds the base model's id and width, the arguments of every intervention and adapter, the template, versions and a summary
-of the training, and one SHA-256 over both files, so that a truncated or altered checkpoint is refused before any of it is used.
+The JSON holds the base model's id and width, the arguments of every intervention and adapter, the
+template, versions, a summary of the training, and one SHA-256 over both files, so that a truncated
+or altered checkpoint is refused before any of it is used.
 """
 
 import hashlib
@@ -41,59 +42,74 @@ _TRIES = 20  # how often a save that runs meanwhile is looked past
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds: the JSON, and the tensors by name. All of it has been checked; nothing of it is built yet."""
+    """What a folder holds; all of it has been checked, nothing of it is built yet.
+
+    Args:
+        folder: Where it was read from.
+        config: The JSON.
+        tensors: By name.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: Mapping[str, Tensor]
 
     def names(self, label: str | None = None) -> list[str]:
-        """What a composition may use: subspaces and adapters, "name@label" where there is a label."""
+        """What a composition may use: subspaces and adapters, "name@label" with a label."""
         subspaces = [name for spec in self.config["interventions"] for name in spec["subspaces"]]
         adapters = [spec["name"] for spec in self.config.get("adapters", ())]
         return [_labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
 
     @property
     def dtype(self) -> str:
-        """The base model's in the training, as `roadint.load` takes it; "auto" where the checkpoint tells none."""
+        """The base model's dtype in the training, as `roadint.load` takes it; "auto" if unknown."""
         recipe = self.config["training"].get("recipe")
-        told = recipe.get("dtype") if isinstance(recipe, dict) else None
-        known = isinstance(told, str) and isinstance(
-            getattr(torch, told.removeprefix("torch."), None), torch.dtype
-        )
-        return told.removeprefix("torch.") if isinstance(told, str) and known else "auto"
+        dtype = recipe.get("dtype") if isinstance(recipe, dict) else None
+        if not isinstance(dtype, str):
+            return "auto"
+        name = dtype.removeprefix("torch.")
+        return name if isinstance(getattr(torch, name, None), torch.dtype) else "auto"
 
     def interventions(self, label: str | None = None) -> list[SubspaceIntervention]:
-        """The interventions with their values; label: makes the subspaces' names "name@label". Raises RoadError."""
-        found = []
+        """The interventions with their values.
+
+        Args:
+            label: Makes the subspaces' names "name@label".
+
+        Raises:
+            RoadError: where values do not fit their arguments.
+        """
+        interventions = []
         for index, spec in enumerate(self.config["interventions"]):
-            arguments = {
-                **spec,
-                "subspaces": {
-                    _labelled(name, label): each for name, each in spec["subspaces"].items()
-                },
-            }
-            intervention = kind_of(arguments.pop("kind", "road"))(
-                **arguments
-            )  # the first checkpoints knew one kind
+            subspaces = {_labelled(name, label): part for name, part in spec["subspaces"].items()}
+            arguments = {**spec, "subspaces": subspaces}
+            kind = arguments.pop("kind", "road")  # the first checkpoints knew one kind
+            intervention = kind_of(kind)(**arguments)
             self._fill(f"{index}.", intervention.values(), f"intervention {index}")
-            found.append(intervention)
-        return found
+            interventions.append(intervention)
+        return interventions
 
     def adapters(self, model: nn.Module, label: str | None = None) -> list[RoadAdapter]:
-        """The adapters of linear layers with their values; a head's form is that of the model's own. Raises RoadError."""
-        found = []
+        """The adapters with their values.
+
+        Args:
+            model: What they are for: the form of a head is that of the model's own.
+            label: Makes their names "name@label".
+
+        Raises:
+            RoadError: where they do not fit the model, or values their arguments.
+        """
+        adapters = []
         for index, spec in enumerate(self.config.get("adapters", ())):
             arguments = dict(spec)
             layout = Layout(*(tuple(arguments.pop(name)) for name in ("paths", "widths", "inputs")))
             check_layout(model, layout, arguments["heads"])
-            arguments["heads"] = {
-                path: self._head(model, index, path) for path in arguments["heads"]
-            }
-            adapter = RoadAdapter(_labelled(arguments.pop("name"), label), layout, **arguments)
+            heads = {path: self._head(model, index, path) for path in arguments.pop("heads")}
+            name = _labelled(arguments.pop("name"), label)
+            adapter = RoadAdapter(name, layout, heads=heads, **arguments)
             self._fill(f"adapter.{index}.", adapter.values(), f"adapter {adapter.name}")
-            found.append(adapter)
-        return found
+            adapters.append(adapter)
+        return adapters
 
     def single_adapter(self, model: nn.Module, name: str | None = None) -> RoadAdapter:
         """The one adapter that the checkpoint holds, under another name if wanted.
@@ -112,46 +128,44 @@ class Checkpoint:
 
     def adapter_values(self) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
         """The arguments, θ and α of each adapter, without a model."""
-        specs = enumerate(self.config.get("adapters", ()))
         return [
             (spec, self.tensors[f"adapter.{index}.theta"], self.tensors[f"adapter.{index}.alpha"])
-            for index, spec in specs
+            for index, spec in enumerate(self.config.get("adapters", ()))
         ]
 
     def _head(self, model: nn.Module, index: int, path: str) -> nn.Module:
-        """The model's own module, of which the adapter has a copy: of the same numbers, before it is copied."""
+        """The model's module that an adapter's head replaces, known to be of the same shapes."""
         module = model.get_submodule(path)
         for name, value in module.state_dict().items():
-            found = self.tensors.get(f"adapter.{index}.heads.{path}.{name}")
-            if found is None or found.shape != value.shape:
-                got = "nothing" if found is None else tuple(found.shape)
+            saved = self.tensors.get(f"adapter.{index}.heads.{path}.{name}")
+            if saved is None or saved.shape != value.shape:
                 raise RoadError(
-                    f"{self.folder}: {path}.{name} is {got}, this model's {tuple(value.shape)}: load its own base model"
+                    f"{self.folder}: {path}.{name} is {_shape(saved)}, this model's "
+                    f"{tuple(value.shape)}: load its own base model"
                 )
         return module
 
     @torch.no_grad()
     def _fill(self, prefix: str, values: Mapping[str, Tensor], what: str) -> None:
         for name, parameter in values.items():
-            value = self.tensors.get(prefix + name)
-            if value is None or value.shape != parameter.shape or not bool(value.isfinite().all()):
-                got = (
-                    "nothing"
-                    if value is None
-                    else f"{tuple(value.shape)}, finite: {bool(value.isfinite().all())}"
-                )
+            saved = self.tensors.get(prefix + name)
+            is_finite = saved is not None and bool(saved.isfinite().all())
+            if saved is None or saved.shape != parameter.shape or not is_finite:
+                finite = "" if saved is None else f", finite: {is_finite}"
                 raise RoadError(
-                    f"{self.folder}: {name} of {what} is {got}; expected finite {tuple(parameter.shape)}"
+                    f"{self.folder}: {name} of {what} is {_shape(saved)}{finite}; expected finite "
+                    f"{tuple(parameter.shape)}"
                 )
-            if value.dtype != parameter.dtype:
+            if saved.dtype != parameter.dtype:
                 raise RoadError(
-                    f"{self.folder}: {name} of {what} is {value.dtype}; expected {parameter.dtype}"
+                    f"{self.folder}: {name} of {what} is {saved.dtype}; expected {parameter.dtype}"
                 )
-            parameter.copy_(value)
+            parameter.copy_(saved)
         for name in self.tensors:
             if name.startswith(prefix) and name.removeprefix(prefix) not in values:
                 raise RoadError(
-                    f"{self.folder} holds {quoted(name)}, for which {what} has no place: load its own base model"
+                    f"{self.folder} holds {quoted(name)}, for which {what} has no place: load its "
+                    "own base model"
                 )
 
 
@@ -161,26 +175,51 @@ def save(
     about: Mapping[str, Any],
     adapters: Sequence[RoadAdapter] = (),
 ) -> int:
-    """Write the checkpoint, whole or not at all, and return its size in bytes.
+    """Write a checkpoint, whole or not at all.
 
-    about: "base_model" (id, model_type, width, layers), "template" and "training", all plain JSON values.
+    Args:
+        folder: Where.
+        interventions: With their values.
+        about: "base_model" (id, model_type, width, layers), "template" and "training", all plain
+            JSON values.
+        adapters: With their values.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        RoadError: for what would not load again: nothing is written then.
     """
     folder = path_of("folder", folder)
-    parts: list[tuple[str, SubspaceIntervention | RoadAdapter]] = [
-        (f"{index}.", each) for index, each in enumerate(interventions)
-    ]
-    parts += [(f"adapter.{index}.", each) for index, each in enumerate(adapters)]
-    for _, each in parts:
-        if not bool(each.values().get("basis", torch.zeros(())).isfinite().all()):
+    parts: dict[str, SubspaceIntervention | RoadAdapter] = {}
+    parts |= {f"{index}.": intervention for index, intervention in enumerate(interventions)}
+    parts |= {f"adapter.{index}.": adapter for index, adapter in enumerate(adapters)}
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in parts.items():
+        values = part.values()
+        if not bool(values.get("basis", torch.zeros(())).isfinite().all()):
             raise RoadError(
-                "a basis 'pca' was never measured: nothing is written; roadint.train measures it, or fit_basis(hidden)"
+                "a basis 'pca' was never measured: nothing is written; roadint.train measures it, "
+                "or fit_basis(hidden)"
             )
-    tensors = {
-        prefix + name: _stored(value)
-        for prefix, each in parts
-        for name, value in each.values().items()
-    }
+        tensors |= {prefix + name: _stored(value) for name, value in values.items()}
     payload = safetensors.torch.save(tensors)
+    config = plain(_config(interventions, about, adapters))
+    config["sha256"] = _digest(config, payload)
+    text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    what = "the checkpoint to save"
+    needed = check_config(parse_json(text, what), what)
+    check_tensors(read_header(io.BytesIO(payload), len(payload), what), needed, what)
+    make_folder(folder)
+    write_pair(folder / TENSORS, payload, folder / CONFIG, text)
+    return len(payload) + len(text)
+
+
+def _config(
+    interventions: Sequence[SubspaceIntervention],
+    about: Mapping[str, Any],
+    adapters: Sequence[RoadAdapter],
+) -> dict[str, Any]:
     config = {
         "format": 2 if adapters else 1,
         "versions": {
@@ -190,31 +229,21 @@ def save(
         },
         **about,
         "dtype": "float32",
-        "interventions": [
-            {"kind": intervention.kind, **intervention.spec()} for intervention in interventions
-        ],
+        "interventions": [{"kind": part.kind, **part.spec()} for part in interventions],
     }
     if adapters:
-        config["adapters"] = [each.spec() for each in adapters]
-    config = plain(config)
-    config["sha256"] = _digest(config, payload)
-    text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    # What would not load again is not written.
-    needed = check_config(parse_json(text, "the checkpoint to save"), "the checkpoint to save")
-    check_tensors(
-        read_header(io.BytesIO(payload), len(payload), "the checkpoint to save"),
-        needed,
-        "the checkpoint to save",
-    )
-    make_folder(folder)
-    write_pair(folder / TENSORS, payload, folder / CONFIG, text)
-    return len(payload) + len(text)
+        config["adapters"] = [adapter.spec() for adapter in adapters]
+    return config
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """What a folder holds. Raises RoadError where anything is missing, altered, too new or not as the specification says.
+    """What a folder holds.
 
-    A save that was killed half-way leaves what was there before: here it is found again. A save that runs meanwhile is waited for.
+    A save that was killed half-way leaves what was there before: here it is found again. A save
+    that runs meanwhile is waited for.
+
+    Raises:
+        RoadError: where anything is missing, altered, too new or not as the format says.
     """
     folder = Path(folder)
     for attempt in range(_TRIES):
@@ -232,18 +261,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise RoadError(
-                f"{folder} is no roadint checkpoint: it has no {name}; expected a folder with {CONFIG} and {TENSORS}"
+                f"{folder} is no roadint checkpoint: it has no {name}; expected a folder with "
+                f"{CONFIG} and {TENSORS}"
             )
     config = read_json(folder / CONFIG)
-    found = config.get("format") if isinstance(config, dict) else None
-    if type(found) is not int or found < 1:
+    version = config.get("format") if isinstance(config, dict) else None
+    if type(version) is not int or version < 1:
         raise RoadError(
-            f"{folder / CONFIG} has format {quoted(found)}: expected 1 to {FORMAT}, written by roadint {__version__}"
+            f"{folder / CONFIG} has format {quoted(version)}: expected 1 to {FORMAT}, written by "
+            f"roadint {__version__}"
         )
-    if found > FORMAT:
+    if version > FORMAT:
         raise RoadError(
-            f"{folder} has checkpoint format {quoted(found)}, this is roadint {__version__} which reads up to {FORMAT}: "
-            "update roadint"
+            f"{folder} has checkpoint format {quoted(version)}, this is roadint {__version__} "
+            f"which reads up to {FORMAT}: update roadint"
         )
     return config  # type: ignore[no-any-return]
 
@@ -251,79 +282,93 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_tensors(
     folder: Path, config: Mapping[str, Any], needed: Mapping[str, Shapes]
 ) -> dict[str, Tensor]:
-    """The tensors that the JSON was written with: those in their place, or those of before a save that was killed."""
+    """The tensors that the JSON was written with, also those of before a save that was killed."""
     reason: RoadError | None = None
     for path in candidates(folder / TENSORS):
         try:
             with path.open("rb") as file:
-                check_tensors(
-                    read_header(file, os.fstat(file.fileno()).st_size, str(path)), needed, str(path)
-                )
+                size = os.fstat(file.fileno()).st_size
+                check_tensors(read_header(file, size, str(path)), needed, str(path))
                 file.seek(0)
                 payload = file.read()
             if _digest(config, payload) != config["sha256"]:
                 raise RoadError(
-                    f"{folder} is truncated or was altered: its SHA-256 does not match {CONFIG}; copy or train it again"
+                    f"{folder} is truncated or was altered: its SHA-256 does not match {CONFIG}; "
+                    "copy or train it again"
                 )
             return safetensors.torch.load(payload)
-        except (RoadError, OSError, safetensors.SafetensorError) as error:
-            said = (
-                error
-                if isinstance(error, RoadError)
-                else RoadError(f"{path} can't be read ({first_line(error)})")
-            )
-            reason = reason or said
+        except RoadError as error:
+            reason = reason or error
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = reason or RoadError(f"{path} can't be read ({first_line(error)})")
     raise reason or RoadError(f"{folder} has no {TENSORS}")
 
 
 def size_of(folder: str | Path) -> int:
-    """The bytes of its two files."""
+    """The bytes of a checkpoint's two files."""
     return sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
 
 
 def tidy(folder: str | Path) -> None:
-    """Remove what saves that were killed left beside a checkpoint. Raises RoadError as `read` does."""
+    """Remove what saves that were killed left beside a checkpoint.
+
+    Raises:
+        RoadError: as `read`.
+    """
     config, tensors = read(folder).config, Path(folder) / TENSORS
-    beside = [each for each in candidates(tensors) if each != tensors]
-    if beside and (
-        not tensors.is_file() or _digest(config, tensors.read_bytes()) != config["sha256"]
-    ):
-        return  # one of them is the checkpoint's own
-    for each in [*beside, *Path(folder).glob(f".{CONFIG}.*")]:
-        each.unlink(missing_ok=True)
+    beside = [path for path in candidates(tensors) if path != tensors]
+    if beside:
+        is_current = tensors.is_file() and _digest(config, tensors.read_bytes()) == config["sha256"]
+        if not is_current:
+            return  # one of the others is the checkpoint's
+    for path in [*beside, *Path(folder).glob(f".{CONFIG}.*")]:
+        path.unlink(missing_ok=True)
 
 
 def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
-    """As `read`, from a folder or the hub. Raises RoadError also where it is another base model's."""
+    """A checkpoint, from a folder or the hub, that was made on this model.
+
+    Raises:
+        RoadError: as `read`, and where it is another base model's.
+    """
     saved = read(folder_of(name_or_path))
     width, layers = width_of(model), len(find_layers(model)[1])
     base = saved.config["base_model"]
-    theirs, ours = (
-        base.get("model_type"),
-        str(text_config(model).model_type),
-    )  # the first checkpoints did not say
-    name = quoted(base["id"] or theirs)[1:-1]
+    # The first checkpoints did not tell the type.
+    saved_type, model_type = base.get("model_type"), str(text_config(model).model_type)
+    name = quoted(base["id"] or saved_type)[1:-1]
     trained_on = (
         f"{name_or_path} was trained on {name} (width {base['width']}, {base['layers']} layers)"
     )
     if base["width"] != width or base["layers"] != layers:
         raise RoadError(
-            f"{trained_on}, this model has width {width} and {layers} layers: load its own base model"
+            f"{trained_on}, this model has width {width} and {layers} layers: load its own base "
+            "model"
         )
-    if theirs not in (None, ours):
+    if saved_type not in (None, model_type):
         raise RoadError(
-            f"{trained_on}, a model of type {quoted(theirs)}, this one is of type {quoted(ours)}: load its own base model; where "
-            "both types are one network: saved = roadint.model.checkpoint.read(folder), RoadModel(model, saved.interventions()) and "
-            ".attach(saved.adapters(model))"
+            f"{trained_on}, a model of type {quoted(saved_type)}, this one is of type "
+            f"{quoted(model_type)}: load its own base model; where both types are one network: "
+            "saved = roadint.model.checkpoint.read(folder), RoadModel(model, "
+            "saved.interventions()) and .attach(saved.adapters(model))"
         )
     return saved
 
 
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSORS)) -> Path:
-    """The folder of a checkpoint: a local one, or a copy of the hub's. Raises RoadError where it is neither."""
+    """The folder of a checkpoint: a local one, or a copy of the hub's.
+
+    Args:
+        name_or_path: A folder or a hub id.
+        patterns: Of the files that are wanted.
+
+    Raises:
+        RoadError: where it is neither.
+    """
     if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path).strip():
         raise RoadError(
-            f"checkpoint {quoted(name_or_path)}: expected a folder or a hub id, such as 'runs/german-english'"
+            f"checkpoint {quoted(name_or_path)}: expected a folder or a hub id, such as "
+            "'runs/german-english'"
         )
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -335,7 +380,8 @@ def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSO
         files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=list(patterns))
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(
-            f"{quoted(str(name_or_path))} is neither a folder nor a reachable hub repository ({first_line(error)})"
+            f"{quoted(str(name_or_path))} is neither a folder nor a reachable hub repository "
+            f"({first_line(error)})"
         ) from error
     return Path(files)
 
@@ -344,12 +390,15 @@ def _labelled(name: str, label: str | None) -> str:
     return name if label is None else f"{name}@{label}"
 
 
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else str(tuple(tensor.shape))
+
+
 def _stored(value: Tensor) -> Tensor:
     return (value.float() if value.is_floating_point() else value).cpu().contiguous()
 
 
 def _digest(config: Mapping[str, Any], payload: bytes) -> str:
-    described = json.dumps(
-        {key: value for key, value in config.items() if key != "sha256"}, sort_keys=True
-    )
-    return hashlib.sha256(described.encode() + b"\0" + payload).hexdigest()
+    described = {key: value for key, value in config.items() if key != "sha256"}
+    text = json.dumps(described, sort_keys=True)
+    return hashlib.sha256(text.encode() + b"\0" + payload).hexdigest()

