@@ -6,19 +6,25 @@ and pipelines do runs beside the edits.
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from roadint.errors import RoadError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Hosted(nn.Module):
-    """A model around another one, `model`, that answers for it where Trainer or a pipeline asks."""
+    """A module around a model, `model`, that answers for it where Trainer or a pipeline asks.
+
+    Its state and its mode are those of what is around the model.
+    """
 
     @property
     def config(self) -> Any:
@@ -103,6 +109,37 @@ class Hosted(nn.Module):
         )
 
     gradient_checkpointing_enable = activation_checkpointing_enable
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch what is around the model; the model, which is frozen, keeps its own mode."""
+        self.training = mode
+        for name, module in self.named_children():
+            if name != "model":
+                module.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """That of what is around the model: the model is the caller's."""
+        whole = super().state_dict(*args, **kwargs)
+        prefix = f"{kwargs.get('prefix', '')}model."
+        return {name: value for name, value in whole.items() if not name.startswith(prefix)}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """The counterpart of `state_dict`.
+
+        Raises:
+            RoadError: with `strict`, where the keys are others.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [key for key in result.missing_keys if not key.startswith("model.")]
+        if strict and (missing or result.unexpected_keys):
+            raise RoadError(
+                f"state_dict of another {type(self).__name__}: it lacks {missing or 'nothing'}, "
+                f"and has {result.unexpected_keys}"
+            )
+        return type(result)(missing, result.unexpected_keys)
 
     def _get_name(self) -> str:
         """The model's class: by it Trainer's label smoothing tells whether labels are shifted."""

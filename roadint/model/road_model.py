@@ -586,15 +586,13 @@ class RoadModel(Hosted):
         Raises:
             RoadError: where it does not fit the model or is damaged.
         """
-        is_labelled = isinstance(name_or_path, Mapping)
         checkpoints: dict[Any, Any] = {None: name_or_path}
         if isinstance(name_or_path, Mapping):
             checkpoints = dict(name_or_path)
-        if not checkpoints:
-            raise RoadError("no checkpoints given: expected at least one, such as {'a': 'runs/a'}")
+            if not checkpoints:
+                raise RoadError("no checkpoints given: expected at least one, as {'a': 'runs/a'}")
+            check_label(next(iter(checkpoints)))
         label = next(iter(checkpoints))
-        if is_labelled:
-            check_label(label)
         saved = checkpoint.read_for(model, checkpoints.pop(label))
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
@@ -661,38 +659,6 @@ class RoadModel(Hosted):
             (folder / "README.md").write_text(card, encoding="utf-8")
 
         return push(repo_id, write, private=private, token=token)
-
-    # nn.Module
-
-    def train(self, mode: bool = True) -> "Self":
-        """Switch interventions and adapters; the model, which is frozen, keeps its own mode."""
-        self.training = mode
-        self.interventions.train(mode)
-        self.adapters.train(mode)
-        return self
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """That of interventions and adapters: the model is the caller's."""
-        whole = super().state_dict(*args, **kwargs)
-        prefix = f"{kwargs.get('prefix', '')}model."
-        return {name: value for name, value in whole.items() if not name.startswith(prefix)}
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """The counterpart of `state_dict`.
-
-        Raises:
-            RoadError: with `strict`, where the keys are others.
-        """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [key for key in result.missing_keys if not key.startswith("model.")]
-        if strict and (missing or result.unexpected_keys):
-            raise RoadError(
-                f"state_dict of another RoadModel: it lacks {missing or 'nothing'}, and has "
-                f"{result.unexpected_keys}"
-            )
-        return type(result)(missing, result.unexpected_keys)
 
     # Inside
 
