@@ -56,7 +56,9 @@ class Checkpoint:
     def dtype(self) -> str:
         """The base model's in the training, as `roadint.load` takes it; "auto" where the checkpoint tells none."""
         recipe = self.config["training"].get("recipe")
-        told = recipe.get("dtype") if isinstance(recipe, dict) else None
+        recipe = recipe if isinstance(recipe, dict) else {}
+        section = recipe.get("model")  # the first checkpoints have no sections
+        told = (section if isinstance(section, dict) else recipe).get("dtype")
         known = isinstance(told, str) and isinstance(
             getattr(torch, told.removeprefix("torch."), None), torch.dtype
         )
