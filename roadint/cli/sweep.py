@@ -41,7 +41,7 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and measure every combination of settings; resumable, one row a run in a table."""
+    """Train and measure every combination of settings; resumable, a line a run in a table."""
     from roadint.files.yaml import parse_yaml
     from roadint.sweep.plan import Plan
     from roadint.sweep.run import sweep as run

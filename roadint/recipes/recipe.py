@@ -114,7 +114,7 @@ class Recipe(BaseModel):
         return road
 
     def adapter_names(self) -> list[str]:
-        """Of kind "linear", the adapters: one for each data set, or one that is called as the task."""
+        """The adapters of kind "linear": one for each data set, or one that the task names."""
         if self.edit.kind != LINEAR:
             return []
         return [self.task.name] if self.task.name else list(self.data.sources) or ["road"]

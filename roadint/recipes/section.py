@@ -63,7 +63,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
     )
-    noun: ClassVar[str] = "recipe setting"  # how a message calls a setting
+    noun: ClassVar[str] = "recipe"  # whose settings they are, for messages
     short_names: ClassVar[Mapping[str, str]] = {}  # of those that are not called as here
 
     def __init__(self, **settings: Any) -> None:
@@ -121,10 +121,10 @@ def _refusal(error: ValidationError, section: type[Section]) -> RoadError:
     if first["type"] == "extra_forbidden":
         known = list(section.model_fields)
         return RoadError(
-            f"{section.noun} {quoted(name)} is not known: expected one of {listing(known)}"
+            f"{section.noun} has no setting {quoted(name)}: expected one of {listing(known)}"
             f"{did_you_mean(name, known)}"
         )
-    called = f"{section.noun} {section.short(str(name))}"
+    called = f"{section.noun} setting {section.short(str(name))}"
     if inside and inside[-1] == "[key]":
         return RoadError(f"{called} has the name {quoted(first['input'])}: expected text")
     hint = section.model_fields[str(name)]

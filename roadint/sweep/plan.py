@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from roadint.data.sources import check_sources, load_prompts
-from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.errors import RoadError, quoted
 from roadint.evaluation.language import check_language
 from roadint.evaluation.report import DEV
 from roadint.files.local import is_file, path_of
@@ -42,7 +42,7 @@ class Plan(Section):
         max_new_tokens: Of an answer.
     """
 
-    noun: ClassVar = "sweep's"
+    noun: ClassVar = "sweep"
 
     recipe: str
     set: Changes = Field(default_factory=dict)
@@ -71,12 +71,6 @@ class Plan(Section):
             RoadError: Something does not fit; found before anything runs.
         """
         content = _read(source)
-        for name in (*content, *changes):
-            if name not in cls.model_fields:
-                raise RoadError(
-                    f"sweep has no setting {quoted(name)}: expected one of "
-                    f"{listing(cls.model_fields)}{did_you_mean(name, cls.model_fields)}"
-                )
         shared = _mapping("set", content.get("set")) | _mapping("set", changes.pop("set", None))
         content |= {name: value for name, value in changes.items() if value is not None}
         grids = content.pop("over", None) or {}
@@ -98,8 +92,8 @@ class Plan(Section):
         """
         if self.compose is not None and not self.compose:
             raise RoadError(
-                "sweep's compose=[] measures nothing: expected compositions, or no such setting "
-                "for the usual ones"
+                "sweep setting compose=[] measures nothing: expected compositions, or no such "
+                "setting for the usual ones"
             )
         check_language(self.language)
         self._check_grids()
@@ -185,7 +179,7 @@ def _read(source: str | Path) -> dict[str, Any]:
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (Mapping, type(None))):
         raise RoadError(
-            f"sweep's {name}={quoted(value)}: expected a mapping by the names of settings"
+            f"sweep setting {name}={quoted(value)}: expected a mapping by the names of settings"
         )
     return dict(value or {})
 
@@ -200,7 +194,7 @@ def _plain(name: str, value: Any) -> dict[str, Any]:
         json.dumps(settings, sort_keys=True)
     except (TypeError, ValueError, RecursionError):
         raise RoadError(
-            f"sweep's {name}={quoted(settings)}: expected texts, numbers, lists and mappings"
+            f"sweep setting {name}={quoted(settings)}: expected texts, numbers, lists and mappings"
         ) from None
     return settings
 

@@ -1,4 +1,4 @@
-"""Every run of a plan, one after the other or through Ray, resumable; the table is the one result."""
+"""Every run of a plan, one after the other or through Ray; resumable, its result is a table."""
 
 import json
 import logging

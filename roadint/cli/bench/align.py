@@ -52,12 +52,7 @@ def align(
 
 def _table(report: Mapping[str, Any], title: str) -> Table:
     table = Table(
-        "system",
-        "numbers",
-        "interchange accuracy",
-        "median step",
-        "over roadint's",
-        title=title,
+        "system", "numbers", "interchange accuracy", "median step", "over roadint's", title=title
     )
     ratios = {ratio["over"]: ratio["value"] for ratio in report["ratios"]}
     for case in report["cases"]:

@@ -40,10 +40,15 @@ def learn(
     One task, the same budget, several seeds.
     """
     from roadint.bench.learn import bench_learn
+    from roadint.recipes.edit import LINEAR
     from roadint.recipes.recipe import Recipe
 
     check_outputs(out)
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
+    if chosen.edit.kind != LINEAR:
+        raise RoadError(
+            f"recipe kind {chosen.edit.kind!r}: expected kind 'linear' to compare methods"
+        )
     report = bench_learn(
         chosen,
         pairs(data, "--data"),
