@@ -98,7 +98,10 @@ def arguments_of(kind: str) -> type[Section]:
         RoadError: There is no such kind.
     """
     check_known("kind of intervention", kind, all_kinds())
-    return AdapterArguments if kind == LINEAR else _arguments_of(kind_of(kind))
+    if kind == LINEAR:
+        return AdapterArguments
+    intervention: Any = kind_of(kind)  # mypy takes a class for unhashable where its objects are
+    return _arguments_of(intervention)
 
 
 def all_kinds() -> list[str]:
