@@ -115,8 +115,10 @@ def _refusal(error: ValidationError, section: type[Section]) -> RoadError:
     problems = error.errors()
     first = problems[0]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RoadError) or not first["loc"]:
-        return cause if isinstance(cause, RoadError) else RoadError(str(error))
+    if isinstance(cause, RoadError):
+        return cause
+    if not first["loc"]:
+        return RoadError(f"{section.noun}: {first['msg']}")
     name, *inside = first["loc"]
     if first["type"] == "extra_forbidden":
         known = list(section.model_fields)
@@ -133,7 +135,7 @@ def _refusal(error: ValidationError, section: type[Section]) -> RoadError:
     called += f"={quoted(first['input'])}"
     if cause is not None:
         return RoadError(f"{called}{cause}")
-    if first["type"] in _BOUNDS:
+    if first["type"].startswith(("greater_than", "less_than")):
         return RoadError(f"{called} must be {_range_of(hint)}")
     if first["type"] == "dict_type":
         return RoadError(f"{called}: expected a mapping such as {{german: …}}")
@@ -141,7 +143,7 @@ def _refusal(error: ValidationError, section: type[Section]) -> RoadError:
     return RoadError(f"{called} does not fit: expected {', '.join(expected)}")
 
 
-_BOUNDS = ("greater_than", "greater_than_equal", "less_than_equal")
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _TYPES = {"string_type": "str"}  # the others are called as pydantic calls the error
 
 
@@ -153,13 +155,12 @@ def _expectation(problem: Any) -> str:
 
 def _range_of(field: FieldInfo) -> str:
     """Which numbers a setting takes, or each one of a list or mapping."""
-    bounds: dict[str, float] = {}
+    parts = []
     for part in [*field.metadata, *_metadata(field.annotation)]:
-        bounds |= {name: getattr(part, name) for name in ("gt", "ge", "le") if hasattr(part, name)}
-    least = f"above {bounds['gt']:g}" if "gt" in bounds else f"at least {bounds['ge']:g}"
-    if bounds.get("ge", 0) < 0:
-        least = "any finite number"
-    return least if bounds["le"] == FLOAT32 else f"{least} and at most {bounds['le']:,.12g}"
+        for name, word in _BOUNDS.items():
+            if abs(getattr(part, name, FLOAT32)) < FLOAT32:
+                parts.append(f"{word} {getattr(part, name):,.12g}")
+    return " and ".join(parts) or "any finite number"
 
 
 def _metadata(hint: Any) -> Iterator[Any]:
