@@ -71,7 +71,7 @@ class _PlainLoader(yaml.SafeLoader):
 # YAML 1.1, which PyYAML reads, wants a point in a number: without this 1e-2 is a text.
 _PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
 
