@@ -66,7 +66,7 @@ def test_help_stays_help(arguments: list[str], code: int, capsys: Any, monkeypat
 
 
 def test_a_run_may_go_into_the_working_directory(monkeypatch: Any, tmp_path: Path) -> None:
-    from roadint.cli.terminal import check_folder
+    from roadint.cli.checks import check_folder
 
     monkeypatch.chdir(tmp_path)
     check_folder("--out", Path("."))

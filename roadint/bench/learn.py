@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,8 +44,15 @@ def bench_learn(
     runs = []
     todo = [(seed, name) for seed in seeds for name in chosen]
     for seed, name in track(todo, len(todo), "runs", quiet=quiet):
-        settings = replace(recipe, seed=seed, lr=(rates or {}).get(name, RATES[name]))
-        runs.append({"method": name, "seed": seed, "lr": settings.lr, **_one(name, settings, job)})
+        settings = recipe.override({"seed": seed, "lr": (rates or {}).get(name, RATES[name])})
+        runs.append(
+            {
+                "method": name,
+                "seed": seed,
+                "lr": settings.optimisation.lr,
+                **_one(name, settings, job),
+            }
+        )
     cases = []
     for name in chosen:
         own = [run for run in runs if run["method"] == name]
@@ -64,17 +70,17 @@ def bench_learn(
             }
         )
     about = {
-        "task": recipe.task,
-        "model": recipe.model,
+        "task": recipe.task.name,
+        "model": recipe.model.name,
         "metric": job.metric,
         "rows": job.sizes(),
-        "epochs": recipe.epochs,
+        "epochs": recipe.optimisation.epochs,
     }
     if job.labels is None:
         model, tokenizer = load_for(job, recipe)
         before = job.score(_Rival(model, "base", recipe), tokenizer, "test")
         cases.insert(0, {"method": "base", "numbers": 0, "test": round(before, 4)})
-    dtype = torch.float32 if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    dtype = torch.float32 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     return {
         "machine": machine(torch.device("cpu"), dtype),
         "job": about,
@@ -84,17 +90,19 @@ def bench_learn(
 
 
 def _one(method: str, recipe: Recipe, job: Job) -> dict[str, Any]:
-    set_seed(recipe.seed)  # the new head is the same for all methods
+    set_seed(recipe.optimisation.seed)  # the new head is the same for all methods
     model, tokenizer = load_for(job, recipe)
     model.requires_grad_(False)
     if method.startswith("road"):
-        system: Any = replace(recipe, variant=method).on(model)  # type: ignore[arg-type]
+        system: Any = recipe.override({"variant": method}).on(model)
         heads = [
             each for adapter in system.adapters.values() for each in adapter.heads.parameters()
         ]
     else:
         system = _Rival(model, method, recipe)
-        heads = [each for path in recipe.heads for each in model.get_submodule(path).parameters()]
+        heads = [
+            each for path in recipe.edit.heads for each in model.get_submodule(path).parameters()
+        ]
     return {**fit(system, tokenizer, job, recipe), "head": sum(each.numel() for each in heads)}
 
 
@@ -104,7 +112,9 @@ class _Rival(nn.Module):
     def __init__(self, model: nn.Module, method: str, recipe: Recipe) -> None:
         super().__init__()
         self.model = model.eval()
-        paths = list(find_targets(model, recipe.targets, recipe.exclude, recipe.layers).paths)
+        paths = list(
+            find_targets(model, recipe.edit.targets, recipe.edit.exclude, recipe.edit.layers).paths
+        )
         if method not in ("base", "head"):
             peft = import_peft()
             config = (
@@ -113,7 +123,7 @@ class _Rival(nn.Module):
                 else peft.IA3Config(target_modules=paths, feedforward_modules=[])
             )
             peft.inject_adapter_in_model(config, model)
-        for path in recipe.heads:
+        for path in recipe.edit.heads:
             model.get_submodule(path).requires_grad_()
 
     @property

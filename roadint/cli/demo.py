@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from roadint.cli.terminal import Base, console
+from roadint.cli.options import Base
+from roadint.cli.output import print_line
 from roadint.errors import RoadError
 
 
@@ -42,10 +43,7 @@ def demo(
     if auth and not (separator and user and password):
         raise RoadError("--auth: expected USER:PASSWORD")
     service = Service(checkpoint, folder=folder, model=model)
-    console.print(
-        "roadint demo: the page opens at once, the model loads behind it; Ctrl-C ends it",
-        highlight=False,
-    )
+    print_line("roadint demo: the page opens at once, the model loads behind it; Ctrl-C ends it")
     settings: dict[str, Any] = {
         "server_name": host,
         "server_port": port,

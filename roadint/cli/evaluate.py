@@ -1,27 +1,27 @@
 """`roadint eval`: the report as tables, JSON and a picture."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from roadint.cli.terminal import (
+from roadint.cli.checks import check_file, check_picture
+from roadint.cli.options import (
     Added,
     Base,
-    Composed,
+    Compositions,
     Data,
     Json,
+    MaxPrompts,
     NewTokens,
+    Plot,
     Prompts,
+    Report,
     Rows,
-    check_file,
-    check_picture,
-    console,
     pairs,
-    report_json,
 )
+from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import RoadError
 
 
@@ -32,27 +32,26 @@ def evaluate(
     ],
     data: Data = None,
     prompts: Prompts = None,
-    compose: Composed = None,
+    compose: Compositions = None,
     add: Added = None,
     rows: Rows = None,
     max_completion: Annotated[
         int, typer.Option(min=1, help="Cut references at this many tokens.")
     ] = 64,
     max_new_tokens: NewTokens = 48,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    max_prompts: MaxPrompts = None,
     language: Annotated[
         str, typer.Option(help="The language that a success is in, as ISO 639-1 code.")
     ] = "de",
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the report, as JSON, to this file.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write a picture of the report (.png, .svg, .pdf).")
-    ] = None,
+    out: Report = None,
+    plot: Plot = None,
     model: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Measure compositions: likelihood of references; language, topic and form of answers. Bundled development data by default."""
+    """Measure compositions: likelihood of references; language, topic and form of answers.
+
+    Bundled development data by default.
+    """
     from roadint.data.sources import check_sources, load_prompts
     from roadint.evaluation.language import check_language
     from roadint.evaluation.report import evaluate as measure
@@ -62,20 +61,20 @@ def evaluate(
     check_file("--out", out)
     check_picture("--plot", plot)
     check_language(language)
-    added, given = pairs(add, "--add"), pairs(data, "--data") or None
-    check_sources(given or {}, rows)
+    added, sources = pairs(add, "--add"), pairs(data, "--data") or None
+    check_sources(sources or {}, rows)
     asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     if len(set(checkpoints)) < len(checkpoints):
         raise RoadError(f"a checkpoint is given twice: {', '.join(checkpoints)}")
     reports = {}
-    base: Any = None
-    for each in checkpoints:
-        road, tokenizer = open_checkpoint(each, model, compose, added, base)
+    base: tuple[Any, Any] | None = None
+    for checkpoint in checkpoints:
+        road, tokenizer = open_checkpoint(checkpoint, model, compose, added, base)
         base = (road.model, tokenizer)
-        reports[each] = measure(
+        reports[checkpoint] = measure(
             road,
             tokenizer,
-            given,
+            sources,
             asked,
             compose=compose,
             rows=rows,
@@ -89,74 +88,71 @@ def evaluate(
     if plot is not None:
         from roadint.plots import composition_figure
 
-        composition_figure(report).savefig(plot, dpi=150)
+        save_figure(composition_figure(report), plot)
     if not as_json:
-        for table in _tables(report, language):
-            console.print(table)
+        _print_tables(report, language)
 
 
-def _tables(report: Mapping[str, Any], language: str) -> list[Table]:
-    """References and answers by composition; gains and interference below, where there are any."""
-    spread = report.get("spread")
-
-    def figure(value: float | None, *path: str, share: bool = False) -> str:
-        """With ± the spread over seeds, where there are several."""
-        if value is None:
-            return "–"
-        form = ".0%" if share else ".2f"
-        around: Any = spread
-        for name in path:
-            around = around.get(name) if around else None
-        return f"{value:{form}}" if around is None else f"{value:{form}} ± {around:{form}}"
-
-    sets = list(next(iter(report["nll"].values())))
-    likelihood = Table("composition", *sets, "KL from none", title="references, nats a token")
-    answers = Table(
-        "composition",
-        "languages",
-        "on topic",
-        f"success ({language})",
-        "degenerate",
-        "lists",
-        title="answers",
-    )
-    for composition, values in report["nll"].items():
-        likelihood.add_row(
-            composition,
-            *(figure(values[name], "nll", composition, name) for name in sets),
-            figure(report["kl"][composition], "kl", composition),
-        )
-        languages = ", ".join(
-            f"{code} {share:.0%}"
-            for code, share in report["language"][composition].items()
-            if share >= 0.005
-        )
-        shares = report["shares"][composition]
-        columns = [
-            figure(value, "shares", composition, name, share=True) for name, value in shares.items()
-        ]
-        answers.add_row(composition, languages, *columns)
-    tables = [likelihood, answers]
+def _print_tables(report: Mapping[str, Any], language: str) -> None:
+    console.print(_references(report))
+    console.print(_answers(report, language))
     if report["gain"]:
-        gain = Table(
-            "composition",
-            *sets,
-            title="gain: the best of none and the parts alone, minus the composition, nats a token",
-        )
-        for composition, values in report["gain"].items():
-            gain.add_row(
-                composition, *(figure(values[name], "gain", composition, name) for name in sets)
-            )
-        tables.append(gain)
+        console.print(_gain(report))
     if report["interference"]:
-        moved = Table(
-            "data",
-            "composition",
-            "nats a token",
-            title="interference: the composition minus the subspace alone, on its own data",
+        console.print(_interference(report))
+
+
+def _references(report: Mapping[str, Any]) -> Table:
+    sets = list(next(iter(report["nll"].values())))
+    table = Table("composition", *sets, "KL from none", title="references, nats a token")
+    for composition in report["nll"]:
+        nats = (_figure(report, "nll", composition, name) for name in sets)
+        table.add_row(composition, *nats, _figure(report, "kl", composition))
+    return table
+
+
+def _answers(report: Mapping[str, Any], language: str) -> Table:
+    success = f"success ({language})"
+    columns = ("composition", "languages", "on topic", success, "degenerate", "lists")
+    table = Table(*columns, title="answers")
+    for composition, shares in report["shares"].items():
+        languages = report["language"][composition].items()
+        table.add_row(
+            composition,
+            ", ".join(f"{code} {part:.0%}" for code, part in languages if part >= 0.005),
+            *(_figure(report, "shares", composition, name, form=".0%") for name in shares),
         )
-        for name, others in report["interference"].items():
-            for composition, value in others.items():
-                moved.add_row(name, composition, figure(value, "interference", name, composition))
-        tables.append(moved)
-    return tables
+    return table
+
+
+def _gain(report: Mapping[str, Any]) -> Table:
+    sets = list(next(iter(report["nll"].values())))
+    title = "gain: the best of none and the parts alone, minus the composition, nats a token"
+    table = Table("composition", *sets, title=title)
+    for composition in report["gain"]:
+        table.add_row(composition, *(_figure(report, "gain", composition, name) for name in sets))
+    return table
+
+
+def _interference(report: Mapping[str, Any]) -> Table:
+    title = "interference: the composition minus the subspace alone, on its own data"
+    table = Table("data", "composition", "nats a token", title=title)
+    for name, compositions in report["interference"].items():
+        for composition in compositions:
+            nats = _figure(report, "interference", name, composition)
+            table.add_row(name, composition, nats)
+    return table
+
+
+def _figure(report: Mapping[str, Any], *path: str, form: str = ".2f") -> str:
+    """A number of the report, ± its spread over seeds where there are several."""
+    value, spread = _at(report, path), _at(report.get("spread"), path)
+    if value is None:
+        return "–"
+    return f"{value:{form}}" if spread is None else f"{value:{form}} ± {spread:{form}}"
+
+
+def _at(values: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        values = values.get(name) if values else None
+    return values

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.terminal import Json, check_picture, console, print_json
+from roadint.cli.checks import check_picture
+from roadint.cli.options import Json
+from roadint.cli.output import console, print_json
 from roadint.errors import RoadError, listing
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]

@@ -8,18 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.terminal import (
-    Composed,
-    Json,
-    Prompts,
-    Rows,
-    check_folder,
-    console,
-    pairs,
-    print_json,
-)
+from roadint.cli.checks import check_folder
+from roadint.cli.options import Compositions, Json, MaxPrompts, Prompts, Rows, Settings, pairs
+from roadint.cli.output import console, print_json, share
 from roadint.errors import quoted
-from roadint.recipes.settings import parse_yaml
 
 
 def sweep(
@@ -36,13 +28,10 @@ def sweep(
             "--over", help="NAME=[VALUE, …], repeatable: a setting of the recipe to vary."
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE, repeatable: a setting of all runs."),
-    ] = None,
-    compose: Composed = None,
+    settings: Settings = None,
+    compose: Compositions = None,
     prompts: Prompts = None,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    max_prompts: MaxPrompts = None,
     rows: Rows = None,
     engine: Annotated[
         str, typer.Option(help="sequential, or ray (pip install 'roadint[ray]').")
@@ -52,7 +41,8 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and measure every combination of settings; resumable, one row a run in a table on disk."""
+    """Train and measure every combination of settings; resumable, a line a run in a table."""
+    from roadint.files.yaml import parse_yaml
     from roadint.sweep.plan import Plan
     from roadint.sweep.run import sweep as run
 
@@ -64,27 +54,28 @@ def sweep(
     chosen = Plan.load(
         plan,
         varied,
-        set=dict(pairs(settings, "--set")) or None,
+        set=pairs(settings, "--set") or None,
         compose=compose,
         prompts=str(prompts) if prompts else None,
         max_prompts=max_prompts,
         rows=rows,
     )
-    found = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
+    entries = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
     if as_json:
-        print_json(found)
+        print_json(entries)
     else:
-        _show(found)
-    errors = [row["error"] for row in found if "error" in row]
+        console.print(_table(entries))
+    errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
+        first = " ".join(errors[0].split())
         print(
-            f"roadint: {len(errors)} of {len(found)} runs failed; the first: {' '.join(errors[0].split())}",
+            f"roadint: {len(errors)} of {len(entries)} runs failed; the first: {first}",
             file=sys.stderr,
         )
         raise typer.Exit(1)
 
 
-def _show(found: Sequence[Mapping[str, Any]]) -> None:
+def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
         "run",
         "settings",
@@ -96,34 +87,29 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         "s",
         show_lines=True,
     )
-    for row in found:
-        said = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
-        if "error" in row:
-            table.add_row(row["run"], said, f"failed: {row['error']}")
-            continue
-        names = list(row["nll"])
-        table.add_row(
-            row["run"],
-            said,
-            "\n".join(names),
-            *(
-                "\n".join(_share(row["shares"][name][what]) for name in names)
-                for what in ("success", "on_topic")
-            ),
-            "\n".join(
-                ", ".join(
-                    f"{code} {share:.0%}" for code, share in [*row["language"][name].items()][:2]
-                )
-                for name in names
-            ),
-            "\n".join(
-                ", ".join(f"{each} {value:.2f}" for each, value in row["nll"][name].items())
-                for name in names
-            ),
-            f"{row['seconds']:.0f}",
-        )
-    console.print(table)
+    for entry in entries:
+        settings = ", ".join(f"{name}={value}" for name, value in entry["settings"].items())
+        table.add_row(entry["run"], settings, *_result(entry))
+    return table
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+def _result(entry: Mapping[str, Any]) -> list[str]:
+    """The cells of a run: in each a line for every composition."""
+    if "error" in entry:
+        return [f"failed: {entry['error']}"]
+    lines = [_composition(entry, composition) for composition in entry["nll"]]
+    cells = ["\n".join(column) for column in zip(*lines, strict=True)] or [""] * 5
+    return [*cells, f"{entry['seconds']:.0f}"]
+
+
+def _composition(entry: Mapping[str, Any], composition: str) -> tuple[str, ...]:
+    shares = entry["shares"][composition]
+    languages = list(entry["language"][composition].items())[:2]
+    nats = entry["nll"][composition].items()
+    return (
+        composition,
+        share(shares["success"]),
+        share(shares["on_topic"]),
+        ", ".join(f"{code} {part:.0%}" for code, part in languages),
+        ", ".join(f"{name} {value:.2f}" for name, value in nats),
+    )

@@ -64,7 +64,9 @@ class Checkpoint:
     def dtype(self) -> str:
         """The base model's dtype in the training, as `roadint.load` takes it; "auto" if unknown."""
         recipe = self.config["training"].get("recipe")
-        dtype = recipe.get("dtype") if isinstance(recipe, dict) else None
+        recipe = recipe if isinstance(recipe, dict) else {}
+        section = recipe.get("model")  # the first checkpoints have no sections
+        dtype = (section if isinstance(section, dict) else recipe).get("dtype")
         if not isinstance(dtype, str):
             return "auto"
         name = dtype.removeprefix("torch.")

@@ -1,1 +1,1 @@
-"""Many runs of one recipe: trained, measured on development data, one row a run in a table on disk."""
+"""Many runs of one recipe, trained and measured on development data: a line each in a table."""

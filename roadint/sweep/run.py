@@ -1,82 +1,129 @@
-"""`roadint.sweep`: every run of a plan, one after the other or through Ray, resumable; the table is its one result."""
+"""Every run of a plan, one after the other or through Ray; resumable, its result is a table."""
 
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.report import evaluate
 from roadint.files.local import write_whole
 from roadint.model.pretrained import load
-from roadint.sweep.plan import Plan, Settings, key
+from roadint.recipes.recipe import Recipe
+from roadint.sweep.plan import Changes, Plan, key
 from roadint.training.prefix_cache import Kept
 from roadint.training.run import train
 
 logger = logging.getLogger(__name__)
 Engine = Literal["sequential", "ray"]
+Entry = dict[str, Any]  # a line of the table
 TABLE = "runs.jsonl"
-_kept = Kept()  # the prefix that runs of one process share
+_FIGURES = ("nll", "language", "shares", "kl", "gain", "interference")
 
 
 def sweep(
-    plan: str | Plan,
+    plan: str | Path | Plan,
     out: str | Path,
     *,
     engine: Engine = "sequential",
     workers: int | None = None,
     quiet: bool = False,
-) -> list[dict[str, Any]]:
-    """Train and measure every run of a plan; returns the table's rows, in the order of the plan.
+) -> list[Entry]:
+    """Train and measure every run of a plan.
 
-    out: the folder of the table (runs.jsonl, a row a run) and of the checkpoints. Runs that the table has are not done again, one
-    that was cut short goes on. A run that fails is a row with its "error", tried again by the next call.
-    engine: "sequential", where runs share what prefix reuse stores, or "ray": on all GPUs of a Ray cluster, or `workers` processes.
-    Raises RoadError for a plan that does not fit, or another plan's table in `out`.
+    Args:
+        plan: A plan, the YAML file of one, or a recipe.
+        out: The folder of the table (runs.jsonl, a line a run) and of the checkpoints. Runs that
+            the table has are not done again, one that was cut short goes on.
+        engine: "sequential", where runs share what prefix reuse stores, or "ray": on all GPUs of a
+            Ray cluster, or in `workers` processes.
+        workers: Processes at once, with Ray; one a GPU by default.
+        quiet: Whether progress bars are left out.
+
+    Returns:
+        The table in the order of the plan. A run that fails is an entry with its "error", tried
+        again by the next call.
+
+    Raises:
+        RoadError: The plan does not fit, or `out` has another plan's table.
     """
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     out = Path(out)
-    rows = _open_table(chosen, out)
+    entries = _open_table(chosen, out)
     runs = chosen.runs()
-    todo = [settings for settings in runs if "error" in rows.get(key(settings), {"error": None})]
+    todo = [changes for changes in runs if "error" in entries.get(key(changes), {"error": None})]
     logger.info("%d runs, %d of them done", len(runs), len(runs) - len(todo))
-    results = (
-        _through_ray(chosen, out, todo, workers)
-        if engine == "ray"
-        else _in_turn(chosen, out, todo, quiet)
-    )
+    if engine == "ray":
+        results = _through_ray(chosen, out, todo, workers)
+    else:
+        runner = Runner(chosen, out, quiet=quiet)
+        results = (runner.run(changes) for changes in todo)
     with (out / TABLE).open("a", encoding="utf-8") as table:
-        for row in results:
-            table.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for entry in results:
+            table.write(json.dumps(entry, ensure_ascii=False) + "\n")
             table.flush()
-            rows[row["run"]] = row
-            logger.info("%s %s", row["settings"], row.get("error") or f"{row['seconds']:.0f} s")
-    return [rows[key(settings)] for settings in runs]
+            entries[entry["run"]] = entry
+            said = entry.get("error") or f"{entry['seconds']:.0f} s"
+            logger.info("%s %s", entry["settings"], said)
+    return [entries[key(changes)] for changes in runs]
 
 
-def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> dict[str, Any]:
-    """Train and measure one run: its row of the table. What it raises becomes the row's "error", which ends no other run."""
-    started = time.perf_counter()
-    row: dict[str, Any] = {"run": key(settings), "settings": settings}
-    try:
-        recipe = plan.recipe_of(settings)
-        base, tokenizer = _base(recipe.model, recipe.dtype)
-        road = recipe.on(base)
+class Runner:
+    """Does runs of a plan in one process, which share the base model and what prefix reuse stores.
+
+    Args:
+        plan: What is run.
+        out: The folder of the checkpoints.
+        quiet: Whether progress bars are left out.
+    """
+
+    def __init__(self, plan: Plan, out: Path, *, quiet: bool = True) -> None:
+        self._plan, self._out, self._quiet = plan, out, quiet
+        self._kept = Kept()
+        self._loaded: tuple[tuple[str, str], Any] | None = None
+
+    def run(self, changes: Changes) -> Entry:
+        """Train and measure one run.
+
+        Args:
+            changes: Its settings.
+
+        Returns:
+            Its entry of the table. What it raises becomes the "error", which ends no other run.
+        """
+        entry: Entry = {"run": key(changes), "settings": changes}
+        try:
+            return entry | self._measured(changes)
+        except RoadError as error:
+            return {**entry, "error": str(error)}
+        except (
+            Exception
+        ) as error:  # any: out of memory, say, for which what is kept may be to blame
+            self._kept.cache = None
+            logger.warning("%s failed", changes, exc_info=True)
+            return {**entry, "error": f"{type(error).__name__}: {first_line(error)}"}
+
+    def _measured(self, changes: Changes) -> Entry:
+        started = time.perf_counter()
+        plan, recipe = self._plan, self._plan.recipe_of(changes)
+        model, tokenizer = self._load(recipe)
+        road = recipe.on(model)
         summary = train(
             road,
             tokenizer,
             None,
             recipe,
-            out=out / key(settings),
+            out=self._out / key(changes),
             resume=True,
-            quiet=quiet,
-            kept=_kept,
+            quiet=self._quiet,
+            kept=self._kept,
         )
         report = evaluate(
             road,
@@ -87,90 +134,93 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
             rows=plan.rows,
             language=plan.language,
             max_new_tokens=plan.max_new_tokens,
-            quiet=quiet,
+            quiet=self._quiet,
         )
-    except RoadError as error:
-        return {**row, "error": str(error)}
-    except (
-        Exception
-    ) as error:  # out of memory, say: what is kept for the runs to share may be what takes it
-        _kept.cache = None
-        logger.warning("%s failed", row["settings"], exc_info=True)
-        return {**row, "error": f"{type(error).__name__}: {first_line(error)}"}
-    figures = ("nll", "language", "shares", "kl", "gain", "interference")
-    row |= {
-        "trainable": summary["trainable"],
-        "loss": summary["loss"],
-        "training_seconds": summary["seconds"],
-    }
-    return {
-        **row,
-        "seconds": round(time.perf_counter() - started, 1),
-        **{name: report[name] for name in figures},
-    }
+        return {
+            "trainable": summary["trainable"],
+            "loss": summary["loss"],
+            "training_seconds": summary["seconds"],
+            "seconds": round(time.perf_counter() - started, 1),
+            **{name: report[name] for name in _FIGURES},
+        }
 
-
-@lru_cache(maxsize=1)
-def _base(model: str, dtype: str) -> tuple[Any, Any]:
-    return load(model, dtype=dtype)
-
-
-def _in_turn(
-    plan: Plan, out: Path, todo: Sequence[Settings], quiet: bool
-) -> Iterator[dict[str, Any]]:
-    for settings in todo:
-        yield one_run(plan, out, settings, quiet)
+    def _load(self, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The base model and its tokenizer, loaded anew only where the run before had another."""
+        wanted = (recipe.model.name, recipe.model.dtype)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = self._kept.cache = None  # two models may not fit
+            self._loaded = (wanted, load(recipe.model.name, dtype=recipe.model.dtype))
+        return self._loaded[1]
 
 
 def _through_ray(
-    plan: Plan, out: Path, todo: Sequence[Settings], workers: int | None
-) -> Iterator[dict[str, Any]]:
+    plan: Plan, out: Path, todo: Sequence[Changes], workers: int | None
+) -> Iterator[Entry]:
+    """The runs by as many Runners as there is room for, each in a process of its own."""
     try:
         import ray
     except ImportError:
         raise RoadError("engine 'ray' needs the package ray: pip install 'roadint[ray]'") from None
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    have = ray.cluster_resources()
-    gpus = 1 if have.get("GPU") else 0
-    at_once = workers or int(have["GPU"] if gpus else 1)
-    remote = ray.remote(num_cpus=have["CPU"] / at_once if not gpus else 1, num_gpus=gpus)(one_run)
-    waiting = {remote.remote(plan, out.resolve(), settings): settings for settings in todo}
-    while waiting:
-        (done,), _ = ray.wait(list(waiting))
-        settings = waiting.pop(done)
+    count, room = _shares(ray.cluster_resources(), workers)
+    remote = ray.remote(**room, max_restarts=-1)(Runner)
+    idle = [remote.remote(plan, out.resolve()) for _ in range(min(count, len(todo)))]
+    waiting = list(reversed(todo))
+    running: dict[Any, tuple[Any, Changes]] = {}
+    while waiting or running:
+        while waiting and idle:
+            runner, changes = idle.pop(), waiting.pop()
+            running[runner.run.remote(changes)] = runner, changes
+        (done,), _ = ray.wait(list(running))
+        runner, changes = running.pop(done)
+        idle.append(runner)
         try:
             yield ray.get(done)
-        except ray.exceptions.RayError as error:  # a worker that was killed, or ran out of memory
-            yield {"run": key(settings), "settings": settings, "error": first_line(error)}
+        except ray.exceptions.RayError as error:  # a process that was killed; it starts again
+            yield {"run": key(changes), "settings": changes, "error": first_line(error)}
 
 
-def _open_table(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
-    """The rows that are done, by run; a last line that a kill cut short is dropped. Raises RoadError for another plan's table."""
+def _shares(have: Mapping[str, float], workers: int | None) -> tuple[int, dict[str, Any]]:
+    """How many processes at once, and what each may take of the cluster; all have room together."""
+    if have.get("GPU"):
+        gpus = int(have["GPU"])
+        return min(workers or gpus, gpus), {"num_cpus": 1, "num_gpus": 1}
+    count = workers or 1
+    share = have["CPU"] / count
+    return count, {"num_cpus": int(share) if share >= 1 else math.floor(100 * share) / 100}
+
+
+def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
+    """The entries that are done, by run; a last line that a kill cut short is dropped."""
     out.mkdir(parents=True, exist_ok=True)
-    said = json.loads(
-        json.dumps({name: value for name, value in asdict(plan).items() if name != "over"})
-    )
-    file = out / "plan.json"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else said
-    except (ValueError, RecursionError):
-        raise RoadError(
-            f"{file} is damaged, so nothing says whose {TABLE} is: choose another folder, or remove it"
-        ) from None
-    if before != said:
-        raise RoadError(
-            f"{out} holds a sweep that differs in more than what it varies: choose another folder"
-        )
-    write_whole(file, json.dumps(said, indent=2) + "\n")
-    rows = {}
+    _check_plan(plan, out / "plan.json")
+    entries = {}
     for line in (out / TABLE).read_bytes().splitlines() if (out / TABLE).is_file() else ():
         try:
-            row = json.loads(line.decode())
+            entry = json.loads(line.decode())
         except (ValueError, RecursionError):  # a kill may cut a line anywhere, inside a letter too
             continue
-        if isinstance(row, dict) and isinstance(row.get("run"), str):
-            rows[row["run"]] = row
-    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+        if isinstance(entry, dict) and isinstance(entry.get("run"), str):
+            entries[entry["run"]] = entry
+    whole = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.values())
     write_whole(out / TABLE, whole)
-    return rows
+    return entries
+
+
+def _check_plan(plan: Plan, file: Path) -> None:
+    """Note the plan, but for what it varies; raises RoadError where another one is noted."""
+    noted = json.loads(json.dumps(plan.model_dump(exclude={"over"})))
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else noted
+    except (ValueError, RecursionError):
+        raise RoadError(
+            f"{file} is damaged, so nothing says whose {TABLE} is: choose another folder, or "
+            "remove it"
+        ) from None
+    if before != noted:
+        raise RoadError(
+            f"{file.parent} holds a sweep that differs in more than what it varies: choose another "
+            "folder"
+        )
+    write_whole(file, json.dumps(noted, indent=2) + "\n")

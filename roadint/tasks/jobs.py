@@ -51,29 +51,29 @@ class Job(Protocol):
 def job_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Job:
     """The job of a recipe's task, with its data read. Raises RoadError."""
     known = (*glue.TASKS, *REASONING)
-    if recipe.task not in known:
-        name = str(recipe.task)
+    if recipe.task.name not in known:
+        name = str(recipe.task.name)
         raise RoadError(
             f"recipe has the task {quoted(name)}: expected one of {listing(known)}{did_you_mean(name, known)}"
         )
-    sources = dict(data or recipe.data)
+    sources = dict(data or recipe.data.sources)
     expected = ("train", "dev", "validation", "test")
     for name in sources:
         if name not in expected:
             raise RoadError(
-                f"data {quoted(name)} of task {recipe.task!r}: expected some of {listing(expected)}"
+                f"data {quoted(name)} of task {recipe.task.name!r}: expected some of {listing(expected)}"
             )
     if "train" not in sources:
         raise RoadError(
-            f"task {recipe.task!r} has no training data: expected --data train=FILE, and {_wanted(recipe.task)}"
+            f"task {recipe.task.name!r} has no training data: expected --data train=FILE, and {_wanted(recipe.task.name)}"
         )
-    if recipe.rows_seed is not None:
+    if recipe.data.rows_seed is not None:
         raise RoadError(
-            f"rows_seed={recipe.rows_seed}: task {recipe.task!r} takes the first rows of its data; expected no seed for them"
+            f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first rows of its data; expected no seed for them"
         )
-    if recipe.task in glue.TASKS:
+    if recipe.task.name in glue.TASKS:
         return Classification(recipe, sources)
-    return Choosing(recipe, sources) if recipe.task == "cloze" else Answering(recipe, sources)
+    return Choosing(recipe, sources) if recipe.task.name == "cloze" else Answering(recipe, sources)
 
 
 def check_examples(system: Any, tokenizer: Any, examples: Sequence[Any]) -> None:
@@ -89,10 +89,10 @@ class Classification:
     """A GLUE task on a classifier: the dev set is halved into validation and test, as the paper does."""
 
     def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
-        self.task = str(recipe.task)
+        self.task = str(recipe.task.name)
         known = glue.TASKS[self.task]
         self.metric, self.labels = known.metric, len(known.labels or ("a number",))
-        self.max_length = recipe.max_length
+        self.max_length = recipe.data.max_length
         if "dev" in sources:
             halves = glue.split_dev(glue.load_glue(self.task, sources["dev"], "dev"))
         elif "validation" in sources and "test" in sources:
@@ -105,7 +105,7 @@ class Classification:
                 f"task {self.task!r} has nothing to be measured on: expected {_wanted(self.task)}"
             )
         self.splits = {
-            "train": glue.load_glue(self.task, sources["train"], limit=recipe.rows),
+            "train": glue.load_glue(self.task, sources["train"], limit=recipe.data.rows),
             "validation": halves[0],
             "test": halves[1],
         }
@@ -159,7 +159,7 @@ class Answering:
         self.recipe = recipe
         if "test" not in sources:
             raise RoadError(
-                f"task {recipe.task!r} has nothing to be measured on: expected {_wanted(str(recipe.task))}"
+                f"task {recipe.task.name!r} has nothing to be measured on: expected {_wanted(str(recipe.task.name))}"
             )
         rows = reasoning.load_questions(sources["train"])
         order = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
@@ -170,9 +170,9 @@ class Answering:
             else order[:held]
         )
         self.splits = {
-            "train": order[held:][: recipe.rows],
-            "validation": validation[: recipe.scored_rows],
-            "test": reasoning.load_questions(sources["test"], recipe.scored_rows),
+            "train": order[held:][: recipe.data.rows],
+            "validation": validation[: recipe.task.scored_rows],
+            "test": reasoning.load_questions(sources["test"], recipe.task.scored_rows),
         }
         _check_splits(self.splits)
 
@@ -192,14 +192,14 @@ class Answering:
             few = rows[start : start + _SCORED_ROWS]
             batch = batch_prompts(
                 tokenizer,
-                self.recipe.template,
+                self.recipe.data.template,
                 [each.instruction for each in few],
-                self.recipe.max_length,
+                self.recipe.data.max_length,
             )
             tokens = model.generate(
                 **{name: value.to(model.device) for name, value in batch.items()},
                 do_sample=False,
-                max_new_tokens=self.recipe.max_new_tokens,
+                max_new_tokens=self.recipe.task.max_new_tokens,
                 pad_token_id=pad_id(tokenizer),
             )
             texts = tokenizer.batch_decode(
@@ -216,7 +216,7 @@ class Answering:
 
     def _tokenized(self, rows: list[dict[str, str]], tokenizer: Any, *, eos: bool) -> list[Example]:
         about = {
-            name: getattr(self.recipe, name)
+            name: getattr(self.recipe.data, name)
             for name in ("template", "max_length", "max_completion")
         }
         return tokenize(rows, tokenizer, "all", eos=eos, **about)

@@ -37,18 +37,18 @@ def finetune(
     Raises RoadError for bad input, before a model is loaded.
     """
     job = job_of(recipe, data)
-    if recipe.kind != "linear":
+    if recipe.edit.kind != "linear":
         raise RoadError(
-            f"recipe kind {recipe.kind!r} with task {recipe.task!r}: expected kind 'linear'; data sets alone train the others"
+            f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind 'linear'; data sets alone train the others"
         )
-    set_seed(recipe.seed)
+    set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(job, recipe)
     road = recipe.on(model)
     road.model.requires_grad_(False)
-    road.template = recipe.template
+    road.template = recipe.data.template
     summary = fit(road, tokenizer, job, recipe, quiet=quiet)
     road.training_summary = {
-        "recipe": {**vars(recipe), "data": dict(data or recipe.data)},
+        "recipe": recipe.record(data),
         **summary,
     }
     if out is not None:
@@ -58,7 +58,7 @@ def finetune(
 
 def load_for(job: Job, recipe: Recipe) -> tuple[Any, Any]:
     """The base model that a job needs, a classifier with a new head or a language model, and its tokenizer."""
-    model, tokenizer = load(recipe.model, dtype=recipe.dtype, labels=job.labels)
+    model, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype, labels=job.labels)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = pad_id(tokenizer)
@@ -108,7 +108,7 @@ def fit(
     with torch.no_grad():
         test = job.score(system, tokenizer, "test")
     return {
-        "task": recipe.task,
+        "task": recipe.task.name,
         "metric": job.metric,
         "rows": job.sizes(),
         "validation": epochs,

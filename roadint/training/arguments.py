@@ -11,18 +11,18 @@ from roadint.recipes.recipe import Recipe
 
 def arguments_of(recipe: Recipe, folder: Path, **more: Any) -> TrainingArguments:
     """The recipe's optimisation, without weight decay. folder: of what Trainer writes; more: when it saves and evaluates."""
-    micro_batch = recipe.micro_batch or recipe.batch_size
+    micro_batch = recipe.optimisation.micro_batch or recipe.optimisation.batch_size
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // micro_batch,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
+        gradient_accumulation_steps=recipe.optimisation.batch_size // micro_batch,
+        num_train_epochs=recipe.optimisation.epochs,
+        learning_rate=recipe.optimisation.lr,
+        lr_scheduler_type=recipe.optimisation.schedule,
+        warmup_steps=recipe.optimisation.warmup_steps,
         weight_decay=0.0,
-        max_grad_norm=recipe.max_grad_norm,
-        seed=recipe.seed,
+        max_grad_norm=recipe.optimisation.max_grad_norm,
+        seed=recipe.optimisation.seed,
         logging_steps=10,
         report_to="none",
         remove_unused_columns=False,

@@ -61,15 +61,17 @@ def train(
     if kept is not None and not isinstance(kept, Kept):
         raise RoadError(f"kept={quoted(kept)}: expected a roadint.training.trainer.Kept, or None")
     settings = Recipe.load(recipe, overrides)
-    template = check_template(settings.template, tokenizer)
-    given = settings.data if data is None or (isinstance(data, Mapping) and not data) else data
+    template = check_template(settings.data.template, tokenizer)
+    given = (
+        settings.data.sources if data is None or (isinstance(data, Mapping) and not data) else data
+    )
     examples = _tokenize_all(road, tokenizer, given, settings)
     check_fits(examples, road.model, pad_id(tokenizer))
     # A preset's companions, rates and strengths are for its own data sets and subspaces.
     lrs, strengths = (
         {
             name: each
-            for name, each in getattr(settings, which).items()
+            for name, each in getattr(settings.optimisation, which).items()
             if name in road.names or which in overrides
         }
         for which in ("lrs", "strengths")
@@ -85,15 +87,15 @@ def train(
                     f"{did_you_mean(name, road.names)}"
                 )
     constraints = Constraints(
-        {name: rate / settings.lr for name, rate in lrs.items()},
-        settings.decay,
-        settings.max_log_scale,
+        {name: rate / settings.optimisation.lr for name, rate in lrs.items()},
+        settings.optimisation.decay,
+        settings.optimisation.max_log_scale,
     )
     constraints.check(list(road.interventions))
     here = {str(example.composition) for example in examples}
     companions = {
         name: each
-        for name, each in settings.companions.items()
+        for name, each in settings.data.companions.items()
         if name in here or "companions" in overrides
     }
     for name in companions:
@@ -101,7 +103,7 @@ def train(
             raise RoadError(
                 f"companions name {quoted(name)}, which is no data set here: expected one of {listing(sorted(here))}"
             )
-    together(road, companions, settings.companion_rate)
+    together(road, companions, settings.data.companion_rate)
     _check_positions(road, examples)
     folder = None
     if out is not None:
@@ -121,7 +123,7 @@ def train(
     before = road.template
     try:
         with alone, ExitStack() as undo:
-            set_seed(settings.seed)
+            set_seed(settings.optimisation.seed)
             road.template = template
             started = time.perf_counter()
             if last is None:  # a checkpoint keeps them
@@ -137,12 +139,12 @@ def train(
                 train_dataset=examples,
                 data_collator=Collator(tokenizer),
                 companions=companions,
-                companion_rate=settings.companion_rate,
+                companion_rate=settings.data.companion_rate,
                 constraints=constraints,
-                prefix_reuse=settings.prefix_reuse,
+                prefix_reuse=settings.optimisation.prefix_reuse,
                 prefix_memory=None
-                if settings.prefix_memory is None
-                else settings.prefix_memory * 1e9,
+                if settings.optimisation.prefix_memory is None
+                else settings.optimisation.prefix_memory * 1e9,
                 kept=kept,
                 quiet=quiet,
             )
@@ -159,7 +161,7 @@ def train(
         road.adapters[name].rescale(strengths[name])
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     road.training_summary = {
-        "recipe": {**vars(settings), "data": _named(data or settings.data)},
+        "recipe": settings.record(_named(data or settings.data.sources)),
         "rows": {
             name: sum(e.composition == name for e in examples)
             for name in dict.fromkeys(e.composition for e in examples)
@@ -210,13 +212,13 @@ def _tokenize_all(
                 f"data set {quoted(name)} trains nothing: expected a composition of {road.names}"
             )
         examples += tokenize(
-            load_rows(source, recipe.rows, recipe.rows_seed),
+            load_rows(source, recipe.data.rows, recipe.data.rows_seed),
             tokenizer,
             name,
-            template=recipe.template,
-            max_length=recipe.max_length,
-            max_completion=recipe.max_completion,
-            eos=name in recipe.eos,
+            template=recipe.data.template,
+            max_length=recipe.data.max_length,
+            max_completion=recipe.data.max_completion,
+            eos=name in recipe.data.eos,
         )
     return examples
 
@@ -240,7 +242,7 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
         recipe,
         folder,
         save_strategy="steps" if save else "no",
-        save_steps=recipe.save_steps,
+        save_steps=recipe.optimisation.save_steps,
         save_total_limit=2,
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
     )

@@ -24,6 +24,7 @@ from roadint.files.jsonable import plain
 from roadint.files.local import write_whole
 from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
+from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
 from roadint.training.fingerprint import fingerprint_of
 
@@ -38,7 +39,8 @@ _HOW = ("save_steps", "prefix_reuse", "prefix_memory")  # the result does not de
 def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
     """What must be the same for a run to go on: the optimisation, the sites, the data's tokens and the base model's values."""
     # The tokens tell the data.
-    settings = {name: value for name, value in vars(recipe).items() if name not in (*_HOW, "data")}
+    recorded = flat(recipe.record())
+    settings = {name: value for name, value in recorded.items() if name not in (*_HOW, "data")}
     sites = [
         *(each.spec() for each in road.interventions),
         *(each.spec() for each in road.adapters.values()),
@@ -130,8 +132,9 @@ def check_same_recipe(
 ) -> None:
     """Raises RoadError where the finished result in `out` is of other settings, or data of other names, than those."""
     training = saved.config.get("training")
-    before = training.get("recipe") if isinstance(training, dict) else None
-    now = plain({**vars(recipe), "data": dict(data or recipe.data)})
+    recipe_before = training.get("recipe") if isinstance(training, dict) else None
+    before = flat(recipe_before) if isinstance(recipe_before, dict) else None
+    now = flat(plain(recipe.record(data)))
     other = [
         name
         for name in now

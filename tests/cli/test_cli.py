@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import call
+from roadint.recipes.names import flat
+from tests.helpers import call, resign
 
 TRAIN = [
     "train",
@@ -80,6 +81,26 @@ def test_train_writes_a_checkpoint_and_says_what_it_is(
         "--set",
         "lr=0.5",
     )
+    assert code == 2
+    assert "holds a finished run of other settings (lr)" in errors
+
+
+def test_a_finished_run_of_before_recipes_had_sections_is_taken_up(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "out")
+    others = {"rank": 8, "targets": "all-linear", "exclude": [], "lora_rank": 0, "heads": []}
+
+    def flatten(config: Any) -> None:
+        assert config["training"]["recipe"]["optimisation"]["epochs"] == 1
+        config["training"]["recipe"] = others | flat(config["training"]["recipe"])
+
+    resign(tmp_path / "out", flatten)
+    train = [*TRAIN, "--model", base, "--out", str(tmp_path / "out"), "--resume"]
+    code, out, errors = call(capsys, monkeypatch, *train)
+    assert code == 0, errors
+    assert "32 trained numbers" in out
+    code, _, errors = call(capsys, monkeypatch, *train, "--set", "optimisation.lr=0.5")
     assert code == 2
     assert "holds a finished run of other settings (lr)" in errors
 
@@ -276,6 +297,15 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
             "recipe setting lr='.1' is no YAML",
         ),
         (["train", "composition", "--out", "x", "--set", "lr=.nan"], "lr=nan must be above 0"),
+        (
+            ["train", "composition", "--out", "x", "--rows", "6", "--set", "data.rows=5"],
+            "recipe setting data.rows is said twice, as '5' and 6",
+        ),
+        (
+            ["train", "composition", "--out", "x", "--set", "rank=4"],
+            "rank='4' is not of kind 'road'",
+        ),
+        (["bench", "learn", "composition"], "recipe kind 'road': expected kind 'linear'"),
         (
             [
                 "train",

@@ -212,6 +212,8 @@ def test_what_is_told_of_the_training_is_made_json(tmp_path: Path, llama: PreTra
         ({"dtype": "bfloat16"}, "bfloat16"),
         ({"dtype": torch.float16}, "float16"),
         ({"dtype": "nn"}, "auto"),
+        ({"model": {"name": "tiny", "dtype": "bfloat16"}}, "bfloat16"),
+        ({"model": "tiny", "dtype": "float16"}, "float16"),
     ],
 )
 def test_the_dtype_of_the_training_is_told(

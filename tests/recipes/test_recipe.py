@@ -1,30 +1,39 @@
 """Recipes: presets, files, overrides."""
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from roadint.errors import RoadError
+from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
 
 
 def test_the_papers_recipe() -> None:
     recipe = Recipe.load("composition-paper")
-    assert (recipe.layers, recipe.variant, recipe.lr, recipe.epochs, recipe.batch_size) == (
+    assert (
+        recipe.edit.layers,
+        recipe.edit.variant,
+        recipe.optimisation.lr,
+        recipe.optimisation.epochs,
+        recipe.optimisation.batch_size,
+    ) == (
         [15],
         "road_1",
         5e-3,
         5,
         8,
     )
-    assert (recipe.model, recipe.dtype, recipe.rows, recipe.max_length) == (
+    assert (recipe.model.name, recipe.model.dtype, recipe.data.rows, recipe.data.max_length) == (
         "huggyllama/llama-7b",
         "bfloat16",
         1000,
         512,
     )
-    assert recipe.data == {
+    assert recipe.data.sources == {
         "german": "hub:LeoLM/HellaSwag_de",
         "english": "hub:openbmb/UltraFeedback",
     }
@@ -33,14 +42,20 @@ def test_the_papers_recipe() -> None:
 
 
 def test_overrides_are_read_as_yaml_and_cast() -> None:
-    assert Recipe.load("composition", {"lrs": "{english: 1e-3}", "companions": "{}"}).lrs == {
-        "english": 1e-3
-    }
+    assert Recipe.load(
+        "composition", {"lrs": "{english: 1e-3}", "companions": "{}"}
+    ).optimisation.lrs == {"english": 1e-3}
     recipe = Recipe.load(
         "composition",
         {"lr": "1e-2", "layers": "[8, 10]", "rows": "16", "pairing": "half", "eos": "german"},
     )
-    assert (recipe.lr, recipe.layers, recipe.rows, recipe.pairing, recipe.eos) == (
+    assert (
+        recipe.optimisation.lr,
+        recipe.edit.layers,
+        recipe.data.rows,
+        recipe.edit.pairing,
+        recipe.data.eos,
+    ) == (
         0.01,
         [8, 10],
         16,
@@ -49,8 +64,8 @@ def test_overrides_are_read_as_yaml_and_cast() -> None:
     )
     assert Recipe.load(recipe, {"layers": "4", "rows": None, "pairing": "16"}).override(
         {}
-    ).layers == [4]
-    assert Recipe.load(recipe, {"pairing": "16"}).pairing == 16
+    ).edit.layers == [4]
+    assert Recipe.load(recipe, {"pairing": "16"}).edit.pairing == 16
 
 
 def test_what_names_no_subspace_is_told() -> None:
@@ -71,7 +86,12 @@ def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 2e-3\nsubspaces: {a: '[0, 64)'}\n")
     recipe = Recipe.load(path, {"seed": 7})
-    assert (recipe.lr, recipe.subspaces, recipe.seed, recipe.batch_size) == (
+    assert (
+        recipe.optimisation.lr,
+        recipe.edit.subspaces,
+        recipe.optimisation.seed,
+        recipe.optimisation.batch_size,
+    ) == (
         2e-3,
         {"a": "[0, 64)"},
         7,
@@ -175,7 +195,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str | 
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + content.encode())
     if message is None:
-        assert Recipe.load(path).layers is None
+        assert Recipe.load(path).edit.layers is None
         return
     with pytest.raises(RoadError, match=message):
         Recipe.load(path)
@@ -201,8 +221,8 @@ def test_what_is_no_recipe_at_all(tmp_path: Path) -> None:
 
 
 def test_lists_and_subspaces_in_every_form() -> None:
-    assert Recipe.load("composition", {"eos": "[]"}).eos == []
-    assert Recipe.load("composition", {"eos": "[german]", "layers": (1, 2)}).layers == [1, 2]
+    assert Recipe.load("composition", {"eos": "[]"}).data.eos == []
+    assert Recipe.load("composition", {"eos": "[german]", "layers": (1, 2)}).edit.layers == [1, 2]
     forms = {
         "a": slice(0, 8),
         "b": range(8, 12),
@@ -212,7 +232,7 @@ def test_lists_and_subspaces_in_every_form() -> None:
         "f": "[26, 28)",
     }
     recipe = Recipe.load("composition", {"subspaces": forms, "lrs": {}, "strengths": {}})
-    assert json.loads(json.dumps(recipe.subspaces)) == recipe.subspaces
+    assert json.loads(json.dumps(recipe.edit.subspaces)) == recipe.edit.subspaces
     (intervention, _) = recipe.interventions()
     expected = {
         "a": "[0, 8)",
@@ -237,12 +257,133 @@ def test_bad_recipes_are_named(tmp_path: Path) -> None:
 
 
 def test_every_preset_fits_its_model() -> None:
-    from roadint.recipes.recipe import _PRESETS
+    from roadint.recipes.recipe import PRESETS
 
     widths = {"gemma-3-270m": 640, "huggyllama/llama-7b": 4096}
-    for preset in _PRESETS.glob("*.yaml"):
+    for preset in PRESETS.glob("*.yaml"):
         recipe = Recipe.load(preset.stem)
         for intervention in recipe.interventions():
-            intervention.bind(widths[recipe.model])
-            assert set(intervention.partition) == set(recipe.data) == set(recipe.subspaces)
-            assert {*recipe.companions, *recipe.lrs, *recipe.eos} <= set(recipe.subspaces)
+            intervention.bind(widths[recipe.model.name])
+            assert (
+                set(intervention.partition)
+                == set(recipe.data.sources)
+                == set(recipe.edit.subspaces)
+            )
+            assert {*recipe.data.companions, *recipe.optimisation.lrs, *recipe.data.eos} <= set(
+                recipe.edit.subspaces
+            )
+
+
+def test_one_setting_by_every_name(tmp_path: Path) -> None:
+    (tmp_path / "flat.yaml").write_text(
+        "model: smollm2-135m\ntask: rte\nkind: linear\nheads: classifier\n"
+        "data: {train: a.tsv, dev: b.tsv}\nrows: 3\nlr: 1e-2\n"
+    )
+    (tmp_path / "nested.yaml").write_text(
+        "model: {name: smollm2-135m}\ntask: {name: rte}\nedit: {kind: linear, heads: [classifier]}\n"
+        "data: {sources: {train: a.tsv, dev: b.tsv}, rows: 3}\noptimisation: {lr: 0.01}\n"
+    )
+    from_flat, nested = (Recipe.load(tmp_path / f"{name}.yaml") for name in ("flat", "nested"))
+    dotted = Recipe(
+        **{
+            "model.name": "smollm2-135m",
+            "task.name": "rte",
+            "edit.kind": "linear",
+            "edit.heads": ["classifier"],
+            "data.sources": {"train": "a.tsv", "dev": "b.tsv"},
+            "data.rows": 3,
+            "optimisation.lr": 1e-2,
+        }
+    )
+    assert from_flat == nested == dotted == Recipe(**nested.record())
+    assert pickle.loads(pickle.dumps(nested)) == nested
+    assert nested.data.sources == {"train": "a.tsv", "dev": "b.tsv"}
+    assert Recipe.load(nested, {"data": {}}).data.sources == {}
+    assert Recipe.load(nested, {"data": {"rows": 4}}).data.sources == nested.data.sources
+    with pytest.raises(RoadError, match="optimisation.lr is said twice"):
+        nested.override({"optimisation": nested.optimisation, "lr": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimisation": {"lrr": 1}}, "no setting 'optimisation.lrr'.*did you mean 'optimisation.lr'"),
+        ({"data.lr": 1}, "no setting 'data.lr': expected one of 'companion_rate'.*did you mean 'lr'"),
+        ({"optimization": {"lr": 1}}, "no setting 'optimization'"),
+        ({"lr": 1, "optimisation.lr": 2}, "optimisation.lr is said twice, as 1 and 2"),
+        ({"edit": {"lr": 1}}, "no setting 'edit.lr'"),
+        ({"model": {"name": 5}}, "recipe setting model=5 does not fit: expected 'str'"),
+        ({"data": {"sources": {"a": 5}}}, "recipe setting data.a=5 does not fit: expected 'str'"),
+        ({"data": {"rows": 5, "german": "a.csv"}}, "no setting 'data.german'"),
+    ],
+)  # fmt: skip
+def test_names_in_sections_are_checked(settings: dict, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        Recipe.load("composition", settings)
+
+
+def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
+    for settings, message in (
+        ({"rank": 4}, "rank=4 is not of kind 'road', which takes .*, but of 'loreft', 'direft'"),
+        ({"kind": "loreft", "variant": "road_2"}, "variant='road_2' is not of kind 'loreft'"),
+        ({"kind": "linear", "position": "last"}, "position='last' is not of kind 'linear'"),
+        ({"lora_rank": 2}, "lora_rank=2 is not of kind 'road', .*but of 'linear'"),
+        ({"kind": "lorefft"}, "unknown kind of intervention 'lorefft'.*did you mean 'loreft'"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            Recipe.load("composition", settings)
+    recipe = Recipe.load("composition", {"kind": "loreft", "rank": 4})
+    assert recipe.edit.arguments == {
+        "component": "block_output",
+        "position": "last(5)",  # the preset's, which this kind has too
+        "phase": "prompt",
+        "subspaces": {"german": "[0, d/2)", "english": "[d/2, d)"},
+        "rank": 4,
+    }
+    assert "basis" not in recipe.override({"kind": "linear"}).edit.arguments
+
+
+def test_a_new_kind_brings_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from roadint.interventions import registry
+    from roadint.interventions.baselines import SteeringIntervention
+
+    class Louder(SteeringIntervention):
+        def __init__(self, *, gain: float = 1.0, how: Literal["a", "b"] = "a", **site: Any) -> None:
+            super().__init__(**site)
+            self.gain, self.how = gain, how
+
+        @classmethod
+        def recipe_fields(cls) -> tuple[str, ...]:
+            return (*super().recipe_fields(), "gain", "how")
+
+    registry.kinds()
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    registry.register("louder")(Louder)
+    recipe = Recipe(kind="louder", gain="2e-1", rank=2)
+    (intervention,) = recipe.interventions()
+    assert isinstance(intervention, Louder)
+    assert (intervention.gain, intervention.how, intervention.rank) == (0.2, "a", 2)
+    for settings, message in (
+        ({"gain": "loud"}, "recipe setting gain='loud' does not fit: expected 'float'"),
+        ({"how": "c"}, "recipe setting how='c' does not fit: expected 'a' or 'b'"),
+        ({"gian": 1}, "did you mean 'gain'"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            recipe.override(settings)
+    with pytest.raises(RoadError, match="gain=2 is not of kind 'road'"):
+        Recipe(gain=2)
+
+
+def test_records_of_checkpoints_old_and_new() -> None:
+    recipe = Recipe.load("composition")
+    record = json.loads(json.dumps(recipe.record({"german": "a.csv"})))
+    assert record["data"]["sources"] == {"german": "a.csv"}
+    assert record["edit"]["subspaces"] == recipe.edit.subspaces
+    short = flat(record)
+    assert (short["model"], short["task"], short["data"]) == (
+        "gemma-3-270m",
+        None,
+        {"german": "a.csv"},
+    )
+    assert flat(short) == short
+    assert Recipe(**short) == Recipe(**record)

@@ -10,7 +10,7 @@ import roadint
 from roadint import RoadError, RoadModel
 from roadint.sweep import run as running
 from roadint.sweep.plan import Plan, key
-from roadint.sweep.run import sweep
+from roadint.sweep.run import Runner, sweep
 from roadint.training import trainer
 from tests.helpers import call
 
@@ -58,21 +58,19 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(
 def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
     done: list[dict[str, Any]] = []
 
-    def run(plan: Plan, out: Path, settings: dict[str, Any], quiet: bool = True) -> dict[str, Any]:
+    def run(runner: Runner, settings: dict[str, Any]) -> dict[str, Any]:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(settings)
         return {"run": key(settings), "settings": settings, "seconds": 1.0}
 
-    monkeypatch.setattr(running, "one_run", run)
+    monkeypatch.setattr(Runner, "run", run)
     with pytest.raises(KeyboardInterrupt):
         sweep(plan, tmp_path, quiet=True)
     with (tmp_path / "runs.jsonl").open("a") as table:
         table.write('{"run": "cut sho')
     first, done = done, []
-    monkeypatch.setattr(
-        running, "one_run", lambda plan, out, settings, quiet: run(plan, out, settings)
-    )
+    monkeypatch.setattr(Runner, "run", lambda runner, settings: run(runner, settings))
     assert [row["settings"] for row in sweep(plan, tmp_path, quiet=True)] == plan.runs()
     assert [*first, *done] == plan.runs()
     done = []
@@ -144,12 +142,12 @@ def test_tasks_are_refused_and_subspaces_stay_what_they_are() -> None:
 def test_a_failed_run_is_no_success(
     base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    def run(plan: Plan, out: Path, settings: dict[str, Any], quiet: bool = True) -> dict[str, Any]:
+    def run(runner: Runner, settings: dict[str, Any]) -> dict[str, Any]:
         error = {"error": "no room\nat all"} if settings["seed"] < failing else {}
         figures = {name: {} for name in ("nll", "language", "shares")}
         return {"run": key(settings), "settings": settings, "seconds": 1.0, **figures, **error}
 
-    monkeypatch.setattr(running, "one_run", run)
+    monkeypatch.setattr(Runner, "run", run)
     for failing, said, expected in (
         (2, "1 of 2 runs failed", 1),
         (3, "2 of 2 runs failed", 1),
@@ -236,7 +234,7 @@ def test_a_table_cut_at_any_byte_loses_its_last_row_alone(
 ) -> None:
     done: list[Any] = []
 
-    def run(plan: Plan, out: Path, settings: Any, quiet: bool) -> dict[str, Any]:
+    def run(runner: Runner, settings: Any) -> dict[str, Any]:
         done.append(settings)
         return {
             "run": key(settings),
@@ -245,7 +243,7 @@ def test_a_table_cut_at_any_byte_loses_its_last_row_alone(
             "says": "für \u2028 alle",
         }
 
-    monkeypatch.setattr(running, "one_run", run)
+    monkeypatch.setattr(Runner, "run", run)
     rows = sweep(plan, tmp_path, quiet=True)
     table = (tmp_path / "runs.jsonl").read_bytes()
     last = table.rstrip().rfind(b"\n") + 1

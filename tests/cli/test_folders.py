@@ -7,8 +7,9 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from roadint import RoadError, RoadModel
-from roadint.cli.adapters import export, merge
-from roadint.cli.terminal import check_folder
+from roadint.cli.checks import check_folder
+from roadint.cli.export import export
+from roadint.cli.merge import merge
 
 
 def test_folders_that_can_not_be_made_are_told_before_the_work(tmp_path: Path) -> None:

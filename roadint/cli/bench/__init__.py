@@ -1,0 +1,1 @@
+"""`roadint bench`: one file a benchmark."""

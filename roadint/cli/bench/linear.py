@@ -1,0 +1,97 @@
+"""`roadint bench linear`: adapters on linear layers."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from roadint.cli.bench.options import Runs, check_outputs
+from roadint.cli.options import Json, Plot, Report
+from roadint.cli.output import console, report_json, save_figure
+from roadint.errors import check_known
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def linear(
+    model: Annotated[
+        str, typer.Option(help="For the decode; hub id, folder or short name.")
+    ] = "smollm2-135m",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="layer, decode, merge or memory, repeatable; all by default."),
+    ] = None,
+    width: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Of a layer, repeatable; 576 to 4,096 by default."),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float32 or bfloat16, repeatable; both by default.")
+    ] = None,
+    runs: Runs = 15,
+    out: Report = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Mixed batches, merging and training memory of adapters on linear layers.
+
+    Beside them: PEFT, and a LoRA of batched products.
+    """
+    from roadint.bench.linear import PARTS, WIDTHS, bench_linear
+
+    check_outputs(out, plot)
+    for name in part or ():
+        check_known("part", name, PARTS)
+    for name in dtype or ():
+        check_known("dtype", name, _DTYPES)
+    report = bench_linear(
+        model,
+        parts=part or PARTS,
+        widths=width or WIDTHS,
+        dtypes=dtype or _DTYPES,
+        runs=runs,
+        quiet=as_json,
+    )
+    report_json(report, out, as_json)
+    if plot is not None:
+        from roadint.plots import linear_figure
+
+        save_figure(linear_figure(report), plot)
+    if not as_json:
+        console.print(_table(report))
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    table = Table(
+        "case",
+        "dtype",
+        "rows × tokens, or layers",
+        "width",
+        "adapters",
+        "system",
+        "median",
+        "over the base",
+    )
+    for case in report["cases"]:
+        table.add_row(
+            case["name"],
+            case["dtype"],
+            _size(case),
+            str(case.get("width", "")),
+            str(case.get("adapters", "")),
+            case["system"],
+            _result(case),
+            f"{case['over_base']:.2f}" if "over_base" in case else "",
+        )
+    return table
+
+
+def _size(case: Mapping[str, Any]) -> str:
+    return f"{case['rows']} × {case['tokens']}" if "rows" in case else str(case.get("layers", ""))
+
+
+def _result(case: Mapping[str, Any]) -> str:
+    if "median_s" in case:
+        return f"{1000 * case['median_s']:.2f} ms"
+    return case.get("error") or f"{case['copies_kept']} copies kept"

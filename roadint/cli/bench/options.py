@@ -1,0 +1,30 @@
+"""Options that several benchmarks have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roadint.cli.checks import check_file, check_picture
+
+Model = Annotated[
+    str, typer.Option(help="Hub id, folder or short name (gemma-3-270m, smollm2-135m).")
+]
+Layer = Annotated[
+    int | None, typer.Option(min=0, help="Where the edit is; the middle layer by default.")
+]
+Runs = Annotated[int, typer.Option(min=1, help="Of every system, in turns.")]
+
+
+def check_outputs(out: Path | None, plot: Path | None = None) -> None:
+    """Check the files of a report before hours of measuring.
+
+    Args:
+        out: The file of the report.
+        plot: The file of its picture.
+
+    Raises:
+        RoadError: One can't be written.
+    """
+    check_file("--out", out)
+    check_picture("--plot", plot)

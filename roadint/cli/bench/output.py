@@ -1,0 +1,66 @@
+"""The table of a report that times systems beside each other, as train and generate do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from roadint.cli.output import console, print_line, report_json, save_figure
+
+_AXES = ("prompt", "completion", "rows", "compositions")  # what a case may vary
+
+
+def show_report(
+    report: Mapping[str, Any], out: Path | None, plot: Path | None, as_json: bool
+) -> None:
+    """Give a report of times to whoever asked: files, JSON on stdout, or a table.
+
+    Args:
+        report: As `bench_train` and `bench_generate` return it.
+        out: The file of the report.
+        plot: The file of its picture.
+        as_json: Whether stdout gets JSON in place of the table.
+    """
+    report_json(report, out, as_json)
+    if plot is not None:
+        from roadint.plots import bench_figure
+
+        save_figure(bench_figure(report), plot)
+    if as_json:
+        return
+    machine = report["machine"]
+    print_line(
+        f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, matrix "
+        f"products {machine['matmul_gflops']:.0f} GFLOP/s, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}"
+    )
+    table = Table(
+        "case",
+        "system",
+        "median",
+        "min to max",
+        "runs",
+        "peak memory",
+        "of the matrix-multiply rate",
+        "roadint is",
+    )
+    ratios = {(ratio["name"], ratio["over"]): ratio["value"] for ratio in report["ratios"]}
+    for case in report["cases"]:
+        table.add_row(*_cells(case, ratios.get((case["name"], case["system"]))))
+    console.print(table)
+
+
+def _cells(case: Mapping[str, Any], faster: float | None) -> tuple[str, ...]:
+    varied = next((f" = {case[axis]}" for axis in _AXES if axis in case), "")
+    rate, peak = case.get("matmul_fraction"), case["peak_mb"]
+    return (
+        case["name"] + varied,
+        case["system"],
+        f"{case['median_s']:.2f} s",
+        f"{case['min_s']:.2f} to {case['max_s']:.2f}",
+        str(case["runs"]),
+        "" if peak is None else f"{peak:,.0f} MB",
+        "" if rate is None else f"{rate:.0%}",
+        "" if faster is None else f"{faster:.2f} × as fast",
+    )

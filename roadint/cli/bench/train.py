@@ -1,0 +1,66 @@
+"""`roadint bench train`: times of training steps."""
+
+from typing import Annotated
+
+import typer
+
+from roadint.cli.bench.options import Layer, Model, check_outputs
+from roadint.cli.bench.output import show_report
+from roadint.cli.options import Data, Json, Plot, Report, Rows, pairs
+from roadint.errors import RoadError, check_known, listing
+
+
+def train(
+    model: Model = "gemma-3-270m",
+    layer: Layer = None,
+    data: Data = None,
+    rows: Rows = None,
+    max_completion: Annotated[
+        int, typer.Option(min=1, help="Cut completions at this many tokens.")
+    ] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the whole job.")] = 5,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Measure this many steps, evenly over an epoch.")
+    ] = 20,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Measure every step of the whole job instead.")
+    ] = False,
+    scaling: Annotated[
+        bool,
+        typer.Option(
+            "--scaling", help="Also step times by prompt, completion, rows and compositions."
+        ),
+    ] = False,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these systems, repeatable; roadint is always one."),
+    ] = None,
+    out: Report = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Time training steps: the same weights, rows, order, optimizer and dtype in every system.
+
+    Each system runs in a process of its own.
+    """
+    from roadint.bench.systems import BUNDLED, SYSTEMS, Job
+    from roadint.bench.train import bench_train
+    from roadint.data.sources import check_sources
+
+    for name in system or ():
+        check_known("system", name, SYSTEMS)
+    check_outputs(out, plot)
+    chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
+    sources = pairs(data, "--data") or BUNDLED
+    if not set(sources) <= set(BUNDLED):
+        raise RoadError(
+            f"--data names {listing(sources)}: expected german and english, the two halves that "
+            "are trained"
+        )
+    check_sources(sources, rows)
+    job = Job(model, layer, sources, rows, max_completion, batch_size, epochs=epochs)
+    report = bench_train(
+        job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json
+    )
+    show_report(report, out, plot, as_json)

@@ -1,0 +1,116 @@
+"""What is checked before the work that it is for: paths to write to, adapters of a checkpoint."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from roadint.errors import RoadError, check_known, first_line, quoted
+from roadint.files.local import is_folder
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Check that a file can be written.
+
+    Args:
+        option: The option that says it, for messages.
+        path: The file, where there is one.
+
+    Raises:
+        RoadError: It can't.
+    """
+    if path is None:
+        return
+    if is_folder(path):
+        raise RoadError(
+            f"{option} {quoted(str(path))} is a folder: expected a file, in it or elsewhere"
+        )
+    if not is_folder(path.parent):
+        raise RoadError(
+            f"{option} {quoted(str(path))[1:-1]}: the folder {quoted(str(path.parent))[1:-1]} "
+            "does not exist"
+        )
+    try:
+        if path.exists():
+            with path.open("ab"):
+                pass
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RoadError(
+            f"{option} {quoted(str(path))} can't be written ({first_line(error)})"
+        ) from None
+
+
+def check_picture(option: str, path: Path | None) -> None:
+    """Check that a picture can be written, as `check_file`, and that its form is known.
+
+    Args:
+        option: The option that says it, for messages.
+        path: The file, where there is one.
+
+    Raises:
+        RoadError: It can't.
+    """
+    check_file(option, path)
+    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
+        raise RoadError(f"{option} {quoted(str(path))[1:-1]}: expected a .png, .svg or .pdf file")
+
+
+def check_folder(option: str, path: Path, *, new: bool = False) -> None:
+    """Check that a folder can be made or written in.
+
+    Args:
+        option: The option that says it, for messages.
+        path: The folder.
+        new: Whether it has to be empty, where it exists.
+
+    Raises:
+        RoadError: It can't, or is not empty.
+    """
+    try:
+        lowest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+        if not lowest.is_dir():
+            raise RoadError(
+                f"{option} {quoted(str(path))}: {quoted(str(lowest))} is a file, expected a folder"
+            )
+        if new and lowest == path and any(path.iterdir()):
+            raise RoadError(f"{option} {quoted(str(path))} is not empty: expected a new folder")
+        _try_names(path, lowest)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RoadError):
+            raise
+        raise RoadError(
+            f"{option} {quoted(str(path))} can't be a folder of ours ({first_line(error)}): "
+            "expected another one"
+        ) from None
+
+
+def _try_names(path: Path, existing: Path) -> None:
+    """A name may be longer than the file system takes, or hold what no name may."""
+    with tempfile.TemporaryDirectory(dir=existing, prefix=".roadint.") as scratch:
+        longest = max(len(os.fsencode(name)) for name in (path.name, *path.parts))
+        (Path(scratch) / ("a" * longest)).touch()
+    if "\0" in str(path):
+        raise ValueError("no file has NUL in its name")
+
+
+def check_adapters(checkpoint: str, name: str | None = None) -> None:
+    """Check, before a model is loaded, that a checkpoint has adapters.
+
+    Args:
+        checkpoint: Folder or hub id.
+        name: An adapter that it must have.
+
+    Raises:
+        RoadError: It has none, or not that one.
+    """
+    from roadint.model.checkpoint import folder_of, read
+
+    names = [spec["name"] for spec in read(folder_of(checkpoint)).config.get("adapters", ())]
+    if not names:
+        raise RoadError(
+            f"{quoted(checkpoint)} holds no adapters of linear layers: an edit of hidden states "
+            "has no form as weights"
+        )
+    if name is not None:
+        check_known("adapter", name, names)

@@ -1,0 +1,102 @@
+"""Options that several commands have, and how NAME=VALUE is read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roadint.errors import RoadError, quoted
+
+Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="NAME=SOURCE, repeatable: a .jsonl, .parquet or .csv file, bundled:… or hub:…",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--model", help="Base model instead of the checkpoint's or recipe's own."),
+]
+Compositions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'."
+    ),
+]
+Added = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add",
+        help=(
+            "LABEL=CHECKPOINT, repeatable: another one to compose with, its subspaces are "
+            "NAME@LABEL."
+        ),
+    ),
+]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")
+]
+MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE, repeatable: a setting of the recipe."),
+]
+Folder = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
+Report = Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="Write a picture of the report (.png, .svg, .pdf).")
+]
+
+
+def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Read NAME=VALUE options.
+
+    Args:
+        texts: What was given, if anything.
+        option: The option, for messages.
+
+    Raises:
+        RoadError: A text has another form, or a name is there twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        name = name.strip()
+        if not separator or not name or not value:
+            raise RoadError(f"{option} {quoted(text)}: expected NAME=VALUE")
+        if name in values:
+            raise RoadError(
+                f"{option} names {quoted(name)} twice, as {quoted(values[name])} and "
+                f"{quoted(value)}: expected one of them"
+            )
+        values[name] = value
+    return values
+
+
+def overrides(settings: Sequence[str] | None, **options: Any) -> Mapping[str, Any]:
+    """What --set and other options change in a recipe.
+
+    Args:
+        settings: The texts of --set.
+        options: Settings with an option of their own; None changes nothing.
+
+    Raises:
+        RoadError: Both say the same setting.
+    """
+    changes: dict[str, Any] = dict(pairs(settings, "--set"))
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name in changes:
+            raise RoadError(
+                f"--set {name}={quoted(changes[name])} and --{name.replace('_', '-')} {value}: "
+                "expected one of them"
+            )
+        changes[name] = value
+    return changes

@@ -1,0 +1,55 @@
+"""What a command prints on stdout: tables and lines for people, JSON for machines."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from roadint.files.local import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A table in a pipe or a file is not cut at 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def print_line(text: str) -> None:
+    """Print a line as it is, without colours in its numbers."""
+    console.print(text, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    print(_json(value))
+
+
+def report_json(report: Mapping[str, Any], out: Path | None, printed: bool) -> None:
+    """Give a report as indented JSON where that is wanted.
+
+    Args:
+        report: Plain JSON values.
+        out: A file to write it to.
+        printed: Whether it goes to stdout.
+    """
+    if out is not None:
+        write_whole(out, _json(report) + "\n")
+    if printed:
+        print_json(report)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a picture; the ending of the path says of which form."""
+    figure.savefig(path, dpi=150)
+
+
+def share(value: float | None) -> str:
+    """A share as percents, or a dash where nothing was measured."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,138 @@
+"""`roadint train`: a recipe, trained and saved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roadint.cli.checks import check_folder
+from roadint.cli.options import Base, Data, Json, Rows, Settings, overrides, pairs
+from roadint.cli.output import print_json, print_line
+from roadint.errors import RoadError, listing, quoted
+
+if TYPE_CHECKING:
+    from roadint.recipes.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A preset (composition, composition-paper) or a YAML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the trained checkpoint.")],
+    data: Data = None,
+    rows: Rows = None,
+    max_completion: Annotated[
+        int | None, typer.Option(min=1, help="Cut completions at this many tokens.")
+    ] = None,
+    settings: Settings = None,
+    model: Base = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a finished checkpoint in --out.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train all subspaces of a recipe at once, each data set through its own."""
+    from roadint.model.checkpoint import size_of
+    from roadint.recipes.recipe import Recipe
+    from roadint.training import unfinished
+
+    check_folder("--out", out)
+    sources = pairs(data, "--data")
+    changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
+    chosen = Recipe.load(recipe, changes)
+    chosen.interventions()  # what does not fit is refused before a model is loaded
+    if unfinished.is_finished(out) and not overwrite:
+        if not resume:
+            raise RoadError(
+                f"--out {out} holds a finished checkpoint: choose another folder, or add "
+                "--overwrite"
+            )
+        summary = _finished(chosen, sources, out)
+    elif chosen.task.name:
+        summary = _finetune(chosen, sources, out, resume=resume, quiet=as_json)
+    else:
+        summary = _train(chosen, sources, out, resume=resume, quiet=as_json)
+    size = size_of(out)
+    if as_json:
+        print_json({"checkpoint": str(out), "bytes": size, **summary})
+    else:
+        print_line(
+            f"{out}: {summary['trainable']:,} trained numbers, {size:,} bytes; "
+            f"{summary['steps']} steps in {summary['seconds']:.0f} s; {_result(summary)}"
+        )
+
+
+def _finished(recipe: "Recipe", sources: Mapping[str, str], out: Path) -> Mapping[str, Any]:
+    """The summary of a run that is done; raises RoadError where it is of other settings."""
+    from roadint.model import checkpoint
+    from roadint.training import unfinished
+
+    saved = checkpoint.read(out)
+    unfinished.check_same_recipe(out, saved, recipe, sources)
+    summary: Mapping[str, Any] = saved.config["training"]
+    unfinished.finish(out)
+    return summary
+
+
+def _finetune(
+    recipe: "Recipe", sources: Mapping[str, str], out: Path, *, resume: bool, quiet: bool
+) -> Mapping[str, Any]:
+    from roadint.tasks.run import finetune
+
+    if resume:
+        raise RoadError(
+            f"--resume: a run of task {recipe.task.name!r} starts anew; expected --overwrite, or "
+            "another --out"
+        )
+    return finetune(recipe, data=dict(sources) or None, out=out, quiet=quiet)[1]
+
+
+def _train(
+    recipe: "Recipe", sources: Mapping[str, str], out: Path, *, resume: bool, quiet: bool
+) -> Mapping[str, Any]:
+    from roadint.data.sources import check_sources
+    from roadint.model.pretrained import load
+    from roadint.training.run import train as run
+
+    # Before the model is loaded, which takes longer than reading the rows once more.
+    used = sources or recipe.data.sources
+    if not used:
+        raise RoadError(
+            "no data given: expected --data NAME=SOURCE, a composition and what trains it"
+        )
+    _check_names(used, recipe.names())
+    check_sources(used, recipe.data.rows)
+    base, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype)
+    road = recipe.on(base)
+    return run(road, tokenizer, sources or None, recipe, out=out, resume=resume, quiet=quiet)
+
+
+def _check_names(sources: Mapping[str, str], names: list[str]) -> None:
+    """A data set is called by what it trains, a composition of these names."""
+    from roadint.grammar.composition import Composition
+
+    for name in sources:
+        if not Composition.parse(name, names).terms:
+            raise RoadError(
+                f"data set {quoted(name)} trains nothing: expected a composition of "
+                f"{listing(names)}"
+            )
+
+
+def _result(summary: Mapping[str, Any]) -> str:
+    """What the training came to: the metric of a task, or the loss of each data set."""
+    if "test" in summary:
+        epochs = [round(100 * score, 1) for score in summary["validation"]]
+        rows = summary["rows"]
+        return (
+            f"{summary['metric']} on the {rows['test']} test rows {100 * summary['test']:.1f}, on "
+            f"the {rows['validation']} validation rows by epoch {epochs}"
+        )
+    losses = ", ".join(
+        f"{name.removeprefix('loss/')} {value:.2f}"
+        for name, value in summary["loss"].items()
+        if "/" in name
+    )
+    return f"last training loss (nats a token): {losses}"

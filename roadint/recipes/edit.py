@@ -1,0 +1,187 @@
+"""The edit section of a recipe: what is learned (a kind of intervention, or adapters) and where.
+
+Which arguments a kind takes is asked of the kind itself: a new one needs no change here.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Field, create_model
+from typing_extensions import Self
+
+from roadint.adapters.targets import ALL_LINEAR
+from roadint.errors import RoadError, check_known, listing, quoted
+from roadint.files.jsonable import slice_text
+from roadint.grammar.position import Phase
+from roadint.grammar.subspace import Subspace
+from roadint.interventions.registry import kind_of, kinds
+from roadint.recipes.section import Finite, Index, Indices, Names, Section
+from roadint.rotation.rotation import Pairing, Variant
+
+LINEAR = "linear"
+
+
+def written(subspace: Any) -> Any:
+    """A subspace as text and lists, which YAML and JSON can hold.
+
+    Args:
+        subspace: In any form that an intervention takes; slices, ranges and pairs become text.
+
+    Example:
+        >>> written(slice(0, 16)), written((16, "d/2")), written([3, 4])
+        ('[0, 16)', '[16, d/2)', [3, 4])
+    """
+    if isinstance(subspace, range) and subspace.step == 1:
+        subspace = slice(subspace.start, subspace.stop)
+    if isinstance(subspace, slice):
+        return slice_text(subspace) if subspace.step in (None, 1) else subspace
+    if isinstance(subspace, Subspace):
+        return str(subspace)
+    if not isinstance(subspace, (tuple, list)):
+        return subspace
+    if isinstance(subspace, tuple) and _is_range(subspace):
+        start, end = subspace
+        return f"[{start}, {end})"
+    return [written(part) for part in subspace]
+
+
+def _is_range(pair: tuple[Any, ...]) -> bool:
+    """Two neighbours may be meant as dims, which the grammar of subspaces decides."""
+    if len(pair) != 2 or any(isinstance(end, (tuple, list)) for end in pair):
+        return False
+    return not (isinstance(pair[0], int) and pair[1] == pair[0] + 1)
+
+
+def written_all(subspaces: Any) -> Any:
+    """Subspaces by name, each as `written`; what is no mapping stays.
+
+    Args:
+        subspaces: Name → subspace.
+    """
+    if not isinstance(subspaces, Mapping):
+        return subspaces
+    return {name: written(subspace) for name, subspace in subspaces.items()}
+
+
+class InterventionArguments(Section):
+    """What every kind of intervention takes, the same at every layer of the recipe."""
+
+    component: str = "block_output"
+    position: str = "last"
+    phase: Phase = "prompt"
+    subspaces: Annotated[dict[str, Any], BeforeValidator(written_all)] = Field(
+        default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"}
+    )
+
+
+class AdapterArguments(Section):
+    """What `RoadModel.add_adapter` takes."""
+
+    variant: Variant = "road_1"
+    pairing: Pairing = "adjacent"
+    targets: str | list[str] = ALL_LINEAR
+    exclude: Names = Field(default_factory=list)
+    lora_rank: Index = 0
+    lora_alpha: Finite | None = None
+    heads: Names = Field(default_factory=list)
+
+
+def arguments_of(kind: str) -> type[Section]:
+    """The arguments that a recipe may say for a kind, as a section.
+
+    Args:
+        kind: A registered kind of intervention, or "linear" for adapters.
+
+    Raises:
+        RoadError: There is no such kind.
+    """
+    check_known("kind of intervention", kind, all_kinds())
+    if kind == LINEAR:
+        return AdapterArguments
+    intervention: Any = kind_of(kind)  # mypy takes a class for unhashable where its objects are
+    return _arguments_of(intervention)
+
+
+def all_kinds() -> list[str]:
+    """Every kind that a recipe may name."""
+    return [*kinds(), LINEAR]
+
+
+@cache
+def _arguments_of(kind: type[Any]) -> type[Section]:
+    shared = InterventionArguments.model_fields
+    more: dict[str, Any] = {
+        name: _constructor_argument(kind, name)
+        for name in kind.recipe_fields()
+        if name not in shared
+    }
+    return create_model(f"{kind.__name__}Arguments", __base__=InterventionArguments, **more)
+
+
+def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
+    """Type and default of an argument, from the class that has it."""
+    for base in kind.__mro__:
+        constructor = vars(base).get("__init__")
+        argument = inspect.signature(constructor).parameters.get(name) if constructor else None
+        if argument is not None:
+            hint = get_type_hints(constructor, include_extras=True).get(name, Any)
+            return hint, ... if argument.default is argument.empty else argument.default
+    raise RoadError(f"{kind.__name__} has no argument {name!r} that a recipe could say")
+
+
+class EditSection(Section):
+    """What is learned and where.
+
+    Attributes:
+        kind: "road", a baseline ("loreft", "direft", "steering") or any other registered kind of
+            intervention; "linear" for adapters on linear layers.
+        layers: Counted from 0; layer 9 by default, or all of them for adapters.
+
+    The kind's own arguments stand beside these, as in YAML: `edit.subspaces`, `edit.variant`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = "road"
+    layers: Indices | None = None
+
+    def __init__(self, kind: Any = "road", layers: Any = None, **arguments: Any) -> None:
+        takes = arguments_of(kind)
+        for name, value in arguments.items():
+            if name not in takes.model_fields:
+                others = [
+                    other for other in all_kinds() if name in arguments_of(other).model_fields
+                ]
+                raise RoadError(
+                    f"recipe setting {name}={quoted(value)} is not of kind {quoted(kind)}, which "
+                    f"takes {listing(takes.model_fields)}, but of {listing(others)}"
+                )
+        super().__init__(kind=kind, layers=layers, **dict(takes(**arguments)))
+        if self.layers == []:
+            raise RoadError("recipe setting layers=[] selects no layer: expected some, such as [9]")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A kind's argument."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The kind's own arguments, by name."""
+        return dict(self.model_extra or {})
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """The same with other values of some settings; another kind takes over what it has too."""
+        takes = arguments_of(settings.get("kind", self.kind)).model_fields
+        kept = {name: value for name, value in self.arguments.items() if name in takes}
+        return type(self)(**{"kind": self.kind, "layers": self.layers, **kept, **settings})
+
+
+def edit_names() -> list[str]:
+    """Every setting that an edit may have, of whatever kind."""
+    names = dict.fromkeys(EditSection.model_fields)
+    for kind in all_kinds():
+        names |= dict.fromkeys(arguments_of(kind).model_fields)
+    return list(names)

@@ -1,0 +1,142 @@
+"""The sections of a recipe but for its edit: model, data, optimisation, task.
+
+Defaults are the paper's where it names them (section 4.3).
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from roadint.data.prompts import Template
+from roadint.errors import RoadError
+from roadint.model.pretrained import Dtype
+from roadint.recipes.section import (
+    Count,
+    Epochs,
+    Finite,
+    Names,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    Warmup,
+)
+
+# Those of transformers that need no setting of their own.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+
+
+class ModelSection(Section):
+    """The base model.
+
+    Attributes:
+        name: As `roadint.load` takes it: a hub id, a folder or a short name.
+        dtype: Of the base model; rotations are float32 always.
+    """
+
+    short_names: ClassVar = {"name": "model"}
+
+    name: str = "gemma-3-270m"
+    dtype: Dtype = "auto"
+
+
+class DataSection(Section):
+    """What it learns from.
+
+    Attributes:
+        sources: Composition → source, see `roadint.data.sources`. Of a task: "train" and "dev", or
+            "validation" and "test".
+        rows: How many rows of each source, the first ones; all by default.
+        rows_seed: Draws the rows of each source at random instead.
+        template: How a prompt is written.
+        max_length: Tokens of prompt and completion together.
+        max_completion: Tokens of a completion; half of max_length by default.
+        companions: Composition → what acts beside it in training, one at a time.
+        companion_rate: The share of its examples that have their companion.
+        eos: The compositions whose completions end with the end-of-sequence token.
+    """
+
+    short_names: ClassVar = {"sources": "data"}
+
+    sources: dict[str, str] = Field(default_factory=dict)
+    rows: Count | None = None
+    rows_seed: Seed | None = None
+    template: Template = "alpaca"
+    max_length: Annotated[int, Field(ge=2, le=2**31 - 1)] = 512
+    max_completion: Count | None = None
+    companions: dict[str, Names] = Field(default_factory=dict)
+    companion_rate: Share = 0.5
+    eos: Names = Field(default_factory=list)
+
+
+class OptimisationSection(Section):
+    """How it learns: AdamW without weight decay.
+
+    Attributes:
+        lr: The learning rate.
+        lrs: Subspace → a rate of its own.
+        decay: Toward the identity, times the rate, at every step.
+        max_log_scale: Bound of |log α|; 0 for pure rotations.
+        strengths: Subspace → the strength, after training, that becomes its 1.
+        epochs: Passes through the data.
+        batch_size: Rows of a step, all compositions in proportion.
+        micro_batch: Rows that run at once, of like length; a whole step by default.
+        schedule: How the rate goes over the steps.
+        warmup_steps: A count, or below 1 a share of all steps.
+        max_grad_norm: Longer gradients are cut to it.
+        seed: Of the order of the rows and of what is drawn.
+        save_steps: Steps between two checkpoints while it runs.
+        prefix_reuse: Compute once what the edit can't change.
+        prefix_memory: GB for that; beyond it less is kept, or files are used. A quarter of what is
+            free by default.
+    """
+
+    lr: Positive = 5e-3
+    lrs: dict[str, NotNegative] = Field(default_factory=dict)
+    decay: NotNegative = 0.0
+    max_log_scale: NotNegative | None = None
+    strengths: dict[str, Finite] = Field(default_factory=dict)
+    epochs: Epochs = 5.0
+    batch_size: Count = 8
+    micro_batch: Count | None = None
+    schedule: Schedule = "linear"
+    warmup_steps: Warmup = 0.0
+    max_grad_norm: NotNegative = 1.0
+    seed: Seed = 42
+    save_steps: Count = 50
+    prefix_reuse: bool = True
+    prefix_memory: NotNegative | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """Check what concerns two settings."""
+        del context
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise RoadError(
+                f"recipe setting micro_batch={self.micro_batch} does not divide "
+                f"batch_size={self.batch_size}"
+            )
+
+
+class TaskSection(Section):
+    """A task with a metric of its own, in place of data sets.
+
+    Attributes:
+        name: One of `roadint.tasks`: "rte", …, "commonsense", "arithmetic", "cloze".
+        scored_rows: Of a reasoning task: at most so many validation, and test, rows.
+        max_new_tokens: Of an answer that is scored.
+    """
+
+    short_names: ClassVar = {"name": "task"}
+
+    name: str | None = None
+    scored_rows: Count | None = None
+    max_new_tokens: Count = 32
