@@ -31,7 +31,7 @@ def merge(
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
     report = road.merge(compose)
     with whole_folder(out, last="config.json") as scratch:
-        road.model.save_pretrained(scratch)
+        road.model.save_pretrained(scratch)  # type: ignore[operator]
         tokenizer.save_pretrained(scratch)
     worst = max(report.rounding.values())
     if as_json:
