@@ -13,11 +13,9 @@ from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
 from roadint.interop.pyvene import load
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
+from roadint.interventions.loreft import LoreftIntervention
+from roadint.interventions.steering import SteeringIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
 from tests.helpers import WIDTH, build
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
 from roadint.interop.pyvene import load
-from roadint.interventions.baselines import LoreftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
 from tests.helpers import WIDTH, build
 

@@ -15,11 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
+from roadint.interventions.loreft import LoreftIntervention
+from roadint.interventions.steering import SteeringIntervention
 from roadint.interventions.interchange import RoadInterchange
 from roadint.interventions.registry import kinds
 from roadint.model import checkpoint

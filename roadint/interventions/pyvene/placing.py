@@ -8,30 +8,13 @@ from torch import Tensor, nn
 
 from roadint.architecture.layers import find_layers, site_path, width_of
 from roadint.errors import RoadError, quoted
+from roadint.interventions.arguments import index_of
 from roadint.interventions.pyvene.patches import pyvene
-from roadint.interventions.pyvene.selection import index_of
 
 _REGISTERED = ("block_output", "attention_output", "mlp_output")
 _STREAM = (*_REGISTERED, "block_input", "attention_input", "mlp_input")  # as wide as the model
 _PLACE_IN_PATH = re.compile(r"[.\[](\d+)(?=[.\]])")  # the 3 in "model.layers[3].output"
 _MAX_WIDTH = 1 << 24
-
-
-def layer_index(layer: Any) -> int:
-    """The layer as an int. Raises RoadError where it counts none."""
-    index = index_of(layer)
-    if index is None or index < 0:
-        raise RoadError(f"layer {quoted(layer)} is no index: expected an integer from 0")
-    return index
-
-
-def component_name(component: Any) -> str:
-    """The component. Raises RoadError where it is no name."""
-    if not isinstance(component, str) or not component:
-        raise RoadError(
-            f"component {quoted(component)} is no name: expected one such as 'block_output'"
-        )
-    return component
 
 
 def layer_in_path(path: str, wanted: int | None) -> int | None:

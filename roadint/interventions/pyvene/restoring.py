@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.rotation.parameters import keep_objects
+
+_MACHINERY = vars(nn.Module()).keys()  # of torch: parameters, buffers, modules, hooks, the mode
 
 
 def arguments_of(state: Any) -> dict[str, Any]:
@@ -62,18 +63,17 @@ def check_fits(
             )
 
 
-def become(module: nn.Module, made: nn.Module) -> None:
-    """Take on all that `made` is; the parameters (with made's values), hooks and the mode stay the module's own."""
-    made.train(module.training)
-    kept, modules = dict(module.named_parameters()), dict(module.named_modules())
-    device = next((parameter.device for parameter in kept.values()), None)
-    for name, inside in made.named_modules():
-        if name in modules:
-            inside.__dict__.update(
-                {key: value for key, value in modules[name].__dict__.items() if "hook" in key}
-            )
-    for name in (*made._parameters, *made._buffers, *made._modules):
-        module.__dict__.pop(name, None)  # such as a None, where there was nothing to register
-    module.__dict__.update(made.__dict__)
-    keep_objects(module, kept)
-    module.to(device)
+def take_over(module: nn.Module, settled: nn.Module) -> None:
+    """Give `module` the configuration of `settled`, which is of its class and has no values yet.
+
+    Its parameters, hooks and mode stay; a parameter that the configuration has none of goes.
+    """
+    for name, value in vars(settled).items():
+        if name not in _MACHINERY:
+            setattr(module, name, value)
+    for name, buffer in settled.named_buffers(recurse=False):
+        module.register_buffer(name, buffer)
+    expected = dict(settled.named_parameters())
+    for name in [name for name, _ in module.named_parameters() if name not in expected]:
+        owner, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)

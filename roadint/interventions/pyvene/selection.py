@@ -1,6 +1,8 @@
-"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it: names, indices, dims or a composition."""
+"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it.
 
-import operator
+They hold names, indices, dims or compositions.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.grammar.subspace import Partition, Subspace, SubspaceLike
+from roadint.interventions.arguments import index_of
 
 
 def entries_of(subspaces: Any, rows: int) -> list[Any]:
@@ -122,14 +125,6 @@ def _items(given: Any) -> list[Any] | None:
         and not isinstance(given, (str, bytes))
         else None
     )
-
-
-def index_of(value: Any) -> int | None:
-    """An integer of any library, or None."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, RuntimeError, ValueError):
-        return None
 
 
 def _whole_number(value: Any, what: str) -> int:

@@ -10,11 +10,9 @@ import torch
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.interventions.base import SubspaceIntervention
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
+from roadint.interventions.loreft import LoreftIntervention
+from roadint.interventions.steering import SteeringIntervention
 from roadint.interventions.registry import kind_of
 from tests.helpers import WIDTH, trained
 
