@@ -1,4 +1,4 @@
-"""The arguments that say where an intervention acts, checked; and the rules of those that several kinds take."""
+"""Arguments that several kinds take: where an intervention acts, checked, and rules for JSON."""
 
 import operator
 from typing import Any, get_args

@@ -12,7 +12,7 @@ from roadint.interventions.registry import register
 
 @register("direft")
 class DireftIntervention(AdditiveIntervention):
-    """`h + W2ᵀ(W1 h + b)`: learned_source holds W1 and b, proj_layer W2, of which rows are units."""
+    """`h + W2ᵀ(W1 h + b)`: learned_source holds W1 and b, proj_layer W2, whose rows are units."""
 
     def _parameter_names(self) -> Sequence[str]:
         return ("learned_source.weight", "learned_source.bias", "proj_layer.weight")

@@ -66,6 +66,7 @@ def model_card(
         names: what a composition may use.
         specs: the arguments of its interventions and adapters.
     """
+    listed = ", ".join(repr(name) for name in (None, *names))
     sites = "\n".join(f"- `{dict(spec)}`" for spec in specs)
     header = (
         f"base_model: {base_model}\n"
@@ -85,7 +86,7 @@ import roadint
 
 model, tokenizer = roadint.load("{base_model}")
 road = roadint.RoadModel.from_pretrained(model, "{repo_id}")
-print(road.answer(tokenizer, "How can I learn English?", compose=[None, {", ".join(repr(name) for name in names)}]))
+print(road.answer(tokenizer, "How can I learn English?", compose=[{listed}]))
 ```
 
 {sites}

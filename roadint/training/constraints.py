@@ -88,7 +88,7 @@ class Constraints:
         self, interventions: Sequence[SubspaceIntervention]
     ) -> list[tuple[Tensor, Tensor]]:
         """Parameters, and what the steps of their units are multiplied by."""
-        factors = []
+        factors: list[tuple[Tensor, Tensor]] = []
         for intervention in interventions:
             rates = {name: self.rates.get(name, 1.0) for name in intervention.partition}
             by_unit = intervention.partition.strengths(rates)

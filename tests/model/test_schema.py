@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.interventions.direft import DireftIntervention
-from roadint.interventions.loreft import LoreftIntervention
-from roadint.interventions.steering import SteeringIntervention
 from roadint.interventions.interchange import RoadInterchange
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kinds
+from roadint.interventions.steering import SteeringIntervention
 from roadint.model import checkpoint
 from roadint.model.checkpoint import CONFIG, TENSORS
 from roadint.model.schema import check_config

@@ -57,8 +57,11 @@ _IGNORED = frozenset(
 )
 
 
-class PyveneEntry(  # type: ignore[misc]
-    Sited, SubspaceIntervention, TrainableIntervention, DistributedRepresentationIntervention
+class PyveneEntry(
+    Sited,
+    SubspaceIntervention,
+    TrainableIntervention,  # type: ignore[misc]
+    DistributedRepresentationIntervention,  # type: ignore[misc]
 ):
     """The base class of the kinds that take a source; `EditIntervention` of those that do not.
 

@@ -1,4 +1,7 @@
-"""Values that come back with the arguments they belong to: read, checked before anything is made, and taken on in place."""
+"""Values that come back with the arguments that they belong to.
+
+The arguments are read, checked before anything is made, and taken over in place.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +16,11 @@ _MACHINERY = vars(nn.Module()).keys()  # of torch: parameters, buffers, modules,
 
 
 def arguments_of(state: Any) -> dict[str, Any]:
-    """What `get_extra_state` wrote. Raises RoadError for anything else."""
+    """What `get_extra_state` wrote.
+
+    Raises:
+        RoadError: for anything else.
+    """
     try:
         arguments = json.loads(bytes(state.tolist()).decode())
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -28,7 +35,11 @@ def arguments_of(state: Any) -> dict[str, Any]:
 
 
 def check_shape(name: str, saved: Any, value: Tensor) -> None:
-    """Raises RoadError where a saved value is of another shape."""
+    """Check that a saved value has the shape of the value that it is for.
+
+    Raises:
+        RoadError: where it has not.
+    """
     if not torch.is_tensor(saved) or saved.shape != value.shape:
         got = tuple(saved.shape) if torch.is_tensor(saved) else quoted(saved)
         raise RoadError(f"{name} is {got}: expected {tuple(value.shape)}")
@@ -37,14 +48,22 @@ def check_shape(name: str, saved: Any, value: Tensor) -> None:
 def check_fits(
     kind: type[nn.Module], arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Raises RoadError, before anything large is made, where the arguments ask for other shapes than the values have."""
-    width, numbers = (
-        arguments.get("embed_dim"),
-        sum(value.numel() for value in values.values() if torch.is_tensor(value)),
-    )
+    """Check, before anything large is made, that values have the shapes that arguments ask for.
+
+    Args:
+        kind: the class of the intervention.
+        arguments: those of its __init__.
+        values: what was saved with them, by name.
+
+    Raises:
+        RoadError: where they have not, or the arguments make no intervention.
+    """
+    width = arguments.get("embed_dim")
+    numbers = sum(value.numel() for value in values.values() if torch.is_tensor(value))
     if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= 2 * numbers:
         raise RoadError(
-            f"embed_dim {quoted(width)} for {numbers} values: expected the width that they were saved with"
+            f"embed_dim {quoted(width)} for {numbers} values: "
+            "expected the width that they were saved with"
         )
     cheap = {**arguments, **({"basis": "identity"} if "basis" in arguments else {})}
     try:
@@ -59,7 +78,8 @@ def check_fits(
     for name, shape in shapes.items():
         if name in values and values[name].shape != shape:
             raise RoadError(
-                f"{name} is {tuple(values[name].shape)}: expected {tuple(shape)}, as its arguments say"
+                f"{name} is {tuple(values[name].shape)}: "
+                f"expected {tuple(shape)}, as its arguments say"
             )
 
 
