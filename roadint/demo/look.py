@@ -40,7 +40,7 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     with service.using(parsed):
         engine.check(prompt, parsed)
         with engine.lock:
-            acting = [site for site in road.sites if label_of(site) in ("", *used)]
+            acting = [site for site in road.interventions if label_of(site) in ("", *used)]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
             moved = next_tokens(road, tokenizer, prompt, parsed)
             lens = logit_lens(road, tokenizer, prompt, parsed)

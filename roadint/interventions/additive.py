@@ -62,6 +62,16 @@ class AdditiveIntervention(EditIntervention):
         self.rank = rank
         self._bind_first()
 
+    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As in the base class; pyvene's low_rank_dimension, where it is said, is the rank."""
+        wanted = given.get("low_rank_dimension")
+        if wanted is not None and wanted != self.rank:
+            raise RoadError(
+                f"low_rank_dimension {quoted(wanted)} for an intervention of rank {self.rank}: "
+                "expected the same"
+            )
+        return super().representation(given)
+
     def _build(self, width: int) -> Partition:
         if not 0 < self.rank <= width:
             raise RoadError(f"rank {self.rank} does not fit width {width}: expected 1 to {width}")

@@ -67,7 +67,10 @@ class RoadInterchange(PairedIntervention):
     A strength multiplies what is exchanged; 1 is the whole interchange.
 
     Args:
-        layer, component, position, phase, embed_dim, basis, basis_seed: as in RoadIntervention.
+        layer: the layer, from 0.
+        component: "block_output" (the default), "attention_output" or "mlp_output".
+        position: which tokens; see `roadint.grammar.position.Position`.
+        phase: "prompt", "generated" or "both".
         subspace: the one subspace of blocks, named "road"; all blocks by default.
         subspaces: named subspaces in its place, {"left": "[0, d/2)", …}.
         stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from
@@ -82,9 +85,13 @@ class RoadInterchange(PairedIntervention):
         learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of
             a subspace's rows, from its first, that is taken: Boundless DAS). Gates are soft while
             training, at `temperature`, which the user lowers; 0 or 1 in eval().
-        subspace_partition, max_number_of_units: pyvene's.
-        source_representation: hidden states [width] that are the source wherever none is given, as
-            pyvene's constant sources.
+        embed_dim: the width of the hidden states; where it is None, a model tells it later.
+        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: the seed of a random one.
+        subspace_partition: pyvene's way to say subspaces, as sets of rows of R.
+        max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
+        source_representation: hidden states that are the source wherever none is given, as pyvene's
+            constant sources.
         **kwargs: further fields of pyvene's configuration, which say nothing here.
 
     Attributes:

@@ -32,7 +32,7 @@ def fit_axes(
         collate: makes batches of them.
         quiet: no progress bar.
     """
-    for intervention in road.sites:
+    for intervention in road.interventions:
         axes = intervention.unmeasured_axes()
         if axes is not None:
             axes.fit(_hidden_at(road, intervention, examples, collate, quiet))

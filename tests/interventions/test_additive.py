@@ -89,7 +89,7 @@ def test_in_a_model_and_through_a_checkpoint(llama: Any, kind: str, tmp_path: Pa
     assert not torch.allclose(logits[1, -1], llama(input_ids=ids).logits[1, -1])
     road.save_pretrained(tmp_path)
     loaded = RoadModel.from_pretrained(llama, tmp_path)
-    assert loaded.sites[0].kind == kind
+    assert loaded.interventions[0].kind == kind
     assert loaded.trainable_count == road.trainable_count
     torch.testing.assert_close(loaded(input_ids=ids, compose=compose).logits, logits)
 
@@ -191,7 +191,7 @@ def test_the_trainer_trains_and_counts(
         for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     ]
     assert losses[-1] < losses[0] - 0.5
-    assert RoadModel.from_pretrained(llama, tmp_path / "run").sites[0].kind == kind
+    assert RoadModel.from_pretrained(llama, tmp_path / "run").interventions[0].kind == kind
 
 
 def test_the_numbers_of_the_composition_experiment() -> None:

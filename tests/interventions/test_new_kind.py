@@ -142,7 +142,7 @@ def test_saved_and_loaded(gain: Any, llama: PreTrainedModel, tmp_path: Path) -> 
     road = RoadModel(llama, intervention)
     road.save_pretrained(tmp_path / "road")
     loaded = RoadModel.from_pretrained(llama, tmp_path / "road")
-    assert loaded.sites[0].spec() == intervention.spec()
+    assert loaded.interventions[0].spec() == intervention.spec()
     logits = road(IDS, compose=COMPOSE).logits
     assert torch.equal(loaded(IDS, compose=COMPOSE).logits, logits)
     pv.IntervenableModel([intervention], llama).save(str(tmp_path / "pyvene"))
@@ -163,7 +163,7 @@ def test_it_trains_with_what_it_allows(
     data = {"a": rows("aaaaaaaa"), "b": rows("zzzzzzzz")}
     summary = roadint.train(road, tokenizer, data, lrs={"b": 0.0}, decay=0.1, **SHORT)
     assert summary["trainable"] == WIDTH // 2
-    trained, still = road.sites[0].gains.detach().split(WIDTH // 4)
+    trained, still = road.interventions[0].gains.detach().split(WIDTH // 4)
     assert bool((trained != 0).all())
     assert torch.equal(still, torch.zeros(WIDTH // 4))
     with pytest.raises(RoadError, match="bounds of the scale are for"):

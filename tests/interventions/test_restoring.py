@@ -162,9 +162,9 @@ def test_values_do_not_move_an_intervention_from_the_site_that_was_said() -> Non
         assert (silent.layer, silent.component) == (2, "mlp_output")
     model = build()
     road, other = RoadModel(model, RoadIntervention()), RoadModel(model, RoadIntervention(layer=2))
-    torch.nn.init.normal_(other.sites[0].theta)
+    torch.nn.init.normal_(other.interventions[0].theta)
     road.load_state_dict(other.state_dict())
-    assert road.sites[0].layer == 0
+    assert road.interventions[0].layer == 0
     ids = torch.randint(3, 100, (1, 4))
     assert not torch.equal(road(input_ids=ids).logits, model(ids).logits)
 

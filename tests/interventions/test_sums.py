@@ -35,7 +35,7 @@ def test_sums_on_shared_blocks_are_products_and_differences_quotients(
     road = RoadModel.from_pretrained(llama, paths)
     assert road.names == [f"{name}@{label}" for label in "abc" for name in HALVES]
     single = RoadIntervention(layer=1, embed_dim=WIDTH)
-    a, b = (RoadModel.from_pretrained(llama, paths[name]).sites[0] for name in "ab")
+    a, b = (RoadModel.from_pretrained(llama, paths[name]).interventions[0] for name in "ab")
     with torch.no_grad():
         half = WIDTH // 4
         single.theta[:half] = a.theta[:half] + 0.5 * b.theta[:half]
@@ -60,7 +60,8 @@ def test_disjoint_blocks_of_any_variant(llama: PreTrainedModel, tmp_path: Path) 
     }
     road = RoadModel.from_pretrained(llama, paths)
     alone = {
-        label: RoadModel.from_pretrained(llama, path).sites[0] for label, path in paths.items()
+        label: RoadModel.from_pretrained(llama, path).interventions[0]
+        for label, path in paths.items()
     }
     h = torch.randn(1, WIDTH)
     expected = torch.cat(
@@ -71,8 +72,8 @@ def test_disjoint_blocks_of_any_variant(llama: PreTrainedModel, tmp_path: Path) 
         1,
     )
     for each in ("german@a + english@b", "english@b + german@a"):
-        both = road.sites[1](
-            road.sites[0](h, subspaces=[_of(each, "a")]), subspaces=[_of(each, "b")]
+        both = road.interventions[1](
+            road.interventions[0](h, subspaces=[_of(each, "a")]), subspaces=[_of(each, "b")]
         )
         torch.testing.assert_close(both, expected)
         assert torch.isfinite(road(input_ids=IDS, compose=each).logits).all()

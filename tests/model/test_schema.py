@@ -65,7 +65,7 @@ NASTY: list[Any] = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     road = RoadModel(build("llama"), copy.deepcopy(EVERY_KIND))
-    road.sites[1].fit_basis(torch.randn(64, 32))  # type: ignore[attr-defined]
+    road.interventions[1].fit_basis(torch.randn(64, 32))  # type: ignore[attr-defined]
     road.add_adapter(
         "x", variant="road_4", targets=["q_proj"], subspace="[0, d/2)", lora_rank=2, heads="lm_head"
     )
@@ -111,7 +111,7 @@ def load(folder: Path, model: PreTrainedModel) -> bool:
         return False
     assert all(
         bool(value.isfinite().all())
-        for each in [*road.sites, *road.adapters.values()]
+        for each in [*road.interventions, *road.adapters.values()]
         for value in each.values().values()
     )
     return True
@@ -121,7 +121,9 @@ def test_every_kind_comes_back(saved: Path) -> None:
     assert {each.kind for each in EVERY_KIND} == set(kinds())
     again = RoadModel.from_pretrained(build("llama"), saved)
     config = json.loads((saved / CONFIG).read_text())
-    assert [{"kind": each.kind, **each.spec()} for each in again.sites] == config["interventions"]
+    assert [{"kind": each.kind, **each.spec()} for each in again.interventions] == config[
+        "interventions"
+    ]
     assert [each.spec() for each in again.adapters.values()] == config["adapters"]
 
 

@@ -38,7 +38,7 @@ def test_decay_goes_to_the_identity(llama: Any) -> None:
     site = road.interventions[0]
     theta, alpha = site.theta.detach().clone(), site.alpha.detach().clone()
     optimizer = torch.optim.SGD(site.parameters(), lr=0.1)
-    Constraints({}, decay=2.0).install(optimizer, road.sites)
+    Constraints({}, decay=2.0).install(optimizer, road.interventions)
     for parameter in site.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for _ in range(3):

@@ -109,9 +109,12 @@ class PyveneEntry(
         for name, value in arguments.items():
             if name in _IGNORED or (name == "source_representation" and value is None):
                 continue
-            classes = (type(self), PyveneEntry, SubspaceIntervention)
             known = list(
-                dict.fromkeys(name for kind in classes for name in _names_of_arguments(kind))
+                dict.fromkeys(
+                    _names_of_arguments(type(self))
+                    + _names_of_arguments(PyveneEntry)
+                    + _names_of_arguments(SubspaceIntervention)
+                )
             )
             raise RoadError(
                 f"{type(self).__name__} has no argument {quoted(name)}: "
@@ -150,12 +153,6 @@ class PyveneEntry(
             raise RoadError(
                 "subspace_partition is the intervention's own: "
                 f"expected {type(self).__name__}(subspace_partition=…)"
-            )
-        rank, wanted = getattr(self, "rank", None), given.get("low_rank_dimension")
-        if None not in (rank, wanted) and rank != wanted:
-            raise RoadError(
-                f"low_rank_dimension {quoted(wanted)} for an intervention of rank {rank}: "
-                "expected the same"
             )
         self._take_site(given.get("layer"), given.get("component"))
         self._take_source(given.get("source_representation"))
