@@ -5,7 +5,7 @@ the same expressions. The directions are the units of a partition, as in pyreft'
 experiment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,9 @@ class AdditiveIntervention(EditIntervention):
             )
         return super().representation(given)
 
+    def _parameter_names(self) -> Sequence[str]:
+        return tuple(self._shapes(self.rank, 1))
+
     def _build(self, width: int) -> Partition:
         if not 0 < self.rank <= width:
             raise RoadError(f"rank {self.rank} does not fit width {width}: expected 1 to {width}")
@@ -109,6 +112,7 @@ class AdditiveIntervention(EditIntervention):
 
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:
+        """Of the parameters, by name."""
         raise NotImplementedError
 
     def _check_strengths(self, strengths: Float[Tensor, "rows units"]) -> None:

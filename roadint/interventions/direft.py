@@ -1,7 +1,5 @@
 """DiReFT with subspaces ("ReFT", arXiv 2404.03592, equation 4): LoReFT, not orthogonal."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +11,6 @@ from roadint.interventions.registry import register
 @register("direft")
 class DireftIntervention(AdditiveIntervention):
     """`h + W2ᵀ(W1 h + b)`: learned_source holds W1 and b, proj_layer W2, whose rows are units."""
-
-    def _parameter_names(self) -> Sequence[str]:
-        return ("learned_source.weight", "learned_source.bias", "proj_layer.weight")
 
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:

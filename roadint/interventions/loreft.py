@@ -1,7 +1,5 @@
 """LoReFT with subspaces ("ReFT", arXiv 2404.03592, equation 2): an edit in a low-rank subspace."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
@@ -9,8 +7,6 @@ from torch.nn.utils.parametrizations import orthogonal
 from roadint.files.rules import Shapes
 from roadint.interventions.additive import AdditiveIntervention
 from roadint.interventions.registry import register
-
-_ORIGINAL = "rotate_layer.parametrizations.weight.original"
 
 
 @register("loreft")
@@ -21,15 +17,12 @@ class LoreftIntervention(AdditiveIntervention):
     parametrisation: training some rows moves the others, unlike RoAd's blocks.
     """
 
-    def _parameter_names(self) -> Sequence[str]:
-        return ("learned_source.weight", "learned_source.bias", _ORIGINAL)
-
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:
         return {
             "learned_source.weight": (rank, width),
             "learned_source.bias": (rank,),
-            _ORIGINAL: (width, rank),
+            "rotate_layer.parametrizations.weight.original": (width, rank),
         }
 
     def _make_parameters(self, width: int) -> None:

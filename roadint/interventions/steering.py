@@ -1,7 +1,5 @@
 """Steering vectors: learned directions that are added to a hidden state."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +14,6 @@ class SteeringIntervention(AdditiveIntervention):
 
     There are `rank` units; for one a subspace, give the number of subspaces.
     """
-
-    def _parameter_names(self) -> Sequence[str]:
-        return ("vectors",)
 
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:

@@ -29,8 +29,8 @@ from roadint.interventions.pyvene.placing import (
     check_layer,
     check_source,
     layer_in_path,
+    position_width,
     register,
-    told_width,
     width_at,
 )
 from roadint.interventions.pyvene.restoring import arguments_of, check_fits, check_shape, take_over
@@ -58,10 +58,7 @@ _IGNORED = frozenset(
 
 
 class PyveneEntry(
-    Sited,
-    SubspaceIntervention,
-    TrainableIntervention,  # type: ignore[misc]
-    DistributedRepresentationIntervention,  # type: ignore[misc]
+    Sited, SubspaceIntervention, TrainableIntervention, DistributedRepresentationIntervention
 ):
     """The base class of the kinds that take a source; `EditIntervention` of those that do not.
 
@@ -97,7 +94,7 @@ class PyveneEntry(
                 )
             parts = enumerate(parts_of(subspace_partition))
             site["subspaces"] = {f"subspace_{number}": part for number, part in parts}
-        width = None if embed_dim is None else told_width(embed_dim, max_number_of_units)
+        width = None if embed_dim is None else position_width(embed_dim, max_number_of_units)
         super().__init__(**site, embed_dim=width)
         self.keep_last_dim, self.use_fast = True, arguments.get("use_fast", False)
         # pyvene's `subspaces` mean dims where there is no partition, else indices into it.
@@ -355,7 +352,7 @@ class PyveneEntry(
         self.bind(arguments["embed_dim"]).train(self.training)
 
 
-class EditIntervention(SourcelessIntervention, PyveneEntry):  # type: ignore[misc]
+class EditIntervention(SourcelessIntervention, PyveneEntry):
     """The base class of the kinds that edit a hidden state by itself, without a source."""
 
 

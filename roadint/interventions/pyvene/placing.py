@@ -36,7 +36,7 @@ def layer_in_path(path: str, wanted: int | None) -> int | None:
     return int(layers[0]) if layers else None
 
 
-def told_width(embed_dim: Any, units: Any) -> int:
+def position_width(embed_dim: Any, units: Any) -> int:
     """The width of one position.
 
     Args:
