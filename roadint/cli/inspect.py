@@ -1,8 +1,8 @@
 """`roadint inspect`: what a checkpoint learned, as tables or JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from roadint.cli.checks import check_picture
 from roadint.cli.options import Json
 from roadint.cli.output import console, print_json
 from roadint.errors import RoadError, listing
+
+if TYPE_CHECKING:
+    from roadint.interventions.base import SubspaceIntervention
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 
@@ -31,59 +34,67 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print angle and scale of the blocks of each subspace, and of the layers of each adapter."""
-    from roadint.inspection.angles import adapter_values, block_values
-    from roadint.interventions.road import RoadIntervention
+    from roadint.inspection.angles import adapter_values, intervention_values
     from roadint.model.checkpoint import folder_of, read
-    from roadint.model.opening import open_checkpoint
 
     check_picture("--plot", plot)
     saved = read(folder_of(checkpoint))
     interventions, config = saved.interventions(), saved.config
-    turning = [each for each in interventions if isinstance(each, RoadIntervention)]
     if plot is not None:
-        from roadint.plots import block_figure
-
-        if not turning:
-            held = listing(each.kind for each in interventions) or "adapters"
-            raise RoadError(
-                f"--plot {plot}: {checkpoint} has no rotations of hidden states to draw, only {held}"
-            )
-        block_figure(turning).savefig(plot, dpi=150)
+        _draw(plot, checkpoint, interventions)
     adapters = [adapter_values(spec, theta, alpha) for spec, theta, alpha in saved.adapter_values()]
-    values = [
-        block_values(each) if isinstance(each, RoadIntervention) else each.spec()
-        for each in interventions
-    ]
+    sites = [intervention_values(intervention) for intervention in interventions]
     if as_json:
-        print_json(
-            {
-                "base_model": config["base_model"],
-                "training": config["training"],
-                "sites": values,
-                "adapters": adapters,
-            }
-        )
+        about = {name: config[name] for name in ("base_model", "training")}
+        print_json({**about, "sites": sites, "adapters": adapters})
         return
     base = config["base_model"]
     console.print(
         f"{checkpoint}: on {base['id']} (width {base['width']}, {base['layers']} layers)",
         highlight=False,
     )
-    for intervention, site in zip(interventions, values, strict=True):
-        if isinstance(intervention, RoadIntervention):
-            console.print(_blocks_table(site) if blocks else _subspaces_table(site))
-        else:
-            console.print(
-                f"{intervention}: {intervention.trainable_count:,} numbers", highlight=False
-            )
+    for intervention, site in zip(interventions, sites, strict=True):
+        _print_site(intervention, site, blocks)
     for adapter in adapters:
         console.print(_adapter_table(adapter))
     if prompt is not None:
+        from roadint.model.opening import open_checkpoint
+
         road, tokenizer = open_checkpoint(checkpoint, None, None)
         console.print(road.describe(tokenizer, prompt), markup=False, highlight=False)
 
 
-def _subspaces_table(site: Mapping[str, Any]) -> Table:
+def _draw(plot: Path, checkpoint: str, interventions: Sequence["SubspaceIntervention"]) -> None:
+    from roadint.inspection.angles import turns_blocks
+    from roadint.plots import block_figure
+
+    if not any(turns_blocks(intervention) for intervention in interventions):
+        held = listing(intervention.kind for intervention in interventions)
+        raise RoadError(
+            f"--plot {plot}: {checkpoint} has no rotations of hidden states to draw, "
+            f"only {held if interventions else 'adapters'}"
+        )
+    block_figure(interventions).savefig(plot, dpi=150)
+
+
+def _print_site(
+    intervention: "SubspaceIntervention", site: Mapping[str, Any], blocks: bool
+) -> None:
+    from roadint.inspection.angles import turns_blocks
+
+    if not turns_blocks(intervention):
+        count = f"{intervention.trainable_count:,} numbers"
+        console.print(f"{intervention}: {count}", markup=False, highlight=False)
+        return
+    basis = site.get("basis", "identity")
+    title = (
+        f"layer {site['layer']} {site['component']}, position {site['position']}, "
+        f"{intervention.short_name}{'' if basis == 'identity' else f', {basis} basis'}"
+    )
+    console.print(_blocks_table(site, title) if blocks else _subspaces_table(site, title))
+
+
+def _subspaces_table(site: Mapping[str, Any], title: str) -> Table:
     columns = (
         "subspace",
         "dims",
@@ -93,7 +104,7 @@ def _subspaces_table(site: Mapping[str, Any]) -> Table:
         "mean |log α|",
         "most turned (block: θ, α)",
     )
-    table = Table(*columns, title=_title(site))
+    table = Table(*columns, title=title)
     for name, subspace in site["subspaces"].items():
         listed = zip(subspace["blocks"], subspace["angles"], subspace["scales"], strict=True)
         turned = sorted(listed, key=lambda block: -max(map(abs, block[1])))
@@ -112,8 +123,8 @@ def _subspaces_table(site: Mapping[str, Any]) -> Table:
     return table
 
 
-def _blocks_table(site: Mapping[str, Any]) -> Table:
-    table = Table("block", "dims", "subspace", "θ (radians)", "α", title=_title(site))
+def _blocks_table(site: Mapping[str, Any], title: str) -> Table:
+    table = Table("block", "dims", "subspace", "θ (radians)", "α", title=title)
     for name, subspace in site["subspaces"].items():
         for block, angles, scales in zip(
             subspace["blocks"], subspace["angles"], subspace["scales"], strict=True
@@ -126,15 +137,11 @@ def _blocks_table(site: Mapping[str, Any]) -> Table:
     return table
 
 
-def _title(site: Mapping[str, Any]) -> str:
-    basis = "" if site["basis"] == "identity" else f", {site['basis']} basis"
-    return f"layer {site['layer']} {site['component']}, position {site['position']}, {site['variant']}{basis}"
-
-
 def _adapter_table(adapter: Mapping[str, Any]) -> Table:
     lora = f", LoRA r={adapter['lora_rank']}" if adapter["lora_rank"] else ""
     heads = f", heads {', '.join(adapter['heads'])}" if adapter["heads"] else ""
-    title = f"adapter {adapter['name']}: {adapter['variant']}, {len(adapter['paths'])} layers{lora}{heads}"
+    layers = f"{len(adapter['paths'])} layers"
+    title = f"adapter {adapter['name']}: {adapter['variant']}, {layers}{lora}{heads}"
     table = Table("layers", "of them", "blocks", "mean |θ|", "max |θ|", "mean |log α|", title=title)
     for kind, values in adapter["kinds"].items():
         figures = (

@@ -1,52 +1,69 @@
-"""Look inside: which tokens are edited, how the next token moves, what the layers above would say, and the blocks themselves."""
+"""Look inside: edited tokens, how the next token moves, what the layers above say, the blocks."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from roadint.data.prompts import batch_prompts
 from roadint.demo import views
 from roadint.demo.service import Service
 from roadint.errors import RoadError
+from roadint.inspection.angles import turns_blocks
 from roadint.inspection.lens import logit_lens, next_tokens
-from roadint.interventions.road import RoadIntervention
+from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.sums import label_of
 from roadint.model.description import edited_tokens
 from roadint.plots import block_figure
 
 
-def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[Any]:
-    """HTML of the prompt's tokens, of the next tokens, of the lens and of the blocks. Raises RoadError for bad input."""
+def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """What compositions do to a prompt, as HTML.
+
+    Args:
+        service: the app's.
+        prompt: what the model reads.
+        texts: compositions.
+        labels: of the checkpoints that they may name.
+
+    Returns:
+        The prompt's tokens, the next tokens, the lens, and the picture of the blocks (empty where
+        nothing turns blocks).
+
+    Raises:
+        RoadError: for bad input.
+    """
     engine = service.engine
     road, tokenizer = engine.road, engine.tokenizer
     engine.check(prompt)
-    parsed = list(dict.fromkeys(service.parse(each, labels) for each in texts))
+    parsed = list(dict.fromkeys(service.parse(text, labels) for text in texts))
     if not parsed:
         raise RoadError("nothing to look at: tick a composition on the first page")
-    names = [str(each) for each in parsed]
-    used = {name.partition("@")[2] for each in parsed for name, _ in each.terms}
+    used = {name.partition("@")[2] for composition in parsed for name, _ in composition.terms}
     with service.using(parsed):
         engine.check(prompt, parsed)
         with engine.lock:
-            own = [site for site in road.interventions if label_of(site) in ("", *used)]
+            acting = [site for site in road.interventions if label_of(site) in ("", *used)]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
-            edited = {
-                place
-                for site in own
-                for place, flag in enumerate(edited_tokens(site, len(ids)))
-                if flag
-            }
             moved = next_tokens(road, tokenizer, prompt, parsed)
             lens = logit_lens(road, tokenizer, prompt, parsed)
-    lowest = min((site.layer for site in own), default=0)
-    turning = [site for site in own if isinstance(site, RoadIntervention)]
+    lowest = min((site.layer for site in acting), default=0)
     return [
-        views.prompt_tokens([tokenizer.decode([token]) for token in ids], sorted(edited)),
+        views.prompt_tokens(
+            [tokenizer.decode([token]) for token in ids], _edited_indices(acting, len(ids))
+        ),
         views.next_token_tables(moved),
-        views.lens_table(names, lens, lowest),
-        views.picture(
-            block_figure(turning)._repr_png_(),
-            "Angle and scale of every block, coloured by subspace",
-        )
-        if turning
-        else "",
+        views.lens_table([str(composition) for composition in parsed], lens, lowest),
+        _blocks_picture(acting),
     ]
+
+
+def _edited_indices(interventions: Sequence[SubspaceIntervention], length: int) -> list[int]:
+    flags = [edited_tokens(intervention, length) for intervention in interventions]
+    return [index for index in range(length) if any(edited[index] for edited in flags)]
+
+
+def _blocks_picture(interventions: Sequence[SubspaceIntervention]) -> str:
+    if not any(turns_blocks(intervention) for intervention in interventions):
+        return ""
+    return views.picture(
+        block_figure(interventions)._repr_png_(),
+        "Angle and scale of every block, coloured by subspace",
+    )

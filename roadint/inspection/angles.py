@@ -4,24 +4,35 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from roadint.interventions.road import RoadIntervention
+from roadint.interventions.base import SubspaceIntervention
 from roadint.rotation.rotation import canonical
 
 
-def block_values(intervention: RoadIntervention) -> dict[str, Any]:
-    """The site, and for each subspace its blocks with their canonical angles (radians, in [−π, π)) and scales (≥ 0).
+def turns_blocks(intervention: SubspaceIntervention) -> bool:
+    """Whether an intervention has blocks with angles and scales, to print and to draw."""
+    return intervention.angles_and_scales() is not None
 
-    Returns the intervention's `spec()` with "subspaces": {name: {"range", "blocks", "angles", "scales",
-    "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}}; angles and scales hold one list a block, of 1, 2
-    or 4 numbers by variant.
+
+def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
+    """What was learned at a site, as plain JSON values.
+
+    Returns:
+        The intervention's `summary()`. Where it turns blocks, "subspaces" is {name: {"range",
+        "blocks", "angles", "scales", "mean_abs_angle", "max_abs_angle", "mean_abs_log_scale"}};
+        angles (radians, in [−π, π)) and scales (≥ 0) hold one list a block, of 1, 2 or 4 numbers
+        by variant.
     """
-    theta, alpha = canonical(intervention.theta.detach().cpu(), intervention.alpha.detach().cpu())
+    values = intervention.angles_and_scales()
+    if values is None:
+        return intervention.summary()
+    theta, alpha = values
     subspaces = {}
     for name, subspace in intervention.partition.items():
         index = torch.tensor(subspace.blocks)
-        angles, scales = theta[index].reshape(len(index), -1), alpha[index].reshape(len(index), -1)
+        angles, scales = (each[index].reshape(len(index), -1) for each in (theta, alpha))
         subspaces[name] = {
             "range": str(subspace),
             "blocks": subspace.blocks,
@@ -29,31 +40,35 @@ def block_values(intervention: RoadIntervention) -> dict[str, Any]:
             "scales": scales.tolist(),
             **_extent(angles, scales),
         }
-    return {**intervention.spec(), "subspaces": subspaces}
+    return {**intervention.summary(), "subspaces": subspaces}
 
 
-def adapter_values(spec: Mapping[str, Any], theta: Tensor, alpha: Tensor) -> dict[str, Any]:
-    """An adapter's `spec()` and, for each kind of layer ("q_proj"), over all layers of the model how far its blocks turn and scale.
+def adapter_values(
+    spec: Mapping[str, Any], theta: Float[Tensor, "blocks ..."], alpha: Float[Tensor, "blocks ..."]
+) -> dict[str, Any]:
+    """How far the blocks of an adapter turn and scale, for each kind of layer ("q_proj").
 
-    theta, alpha: of all targets, end to end. Returns the spec with "kinds": {name: {"layers", "blocks", "mean_abs_angle",
-    "max_abs_angle", "mean_abs_log_scale"}}.
+    Args:
+        spec: the adapter's arguments.
+        theta: angles in radians of all its targets, end to end.
+        alpha: scales, likewise.
+
+    Returns:
+        The spec with "kinds": {name: {"layers", "blocks", "mean_abs_angle", "max_abs_angle",
+        "mean_abs_log_scale"}}, over all layers of the model.
     """
     angle, scale = canonical(theta, alpha)
     blocks = [width // 2 for width in spec["widths"]]
-    kinds: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for path, angles, scales in zip(
-        spec["paths"], torch.split(angle, blocks), torch.split(scale, blocks), strict=True
-    ):
-        kinds.setdefault(path.rpartition(".")[2], []).append((angles, scales))
-    found = {}
-    for kind, members in kinds.items():
+    parts = zip(spec["paths"], torch.split(angle, blocks), torch.split(scale, blocks), strict=True)
+    by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for path, angles, scales in parts:
+        by_layer.setdefault(path.rpartition(".")[2], []).append((angles, scales))
+    kinds = {}
+    for name, members in by_layer.items():
         angles, scales = (torch.cat(each) for each in zip(*members, strict=True))
-        found[kind] = {
-            "layers": len(members),
-            "blocks": len(angles),
-            **_extent(angles, scales),
-        }
-    return {**spec, "kinds": found}
+        extent = _extent(angles, scales)
+        kinds[name] = {"layers": len(members), "blocks": len(angles), **extent}
+    return {**spec, "kinds": kinds}
 
 
 def _extent(angles: Tensor, scales: Tensor) -> dict[str, float]:

@@ -20,9 +20,9 @@ from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
 from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.local import is_file, make_folder, path_of, write_pair
+from roadint.files.rules import anything, either, fields, listed, one_of, text, whole
 from roadint.files.untrusted import read_header, read_json
 from roadint.model.checkpoint import folder_of
-from roadint.model.schema import anything, either, fields, listed, one_of, text, whole
 from roadint.rotation.rotation import Variant, parameter_shape
 
 if TYPE_CHECKING:

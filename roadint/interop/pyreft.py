@@ -18,7 +18,7 @@ from roadint.errors import RoadError, first_line
 from roadint.grammar.position import Position
 from roadint.interop.pyvene import load as load_pyvene
 from roadint.interop.pyvene import read_tensors, state_of
-from roadint.interventions.baselines import LoreftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 
 try:
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,9 +1,10 @@
-"""RoadInterchange: the distributed interchange intervention in RoAd's basis, with a source (DAS, arXiv 2303.02536, in O(d)).
+"""RoadInterchange: a distributed interchange intervention in O(d) (DAS, arXiv 2303.02536).
 
-`b + R_Sᵀ (R_S s − R_S b)` puts the part of a source's hidden state s that lies in the rows S of a rotation R in the place of the
-base's own. R is orthogonal (α = 1): no matrix, and no orthogonal parametrisation to keep up at each step. One rotation turns each
-pair of neighbouring dimensions; a product of log2(d) of them, at strides 1, 2, 4, … as the butterflies of a fast Fourier
-transform, lets every dimension meet every other, in O(d log d).
+`b + R_Sᵀ (R_S s − R_S b)` puts the part of a source's hidden state s that lies in the rows S of a
+rotation R in the place of the base's own. R is orthogonal (α = 1): no matrix, and no orthogonal
+parametrisation to keep up at each step. One rotation turns each pair of neighbouring dimensions; a
+product of log2(d) of them, at strides 1, 2, 4, … as the butterflies of a fast Fourier transform,
+lets every dimension meet every other, in O(d log d).
 """
 
 import math
@@ -12,14 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, check_known, listing, quoted
+from roadint.files.rules import Rule, Shapes, listed, number, one_of, whole
 from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, Subspace, SubspaceLike
-from roadint.interventions.base import SubspaceIntervention
+from roadint.interventions.arguments import WIDEST
+from roadint.interventions.paired import PairedIntervention
 from roadint.interventions.registry import register
-from roadint.rotation.basis import Basis, BasisKind, Frame, fit
+from roadint.rotation.basis import BasisKind
 from roadint.rotation.rotation import Rotation, group_size, rotation
 
 RowsOfBlock = Literal["first", "second", "both", "explicit"]
@@ -28,24 +32,28 @@ Selection = Literal["mask", "boundary"]
 
 @dataclass(frozen=True)
 class Projection:
-    """`P u = Rᵀ (w ⊙ R u)`: R the product of `stages`, the first acting first; weights w of its rows, [..., width]."""
+    """`P u = Rᵀ (w ⊙ R u)`, with the weights w of each row of a batch.
+
+    Attributes:
+        stages: the rotations of which R is the product, the first acting first.
+        weights: w.
+    """
 
     stages: tuple[Rotation, ...]
-    weights: Tensor
+    weights: Float[Tensor, "*rows width"]
 
-    def row(self, index: Tensor) -> "Projection":
+    def row(self, index: Int[Tensor, "..."]) -> "Projection":
         """Those of the rows `index`."""
         return Projection(self.stages, self.weights[index])
 
-    def __call__(self, difference: Tensor) -> Tensor:
-        """P of `difference`, [..., width] float32."""
+    def __call__(self, difference: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """P of `difference`."""
         for stage in self.stages:
             difference = stage(difference)
         difference = self.weights * difference
         for stage in reversed(self.stages):
-            difference = Rotation(stage.u.conj(), None, stage.group)(
-                difference
-            )  # the inverse: α = 1
+            inverse = Rotation(stage.u.conj(), None, stage.group)  # α = 1
+            difference = inverse(difference)
         return difference
 
 
@@ -53,29 +61,51 @@ _MOST_STAGES = 1000
 
 
 @register("interchange")
-class RoadInterchange(SubspaceIntervention):
+class RoadInterchange(PairedIntervention):
     """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component, S by each row's own subspaces.
 
-    layer, component, position, phase, basis, basis_seed, embed_dim: as in RoadIntervention.
-    stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from 1 again where the width is no longer
-    divisible). log2(d) stages come close to any rotation; 1 turns pairs of neighbours alone.
-    subspaces: named subspaces of blocks, {"left": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: all blocks.
-    rows: which rows of R a subspace takes in each of its blocks, "first", "second" or "both", or a mapping of names to these. With
-    both and one stage, a block's rotation cancels and its raw pair is swapped: θ matters where one row is taken. So the default is
-    "first" for one stage, "both" for more. "explicit": the subspaces, or pyvene's subspace_partition, are themselves sets of rows
-    of R, boundaries anywhere. Row i is coordinate i of R h.
-    learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of a subspace's rows, from its first,
-    that is taken: Boundless DAS). Gates are soft while training, at `temperature`, which the user lowers; 0 or 1 in eval().
-    source_representation: hidden states [width] that are the source wherever none is given, as pyvene's constant sources.
+    A strength multiplies what is exchanged; 1 is the whole interchange.
 
-    theta (stages, blocks), radians, and mask (width,), logits, or boundary (subspaces,), shares, are float32 parameters. θ starts
-    at 0 for one stage, for more at random angles, which learn faster (torch.manual_seed makes them again). A strength multiplies
-    what is exchanged; 1 is the whole interchange. Raises RoadError where an argument does not fit.
+    Args:
+        layer: the layer, from 0.
+        component: "block_output" (the default), "attention_output" or "mlp_output".
+        position: which tokens; see `roadint.grammar.position.Position`.
+        phase: "prompt", "generated" or "both".
+        subspace: the one subspace of blocks, named "road"; all blocks by default.
+        subspaces: named subspaces in its place, {"left": "[0, d/2)", …}.
+        stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from
+            1 again where the width is no longer divisible). log2(d) stages come close to any
+            rotation; 1 turns pairs of neighbours alone.
+        rows: which rows of R a subspace takes in each of its blocks, "first", "second" or "both",
+            or a mapping of names to these. With both and one stage, a block's rotation cancels and
+            its raw pair is swapped: θ matters where one row is taken. So the default is "first"
+            for one stage, "both" for more. "explicit": the subspaces, or pyvene's
+            subspace_partition, are themselves sets of rows of R, boundaries anywhere. Row i is
+            coordinate i of R h.
+        learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of
+            a subspace's rows, from its first, that is taken: Boundless DAS). Gates are soft while
+            training, at `temperature`, which the user lowers; 0 or 1 in eval().
+        embed_dim: the width of the hidden states; where it is None, a model tells it later.
+        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: the seed of a random one.
+        subspace_partition: pyvene's way to say subspaces, as sets of rows of R.
+        max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
+        source_representation: hidden states that are the source wherever none is given, as pyvene's
+            constant sources.
+        **kwargs: further fields of pyvene's configuration, which say nothing here.
+
+    Attributes:
+        theta: angles in radians, float32 (stages, blocks). They start at 0 for one stage, for more
+            at random, which learns faster (torch.manual_seed makes them again).
+        mask: logits, float32 (width,), of `learn="mask"`.
+        boundary: shares, float32 (subspaces,), of `learn="boundary"`.
+
+    Raises:
+        RoadError: where an argument does not fit.
     """
 
     takes_source = True
     theta: nn.Parameter
-    source_representation: Tensor | None
 
     def __init__(
         self,
@@ -94,7 +124,7 @@ class RoadInterchange(SubspaceIntervention):
         basis_seed: int = 0,
         subspace_partition: Sequence[SubspaceLike] | None = None,
         max_number_of_units: int = 1,
-        source_representation: Tensor | Sequence[float] | None = None,
+        source_representation: Float[Tensor, " width"] | Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -105,49 +135,50 @@ class RoadInterchange(SubspaceIntervention):
             subspace=subspace,
             subspaces=subspaces,
             embed_dim=embed_dim,
+            basis=basis,
+            basis_seed=basis_seed,
             subspace_partition=subspace_partition,
             max_number_of_units=max_number_of_units,
             **kwargs,
         )
-        if (
-            not isinstance(stages, int)
-            or isinstance(stages, bool)
-            or not 1 <= stages <= _MOST_STAGES
-        ):
+        whole_count = isinstance(stages, int) and not isinstance(stages, bool)
+        if not whole_count or not 1 <= stages <= _MOST_STAGES:
             raise RoadError(
-                f"stages={quoted(stages)}: expected a count of at least 1, such as log2 of the width, and at most {_MOST_STAGES}"
+                f"stages={quoted(stages)}: expected a count of at least 1, "
+                f"such as log2 of the width, and at most {_MOST_STAGES}"
             )
         self.stages = stages
-        self._default: RowsOfBlock = "first" if stages == 1 else "both"
-        chosen = (
-            "explicit"
-            if subspace_partition is not None
-            else self._default
-            if rows is None
-            else rows
-        )
-        self.rows_of_block = (
-            chosen if isinstance(chosen, Mapping) else dict.fromkeys(self._subspaces, chosen)
-        )
-        for name, each in self.rows_of_block.items():
-            check_known("rows", each, get_args(RowsOfBlock))
+        self._default_rows: RowsOfBlock = "first" if stages == 1 else "both"
+        if subspace_partition is not None:
+            rows = "explicit"
+        self.rows_of_block = self._rows_by_name(self._default_rows if rows is None else rows)
+        if learn is not None:
+            check_known("learn", learn, get_args(Selection))
+        self.learn, self.temperature = learn, 1.0
+        del self.source_representation  # pyvene's None is in the way of a buffer
+        self.set_source_representation(source_representation)
+        self._bind_first()
+
+    def _rows_by_name(
+        self, rows: RowsOfBlock | Mapping[str, RowsOfBlock]
+    ) -> Mapping[str, RowsOfBlock]:
+        by_name = rows if isinstance(rows, Mapping) else dict.fromkeys(self._subspaces, rows)
+        for name, chosen in by_name.items():
+            check_known("rows", chosen, get_args(RowsOfBlock))
             if name not in self._subspaces:
                 raise RoadError(
                     f"rows names {quoted(name)}: expected one of {listing(self._subspaces)}"
                 )
-        if learn is not None:
-            check_known("learn", learn, get_args(Selection))
-        self.learn, self.temperature = learn, 1.0
-        self.basis = Basis(basis, basis_seed)
-        self.frame: Frame | None = None
-        del self.source_representation  # pyvene's None is in the way of a buffer
-        self.set_source_representation(source_representation)
-        self._bind_as_told()
+        return by_name
 
     def set_source_representation(
-        self, source_representation: Tensor | Sequence[float] | None
+        self, source_representation: Float[Tensor, " width"] | Sequence[float] | None
     ) -> None:
-        """Change the constant source, [width]; None for sources that each call gives."""
+        """Change the constant source; None for sources that each call gives.
+
+        Raises:
+            RoadError: for a source that is none, or of another width.
+        """
         constant = None if source_representation is None else _states(source_representation)
         self.register_buffer("source_representation", constant)
         self.is_source_constant = constant is not None  # pyvene asks for no other then
@@ -160,7 +191,8 @@ class RoadInterchange(SubspaceIntervention):
         own = self.source_representation
         if own is not None and not torch.equal(_states(source).to(own.device), own):
             raise RoadError(
-                "source_representation is said by the configuration and by its RoadInterchange: expected it said once"
+                "source_representation is said by the configuration and by its RoadInterchange: "
+                "expected it said once"
             )
         self.set_source_representation(source)
 
@@ -171,7 +203,7 @@ class RoadInterchange(SubspaceIntervention):
         group_size("adjacent", width)  # refuses an odd one
         self._check_source_width(width)
         taken = {
-            name: _rows_of(spec, width, self.rows_of_block.get(name, self._default))
+            name: _rows_of(spec, width, self.rows_of_block.get(name, self._default_rows))
             for name, spec in self._subspaces.items()
         }
         partition = Partition(taken, width, unit=1)
@@ -189,60 +221,84 @@ class RoadInterchange(SubspaceIntervention):
         constant = self.source_representation
         if constant is not None and constant.shape[-1] != width:
             raise RoadError(
-                f"a source_representation of width {constant.shape[-1]}: expected {width}, the model's"
+                f"a source_representation of width {constant.shape[-1]}: "
+                f"expected {width}, the model's"
             )
 
     @property
     def trainable_count(self) -> int:
-        """How many numbers train: the angles (with one stage, of the blocks that some subspace holds) and gates or boundaries."""
+        """How many numbers train: angles, and gates or boundaries.
+
+        With one stage, the angles are those of the blocks that some subspace holds.
+        """
         self._check_bound()
         held = self._held()
         gates = {None: 0, "mask": len(held), "boundary": len(self.partition)}[self.learn]
         return (len({row // 2 for row in held}) if self.stages == 1 else self.theta.numel()) + gates
 
     def spec(self) -> dict[str, Any]:
-        """The arguments that make this intervention again, without its values, as plain JSON values."""
-        own = {"stages": self.stages, "rows": "explicit", "learn": self.learn}
+        """As in the base class, and what is exchanged."""
+        spec = {**super().spec(), "stages": self.stages, "rows": "explicit", "learn": self.learn}
         if self.source_representation is not None:
-            own["source_representation"] = self.source_representation.tolist()
-        return {**super().spec(), **own, "basis": self.basis.kind, "basis_seed": self.basis.seed}
+            spec["source_representation"] = self.source_representation.tolist()
+        return spec
 
-    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
-        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+    @classmethod
+    def rules(cls) -> dict[str, Rule]:
+        """As in the base class, and those of what is exchanged."""
+        return {
+            **super().rules(),
+            "stages": whole(1, WIDEST),
+            "rows": one_of(*get_args(RowsOfBlock)),
+            "learn": one_of(None, *get_args(Selection)),
+            "source_representation": listed(number(-3e38, 3e38), WIDEST),
+        }
 
-        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
-        """
-        self._check_bound()
-        fit(self.frame, hidden)
-
-    def values(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: θ, the gates or boundaries and, where it is measured, the basis."""
-        return {**super().values(), **self.basis.measured(self.frame)}
-
-    def gates(self) -> Tensor:
-        """[width] in 0 … 1: how much of each row of R is exchanged by a subspace that holds it; 1 where nothing is learned."""
-        self._check_bound()
-        if self.learn is None:
-            return torch.ones(self.width, device=self.theta.device)
-        if self.learn == "mask":
-            logits = self.mask / self.temperature
-            return torch.sigmoid(logits) if self.training else (logits > 0).float()
-        gates = torch.ones(self.width, device=self.theta.device)
-        for boundary, subspace in zip(self.boundary, self.partition.values(), strict=True):
-            held = torch.tensor(subspace.blocks, device=gates.device)
-            # pyvene's form: soft within `temperature` rows of the boundary
-            logits = (
-                boundary.clamp(0, 1) * len(held)
-                - torch.arange(len(held), device=gates.device)
-                - 0.5
-            ) / self.temperature
-            gates = gates.index_put(
-                (held,), torch.sigmoid(logits) if self.training else (logits > 0).float()
+    @classmethod
+    def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
+        """θ, gates or boundaries, and the axes of a basis that is measured."""
+        width = spec["embed_dim"]
+        if len(spec.get("source_representation", [0.0] * width)) != width:
+            raise RoadError(
+                f"{where} has a source of {len(spec['source_representation'])} numbers: "
+                f"expected its width, {width}"
             )
-        return gates
+        learned: dict[str | None, Shapes] = {
+            "mask": {"mask": (width,)},
+            "boundary": {"boundary": (len(spec["subspaces"]),)},
+        }
+        return {
+            "theta": (spec.get("stages", 1), width // 2),
+            **learned.get(spec.get("learn"), {}),
+            **super().needed_tensors(spec, where),
+        }
 
-    def sparsity(self) -> Tensor:
-        """The mean gate of the rows that some subspace holds, 0 … 1, to add to a loss where fewer are wanted."""
+    def gates(self) -> Float[Tensor, " width"]:
+        """How much of each row of R is exchanged by a subspace that holds it, in 0 … 1.
+
+        It is 1 where nothing is learned.
+        """
+        logits = self._logits()
+        return torch.sigmoid(logits) if self.training else (logits > 0).float()
+
+    def _logits(self) -> Float[Tensor, " width"]:
+        """Of the gates, at the temperature; infinite where nothing is learned."""
+        self._check_bound()
+        if self.learn == "mask":
+            return self.mask / self.temperature
+        logits = torch.full((self.width,), math.inf, device=self.theta.device)
+        if self.learn is None:
+            return logits
+        for boundary, subspace in zip(self.boundary, self.partition.values(), strict=True):
+            held = torch.tensor(subspace.blocks, device=logits.device)
+            # pyvene's form: soft within `temperature` rows of the boundary
+            ranks = torch.arange(len(held), device=logits.device)
+            distances = boundary.clamp(0, 1) * len(held) - ranks - 0.5
+            logits = logits.index_put((held,), distances / self.temperature)
+        return logits
+
+    def sparsity(self) -> Float[Tensor, ""]:
+        """The mean gate of the rows that some subspace holds, to add to a loss."""
         return self.gates()[torch.tensor(self._held(), device=self.theta.device)].mean()
 
     def _held(self) -> list[int]:
@@ -250,12 +306,10 @@ class RoadInterchange(SubspaceIntervention):
         return [row for subspace in self.partition.values() for row in subspace.blocks]
 
     def taken(self) -> dict[str, Subspace | None]:
-        """The rows of R that each subspace exchanges when its gates are 0 or 1; None where there are none left."""
-        was = self.training
-        gates = self.eval().gates()
-        self.train(was)
+        """The rows of R that each subspace exchanges when gates are 0 or 1; None for no rows."""
+        opened = self._logits() > 0
         left = {
-            name: [row for row in subspace.blocks if bool(gates[row])]
+            name: [row for row in subspace.blocks if bool(opened[row])]
             for name, subspace in self.partition.items()
         }
         return {
@@ -263,11 +317,20 @@ class RoadInterchange(SubspaceIntervention):
             for name, rows in left.items()
         }
 
-    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Projection:
-        """The Projection of each row of a batch. strengths: [rows, width]. Raises RoadError for `learning`: R is all rows' own."""
+    def rows(
+        self,
+        strengths: Float[Tensor, "rows width"],
+        learning: Bool[Tensor, "rows width"] | None = None,
+    ) -> Projection:
+        """The Projection of each row of a batch.
+
+        Raises:
+            RoadError: for `learning` (all rows share R), and for values that are not finite.
+        """
         if learning is not None:
             raise RoadError(
-                "an interchange is trained on counterfactual outputs (RoadModel.interchange), not by RoadTrainer"
+                "an interchange is trained on counterfactual outputs (RoadModel.interchange), "
+                "not by RoadTrainer"
             )
         if self._may_wait:
             self._check_finite(strengths, *self.parameters())
@@ -279,13 +342,23 @@ class RoadInterchange(SubspaceIntervention):
         ]
         return Projection(tuple(stages), strengths * self.gates())
 
-    def edit(self, h: Tensor, rows: Projection, source: Tensor | None = None) -> Tensor:
-        """`h + P (source − h)`; h, source: [..., width]. Same dtype out. Raises RoadError where there is no source."""
+    def edit(
+        self,
+        h: Float[Tensor, "*rows width"],
+        rows: Projection,
+        source: Float[Tensor, "*rows width"] | None = None,
+    ) -> Float[Tensor, "*rows width"]:
+        """`h + P (source − h)`, in the dtype of `h`.
+
+        Raises:
+            RoadError: where there is no source.
+        """
         if source is None:
             source = self.source_representation
         if source is None:
             raise RoadError(
-                f"the interchange at layer {self.layer} needs a source: give one, or compose without it"
+                f"the interchange at layer {self.layer} needs a source: "
+                "give one, or compose without it"
             )
         difference = source.to(self.theta.dtype) - h
         if self.frame is None:
@@ -294,12 +367,13 @@ class RoadInterchange(SubspaceIntervention):
 
     def _rescale(self, strengths: Tensor) -> None:
         raise RoadError(
-            "an interchange has no strength to settle: give it in the composition, such as '0.5*road'"
+            "an interchange has no strength to settle: "
+            "give it in the composition, such as '0.5*road'"
         )
 
 
-def _states(source: Any) -> Tensor:
-    """A constant source as float32. Raises RoadError where it is none."""
+def _states(source: Any) -> Float[Tensor, " width"]:
+    """A constant source as float32."""
     try:
         states = torch.as_tensor(source, dtype=torch.float32)
     except Exception:  # of all kinds, by what was given

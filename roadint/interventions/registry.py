@@ -1,6 +1,7 @@
 """Every kind of intervention, by the name that recipes and checkpoints give it.
 
-A kind is one file: a class with `@register("name")`. Modules of this package are found by themselves.
+A kind is one file: a class with `@register("name")`. Every module of this package is imported when
+kinds are asked for.
 """
 
 import importlib
@@ -19,7 +20,11 @@ _KINDS: dict[str, "type[SubspaceIntervention]"] = {}
 
 
 def register(name: str) -> Callable[[_Kind], _Kind]:
-    """Decorates a kind of intervention: recipes and checkpoints call it `name`."""
+    """Decorate a kind of intervention: recipes and checkpoints call it `name`.
+
+    Raises:
+        RoadError: where another kind has the name.
+    """
 
     def named(kind: _Kind) -> _Kind:
         if _KINDS.get(name, kind).__qualname__ != kind.__qualname__:

@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from roadint.errors import check_known
+from roadint.files.rules import Rule, Shapes, one_of
 from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, SubspaceLike
-from roadint.interventions.base import EditIntervention
+from roadint.interventions.arguments import PAIRING_RULE, VARIANT_RULE
+from roadint.interventions.base import SubspaceIntervention
+from roadint.interventions.paired import PairedIntervention
+from roadint.interventions.pyvene.entry import EditIntervention
 from roadint.interventions.registry import register
-from roadint.rotation.basis import Basis, BasisKind, Frame, fit, rotate
+from roadint.rotation.basis import BasisKind, rotate
 from roadint.rotation.rotation import (
     Pairing,
     Rotation,
@@ -31,23 +36,43 @@ Form = Literal["rotation", "interchange"]
 
 
 @register("road")
-class RoadIntervention(EditIntervention):
+class RoadIntervention(PairedIntervention, EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
-    layer: the layer, from 0. component: "block_output" (the default), "attention_output" or "mlp_output". A pyvene configuration
-    may say them in its place; where nobody says the layer, it is 0.
-    position, phase: which tokens; see roadint.grammar.position.Position. pyvene's own `unit_locations` say it there.
-    variant: "road_1", "road_2" or "road_4". pairing: "adjacent" (the paper's), "half" or a group size.
-    subspaces: named subspaces, {"german": "[0, d/2)", …}; or subspace: a single one, named "road"; or neither: the whole width.
-    form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only while α = 1, else, for RoAd1,
-    `R h + (1 − α²) h`.
-    basis, basis_seed: the fixed orthogonal basis in which pairs are formed; see roadint.rotation.basis.Basis.
-    embed_dim: the width of the hidden state. Without it the parameters wait, without a shape, until a model tells the width; they
-    stay the same objects then, so that an optimizer may be made before.
+    Args:
+        layer: the layer, from 0. A pyvene configuration may say layer and component in its place;
+            where nobody says the layer, it is 0.
+        component: "block_output" (the default), "attention_output" or "mlp_output".
+        position: which tokens; see `roadint.grammar.position.Position`. pyvene's own
+            `unit_locations` say it there.
+        phase: "prompt", "generated" or "both".
+        variant: "road_1", "road_2" or "road_4".
+        subspace: the one subspace, named "road"; the whole width by default.
+        subspaces: named subspaces in its place, {"german": "[0, d/2)", …}.
+        embed_dim: the width of the hidden states. Without it the parameters wait, without a shape,
+            until a model tells the width; they stay the same objects then, so that an optimizer
+            may be made before.
+        pairing: "adjacent" (the paper's), "half" or a group size.
+        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: the seed of a random one.
+        form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only
+            while α = 1, else, for RoAd1, `R h + (1 − α²) h`.
+        subspace_partition: pyvene's way to say subspaces.
+        max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
+        **kwargs: further fields of pyvene's configuration, which say nothing here.
 
-    theta (radians) and alpha are float32 parameters of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for RoAd1, 2 and 4; they
-    start at 0 and 1 (the identity) and stay float32 whatever the model's dtype. Blocks outside all subspaces never move.
-    Raises RoadError where an argument does not fit.
+    Attributes:
+        theta: angles in radians, float32 of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for
+            RoAd1, 2 and 4; 0, the identity, at the start. Float32 whatever the model's dtype.
+        alpha: scales, likewise; 1 at the start. Blocks outside all subspaces never move.
+
+    Raises:
+        RoadError: where an argument does not fit.
+
+    Example:
+        >>> halves = {"german": "[0, d/2)", "english": "[d/2, d)"}
+        >>> RoadIntervention(layer=9, subspaces=halves, embed_dim=640).trainable_count
+        640
     """
 
     theta: nn.Parameter
@@ -80,24 +105,19 @@ class RoadIntervention(EditIntervention):
             subspace=subspace,
             subspaces=subspaces,
             embed_dim=embed_dim,
+            basis=basis,
+            basis_seed=basis_seed,
             subspace_partition=subspace_partition,
             max_number_of_units=max_number_of_units,
             **kwargs,
         )
-        self.variant = check_variant(variant)
-        self.pairing, self.basis = pairing, Basis(basis, basis_seed)
+        self.variant, self.pairing = check_variant(variant), pairing
         check_known("form", form, get_args(Form))
         self.form = form
-        self.frame: Frame | None = None
-        self._bind_as_told()
+        self._bind_first()
 
     def _parameter_names(self) -> Sequence[str]:
         return ("theta", "alpha")
-
-    @classmethod
-    def recipe_fields(cls) -> tuple[str, ...]:
-        """As in the base class, and the rotation's form."""
-        return (*super().recipe_fields(), "variant", "pairing", "basis", "basis_seed")
 
     def _build(self, width: int) -> Partition:
         self.group = group_size(self.pairing, width)
@@ -115,28 +135,67 @@ class RoadIntervention(EditIntervention):
         return 2 * self.partition.covered() * self.theta[0].numel()
 
     def spec(self) -> dict[str, Any]:
-        """The arguments that make this intervention again, without its values, as plain JSON values."""
-        own = {
-            "variant": self.variant,
-            "pairing": self.pairing,
-            "basis": self.basis.kind,
-            "basis_seed": self.basis.seed,
-        }
-        return {**super().spec(), **own, "form": self.form}
+        """As in the base class, and the rotation's form."""
+        rotation = {"variant": self.variant, "pairing": self.pairing, "form": self.form}
+        return {**super().spec(), **rotation}
 
-    def fit_basis(self, hidden: Tensor | Sequence[Tensor]) -> None:
-        """Measure the axes of `basis="pca"` on hidden states, [tokens, width] or a list of such: a site's of `RoadModel.collect`.
+    @classmethod
+    def recipe_fields(cls) -> tuple[str, ...]:
+        """As in the base class, and the rotation's form."""
+        return (*super().recipe_fields(), "variant", "pairing", "basis", "basis_seed")
 
-        roadint.train does so by itself, once, before the first step. Raises RoadError for another basis and for another width.
-        """
-        self._check_bound()
-        fit(self.frame, hidden)
+    @classmethod
+    def rules(cls) -> dict[str, Rule]:
+        """As in the base class, and those of the rotation's form."""
+        form = one_of(*get_args(Form))
+        return {**super().rules(), "variant": VARIANT_RULE, "pairing": PAIRING_RULE, "form": form}
 
-    def values(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: θ, α and, where it is measured, the basis."""
-        return {**super().values(), **self.basis.measured(self.frame)}
+    @classmethod
+    def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
+        """θ, α and the axes of a basis that is measured."""
+        shape = parameter_shape(spec.get("variant", "road_1"), spec["embed_dim"] // 2)
+        return {"theta": shape, "alpha": shape, **super().needed_tensors(spec, where)}
 
-    def _check_strengths(self, strengths: Tensor) -> None:
+    def unit_parameters(self) -> list[nn.Parameter]:
+        """θ and α: each block has its own."""
+        return [self.theta, self.alpha]
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """α."""
+        return [self.alpha]
+
+    def why_order_matters(
+        self, names: set[str], other: SubspaceIntervention, other_names: set[str]
+    ) -> str | None:
+        """Rotations commute on disjoint blocks, and RoAd1, complex numbers, on shared ones."""
+        if not isinstance(other, RoadIntervention):
+            return super().why_order_matters(names, other, other_names)
+        if (self.group, self.basis) != (other.group, other.basis) or self.basis.kind == "pca":
+            return f"they form pairs in different bases ({self.basis.kind} and {other.basis.kind})"
+        shared = self._blocks_of(names) & other._blocks_of(other_names)
+        if shared and not (self._is_complex and other._is_complex):
+            variants = f"{self.variant} and {other.variant}"
+            return f"{variants} share {len(shared)} blocks and do not commute"
+        return None
+
+    def _blocks_of(self, names: set[str]) -> set[int]:
+        return {block for name in names for block in self.partition[name].blocks}
+
+    @property
+    def _is_complex(self) -> bool:
+        """Whether each block is a complex number, `α e^{iθ}`."""
+        return self.variant == "road_1" and self.form == "rotation"
+
+    @property
+    def short_name(self) -> str:
+        """The variant."""
+        return self.variant
+
+    def angles_and_scales(self) -> tuple[Tensor, Tensor]:
+        """θ in [−π, π) and α ≥ 0 of every block, shaped as the parameters, on the CPU."""
+        return canonical(self.theta.detach().cpu(), self.alpha.detach().cpu())
+
+    def _check_strengths(self, strengths: Float[Tensor, "rows blocks"]) -> None:
         unusual = ~((strengths >= 0) & (strengths <= 1)).all(dim=1)
         if bool(unusual.any()):
             check_scale(self.alpha, strengths[unusual], self._owner)
@@ -147,41 +206,58 @@ class RoadIntervention(EditIntervention):
         ]
         return f"{''.join(owners) or 'no subspace'} at layer {self.layer}"
 
-    def rotation(self, strengths: Tensor | float = 1.0, learning: Tensor | None = None) -> Rotation:
-        """The Rotation at these strengths, one for each leading row; see roadint.rotation.rotation.rotation.
+    def rotation(
+        self,
+        strengths: Float[Tensor, "*rows blocks"] | float = 1.0,
+        learning: Bool[Tensor, "rows blocks"] | None = None,
+    ) -> Rotation:
+        """The Rotation at these strengths; see `roadint.rotation.rotation.rotation`.
 
-        learning: [rows, blocks] bool, the blocks that get a row's gradient; all of them by default.
+        Args:
+            strengths: a number, or one a block for each leading row.
+            learning: the blocks that get a row's gradient; all of them by default.
+
+        Raises:
+            RoadError: before the width is known.
         """
         self._check_bound()
         theta: Tensor = self.theta
         alpha: Tensor = self.alpha
         if learning is not None:
             learning = learning.reshape(*learning.shape, *(1,) * (theta.ndim - 1))
-            theta, alpha = (
-                torch.where(learning, theta, theta.detach()),
-                torch.where(learning, alpha, alpha.detach()),
-            )
-        found = rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
-        return found if self.form == "rotation" else found.as_interchange()
+            theta = torch.where(learning, theta, theta.detach())
+            alpha = torch.where(learning, alpha, alpha.detach())
+        made = rotation(theta, alpha, strengths, variant=self.variant, group=self.group)
+        return made if self.form == "rotation" else made.as_interchange()
 
-    def rows(self, strengths: Tensor, learning: Tensor | None = None) -> Rotation:
-        """What the rows of a batch are edited with; as `rotation`. Raises RoadError where a row that acts is not finite."""
-        found = self.rotation(strengths, learning)
+    def rows(
+        self,
+        strengths: Float[Tensor, "rows blocks"],
+        learning: Bool[Tensor, "rows blocks"] | None = None,
+    ) -> Rotation:
+        """The Rotation of each row of a batch; as `rotation`.
+
+        Raises:
+            RoadError: where a row that acts is not finite.
+        """
+        made = self.rotation(strengths, learning)
         if self._may_wait:
-            acting = (strengths != 0).any(
-                dim=-1, keepdim=True
-            )  # of a row, all blocks: one at strength 0 is NaN if its θ is
-            self._check_finite(
-                strengths,
-                *(each.where(acting, 0) for each in (found.u, found.v) if each is not None),
-            )
-        return found
+            # Of a row that acts, all blocks: one at strength 0 is NaN if its θ is.
+            acting = (strengths != 0).any(dim=-1, keepdim=True)
+            parts = [part.where(acting, 0) for part in (made.u, made.v) if part is not None]
+            self._check_finite(strengths, *parts)
+        return made
 
-    def edit(self, h: Tensor, rotation: Rotation, source: Tensor | None = None) -> Tensor:
-        """Apply a rotation to hidden states [..., width], in the basis of this intervention; same dtype out."""
-        return rotate(h, rotation, self.frame)
+    def edit(
+        self,
+        h: Float[Tensor, "*rows width"],
+        rows: Rotation,
+        source: Float[Tensor, "*rows width"] | None = None,
+    ) -> Float[Tensor, "*rows width"]:
+        """The rotated hidden states, in the dtype of `h`; pairs are formed in the basis."""
+        return rotate(h, rows, self.frame)
 
-    def _rescale(self, strengths: Tensor) -> None:
+    def _rescale(self, strengths: Float[Tensor, " blocks"]) -> None:
         strengths = strengths.reshape(-1, *(1,) * (self.theta.ndim - 1))
         theta, alpha = canonical(self.theta, self.alpha)
         self.theta.copy_(theta * strengths)

@@ -1,7 +1,8 @@
-"""Arithmetic of checkpoints: when interventions of several checkpoints at one site can act together.
+"""Arithmetic of checkpoints: when interventions of two checkpoints at one site can act together.
 
-A sum has no order, so only what commutes may be summed: rotations of disjoint blocks, of any variant, and RoAd1 on shared blocks,
-where a block is a complex number (`α e^{iθ}`), a sum is a product and a difference a quotient.
+A sum has no order, so only what commutes may be summed: rotations of disjoint blocks, of any
+variant, and RoAd1 on shared blocks, where a block is a complex number (`α e^{iθ}`), a sum is a
+product and a difference a quotient. Each kind says what it commutes with.
 """
 
 import itertools
@@ -10,50 +11,48 @@ from collections.abc import Iterable, Sequence
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition
 from roadint.interventions.base import SubspaceIntervention
-from roadint.interventions.road import RoadIntervention
 
 
-def check_sums(sites: Sequence[SubspaceIntervention], compositions: Iterable[Composition]) -> None:
-    """Raises RoadError where a composition sums what does not commute: the order would change the result.
+def check_sums(
+    interventions: Sequence[SubspaceIntervention], compositions: Iterable[Composition]
+) -> None:
+    """Check that no composition sums what does not commute.
 
-    Interventions of one checkpoint (or of none) act in the order in which they are listed, which is theirs.
+    Interventions of one checkpoint (or of none) act in the order in which they are listed.
+
+    Raises:
+        RoadError: where the order would change the result.
     """
-    several = len({label_of(site) for site in sites}) > 1
+    several = len({label_of(intervention) for intervention in interventions}) > 1
     pairs = [
-        (one, other)
-        for one, other in itertools.combinations(sites if several else (), 2)
-        if (one.layer, one.component) == (other.layer, other.component)
-        and label_of(one) != label_of(other)
+        (first, second)
+        for first, second in itertools.combinations(interventions if several else (), 2)
+        if (first.layer, first.component) == (second.layer, second.component)
+        and label_of(first) != label_of(second)
     ]
     for composition in set(compositions) if pairs else ():
-        acting = {name for name, _ in composition.terms}
-        for one, other in pairs:
-            first, second = acting & set(one.partition), acting & set(other.partition)
-            reason = _order_matters(one, first, other, second) if first and second else None
-            if reason:
-                raise RoadError(
-                    f"composition '{composition}' sums {', '.join(sorted(first))} and {', '.join(sorted(second))} "
-                    f"at layer {one.layer}, but {reason}: expected the same basis and pairing, and RoAd1 where blocks are shared; "
-                    "compose them one at a time, or train on disjoint blocks"
-                )
+        for first, second in pairs:
+            _check_pair(first, second, composition)
 
 
-def _order_matters(
-    one: SubspaceIntervention, first: set[str], other: SubspaceIntervention, second: set[str]
-) -> str | None:
-    """Why the two, with these subspaces, do not commute; None where they do."""
-    if not isinstance(one, RoadIntervention) or not isinstance(other, RoadIntervention):
-        return f"{one.kind} and {other.kind} edits do not commute"
-    if (one.group, one.basis) != (other.group, other.basis) or one.basis.kind == "pca":
-        return f"they form pairs in different bases ({one.basis.kind} and {other.basis.kind})"
-    shared = {block for name in first for block in one.partition[name].blocks}
-    shared &= {block for name in second for block in other.partition[name].blocks}
-    plain = all(each.variant == "road_1" and each.form == "rotation" for each in (one, other))
-    if shared and not plain:
-        return f"{one.variant} and {other.variant} share {len(shared)} blocks and do not commute"
-    return None
+def _check_pair(
+    first: SubspaceIntervention, second: SubspaceIntervention, composition: Composition
+) -> None:
+    acting = {name for name, _ in composition.terms}
+    names, other_names = acting & set(first.partition), acting & set(second.partition)
+    if not names or not other_names:
+        return
+    reason = first.why_order_matters(names, second, other_names)
+    # A kind may know of another that knows nothing of it.
+    if reason is not None and second.why_order_matters(other_names, first, names) is not None:
+        raise RoadError(
+            f"composition '{composition}' sums {', '.join(sorted(names))} and "
+            f"{', '.join(sorted(other_names))} at layer {first.layer}, but {reason}: "
+            "expected the same basis and pairing, and RoAd1 where blocks are shared; "
+            "compose them one at a time, or train on disjoint blocks"
+        )
 
 
-def label_of(site: SubspaceIntervention) -> str:
-    """The name that the site's checkpoint was loaded as; empty where there is none."""
-    return next(iter(site.partition)).partition("@")[2]
+def label_of(intervention: SubspaceIntervention) -> str:
+    """The name that its checkpoint was loaded as; empty where there is none."""
+    return next(iter(intervention.partition)).partition("@")[2]

@@ -27,11 +27,12 @@ from roadint.architecture.layers import find_layers, text_config, width_of
 from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.jsonable import plain
 from roadint.files.local import candidates, make_folder, path_of, write_pair
+from roadint.files.rules import Shapes
 from roadint.files.untrusted import parse_json, read_header, read_json
 from roadint.grammar.subspace import check_name
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of
-from roadint.model.schema import Shapes, check_config, check_tensors
+from roadint.model.schema import check_config, check_tensors
 from roadint.version import __version__
 
 FORMAT = 2  # 1 knows no adapters; a checkpoint without them is still written as 1

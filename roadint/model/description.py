@@ -1,4 +1,4 @@
-"""What an intervention does, in words: the edited tokens of a prompt, and a model card."""
+"""What interventions do, in words: the edited tokens of a prompt, and a model card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,11 @@ from roadint.interventions.base import SubspaceIntervention
 
 
 def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
-    """For a prompt of `count` tokens: which of them the intervention edits."""
+    """Which tokens of a prompt of `count` tokens the intervention edits.
+
+    Raises:
+        RoadError: where its position is outside the prompt.
+    """
     length = torch.tensor([count])
     intervention.position.check(length)
     edited = intervention.position.edited(torch.arange(count)[None], length)[0]
@@ -17,14 +21,20 @@ def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
 
 
 def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str]) -> str:
-    """Sites, subspaces and the prompt's tokens; an edited token stands in »…« and names its layers."""
+    """Sites, subspaces and the prompt's tokens.
+
+    Args:
+        interventions: those of a model.
+        tokens: the texts of the prompt's tokens. In the result an edited one stands in »…« and
+            names its layers.
+
+    Raises:
+        RoadError: where a position is outside the prompt.
+    """
     lines = []
     layers_of: dict[int, list[int]] = {}
     for intervention in interventions:
-        where = f"layer {intervention.layer} {intervention.component}, position {intervention.position}, {intervention.position.phase}"
-        what = getattr(intervention, "variant", intervention.kind)
-        parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
-        lines.append(f"{where}: {what}, {intervention.trainable_count} numbers in {parts}")
+        lines.append(_site_line(intervention))
         for index, edited in enumerate(edited_tokens(intervention, len(tokens))):
             if edited:
                 layers_of.setdefault(index, []).append(intervention.layer)
@@ -37,10 +47,26 @@ def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str
     return "\n".join(lines)
 
 
+def _site_line(intervention: SubspaceIntervention) -> str:
+    position = intervention.position
+    site = f"layer {intervention.layer} {intervention.component}"
+    parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
+    count = f"{intervention.trainable_count} numbers in {parts}"
+    return f"{site}, position {position}, {position.phase}: {intervention.short_name}, {count}"
+
+
 def model_card(
     repo_id: str, base_model: str, names: Sequence[str], specs: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The README of a checkpoint on the hub. specs: of its interventions and adapters."""
+    """The README of a checkpoint on the hub.
+
+    Args:
+        repo_id: where it is.
+        base_model: the id of the model that it was trained on.
+        names: what a composition may use.
+        specs: the arguments of its interventions and adapters.
+    """
+    listed = ", ".join(repr(name) for name in (None, *names))
     sites = "\n".join(f"- `{dict(spec)}`" for spec in specs)
     header = (
         f"base_model: {base_model}\n"
@@ -60,7 +86,7 @@ import roadint
 
 model, tokenizer = roadint.load("{base_model}")
 road = roadint.RoadModel.from_pretrained(model, "{repo_id}")
-print(road.answer(tokenizer, "How can I learn English?", compose=[None, {", ".join(repr(name) for name in names)}]))
+print(road.answer(tokenizer, "How can I learn English?", compose=[{listed}]))
 ```
 
 {sites}

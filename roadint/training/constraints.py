@@ -1,11 +1,13 @@
-"""What happens to the values of an intervention around an optimizer step: rates of their own, decay, bounds.
+"""What happens to the values around an optimizer step: rates of their own, decay, bounds.
 
-Adam's step does not depend on the size of a gradient, so none of these can be had by scaling the loss: they act on the values.
+Adam's step does not depend on the size of a gradient, so none of these can be had by scaling the
+loss: they act on the values. Which of them a kind of intervention allows is the kind's to say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,15 +15,25 @@ from torch import Tensor
 from roadint.adapters.adapter import RoadAdapter
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.interventions.base import SubspaceIntervention, subspace_names
-from roadint.interventions.road import RoadIntervention
+
+
+class Rescaled(Protocol):
+    """Whatever has values at other strengths: an intervention, an adapter."""
+
+    def rescale(self, strengths: float, /) -> None:
+        """Make a strength the new strength 1, in place."""
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """rates: subspace → learning rate, as a multiple of the run's own; RoAd alone, whose blocks are apart.
+    """What a training asks for beside its optimizer.
 
-    decay: each step shrinks every edit by the rate times this, as a strength of 1 − rate·decay does: toward the identity, where
-    weight decay would pull α to 0. max_log_scale: the bound of |log α|, 0 for pure rotations; RoAd alone.
+    Attributes:
+        rates: subspace → learning rate, as a multiple of the run's own; for kinds whose units have
+            parameters apart, as RoAd's blocks have.
+        decay: each step shrinks every edit by the rate times this, as a strength of 1 − rate·decay
+            does: toward the identity, where weight decay would pull α to 0.
+        max_log_scale: the bound of |log α|, 0 for pure rotations; for kinds that have scales.
     """
 
     rates: Mapping[str, float]
@@ -29,17 +41,25 @@ class Constraints:
     max_log_scale: float | None = None
 
     def check(self, interventions: Sequence[SubspaceIntervention]) -> None:
-        """Raises RoadError for a name or an intervention that this can't be done for."""
+        """Check that these interventions allow it.
+
+        Raises:
+            RoadError: for an unknown subspace, and for an intervention that this can't be done for.
+        """
         names = subspace_names(interventions)
         for name in self.rates:
             if name not in names:
                 raise RoadError(
-                    f"no subspace {quoted(name)} to give a rate: expected one of {listing(names)}{did_you_mean(name, names)}"
+                    f"no subspace {quoted(name)} to give a rate: expected one of {listing(names)}"
+                    f"{did_you_mean(name, names)}"
                 )
-        others = [each for each in interventions if not isinstance(each, RoadIntervention)]
-        if (self.rates or self.max_log_scale is not None) and others:
+        without_units = any(not each.unit_parameters() for each in interventions)
+        without_scales = any(not each.scale_parameters() for each in interventions)
+        bounded = self.max_log_scale is not None
+        if (self.rates and without_units) or (bounded and without_scales):
             raise RoadError(
-                "rates of subspaces and bounds of the scale are for RoadInterventions: others have no blocks"
+                "rates of subspaces and bounds of the scale are for RoadInterventions: "
+                "others have no blocks"
             )
 
     def install(
@@ -48,52 +68,60 @@ class Constraints:
         interventions: Sequence[SubspaceIntervention],
         adapters: Sequence[RoadAdapter] = (),
     ) -> None:
-        """Act around every step of the optimizer. Raises RoadError for a name or an intervention that this can't be done for."""
+        """Act around every step of the optimizer; raises as `check` does."""
         self.check(interventions)
-        turning = [each for each in interventions if isinstance(each, RoadIntervention)]
-        scales: list[Tensor] = [
-            *(each.alpha for each in turning),
-            *(each.alpha for each in adapters),
-        ]
         if self.rates:
-            scaled: list[tuple[Tensor, Tensor]] = []
-            for each in turning:
-                factors = each.partition.strengths(
-                    {name: self.rates.get(name, 1.0) for name in each.partition}
-                )
-                for value in (each.theta, each.alpha):
-                    scaled.append(
-                        (value, factors.reshape(-1, *(1,) * (value.ndim - 1)).to(value.device))
-                    )
-            before: list[Tensor] = []
-
-            def remember(*_: Any) -> None:
-                before[:] = [value.detach().clone() for value, _ in scaled]
-
-            @torch.no_grad()
-            def scale(*_: Any) -> None:
-                for (value, factor), old in zip(scaled, before, strict=True):
-                    value.copy_(old + factor * (value - old))
-
-            optimizer.register_step_pre_hook(remember)
-            optimizer.register_step_post_hook(scale)
+            steps = _ScaledSteps(self._factors(interventions))
+            optimizer.register_step_pre_hook(steps.remember)
+            optimizer.register_step_post_hook(steps.scale)
         if self.decay:
-
-            def shrink(done: torch.optim.Optimizer, *_: Any) -> None:
-                for each in interventions:
-                    each.rescale(
-                        dict.fromkeys(each.partition, 1 - done.param_groups[0]["lr"] * self.decay)
-                    )
-                for adapter in adapters:
-                    adapter.rescale(1 - done.param_groups[0]["lr"] * self.decay)
-
-            optimizer.register_step_post_hook(shrink)
+            optimizer.register_step_post_hook(
+                partial(_shrink, [*interventions, *adapters], self.decay)
+            )
         if self.max_log_scale is not None:
-            bound = torch.tensor(self.max_log_scale).exp()
+            scales = [scale for each in interventions for scale in each.scale_parameters()]
+            scales += [adapter.alpha for adapter in adapters]
+            bound = float(torch.tensor(self.max_log_scale).exp())
+            optimizer.register_step_post_hook(partial(_clamp, scales, bound))
 
-            @torch.no_grad()
-            def clamp(*_: Any) -> None:
-                for alpha in scales:
-                    alpha.clamp_(1 / bound, bound)
+    def _factors(
+        self, interventions: Sequence[SubspaceIntervention]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Parameters, and what the steps of their units are multiplied by."""
+        factors: list[tuple[Tensor, Tensor]] = []
+        for intervention in interventions:
+            rates = {name: self.rates.get(name, 1.0) for name in intervention.partition}
+            by_unit = intervention.partition.strengths(rates)
+            for value in intervention.unit_parameters():
+                shaped = by_unit.reshape(-1, *(1,) * (value.ndim - 1)).to(value.device)
+                factors.append((value, shaped))
+        return factors
 
-            optimizer.register_step_post_hook(clamp)
+
+@dataclass
+class _ScaledSteps:
+    """Makes an optimizer's step longer or shorter, after it."""
+
+    factors: Sequence[tuple[Tensor, Tensor]]
+    before: list[Tensor] = field(default_factory=list)
+
+    def remember(self, *_: Any) -> None:
+        self.before = [value.detach().clone() for value, _ in self.factors]
+
+    @torch.no_grad()
+    def scale(self, *_: Any) -> None:
+        for (value, factor), old in zip(self.factors, self.before, strict=True):
+            value.copy_(old + factor * (value - old))
+
+
+def _shrink(
+    edits: Sequence[Rescaled], decay: float, optimizer: torch.optim.Optimizer, *_: Any
+) -> None:
+    for edit in edits:
+        edit.rescale(1 - optimizer.param_groups[0]["lr"] * decay)
+
+
+@torch.no_grad()
+def _clamp(scales: Sequence[Tensor], bound: float, *_: Any) -> None:
+    for scale in scales:
+        scale.clamp_(1 / bound, bound)

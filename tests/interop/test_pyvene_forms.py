@@ -13,12 +13,10 @@ from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
 from roadint.interop.pyvene import load
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
+from roadint.interventions.steering import SteeringIntervention
 from tests.helpers import WIDTH, build
 
 HALF = "[0, d/2)"

@@ -1,6 +1,9 @@
 """Loading keeps the objects that others hold: parameters, hooks, modes, and the site that was said."""
 
+import copy
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
 from roadint.interop.pyvene import load
-from roadint.interventions.baselines import LoreftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
 from tests.helpers import WIDTH, build
 
@@ -17,6 +20,7 @@ HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 
 
 def trained(kind: Any = RoadIntervention, **arguments: Any) -> Any:
+    torch.manual_seed(0)
     made = kind(**{"embed_dim": 8, **arguments})
     with torch.no_grad():
         for name, each in made.named_parameters():
@@ -62,7 +66,7 @@ def test_an_optimizer_made_before_trains_what_was_loaded(saved: Any, other: Any)
     assert {name: id(each) for name, each in other.named_parameters()} == {
         name: id(each) for name, each in before.items()
     }
-    base, source = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    base, source = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(other(base, source), saved.eval()(base, source))
     assert called == [1]
     assert other.spec() == saved.spec()
@@ -72,6 +76,79 @@ def test_an_optimizer_made_before_trains_what_was_loaded(saved: Any, other: Any)
     assert torch.equal(frozen, was.pop(frozen_name))
     assert all(
         not torch.equal(dict(other.named_parameters())[name], value) for name, value in was.items()
+    )
+
+
+OPTIMIZERS: list[tuple[Any, torch.optim.Optimizer]] = []
+
+
+class WithOptimizer(RoadIntervention):
+    """Whatever makes one, its optimizer is there before the values."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        OPTIMIZERS.append((self, torch.optim.SGD(self.parameters(), lr=0.1)))
+
+
+def optimizer_of(intervention: Any) -> torch.optim.Optimizer:
+    return next(optimizer for made, optimizer in OPTIMIZERS if made is intervention)
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_4"])
+@pytest.mark.parametrize("reader", ["pyvene", "roadint", "pyvene, in place"])
+def test_an_optimizer_made_before_pyvenes_load_trains_what_acts(
+    reader: str, variant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = build(), str(tmp_path / "saved")
+    saved = trained(WithOptimizer, layer=1, embed_dim=WIDTH, variant=variant, subspaces=HALVES)
+    pv.IntervenableModel([saved], model).save(folder)
+    if reader == "pyvene":
+        loaded = pv.IntervenableModel.load(folder, model)
+    elif reader == "roadint":
+        loaded = load(folder, model, classes=[WithOptimizer])
+    else:
+        loaded = pv.IntervenableModel([WithOptimizer(layer=1)], model)
+        from_cpu = partial(torch.load, map_location="cpu")
+        monkeypatch.setattr(torch, "load", lambda file, **_: from_cpu(file))
+        loaded.load_intervention(folder, include_model=False)
+    (intervention,) = loaded.interventions.values()
+    ids = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(0))
+
+    def logits(wrapped: Any) -> Tensor:
+        where = {"sources->base": (None, [[[5]] * 2])}
+        return wrapped({"input_ids": ids}, unit_locations=where)[1].logits
+
+    first = logits(loaded)
+    assert torch.equal(first, logits(pv.IntervenableModel([saved], model)))
+    first.square().mean().backward()
+    optimizer_of(intervention).step()
+    assert not torch.equal(logits(loaded), first)
+    assert all(
+        not torch.equal(value, saved.values()[name])
+        for name, value in intervention.values().items()
+    )
+
+
+def test_a_parameter_that_the_values_have_none_of_goes() -> None:
+    masked = RoadInterchange(embed_dim=8, learn="mask")
+    theta = masked.theta
+    masked.load_state_dict(trained(RoadInterchange).state_dict())
+    assert [name for name, _ in masked.named_parameters()] == ["theta"]
+    assert masked.theta is theta
+    masked.load_state_dict(trained(RoadInterchange, learn="mask", stages=2).state_dict())
+    assert masked.theta is theta
+    assert masked.mask.shape == (8,)
+
+
+def test_what_is_refused_changes_nothing() -> None:
+    intervention = trained(variant="road_4", basis="hadamard")
+    before, spec = copy.deepcopy(intervention.state_dict()), intervention.spec()
+    state = {**extra(), "theta": torch.ones(3)}
+    with pytest.raises(RoadError, match="theta is"):
+        intervention.load_state_dict(state)
+    assert intervention.spec() == spec
+    assert all(
+        torch.equal(value, before[name]) for name, value in intervention.state_dict().items()
     )
 
 

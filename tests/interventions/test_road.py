@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import roadint
 from roadint import RoadError, RoadIntervention
-from roadint.interventions.baselines import LoreftIntervention, SteeringIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
+from roadint.interventions.steering import SteeringIntervention
 from tests.helpers import WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from roadint import RoadError, RoadInterchange, RoadIntervention
-from roadint.interventions.baselines import LoreftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
 from tests.helpers import WIDTH, build
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.interventions.baselines import LoreftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from tests.helpers import WIDTH, trained
 
 HALVES = {"german": "[0, d/2)", "english": "[d/2, d)"}

@@ -15,13 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
 from roadint.interventions.interchange import RoadInterchange
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kinds
+from roadint.interventions.steering import SteeringIntervention
 from roadint.model import checkpoint
 from roadint.model.checkpoint import CONFIG, TENSORS
 from roadint.model.schema import check_config

@@ -1,1 +1,1 @@
-"""pyvene's entry: how an intervention of roadint runs, loads and says where it acts inside pyvene."""
+"""pyvene's entry: how an intervention runs, loads and says where it acts inside pyvene."""

@@ -1,8 +1,8 @@
-"""pyvene, imported without its printing, and taught to take interventions that say themselves where they act.
+"""pyvene, imported without its printing, and taught to ask interventions where they act.
 
-pyvene's configuration reads the layer from a dict (0 where it has none) and its model never tells an instance the width. Here
-`IntervenableConfig` and the model that it configures first ask the interventions that are `Sited`; whatever holds none of them
-goes to pyvene's own code as it is.
+pyvene's configuration reads the layer from a dict (0 where it has none), and its model never tells
+an instance the width. Here `IntervenableConfig` and the model that it configures first ask the
+interventions that are `Sited`; whatever holds none of them goes to pyvene's own code as it is.
 """
 
 import contextlib
@@ -43,11 +43,21 @@ __all__ = [
 _NOT_THERE = (AttributeError, IndexError, KeyError, NameError, TypeError, ValueError)
 
 
+_COMPOSITIONS = (str, Mapping, Composition)
+
+
 class Sited:
     """What pyvene's configuration and model ask an intervention of roadint."""
 
     def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of pyvene's RepresentationConfig. given: those that the user gave. Raises RoadError where they disagree."""
+        """The fields of pyvene's RepresentationConfig.
+
+        Args:
+            given: those that the user's configuration says.
+
+        Raises:
+            RoadError: where they disagree with the intervention.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -56,53 +66,62 @@ class Sited:
         raise NotImplementedError
 
     def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
-        """Learn from the model, and the module inside it whose states are edited, what is not known yet: width and device."""
+        """Learn width and device from the model and the module in it whose states are edited."""
         raise NotImplementedError
 
 
-def representations_of(given: Any) -> Any:
-    """pyvene's list of representations, of which the Sited ones have been asked; given: what pyvene takes, or interventions."""
-    if isinstance(given, RepresentationConfig) or not isinstance(
-        given, (list, tuple, nn.ModuleList)
-    ):
-        given = [given]
-    return [_representation(each) for each in given]
+def representations_of(listed: Any) -> list[Any]:
+    """pyvene's list of representations, of which the Sited ones have been asked.
+
+    Args:
+        listed: whatever pyvene takes as representations, or interventions.
+
+    Raises:
+        RoadError: where a configuration and its intervention disagree.
+    """
+    # A RepresentationConfig is a tuple too.
+    single = isinstance(listed, RepresentationConfig)
+    if single or not isinstance(listed, (list, tuple, nn.ModuleList)):
+        listed = [listed]
+    return [_representation(item) for item in listed]
 
 
-def _representation(each: Any) -> Any:
-    if isinstance(each, Sited):
-        return RepresentationConfig(**each.representation({"intervention": each}))
-    fields = _fields(each)
-    own, own_type = fields.get("intervention"), fields.get("intervention_type")
-    if isinstance(own, type) and issubclass(own, Sited):
+def _representation(item: Any) -> Any:
+    if isinstance(item, Sited):
+        return RepresentationConfig(**item.representation({"intervention": item}))
+    fields = _fields(item)
+    intervention, kind = fields.get("intervention"), fields.get("intervention_type")
+    if isinstance(intervention, type) and issubclass(intervention, Sited):
         raise RoadError(
-            f"'intervention' is the class {own.__name__}: expected an object of it, or the class as 'intervention_type'"
+            f"'intervention' is the class {intervention.__name__}: "
+            "expected an object of it, or the class as 'intervention_type'"
         )
-    if isinstance(own_type, Sited):
+    if isinstance(kind, Sited):
         raise RoadError(
-            f"'intervention_type' is a {type(own_type).__name__}: expected its class, or the object as 'intervention'"
+            f"'intervention_type' is a {type(kind).__name__}: "
+            "expected its class, or the object as 'intervention'"
         )
-    return RepresentationConfig(**own.representation(fields)) if isinstance(own, Sited) else each
+    if isinstance(intervention, Sited):
+        return RepresentationConfig(**intervention.representation(fields))
+    return item
 
 
-def _fields(each: Any) -> dict[str, Any]:
+def _fields(item: Any) -> dict[str, Any]:
     """What one of pyvene's forms says: a dict, a RepresentationConfig, or its values in order."""
-    if isinstance(each, dict):
-        return each
-    if isinstance(each, RepresentationConfig):
-        fields: dict[str, Any] = each._asdict()
-        if "." in str(each.component) and each.layer == 0:
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, RepresentationConfig):
+        fields: dict[str, Any] = item._asdict()
+        if "." in str(item.component) and item.layer == 0:
             del fields["layer"]  # the default: a path has its layer inside
         return fields
-    return (
-        dict(zip(RepresentationConfig._fields, each, strict=False))
-        if isinstance(each, list)
-        else {}
-    )
+    if isinstance(item, list):
+        return dict(zip(RepresentationConfig._fields, item, strict=False))
+    return {}
 
 
 def _asking(original: Callable[..., None]) -> Callable[..., None]:
-    """IntervenableConfig.__init__ or add_intervention, for representations that may be, or hold, Sited interventions."""
+    """IntervenableConfig.__init__ or add_intervention, which ask Sited interventions first."""
 
     @functools.wraps(original)
     def take(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -120,14 +139,14 @@ def _adding(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def add(self: Any, representations: Any) -> None:
-        for each in representations_of(representations):
-            if not isinstance(getattr(each, "intervention", None), Sited):
-                original(self, each)
+        for item in representations_of(representations):
+            if not isinstance(getattr(item, "intervention", None), Sited):
+                original(self, item)
                 continue
             if not isinstance(self.intervention_types, list):
                 self.intervention_types = [self.intervention_types] * len(self.representations)
-            self.representations.append(each)
-            self.intervention_types.append(type(each.intervention))
+            self.representations.append(item)
+            self.intervention_types.append(type(item.intervention))
 
     return add
 
@@ -153,55 +172,67 @@ def _settling(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
-    """BaseModel._broadcast_subspaces, which would take the letters of a text, and the first of too many entries."""
+    """BaseModel._broadcast_subspaces, for compositions.
+
+    It would take the letters of a text, and the first of too many entries.
+    """
 
     @functools.wraps(original)
     def broadcast(self: Any, batch_size: int, subspaces: Any) -> Any:
-        count = len(self.interventions)
-        if (
-            subspaces is None
-            or isinstance(subspaces, int)
-            or not any(isinstance(each, Sited) for each in self.interventions.values())
-        ):
-            return original(self, batch_size, subspaces)
-        if isinstance(subspaces, (str, Mapping, Composition)):
-            return [subspaces] * count
-        if isinstance(subspaces, (list, tuple)) and any(
-            isinstance(each, (str, Mapping, Composition)) for each in subspaces
-        ):
-            raise RoadError(
-                f"subspaces {quoted(subspaces)}: expected for each intervention a list of one entry a row, [['a', 'b']]"
-            )
-        if isinstance(subspaces, list) and subspaces and isinstance(subspaces[0], int):
-            return original(self, batch_size, subspaces)
-        if not hasattr(subspaces, "__len__") or len(subspaces) != count:
-            raise RoadError(
-                f"subspaces {quoted(subspaces)} for {count} interventions: expected one list each, of one entry a row"
-            )
+        sited = any(isinstance(each, Sited) for each in self.interventions.values())
+        if sited and isinstance(subspaces, _COMPOSITIONS):
+            return [subspaces] * len(self.interventions)
+        if sited and subspaces is not None and not isinstance(subspaces, int):
+            _check_lists(subspaces, len(self.interventions))
         return original(self, batch_size, subspaces)
 
     return broadcast
+
+
+def _check_lists(subspaces: Any, count: int) -> None:
+    """Raises RoadError where these are neither `count` lists nor indices for every row."""
+    if isinstance(subspaces, (list, tuple)) and any(
+        isinstance(entry, _COMPOSITIONS) for entry in subspaces
+    ):
+        raise RoadError(
+            f"subspaces {quoted(subspaces)}: "
+            "expected for each intervention a list of one entry a row, [['a', 'b']]"
+        )
+    if isinstance(subspaces, list) and subspaces and isinstance(subspaces[0], int):
+        return
+    if not hasattr(subspaces, "__len__") or len(subspaces) != count:
+        raise RoadError(
+            f"subspaces {quoted(subspaces)} for {count} interventions: "
+            "expected one list each, of one entry a row"
+        )
 
 
 def _prepare(config: Any, model: nn.Module) -> None:
     kinds = config.intervention_types
     kinds = kinds if isinstance(kinds, list) else [kinds] * len(config.representations)
     for representation, kind in zip(config.representations, kinds, strict=False):
-        own = kind if representation.intervention is None else type(representation.intervention)
-        if isinstance(own, Sited):
+        if representation.intervention is not None:
+            kind = type(representation.intervention)
+        if isinstance(kind, Sited):
             raise RoadError(
-                f"intervention_types has a {type(own).__name__}: expected its class, or the object as 'intervention'"
+                f"intervention_types has a {type(kind).__name__}: "
+                "expected its class, or the object as 'intervention'"
             )
-        if not (isinstance(own, type) and issubclass(own, Sited)):
-            continue
-        own.prepare(model, representation.component)
-        try:
-            get_module_hook(model, representation)
-        except _NOT_THERE as error:
-            raise RoadError(
-                f"{type(model).__name__} has no {quoted(representation.component)} at layer {quoted(representation.layer)}: "
-                f"expected one of pyvene's components and a layer of the model ({type(error).__name__}: {first_line(error)})"
-            ) from None
+        if isinstance(kind, type) and issubclass(kind, Sited):
+            kind.prepare(model, representation.component)
+            _check_there(model, representation)
+
+
+def _check_there(model: nn.Module, representation: Any) -> None:
+    try:
+        get_module_hook(model, representation)
+    except _NOT_THERE as error:
+        raise RoadError(
+            f"{type(model).__name__} has no {quoted(representation.component)} "
+            f"at layer {quoted(representation.layer)}: "
+            "expected one of pyvene's components and a layer of the model "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from None
 
 
 def _teach(

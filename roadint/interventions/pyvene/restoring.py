@@ -1,4 +1,7 @@
-"""Values that come back with the arguments they belong to: read, checked before anything is made, and taken on in place."""
+"""Values that come back with the arguments that they belong to.
+
+The arguments are read, checked before anything is made, and taken over in place.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.rotation.parameters import keep_objects
+
+_MACHINERY = vars(nn.Module()).keys()  # of torch: parameters, buffers, modules, hooks, the mode
 
 
 def arguments_of(state: Any) -> dict[str, Any]:
-    """What `get_extra_state` wrote. Raises RoadError for anything else."""
+    """What `get_extra_state` wrote.
+
+    Raises:
+        RoadError: for anything else.
+    """
     try:
         arguments = json.loads(bytes(state.tolist()).decode())
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -27,7 +35,11 @@ def arguments_of(state: Any) -> dict[str, Any]:
 
 
 def check_shape(name: str, saved: Any, value: Tensor) -> None:
-    """Raises RoadError where a saved value is of another shape."""
+    """Check that a saved value has the shape of the value that it is for.
+
+    Raises:
+        RoadError: where it has not.
+    """
     if not torch.is_tensor(saved) or saved.shape != value.shape:
         got = tuple(saved.shape) if torch.is_tensor(saved) else quoted(saved)
         raise RoadError(f"{name} is {got}: expected {tuple(value.shape)}")
@@ -36,14 +48,22 @@ def check_shape(name: str, saved: Any, value: Tensor) -> None:
 def check_fits(
     kind: type[nn.Module], arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Raises RoadError, before anything large is made, where the arguments ask for other shapes than the values have."""
-    width, numbers = (
-        arguments.get("embed_dim"),
-        sum(value.numel() for value in values.values() if torch.is_tensor(value)),
-    )
+    """Check, before anything large is made, that values have the shapes that arguments ask for.
+
+    Args:
+        kind: the class of the intervention.
+        arguments: those of its __init__.
+        values: what was saved with them, by name.
+
+    Raises:
+        RoadError: where they have not, or the arguments make no intervention.
+    """
+    width = arguments.get("embed_dim")
+    numbers = sum(value.numel() for value in values.values() if torch.is_tensor(value))
     if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= 2 * numbers:
         raise RoadError(
-            f"embed_dim {quoted(width)} for {numbers} values: expected the width that they were saved with"
+            f"embed_dim {quoted(width)} for {numbers} values: "
+            "expected the width that they were saved with"
         )
     cheap = {**arguments, **({"basis": "identity"} if "basis" in arguments else {})}
     try:
@@ -58,22 +78,22 @@ def check_fits(
     for name, shape in shapes.items():
         if name in values and values[name].shape != shape:
             raise RoadError(
-                f"{name} is {tuple(values[name].shape)}: expected {tuple(shape)}, as its arguments say"
+                f"{name} is {tuple(values[name].shape)}: "
+                f"expected {tuple(shape)}, as its arguments say"
             )
 
 
-def become(module: nn.Module, made: nn.Module) -> None:
-    """Take on all that `made` is; the parameters (with made's values), hooks and the mode stay the module's own."""
-    made.train(module.training)
-    kept, modules = dict(module.named_parameters()), dict(module.named_modules())
-    device = next((parameter.device for parameter in kept.values()), None)
-    for name, inside in made.named_modules():
-        if name in modules:
-            inside.__dict__.update(
-                {key: value for key, value in modules[name].__dict__.items() if "hook" in key}
-            )
-    for name in (*made._parameters, *made._buffers, *made._modules):
-        module.__dict__.pop(name, None)  # such as a None, where there was nothing to register
-    module.__dict__.update(made.__dict__)
-    keep_objects(module, kept)
-    module.to(device)
+def take_over(module: nn.Module, settled: nn.Module) -> None:
+    """Give `module` the configuration of `settled`, which is of its class and has no values yet.
+
+    Its parameters, hooks and mode stay; a parameter that the configuration has none of goes.
+    """
+    for name, value in vars(settled).items():
+        if name not in _MACHINERY:
+            setattr(module, name, value)
+    for name, buffer in settled.named_buffers(recurse=False):
+        module.register_buffer(name, buffer)
+    expected = dict(settled.named_parameters())
+    for name in [name for name, _ in module.named_parameters() if name not in expected]:
+        owner, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)

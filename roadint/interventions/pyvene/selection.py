@@ -1,33 +1,51 @@
-"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it: names, indices, dims or a composition."""
+"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it.
 
-import operator
+They hold names, indices, dims or compositions.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.grammar.subspace import Partition, Subspace, SubspaceLike
+from roadint.interventions.arguments import index_of
 
 
 def entries_of(subspaces: Any, rows: int) -> list[Any]:
-    """One entry a row. Raises RoadError for anything else."""
+    """pyvene's `subspaces` as one entry a row.
+
+    Raises:
+        RoadError: for anything else.
+    """
     entries = _items(subspaces)
     if entries is None:
         raise RoadError(
-            f"subspaces {quoted(subspaces)} are for no row: expected one entry a row, such as [[0], [0, 1]]"
+            f"subspaces {quoted(subspaces)} are for no row: "
+            "expected one entry a row, such as [[0], [0, 1]]"
         )
     if len(entries) != rows:
         raise RoadError(f"{len(entries)} entries in subspaces for {rows} rows: expected one a row")
     return entries
 
 
-def chosen_by(entry: Any, partition: Partition, dims_of: str | None) -> Composition | Tensor:
-    """What acts in a row: a Composition or, where dims are counted, [units] float32.
+def chosen_by(
+    entry: Any, partition: Partition, dims_of: str | None
+) -> Composition | Float[Tensor, " units"]:
+    """What acts in a row: a composition or, where dims are counted, each unit's strength.
 
-    dims_of: the name of the one subspace in which integers count dims; None where they are indices into the partition.
+    Args:
+        entry: the row's, of pyvene's `subspaces`.
+        partition: the intervention's.
+        dims_of: the one subspace in which integers count dims; None where they are indices into
+            the partition.
+
+    Raises:
+        RoadError: for an entry that chooses none of these.
     """
     names = list(partition)
     if entry is None or isinstance(entry, (str, Mapping, Composition)):
@@ -35,7 +53,8 @@ def chosen_by(entry: Any, partition: Partition, dims_of: str | None) -> Composit
     items = _items(entry)
     if items is None:
         raise RoadError(
-            f"{quoted(entry)} for a row's subspaces: expected a list, such as [0] or ['a', 'b'], or a composition"
+            f"{quoted(entry)} for a row's subspaces: "
+            "expected a list, such as [0] or ['a', 'b'], or a composition"
         )
     if dims_of is not None and items and not any(isinstance(item, str) for item in items):
         return _strengths_of_dims(
@@ -59,7 +78,9 @@ def _name_of(item: Any, names: list[str]) -> str:
     return names[index]
 
 
-def _strengths_of_dims(dims: list[int], partition: Partition, held: Subspace) -> Tensor:
+def _strengths_of_dims(
+    dims: list[int], partition: Partition, held: Subspace
+) -> Float[Tensor, " units"]:
     for dim in (min(dims), max(dims)):
         if not 0 <= dim < partition.width:
             raise RoadError(f"dim {dim} is outside the width: expected 0 to {partition.width - 1}")
@@ -75,11 +96,18 @@ def _strengths_of_dims(dims: list[int], partition: Partition, held: Subspace) ->
 
 
 def parts_of(partition: Any) -> list[SubspaceLike]:
-    """pyvene's subspace_partition in forms that are not ambiguous: of two numbers a half-open range, of others the dims."""
+    """pyvene's subspace_partition in forms that are not ambiguous.
+
+    Two numbers are a half-open range, other counts of numbers are dims.
+
+    Raises:
+        RoadError: for what is no list of ranges or of dims.
+    """
     parts = _items(partition)
     if not parts:
         raise RoadError(
-            f"subspace_partition {quoted(partition)}: expected a list of ranges or of dims, such as [[0, 8], [8, 32]]"
+            f"subspace_partition {quoted(partition)}: "
+            "expected a list of ranges or of dims, such as [[0, 8], [8, 32]]"
         )
     return [_part(part) for part in parts]
 
@@ -98,38 +126,26 @@ def _part(part: Any) -> SubspaceLike:
     if len(numbers) == 2:
         return range(numbers[0], numbers[1])
     dims = set(numbers)
-    starts, ends = (
-        sorted(dim for dim in dims if dim - 1 not in dims),
-        sorted(dim + 1 for dim in dims if dim + 1 not in dims),
-    )
+    starts = sorted(dim for dim in dims if dim - 1 not in dims)
+    ends = sorted(dim + 1 for dim in dims if dim + 1 not in dims)
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
-def _items(given: Any) -> list[Any] | None:
+def _items(value: Any) -> list[Any] | None:
     """The items of a list, tuple, range, set, array or tensor; None for anything else."""
-    if torch.is_tensor(given) or type(given).__module__ == "numpy":
-        if not getattr(given, "ndim", 0):
+    if torch.is_tensor(value) or type(value).__module__ == "numpy":
+        if not getattr(value, "ndim", 0):
             return None
-        if torch.is_tensor(given) and given.dtype is torch.bool:
+        if torch.is_tensor(value) and value.dtype is torch.bool:
             raise RoadError(
-                "a mask of bools where indices are counted: expected integers, such as mask.nonzero().flatten()"
+                "a mask of bools where indices are counted: "
+                "expected integers, such as mask.nonzero().flatten()"
             )
-        listed: list[Any] = given.tolist()
+        listed: list[Any] = value.tolist()
         return listed
-    return (
-        list(given)
-        if isinstance(given, (Sequence, range, set, frozenset))
-        and not isinstance(given, (str, bytes))
-        else None
-    )
-
-
-def index_of(value: Any) -> int | None:
-    """An integer of any library, or None."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, RuntimeError, ValueError):
-        return None
+    if isinstance(value, (Sequence, range, set, frozenset)) and not isinstance(value, (str, bytes)):
+        return list(value)
+    return None
 
 
 def _whole_number(value: Any, what: str) -> int:

@@ -10,12 +10,10 @@ import torch
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.interventions.base import SubspaceIntervention
-from roadint.interventions.baselines import (
-    DireftIntervention,
-    LoreftIntervention,
-    SteeringIntervention,
-)
+from roadint.interventions.direft import DireftIntervention
+from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kind_of
+from roadint.interventions.steering import SteeringIntervention
 from tests.helpers import WIDTH, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}

@@ -1,0 +1,66 @@
+"""What the kinds share that turn pairs of coordinates: the orthogonal basis in which pairs are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from roadint.files.rules import Rule, Shapes
+from roadint.interventions.arguments import BASIS_RULES
+from roadint.interventions.pyvene.entry import PyveneEntry
+from roadint.rotation.basis import Axes, Basis, BasisKind, Frame, fit
+
+
+class PairedIntervention(PyveneEntry):
+    """The base class of the kinds that turn pairs of coordinates of a fixed orthogonal basis.
+
+    Args:
+        basis: the basis; see `roadint.rotation.basis.Basis`.
+        basis_seed: the seed of a random one.
+        **site: those of `PyveneEntry`.
+    """
+
+    def __init__(self, *, basis: BasisKind = "identity", basis_seed: int = 0, **site: Any) -> None:
+        super().__init__(**site)
+        self.basis = Basis(basis, basis_seed)
+        self.frame: Frame | None = None  # of the basis, when the width is known
+
+    def spec(self) -> dict[str, Any]:
+        """As in the base class, and the basis."""
+        return {**super().spec(), "basis": self.basis.kind, "basis_seed": self.basis.seed}
+
+    @classmethod
+    def rules(cls) -> dict[str, Rule]:
+        """Those of the basis."""
+        return {**super().rules(), **BASIS_RULES}
+
+    @classmethod
+    def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
+        """The axes of a basis that is measured; a kind adds its parameters."""
+        return {"basis": (spec["embed_dim"],) * 2} if spec.get("basis") == "pca" else {}
+
+    def values(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the parameters and, where it is measured, the basis."""
+        return {**super().values(), **self.basis.measured(self.frame)}
+
+    def unmeasured_axes(self) -> Axes | None:
+        """The axes of `basis="pca"`, until they are known."""
+        axes = self.frame
+        return axes if isinstance(axes, Axes) and not axes.measured else None
+
+    def fit_basis(
+        self, hidden: Float[Tensor, "*tokens width"] | Sequence[Float[Tensor, "*tokens width"]]
+    ) -> None:
+        """Measure the axes of `basis="pca"`.
+
+        roadint.train does so by itself, once, before the first step.
+
+        Args:
+            hidden: hidden states, or a list of such: what `RoadModel.collect` has of a site.
+
+        Raises:
+            RoadError: for another basis and for another width.
+        """
+        self._check_bound()
+        fit(self.frame, hidden)

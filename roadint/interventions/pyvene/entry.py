@@ -1,0 +1,364 @@
+"""pyvene's way into an intervention: its arguments, the site, the call, and values that it saves.
+
+An intervention runs in pyvene's IntervenableModel and in roadint's RoadModel alike. All that only
+pyvene asks of it is here.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.grammar.composition import ALL, Composition
+from roadint.grammar.subspace import SubspaceLike
+from roadint.interventions.arguments import component_name, layer_index
+from roadint.interventions.base import WHOLE, SubspaceIntervention
+from roadint.interventions.pyvene.patches import (
+    DistributedRepresentationIntervention,
+    Sited,
+    SourcelessIntervention,
+    TrainableIntervention,
+    pyvene,
+)
+from roadint.interventions.pyvene.placing import (
+    check_layer,
+    check_source,
+    layer_in_path,
+    position_width,
+    register,
+    width_at,
+)
+from roadint.interventions.pyvene.restoring import arguments_of, check_fits, check_shape, take_over
+from roadint.interventions.pyvene.selection import chosen_by, entries_of, parts_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Fields of pyvene's RepresentationConfig that an intervention_type gets and ours do not need.
+_IGNORED = frozenset(
+    {
+        "unit",
+        "low_rank_dimension",
+        "intervention_type",
+        "intervention",
+        "group_key",
+        "intervention_link_key",
+        "moe_key",
+        "hidden_source_representation",
+        "latent_dim",
+        "use_fast",
+        "keep_last_dim",
+    }
+)
+
+
+class PyveneEntry(
+    Sited, SubspaceIntervention, TrainableIntervention, DistributedRepresentationIntervention
+):
+    """The base class of the kinds that take a source; `EditIntervention` of those that do not.
+
+    Args:
+        subspace_partition: pyvene's way to say subspaces: ranges [start, end] or lists of dims,
+            which are called "subspace_0", "subspace_1", ….
+        embed_dim: the width of the hidden states, times `max_number_of_units`.
+        max_number_of_units: how many positions pyvene edits at once.
+        **arguments: those of `SubspaceIntervention`; further fields of pyvene's configuration say
+            nothing that an intervention of roadint needs.
+
+    Raises:
+        RoadError: for an argument that is none, or that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        subspace_partition: Sequence[SubspaceLike] | None = None,
+        embed_dim: int | Tensor | None = None,
+        max_number_of_units: int = 1,
+        **arguments: Any,
+    ) -> None:
+        shared = _names_of_arguments(SubspaceIntervention)
+        site = {name: arguments.pop(name) for name in shared if name in arguments}
+        self._check_known(arguments)
+        said = site.get("subspace") is not None or site.get("subspaces") is not None
+        if subspace_partition is not None:
+            if said:
+                raise RoadError(
+                    "subspace, subspaces and subspace_partition say the same thing: "
+                    "expected only one of them"
+                )
+            parts = enumerate(parts_of(subspace_partition))
+            site["subspaces"] = {f"subspace_{number}": part for number, part in parts}
+        width = None if embed_dim is None else position_width(embed_dim, max_number_of_units)
+        super().__init__(**site, embed_dim=width)
+        self.keep_last_dim, self.use_fast = True, arguments.get("use_fast", False)
+        # pyvene's `subspaces` mean dims where there is no partition, else indices into it.
+        self.counts_dims = site.get("subspaces") is None
+        # pyvene's `load` makes it so, and never loads the values of one with a constant source.
+        self._lacks_values = bool(arguments.get("hidden_source_representation"))
+
+    def _check_known(self, arguments: Mapping[str, Any]) -> None:
+        for name, value in arguments.items():
+            if name in _IGNORED or (name == "source_representation" and value is None):
+                continue
+            known = list(
+                dict.fromkeys(
+                    _names_of_arguments(type(self))
+                    + _names_of_arguments(PyveneEntry)
+                    + _names_of_arguments(SubspaceIntervention)
+                )
+            )
+            raise RoadError(
+                f"{type(self).__name__} has no argument {quoted(name)}: "
+                f"expected one of {listing(known)}{did_you_mean(name, known)}"
+            )
+
+    def bind(self, width: int) -> "Self":
+        """As in `SubspaceIntervention`; pyvene learns the width too."""
+        super().bind(width)
+        with torch.inference_mode(False):
+            self.embed_dim = self.interchange_dim = torch.tensor(width)
+        return self
+
+    # Where it acts.
+
+    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of pyvene's RepresentationConfig.
+
+        Layer and component are said once, or twice the same; what only the configuration says
+        becomes the intervention's own.
+
+        Args:
+            given: what the user's configuration says beside the intervention.
+
+        Raises:
+            RoadError: where they disagree, and for a field that would not be heeded.
+        """
+        fields = pyvene.RepresentationConfig._fields
+        for name in given:
+            if name not in fields:
+                raise RoadError(
+                    f"pyvene's representations have no field {quoted(name)}: "
+                    f"expected one of {listing(fields)}"
+                )
+        if given.get("subspace_partition") is not None:
+            raise RoadError(
+                "subspace_partition is the intervention's own: "
+                f"expected {type(self).__name__}(subspace_partition=…)"
+            )
+        self._take_site(given.get("layer"), given.get("component"))
+        self._take_source(given.get("source_representation"))
+        return {**given, "layer": self.layer, "component": self.component}
+
+    def _take_site(self, layer: Any, component: Any) -> None:
+        layer = None if layer is None else layer_index(layer)
+        component = None if component is None else component_name(component)
+        for name, wanted in (("layer", layer), ("component", component)):
+            said = getattr(self, name)
+            if name in self._said and wanted is not None and wanted != said:
+                raise RoadError(
+                    f"the configuration says {name} {quoted(wanted)}, "
+                    f"its {type(self).__name__} {quoted(said)}: "
+                    f"expected the {name} said once, or twice the same"
+                )
+        layer = self.layer if "layer" in self._said else layer
+        if component is not None and "." in component:
+            layer = layer_in_path(component, layer)
+        self.layer = self.layer if layer is None else layer
+        self.component = component or self.component
+
+    def _take_source(self, source: Any) -> None:
+        """A constant source that the configuration says."""
+        if source is not None:
+            raise RoadError(
+                f"{type(self).__name__} takes no source: expected no source_representation"
+            )
+
+    @classmethod
+    def prepare(cls, model: nn.Module, component: str) -> None:
+        """Tell pyvene about this type of model, where it does not know it.
+
+        Raises:
+            RoadError: for a model without decoder layers.
+        """
+        if type(model) not in pyvene.type_to_module_mapping and "." not in str(component):
+            register(model)
+
+    def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
+        """Learn the width, where the model tells it, and move to the device of the module.
+
+        Args:
+            model: the whole model.
+            representation: pyvene's RepresentationConfig of this intervention.
+            module: the module whose hidden states are edited.
+        """
+        if representation.component == "block_output":
+            check_layer(model, representation.layer, module)
+        width = None if self.bound else width_at(model, representation.component, module)
+        if width is not None:
+            self.bind(width)
+        parameter = next(module.parameters(), None)
+        if parameter is not None and parameter.device.type != "meta":
+            self.to(parameter.device)
+
+    # The call.
+
+    def forward(
+        self,
+        base: Float[Tensor, "rows *positions width"],
+        source: Tensor | None = None,
+        subspaces: Any = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "rows *positions width"]:
+        """Edit hidden states; pyvene calls it.
+
+        Where the width was not known, it is that of `base` from now on.
+
+        Args:
+            base: the hidden states, with any number of heads and positions; the dtype is kept.
+            source: those of another input, for a kind that takes them.
+            subspaces: None (all of them); a composition for all rows ("german", "a + 0.5*b"); or
+                one entry a row: a composition, or a list of names, of indices into the partition
+                or, where the intervention names no subspaces, of dims (whole blocks). None in a
+                row's place, and an empty list, leave the row as it is.
+            **kwargs: whatever else pyvene passes.
+
+        Raises:
+            RoadError: for anything else.
+        """
+        del kwargs
+        self._check_states(base, source)
+        if not base.numel():
+            return base
+        index = torch.arange(len(base), device=base.device)
+        rows = self.rows(self._strengths_of(subspaces, len(base)))
+        rows = rows.row(index.reshape(-1, *(1,) * (base.ndim - 2)))
+        return self.edit(base, rows, source if self.takes_source else None)
+
+    def _check_states(self, base: Tensor, source: Tensor | None) -> None:
+        if not torch.is_tensor(base) or base.ndim < 2 or not base.is_floating_point():
+            got = f"{base.dtype} {tuple(base.shape)}" if torch.is_tensor(base) else quoted(base)
+            raise RoadError(f"hidden states are {got}: expected floating-point [rows, …, width]")
+        if not self.bound:
+            self.bind(base.shape[-1])
+            if base.device.type != "meta":
+                self.to(base.device)
+        if base.shape[-1] != self.width:
+            raise RoadError(
+                f"hidden states of width {base.shape[-1]} for an intervention of width {self.width}"
+            )
+        if self._lacks_values:
+            raise RoadError(
+                "pyvene's load brings no values of one with a constant source: "
+                "expected roadint.interop.pyvene.load"
+            )
+        device = next(self.parameters()).device
+        if device != base.device:
+            raise RoadError(
+                f"hidden states on {base.device} for an intervention on {device}: "
+                f"expected .to({str(base.device)!r}) first"
+            )
+        if source is not None and self.takes_source:
+            check_source(source, base)
+
+    def _strengths_of(self, subspaces: Any, rows: int) -> Float[Tensor, "rows units"]:
+        if subspaces is None or isinstance(subspaces, (str, Mapping, Composition)):
+            composition = ALL if subspaces is None else subspaces
+            return self.strengths([Composition.parse(composition, list(self.partition))] * rows)
+        dims_of = WHOLE if self.counts_dims else None
+        entries = entries_of(subspaces, rows)
+        chosen = [chosen_by(entry, self.partition, dims_of) for entry in entries]
+        compositions = [choice for choice in chosen if isinstance(choice, Composition)]
+        if len(compositions) == rows:
+            return self.strengths(compositions)
+        strengths = torch.stack([self._unit_strengths(choice) for choice in chosen])
+        self._check_strengths(strengths)
+        return strengths.to(next(self.parameters()).device)
+
+    def _unit_strengths(self, choice: Composition | Tensor) -> Float[Tensor, " units"]:
+        if isinstance(choice, Composition):
+            return self.partition.strengths(dict(choice.terms))
+        return choice
+
+    # The values, which pyvene saves without the arguments that they belong to.
+
+    def _state_arguments(self) -> dict[str, Any]:
+        """The arguments in the form in which they were given: one that counts dims still does."""
+        arguments = self.spec()
+        if self.counts_dims:
+            arguments["subspace"] = arguments.pop("subspaces")[WHOLE]
+        return arguments
+
+    def get_extra_state(self) -> Tensor:
+        """The arguments as JSON bytes, for the state_dict."""
+        text = json.dumps(self._state_arguments())
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: `_load_from_state_dict` has read it before the values."""
+
+    def _measured(self) -> dict[str, Tensor]:
+        """What `values` has beside the parameters."""
+        parameters = dict(self.named_parameters())
+        return {name: value for name, value in self.values().items() if name not in parameters}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._check_bound()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({f"{prefix}{name}": value for name, value in self._measured().items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            self._take_arguments(arguments_of(state), state_dict, prefix)
+        self._check_bound()
+        for name, value in self._measured().items():
+            saved = state_dict.pop(f"{prefix}{name}", None)
+            if saved is not None:
+                check_shape(name, saved, value)
+                value.copy_(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._lacks_values = False
+
+    def _take_arguments(
+        self, arguments: dict[str, Any], state_dict: Mapping[str, Any], prefix: str
+    ) -> None:
+        """Be what the arguments say, but at the site that was said.
+
+        After pyvene's `load`, which knows only its own fields, it has other arguments. Parameters,
+        hooks and the mode stay what they were.
+        """
+        arguments |= {name: getattr(self, name) for name in self._said}
+        if self.bound and arguments == self._state_arguments():
+            return
+        width = arguments.get("embed_dim")
+        if self.bound and width != self.width:
+            raise RoadError(
+                f"values for width {quoted(width)} in an intervention of width {self.width}"
+            )
+        values = {
+            name.removeprefix(prefix): value
+            for name, value in state_dict.items()
+            if name.startswith(prefix)
+        }
+        check_fits(type(self), arguments, values)
+        take_over(self, type(self)(**{**arguments, "embed_dim": None}))
+        self._make(arguments["embed_dim"])
+        self.bind(arguments["embed_dim"]).train(self.training)
+
+
+class EditIntervention(SourcelessIntervention, PyveneEntry):
+    """The base class of the kinds that edit a hidden state by itself, without a source."""
+
+
+def _names_of_arguments(kind: type) -> list[str]:
+    """The names that its __init__ gives its arguments, but for the rest that it passes on."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [
+        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    ]
