@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roadint.grammar.composition import Composition
+from roadint.model import pretrained
 from roadint.model.checkpoint import folder_of, read
-from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
 from roadint.model.saving import check_label
 
@@ -47,7 +47,7 @@ def open_checkpoint(
     if base is None:
         about = saved.config["base_model"]
         labels = about.get("labels")
-        base = load(model or about["id"], dtype=dtype or saved.dtype, labels=labels)
+        base = pretrained.load(model or about["id"], dtype=dtype or saved.dtype, labels=labels)
     loaded, tokenizer = base
     road = RoadModel.from_pretrained(loaded, folder)
     for label, path in others.items():
