@@ -81,7 +81,7 @@ def train(
     """Train all subspaces of a recipe at once, each data set through its own."""
     from roadint.model import checkpoint
     from roadint.recipes.recipe import Recipe
-    from roadint.training import unfinished
+    from roadint.training import run_folder
 
     check_folder("--out", out)
     given = pairs(data, "--data")
@@ -89,15 +89,15 @@ def train(
         recipe, overrides(settings, rows=rows, max_completion=max_completion, model=model)
     )
     chosen.interventions()  # a setting that does not fit is told before a model is loaded
-    if unfinished.is_finished(out) and not overwrite:
+    if run_folder.is_finished(out) and not overwrite:
         if not resume:
             raise RoadError(
                 f"--out {out} holds a finished checkpoint: choose another folder, or add --overwrite"
             )
         saved = checkpoint.read(out)
-        unfinished.check_same_recipe(out, saved, chosen, given)
+        run_folder.check_same_recipe(out, saved, chosen, given)
         summary = saved.config["training"]
-        unfinished.finish(out)
+        run_folder.finish(out)
     else:
         summary = _train(chosen, given, out, resume, as_json)
     size = checkpoint.size_of(out)

@@ -15,13 +15,13 @@ from roadint.evaluation.report import evaluate
 from roadint.files.local import write_whole
 from roadint.model.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
-from roadint.training.prefix_cache import Kept
+from roadint.training.prefix.sharing import SharedPrefix
 from roadint.training.run import train
 
 logger = logging.getLogger(__name__)
 Engine = Literal["sequential", "ray"]
 TABLE = "runs.jsonl"
-_kept = Kept()  # the prefix that runs of one process share
+_kept = SharedPrefix()  # the prefix that runs of one process share
 
 
 def sweep(
@@ -76,7 +76,7 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
             out=out / key(settings),
             resume=True,
             quiet=quiet,
-            kept=_kept,
+            shared_prefix=_kept,
         )
         report = evaluate(
             road,

@@ -25,7 +25,7 @@ import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
 from roadint.data.collate import Collator, tokenize
 from roadint.data.sources import load_rows
-from roadint.training.trainer import frozen
+from roadint.training.isolation import frozen
 from tests.helpers import HALVES, SHORT, WIDTH, build, rows, trained
 
 
