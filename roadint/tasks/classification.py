@@ -1,6 +1,6 @@
 """GLUE's tasks on a classifier."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from roadint.data.collate import by_length
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
-from roadint.tasks.task import SCORED_ROWS, check_examples, check_splits
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits
 
 
 class ClassificationTask:
@@ -36,8 +36,8 @@ class ClassificationTask:
         if "dev" in sources:
             halves = glue.split_dev(glue.load_glue(self.task, sources["dev"], "dev"))
         elif "validation" in sources and "test" in sources:
-            names = ("validation", "test")
-            halves = tuple(glue.load_glue(self.task, sources[name]) for name in names)
+            validation = glue.load_glue(self.task, sources["validation"])
+            halves = validation, glue.load_glue(self.task, sources["test"])
         else:
             raise RoadError(
                 f"task {self.task!r} has nothing to be measured on: expected {self.measured_on}"
@@ -49,9 +49,7 @@ class ClassificationTask:
         }
         check_splits(self.splits)
 
-    def prepare(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Any], Callable[[Any], dict[str, Any]]]:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Tokens and labels; batches are padded to their longest row."""
         if tokenizer.pad_token_id is None:
             raise RoadError(

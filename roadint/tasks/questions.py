@@ -152,8 +152,8 @@ class ChoiceQuestion:
         if not named or named.group(2) not in numbers or not all(choices):
             raise RoadError(
                 f"question {quoted(question.instruction)} with the answer "
-                f"{quoted(question.answer)} has no numbered choices to compare: expected 'Answer1: … Answer2: …' and the "
-                "answer 'answer2', or task 'commonsense'"
+                f"{quoted(question.answer)} has no numbered choices to compare: expected "
+                "'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
             )
         asked = first.partition(": ")[2].strip() or first.strip()
         prompt = asked if word == "ending" else f"Question: {asked}\nAnswer:"

@@ -1,6 +1,6 @@
 """Reasoning on a language model: answers that it writes, and choices that it finds likely."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from roadint.data.prompts import batch_prompts, pad_id
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.questions import ChoiceQuestion, answered, load_questions
-from roadint.tasks.task import SCORED_ROWS, check_examples, check_splits
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits
 
 _HELD_OUT = 200  # training rows, at most, where none validate
 
@@ -85,9 +85,7 @@ class ReasoningTask:
 class AnsweringTask(ReasoningTask):
     """Questions that the model answers greedily, in words (appendices C.2, C.3)."""
 
-    def prepare(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Any], Callable[[Any], dict[str, Any]]]:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Prompts and completions, which end with the end-of-sequence token.
 
         The loss is the completions'.
@@ -129,9 +127,7 @@ class ChoosingTask(ReasoningTask):
             name: [ChoiceQuestion.of(row) for row in rows] for name, rows in self.splits.items()
         }
 
-    def prepare(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Any], Callable[[Any], dict[str, Any]]]:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Questions and right choices, which no end-of-sequence token follows.
 
         The loss is the choices'.

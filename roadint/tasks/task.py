@@ -11,6 +11,7 @@ from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 
 SCORED_ROWS = 32  # in a batch
+Prepared = tuple[list[Any], Callable[[Any], dict[str, Any]]]  # examples, and their collator
 
 
 class Task(Protocol):
@@ -37,9 +38,7 @@ class Task(Protocol):
     def metric(self) -> str:
         """The name of the score."""
 
-    def prepare(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Any], Callable[[Any], dict[str, Any]]]:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """The training examples, and what makes a batch of some."""
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: str) -> float:

@@ -122,24 +122,27 @@ def _learn(
     shared_prefix: SharedPrefix | None,
 ) -> RoadTrainer:
     """Train, with checkpoints where there is a folder for them, going on from the last one."""
-    before, collator = road.template, Collator(tokenizer)
+    before, recipe, collator = road.template, run.recipe, Collator(tokenizer)
+    memory = recipe.prefix_memory  # GB
     try:
         with alone, tempfile.TemporaryDirectory() as scratch:
-            set_seed(run.recipe.seed)
+            set_seed(recipe.seed)
             road.template = run.template
             started = time.perf_counter()
             if last is None:  # a checkpoint keeps them
                 fit_axes(road, run.examples, collator, quiet=quiet)
             trainer = RoadTrainer(
                 road,
-                _arguments(run.recipe, folder, Path(scratch)),
+                _arguments(recipe, folder, Path(scratch)),
                 train_dataset=run.examples,
                 data_collator=collator,
                 companions=run.companions,
+                companion_rate=recipe.companion_rate,
                 constraints=run.constraints,
+                prefix_reuse=recipe.prefix_reuse,
+                prefix_memory=None if memory is None else memory * 1e9,
                 shared_prefix=shared_prefix,
                 quiet=quiet,
-                **_trainer_settings(run.recipe),
             )
             with progress_bar(trainer, quiet=quiet):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -150,15 +153,6 @@ def _learn(
     seconds = round(time.perf_counter() - started, 1)
     road.training_summary = {**_summary(road, run, trainer), "seconds": seconds}
     return trainer
-
-
-def _trainer_settings(recipe: Recipe) -> dict[str, Any]:
-    memory = recipe.prefix_memory
-    return {
-        "companion_rate": recipe.companion_rate,
-        "prefix_reuse": recipe.prefix_reuse,
-        "prefix_memory": None if memory is None else memory * 1e9,
-    }
 
 
 def _rescale(road: RoadModel, strengths: Mapping[str, float]) -> None:

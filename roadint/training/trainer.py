@@ -5,6 +5,7 @@ All subspaces train at once, each example through its own.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +154,12 @@ class RoadTrainer(BaseTrainer):
 
     def _prefix_for(self, collator: Collator) -> PrefixCache | None:
         shard = self._get_train_sampler().shard(self.args.process_index)
-        prefix_of = self._shared_prefix.take if self._shared_prefix else reusable_prefix
-        return prefix_of(
-            self.model,
-            [self.train_dataset[index] for index in shard],
-            collator,
-            memory=self._prefix_memory,
-            folder=Path(self.args.output_dir or "."),
-            quiet=self._quiet,
+        data = self.model, [self.train_dataset[index] for index in shard], collator
+        folder = Path(self.args.output_dir or ".")
+        build = partial(
+            reusable_prefix, *data, memory=self._prefix_memory, folder=folder, quiet=self._quiet
         )
+        return self._shared_prefix.take(*data, build) if self._shared_prefix else build()
 
     def compute_loss(
         self,

@@ -68,12 +68,9 @@ class PrefixCache:
         seconds: float = 0.0,
     ) -> None:
         self.cut, self.storage = cut, storage
+        megabytes = round(storage.size / 1e6, 3)
         self.report = PrefixReport(
-            storage=storage.kind,
-            examples=len(index),
-            skipped_layers=cut.skipped,
-            megabytes=round(storage.size / 1e6, 3),
-            seconds=round(seconds, 1),
+            storage.kind, len(index), cut.skipped, megabytes, round(seconds, 1)
         )
         self._collator, self._index = collator, index
 

@@ -1,9 +1,9 @@
 """A PrefixCache for a training: a new one, one that an earlier training made, or none."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from roadint.data.collate import Collator, Example
 from roadint.errors import RoadError, first_line
@@ -16,24 +16,12 @@ logger = logging.getLogger(__name__)
 
 # What the code of a model raises that keeps other things than keys and values, or that can't run
 # from a layer on. Running out of memory is a RuntimeError, too; training alone needs less.
-_FOREIGN_ERRORS = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_FOREIGN_ERRORS: tuple[type[Exception], ...] = (AssertionError, AttributeError, LookupError)
+_FOREIGN_ERRORS += (RuntimeError, TypeError, ValueError)
 
 
 def reusable_prefix(
-    road: RoadModel,
-    examples: Sequence[Example],
-    collator: Collator,
-    *,
-    memory: float | None,
-    folder: Path,
-    quiet: bool = True,
+    road: RoadModel, examples: Sequence[Example], collator: Collator, **settings: Any
 ) -> PrefixCache | None:
     """A new PrefixCache, where the prefix can be reused; one line in the log says so, or why not.
 
@@ -46,9 +34,7 @@ def reusable_prefix(
         RoadError: where the model refuses the examples.
     """
     try:
-        cache = PrefixCache.build(
-            road, examples, collator, memory=memory, folder=folder, quiet=quiet
-        )
+        cache = PrefixCache.build(road, examples, collator, **settings)
     except RoadError:
         raise
     except CannotReuseError as error:
@@ -81,18 +67,23 @@ class SharedPrefix:
         road: RoadModel,
         examples: Sequence[Example],
         collator: Collator,
-        *,
-        memory: float | None,
-        folder: Path,
-        quiet: bool = True,
+        build: Callable[[], PrefixCache | None],
     ) -> PrefixCache | None:
-        """As `reusable_prefix`, from the last training where it fits."""
+        """The cache of the last training where it fits, else a new one.
+
+        Args:
+            road: the model that is to train.
+            examples: of the training.
+            collator: makes plain batches of them.
+            build: makes the new one, see `reusable_prefix`.
+
+        Returns:
+            The cache; None where the prefix can't be reused.
+        """
         if self.cache is not None and self._fits(self.cache, road, examples, collator):
             return self.cache
-        self.cache = self._made_from = None  # a new one takes its room
-        self.cache = reusable_prefix(
-            road, examples, collator, memory=memory, folder=folder, quiet=quiet
-        )
+        self.cache = self._made_from = None  # before there is a new one, which takes its room
+        self.cache = build()
         if self.cache is not None:
             self._made_from = ModelState.of(road.model)
         return self.cache

@@ -25,34 +25,6 @@ class Storage:
     def __init__(self, numbers: Shaped[Tensor, "slots width"]) -> None:
         self._numbers = numbers
 
-    @classmethod
-    def allocate(
-        cls,
-        count: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        folder: Path | None = None,
-    ) -> "Storage":
-        """Make room.
-
-        Args:
-            count: how many slots.
-            width: numbers a slot.
-            dtype: of the numbers.
-            device: where they lie without a folder.
-            folder: where their file lies, which vanishes with the process.
-
-        Returns:
-            A storage whose slots hold anything yet.
-
-        Raises:
-            CannotReuseError: where the disk has no room.
-        """
-        if folder is None:
-            return cls(torch.empty(count, width, dtype=dtype, device=device))
-        return cls(_mapped(folder, count * width, dtype).view(count, width))
-
     @property
     def size(self) -> int:
         """Bytes."""
@@ -120,10 +92,9 @@ class PrefixStorage:
     def _make(
         cls, kind: StorageKind, cut: CutModel, plan: TokenPlan, folder: Path | None
     ) -> "PrefixStorage":
-        dtype, device = cut.layout.dtype, cut.device
-        hidden = Storage.allocate(plan.hidden_count, cut.width, dtype, device, folder)
-        prefix = Storage.allocate(plan.prefix_count, cut.upper.width, dtype, device, folder)
-        return cls(kind, plan, hidden, prefix)
+        hidden = _room(plan.hidden_count, cut.width, cut, folder)
+        prefix = _room(plan.prefix_count, cut.upper.width, cut, folder)
+        return cls(kind, plan, Storage(hidden), Storage(prefix))
 
     @property
     def size(self) -> int:
@@ -151,6 +122,14 @@ def _size(cut: CutModel, plan: TokenPlan) -> int:
 def _processes() -> int:
     """How many torchrun started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _room(
+    count: int, width: int, cut: CutModel, folder: Path | None
+) -> Shaped[Tensor, "count width"]:
+    if folder is not None:
+        return _mapped(folder, count * width, cut.layout.dtype).view(count, width)
+    return torch.empty(count, width, dtype=cut.layout.dtype, device=cut.device)
 
 
 def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Shaped[Tensor, " count"]:
