@@ -68,32 +68,22 @@ def prepare(
     """
     template = check_template(recipe.template, tokenizer)
     empty = data is None or (isinstance(data, Mapping) and not data)
-    sources = recipe.data if empty else data
+    sources: Any = recipe.data if empty else data
     examples = _tokenize_all(road, tokenizer, sources, recipe)
     check_fits(examples, road.model, pad_id(tokenizer))
     rates = recipe.lrs if "lrs" in chosen else _known(recipe.lrs, road.names)
     strengths = recipe.strengths if "strengths" in chosen else _known(recipe.strengths, road.names)
     _check_names("lrs", dict.fromkeys(rates, 1.0), road.names)
     _check_names("strengths", strengths, road.names)
-    constraints = Constraints(
-        {name: rate / recipe.lr for name, rate in rates.items()},
-        recipe.decay,
-        recipe.max_log_scale,
-    )
+    factors = {name: rate / recipe.lr for name, rate in rates.items()}
+    constraints = Constraints(factors, recipe.decay, recipe.max_log_scale)
     constraints.check(road.sites)
     compositions = {str(example.composition) for example in examples}
-    companions = recipe.companions
-    if "companions" not in chosen:
-        companions = _known(companions, compositions)
-    for name in companions:
-        if name not in compositions:
-            raise RoadError(
-                f"companions name {quoted(name)}, which is no data set here: "
-                f"expected one of {listing(sorted(compositions))}"
-            )
-    Companions.parse(road, companions, recipe.companion_rate)
+    named = recipe.companions
+    companions = named if "companions" in chosen else _known(named, compositions)
+    _check_companions(road, companions, recipe.companion_rate, compositions)
     _check_positions(road, examples)
-    names = {name: _source_name(source) for name, source in sources.items()}  # type: ignore[union-attr]
+    names = {name: _source_name(source) for name, source in sources.items()}
     return PreparedRun(recipe, names, examples, template, constraints, strengths, companions)
 
 
@@ -110,6 +100,18 @@ def _check_names(setting: str, strengths: Mapping[str, float], names: Sequence[s
                 f"recipe setting {setting} names {quoted(name)}: expected one of {listing(names)}"
                 f"{did_you_mean(name, names)}"
             )
+
+
+def _check_companions(
+    road: RoadModel, companions: Mapping[str, Any], rate: float, compositions: Collection[str]
+) -> None:
+    for name in companions:
+        if name not in compositions:
+            raise RoadError(
+                f"companions name {quoted(name)}, which is no data set here: "
+                f"expected one of {listing(sorted(compositions))}"
+            )
+    Companions.parse(road, companions, rate)
 
 
 def _tokenize_all(

@@ -27,6 +27,7 @@ from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cache import PrefixCache
+from roadint.training.prefix.plan import first_needed
 from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
 from roadint.training.sampler import MixedLengthSampler
 from tests.helpers import LAYERS, build, trained
@@ -269,6 +270,7 @@ def test_where_it_cannot_be_used_it_says_why(
 def test_a_model_without_keys_and_values_trains_all_the_same(
     collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    torch.manual_seed(0)
     model = MambaForCausalLM(
         MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4)
     )
@@ -281,6 +283,30 @@ def test_a_model_without_keys_and_values_trains_all_the_same(
     ]
     assert said == ["no prefix reuse, training runs the plain way"]
     assert bool(completion_nll(road, collator(examples()))[0].isfinite().all())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), TypeError("no cache")])
+def test_what_a_model_raises_is_told_and_what_no_model_raises_is_not_hidden(
+    error: Exception, collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    road = road_on(build("llama"), [{"layer": 1}])
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    road.model.model.layers[0].register_forward_hook(fails)
+    assert reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path) is None
+    assert f"{type(error).__name__} ({error})" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        error = ZeroDivisionError()
+        reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path)
+
+
+def test_a_position_beyond_a_prompt_edits_nothing_there() -> None:
+    """The prompts of another data set may be shorter; a step of theirs needs the completion alone."""
+    road = RoadModel(build("llama"), RoadIntervention(layer=1, position="at(10)"))
+    starts = [first_needed(road, Example([1] * length, [2], "road")) for length in (7, 11, 20)]
+    assert starts == [6, 10, 10]
 
 
 def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from roadint.data.collate import Example
 from roadint.grammar.position import Position
 from roadint.model.road_model import RoadModel
 
+Grid = Int[Tensor, "rows columns"]
+
 
 @dataclass(frozen=True)
 class TokenPlan:
@@ -50,9 +52,7 @@ class TokenPlan:
         """Of how many tokens keys and values are stored."""
         return self.shared + int((self.starts - self.shared).sum())
 
-    def hidden_slots(
-        self, index: Int[Tensor, " rows"], rank: Int[Tensor, "rows columns"]
-    ) -> Int[Tensor, "rows columns"]:
+    def hidden_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
         """Where the hidden states of tokens are.
 
         Args:
@@ -65,9 +65,7 @@ class TokenPlan:
         counts = self.lengths - self.starts
         return (counts.cumsum(0) - counts - self.starts)[index][:, None] + rank
 
-    def prefix_slots(
-        self, index: Int[Tensor, " rows"], rank: Int[Tensor, "rows columns"]
-    ) -> Int[Tensor, "rows columns"]:
+    def prefix_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
         """Where the keys and values of tokens are; arguments as of `hidden_slots`."""
         counts = self.starts - self.shared
         unshared = (counts.cumsum(0) - counts)[index][:, None] + rank

@@ -1,6 +1,7 @@
 """The pass over the data that stores what the edit can't change."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,8 @@ from roadint.data.prompts import pad
 from roadint.engines.transformers.partial import run_until_enough
 from roadint.progress import track
 from roadint.training.prefix.cut_model import CutModel
-from roadint.training.prefix.key_values import KeyValueRecorder
+from roadint.training.prefix.key_values import KeyValueRecorder, Numbers
+from roadint.training.prefix.plan import Grid
 from roadint.training.prefix.storage import PrefixStorage
 
 _TOKENS = 2048  # of a batch, padding included
@@ -34,14 +36,12 @@ def record(
     batches = list(_batches(plan.lengths - plan.shared))
     for index in track(batches, len(batches), "prefix reuse", quiet=quiet):
         tokens = [examples[number].inputs[plan.shared :] for number in index.tolist()]
-        ids, past = pad(tokens, fill, "right"), header.expand(len(index), -1, -1)
-        hidden = _record_hidden(cut, index, ids, past, storage) if cut.skipped else None
-        _record_prefix(cut, index, ids, past, hidden, storage)
+        past = header.expand(len(index), -1, -1)
+        batch = _Batch(cut, storage, index, pad(tokens, fill, "right"), past)
+        batch.record_prefix(batch.record_hidden() if cut.skipped else None)
 
 
-def _record_shared(
-    cut: CutModel, tokens: list[int], storage: PrefixStorage
-) -> Float[Tensor, "1 shared numbers"]:
+def _record_shared(cut: CutModel, tokens: list[int], storage: PrefixStorage) -> Numbers:
     """The keys and values of all layers: the rest of each example needs the lower ones as well."""
     layout = cut.layout
     empty = torch.zeros(1, 0, layout.width, dtype=layout.dtype, device=cut.device)
@@ -58,49 +58,47 @@ def _record_shared(
     return header
 
 
-def _record_hidden(
-    cut: CutModel,
-    index: Int[Tensor, " rows"],
-    ids: Int[Tensor, "rows columns"],
-    header: Float[Tensor, "rows shared numbers"],
-    storage: PrefixStorage,
-) -> Float[Tensor, "rows columns width"]:
-    """Run the layers below the cut."""
-    plan = storage.plan
-    rank = _ranks(plan.shared, ids)
-    exists = rank < plan.lengths[index, None]
-    hidden = cut.hidden_at_cut(**cut.inputs(ids, rank, exists, cut.layout.past(header)))
-    wanted = exists & (rank >= plan.starts[index, None])
-    storage.hidden.put(plan.hidden_slots(index, rank)[wanted], hidden[wanted.to(hidden.device)])
-    return hidden
+@dataclass(frozen=True)
+class _Batch:
+    """Examples that run together, from the shared tokens on."""
 
+    cut: CutModel
+    storage: PrefixStorage
+    index: Int[Tensor, " rows"]
+    ids: Grid
+    header: Numbers
 
-def _record_prefix(
-    cut: CutModel,
-    index: Int[Tensor, " rows"],
-    ids: Int[Tensor, "rows columns"],
-    header: Float[Tensor, "rows shared numbers"],
-    hidden: Float[Tensor, "rows columns width"] | None,
-    storage: PrefixStorage,
-) -> None:
-    """Run the layers above the cut, over the tokens before the edit."""
-    plan, layout = storage.plan, cut.upper
-    columns = int(plan.starts[index].max()) - plan.shared
-    if not columns or not layout.width:
-        return
-    ids = ids[:, :columns]
-    rank = _ranks(plan.shared, ids)
-    wanted = rank < plan.starts[index, None]
-    recorder = KeyValueRecorder(len(layout.shapes))
-    inputs = cut.inputs(ids, rank, wanted, layout.past(header, recorder))
-    resumed = cut.resumed(None if hidden is None else hidden[:, :columns])
-    run_until_enough(resumed.of(cut.model), **inputs)
-    added = layout.joined(recorder)
-    storage.prefix.put(plan.prefix_slots(index, rank)[wanted], added[wanted.to(added.device)])
+    def record_hidden(self) -> Float[Tensor, "rows columns width"]:
+        """Run the layers below the cut."""
+        cut, plan, index, rank = self.cut, self.storage.plan, self.index, self._rank()
+        exists = rank < plan.lengths[index, None]
+        inputs = cut.inputs(self.ids, rank, exists, cut.layout.past(self.header))
+        hidden = cut.hidden_at_cut(**inputs)
+        wanted = exists & (rank >= plan.starts[index, None])
+        slots = plan.hidden_slots(index, rank)[wanted]
+        self.storage.hidden.put(slots, hidden[wanted.to(hidden.device)])
+        return hidden
 
+    def record_prefix(self, hidden: Float[Tensor, "rows columns width"] | None) -> None:
+        """Run the layers above the cut, over the tokens before the edit."""
+        cut, plan, index, layout = self.cut, self.storage.plan, self.index, self.cut.upper
+        columns = int(plan.starts[index].max()) - plan.shared
+        if not columns or not layout.width:
+            return
+        rank = self._rank()[:, :columns]
+        wanted = rank < plan.starts[index, None]
+        recorder = KeyValueRecorder(len(layout.shapes))
+        past = layout.past(self.header, recorder)
+        resumed = cut.resumed(None if hidden is None else hidden[:, :columns])
+        inputs = cut.inputs(self.ids[:, :columns], rank, wanted, past)
+        run_until_enough(resumed.of(cut.model), **inputs)
+        added = layout.joined(recorder)
+        slots = plan.prefix_slots(index, rank)[wanted]
+        self.storage.prefix.put(slots, added[wanted.to(added.device)])
 
-def _ranks(shared: int, ids: Int[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    return (shared + torch.arange(ids.shape[1])).expand(len(ids), -1)
+    def _rank(self) -> Grid:
+        rank = self.storage.plan.shared + torch.arange(self.ids.shape[1])
+        return rank.expand(len(self.ids), -1)
 
 
 def _batches(lengths: Int[Tensor, " examples"]) -> Iterator[Int[Tensor, " rows"]]:

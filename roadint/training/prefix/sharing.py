@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from roadint.data.collate import Collator, Example
@@ -41,6 +40,7 @@ def reusable_prefix(
         reason = str(error)
     except _FOREIGN_ERRORS as error:
         reason = f"{type(error).__name__} ({first_line(error)})"
+        logger.debug("what the model raised", exc_info=True)
     else:
         logger.info("%s", cache.report)
         return cache
@@ -48,7 +48,6 @@ def reusable_prefix(
     return None
 
 
-@dataclass
 class SharedPrefix:
     """Lets trainings on one model, one after the other, share a PrefixCache.
 
@@ -59,8 +58,9 @@ class SharedPrefix:
         cache: the last training's; None frees its memory.
     """
 
-    cache: PrefixCache | None = None
-    _made_from: ModelState | None = field(default=None, init=False, repr=False)
+    def __init__(self) -> None:
+        self.cache: PrefixCache | None = None
+        self._made_from: ModelState | None = None
 
     def take(
         self,
