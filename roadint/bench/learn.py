@@ -14,8 +14,9 @@ from roadint.engines.transformers.scoring import score
 from roadint.errors import RoadError, check_known
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
-from roadint.tasks.jobs import Job, job_of
 from roadint.tasks.run import fit, load_for
+from roadint.tasks.table import task_of
+from roadint.tasks.task import Task
 
 # The learning rate of each method, unless the call gives another: RoAd's is of the paper's range (C.1), LoRA's the usual one.
 RATES = {"road_1": 5e-3, "road_2": 5e-3, "road_4": 5e-3, "lora": 5e-4, "ia3": 1e-2, "head": 5e-3}
@@ -40,7 +41,7 @@ def bench_learn(
     chosen = list(methods) or [name for name in RATES if name != "head"]
     for name in [*chosen, *(rates or {})]:
         check_known("method", name, RATES)
-    job = job_of(recipe, data)
+    job = task_of(recipe, data)
     runs = []
     todo = [(seed, name) for seed in seeds for name in chosen]
     for seed, name in track(todo, len(todo), "runs", quiet=quiet):
@@ -89,7 +90,7 @@ def bench_learn(
     }
 
 
-def _one(method: str, recipe: Recipe, job: Job) -> dict[str, Any]:
+def _one(method: str, recipe: Recipe, job: Task) -> dict[str, Any]:
     set_seed(recipe.optimisation.seed)  # the new head is the same for all methods
     model, tokenizer = load_for(job, recipe)
     model.requires_grad_(False)

@@ -21,7 +21,7 @@ from roadint.grammar.composition import Composition
 from roadint.interventions.road import RoadIntervention
 from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
-from roadint.training.prefix_cache import PrefixCache
+from roadint.training.prefix.cache import PrefixCache
 from roadint.training.sampler import MixedLengthSampler
 
 HALVES = {"german": "[0, d/2)", "english": "[d/2, d)"}
@@ -185,7 +185,7 @@ class Roadint(Plain):
     """roadint as it trains: the prefix computed once."""
 
     def _build(self) -> None:
-        self.cache = PrefixCache(
+        self.cache = PrefixCache.build(
             self.road, self.listed, self.collator, folder=Path(tempfile.gettempdir())
         )
 

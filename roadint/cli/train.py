@@ -36,14 +36,14 @@ def train(
     """Train all subspaces of a recipe at once, each data set through its own."""
     from roadint.model.checkpoint import size_of
     from roadint.recipes.recipe import Recipe
-    from roadint.training import unfinished
+    from roadint.training import run_folder
 
     check_folder("--out", out)
     sources = pairs(data, "--data")
     changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
     chosen = Recipe.load(recipe, changes)
     chosen.interventions()  # what does not fit is refused before a model is loaded
-    if unfinished.is_finished(out) and not overwrite:
+    if run_folder.is_finished(out) and not overwrite:
         if not resume:
             raise RoadError(
                 f"--out {out} holds a finished checkpoint: choose another folder, or add "
@@ -67,12 +67,12 @@ def train(
 def _finished(recipe: "Recipe", sources: Mapping[str, str], out: Path) -> Mapping[str, Any]:
     """The summary of a run that is done; raises RoadError where it is of other settings."""
     from roadint.model import checkpoint
-    from roadint.training import unfinished
+    from roadint.training import run_folder
 
     saved = checkpoint.read(out)
-    unfinished.check_same_recipe(out, saved, recipe, sources)
+    run_folder.check_same_recipe(out, saved, recipe, sources)
     summary: Mapping[str, Any] = saved.config["training"]
-    unfinished.finish(out)
+    run_folder.finish(out)
     return summary
 
 

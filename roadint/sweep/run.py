@@ -17,7 +17,7 @@ from roadint.files.local import write_whole
 from roadint.model.pretrained import load
 from roadint.recipes.recipe import Recipe
 from roadint.sweep.plan import Changes, Plan, key
-from roadint.training.prefix_cache import Kept
+from roadint.training.prefix.sharing import SharedPrefix
 from roadint.training.run import train
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Runner:
 
     def __init__(self, plan: Plan, out: Path, *, quiet: bool = True) -> None:
         self._plan, self._out, self._quiet = plan, out, quiet
-        self._kept = Kept()
+        self._prefix = SharedPrefix()
         self._loaded: tuple[tuple[str, str], Any] | None = None
 
     def run(self, changes: Changes) -> Entry:
@@ -106,7 +106,7 @@ class Runner:
         except (
             Exception
         ) as error:  # any: out of memory, say, for which what is kept may be to blame
-            self._kept.cache = None
+            self._prefix.cache = None
             logger.warning("%s failed", changes, exc_info=True)
             return {**entry, "error": f"{type(error).__name__}: {first_line(error)}"}
 
@@ -123,7 +123,7 @@ class Runner:
             out=self._out / key(changes),
             resume=True,
             quiet=self._quiet,
-            kept=self._kept,
+            shared_prefix=self._prefix,
         )
         report = evaluate(
             road,
@@ -148,7 +148,7 @@ class Runner:
         """The base model and its tokenizer, loaded anew only where the run before had another."""
         wanted = (recipe.model.name, recipe.model.dtype)
         if self._loaded is None or self._loaded[0] != wanted:
-            self._loaded = self._kept.cache = None  # two models may not fit
+            self._loaded = self._prefix.cache = None  # two models may not fit
             self._loaded = (wanted, load(recipe.model.name, dtype=recipe.model.dtype))
         return self._loaded[1]
 

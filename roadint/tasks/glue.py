@@ -1,4 +1,7 @@
-"""GLUE: its tasks, from the files of the benchmark or the hub, with the paper's split and metrics (appendix C.1)."""
+"""GLUE: its tasks' rows, from the files of the benchmark or the hub, split and metrics.
+
+Split and metrics are the paper's (appendix C.1).
+"""
 
 import csv
 import logging
@@ -10,6 +13,7 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+from jaxtyping import Shaped
 
 from roadint.data.formats import UNREADABLE
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
@@ -19,15 +23,23 @@ Metric = Literal["accuracy", "matthews", "pearson"]
 
 
 @dataclass(frozen=True)
-class Glue:
-    """One task. texts: the columns that a row's one or two texts are in; labels: what its label column holds, in order.
+class GlueFormat:
+    """How a task's files look, and how it is measured.
 
-    header: the columns of a file that has none. hub: the names of the columns on the hub, where they differ.
+    Attributes:
+        texts: the columns that hold a row's one or two texts.
+        label: the column that holds its label.
+        labels: what that column holds, in the order of the classes; None where it holds a number,
+            to be predicted.
+        metric: the score.
+        header: the columns of a file that has no header.
+        hub_texts: the names of `texts` on the hub, where they differ.
+        dev: the name of the dev set on the hub.
     """
 
     texts: tuple[str, ...]
     label: str = "label"
-    labels: tuple[str, ...] | None = ("0", "1")  # None: a number, to be predicted
+    labels: tuple[str, ...] | None = ("0", "1")
     metric: Metric = "accuracy"
     header: tuple[str, ...] | None = None
     hub_texts: tuple[str, ...] | None = None
@@ -35,15 +47,19 @@ class Glue:
 
 
 _ENTAILED = ("entailment", "not_entailment")
-TASKS: dict[str, Glue] = {
-    "cola": Glue(("sentence",), metric="matthews", header=("source", "label", "mark", "sentence")),
-    "sst2": Glue(("sentence",)),
-    "mrpc": Glue(("#1 String", "#2 String"), label="Quality", hub_texts=("sentence1", "sentence2")),
-    "stsb": Glue(("sentence1", "sentence2"), label="score", labels=None, metric="pearson"),
-    "rte": Glue(("sentence1", "sentence2"), labels=_ENTAILED),
-    "qnli": Glue(("question", "sentence"), labels=_ENTAILED),
-    "qqp": Glue(("question1", "question2"), label="is_duplicate"),
-    "mnli": Glue(
+FORMATS: dict[str, GlueFormat] = {
+    "cola": GlueFormat(
+        ("sentence",), metric="matthews", header=("source", "label", "mark", "sentence")
+    ),
+    "sst2": GlueFormat(("sentence",)),
+    "mrpc": GlueFormat(
+        ("#1 String", "#2 String"), label="Quality", hub_texts=("sentence1", "sentence2")
+    ),
+    "stsb": GlueFormat(("sentence1", "sentence2"), label="score", labels=None, metric="pearson"),
+    "rte": GlueFormat(("sentence1", "sentence2"), labels=_ENTAILED),
+    "qnli": GlueFormat(("question", "sentence"), labels=_ENTAILED),
+    "qqp": GlueFormat(("question1", "question2"), label="is_duplicate"),
+    "mnli": GlueFormat(
         ("sentence1", "sentence2"),
         label="gold_label",
         labels=("entailment", "neutral", "contradiction"),
@@ -54,8 +70,13 @@ TASKS: dict[str, Glue] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One or two texts, and the label: its place in the task's labels, or a number."""
+class GlueRow:
+    """One example of a task.
+
+    Attributes:
+        texts: one or two.
+        label: the index of the class, or a number.
+    """
 
     texts: tuple[str, ...]
     label: int | float
@@ -63,33 +84,44 @@ class Row:
 
 def load_glue(
     task: str, source: str | Path, split: str = "train", limit: int | None = None
-) -> list[Row]:
-    """The first `limit` rows of a task. source: a tab-separated file as the benchmark has them, or "hub" for nyu-mll/glue.
+) -> list[GlueRow]:
+    """Read the rows of a task.
 
-    split: "train" or "dev", on the hub. Rows without a text or a label are skipped, as the usual readers do, and counted in a line.
-    Raises RoadError for an unknown task, and a file or a row that can't be read.
+    Rows without a text or a label are skipped, as the usual readers do, and counted in the log.
+
+    Args:
+        task: a name in FORMATS.
+        source: a tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
+        split: "train" or "dev", on the hub.
+        limit: how many, the first ones; all by default.
+
+    Returns:
+        The rows.
+
+    Raises:
+        RoadError: for an unknown task, and a file or a row that can't be read.
     """
-    if task not in TASKS:
+    if task not in FORMATS:
         raise RoadError(
-            f"unknown GLUE task {quoted(task)}: expected one of {listing(TASKS)}{did_you_mean(task, TASKS)}"
+            f"unknown GLUE task {quoted(task)}: expected one of {listing(FORMATS)}"
+            f"{did_you_mean(task, FORMATS)}"
         )
-    known, name = TASKS[task], quoted(str(source))
-    raw = (
-        _hub(task, known.dev if split == "dev" else "train")
-        if str(source) == "hub"
-        else _read(known, Path(str(source)))
-    )
-    rows: list[Row] = []
+    form, name = FORMATS[task], quoted(str(source))
+    if str(source) == "hub":
+        raw = _hub_rows(task, form, form.dev if split == "dev" else "train")
+    else:
+        raw = _file_rows(form, Path(str(source)))
+    rows: list[GlueRow] = []
     seen = 0
-    for seen, each in enumerate(raw, 1):
-        row = _row(known, each, f"row {seen - 1} of {name}")
+    for seen, fields in enumerate(raw, 1):
+        row = _row(form, fields, f"row {seen - 1} of {name}")
         if row is not None:
             rows.append(row)
         if len(rows) == limit:
             break
     if not rows:
         raise RoadError(
-            f"GLUE {task} has no rows in {name}: expected {listing((*known.texts, known.label))}"
+            f"GLUE {task} has no rows in {name}: expected {listing((*form.texts, form.label))}"
         )
     if len(rows) < seen:
         logger.warning(
@@ -101,84 +133,107 @@ def load_glue(
     return rows
 
 
-def split_dev(rows: list[Row], seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """The dev set as (validation, test), at random: 1,000 rows and the rest where it has over 2,000, else two halves."""
+def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[GlueRow]]:
+    """Split a dev set at random, as the paper does (appendix C.1).
+
+    Args:
+        rows: the dev set.
+        seed: of the draw.
+
+    Returns:
+        Validation and test: 1,000 rows and the rest where there are over 2,000, else two halves.
+    """
     order = np.random.default_rng(seed).permutation(len(rows))
     count = 1000 if len(rows) > 2000 else len(rows) // 2
     return [rows[i] for i in order[:count]], [rows[i] for i in order[count:]]
 
 
-def measure(task: str, predicted: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-    """The task's metric. predicted: [rows] ints, or numbers where labels are; accuracy, Matthews' or Pearson's correlation.
+def measure(
+    task: str, predicted: Shaped[np.ndarray, " rows"], labels: Shaped[np.ndarray, " rows"]
+) -> float:
+    """Accuracy, Matthews' or Pearson's correlation, as is a task's metric.
 
-    A correlation with a constant is 0.
+    Args:
+        task: a name in FORMATS.
+        predicted: the classes, or the numbers.
+        labels: the right ones.
+
+    Returns:
+        The metric; a correlation with a constant is 0.
+
+    Example:
+        >>> measure("sst2", np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
+        0.75
     """
-    if TASKS[task].metric == "accuracy":
+    if FORMATS[task].metric == "accuracy":
         return float((predicted == labels).mean())
     if predicted.std() == 0 or labels.std() == 0:
         return 0.0
     return float(np.corrcoef(predicted, labels)[0, 1])  # of two classes, Pearson's is Matthews'
 
 
-def _hub(task: str, split: str) -> Iterator[dict[str, Any]]:
-    """The hub's rows with the names of the benchmark's files and labels in words."""
-    known = TASKS[task]
+def _hub_rows(task: str, form: GlueFormat, split: str) -> Iterator[dict[str, Any]]:
+    """The hub's rows, with the names of the benchmark's files and labels in words."""
+    names = dict(zip(form.texts, form.hub_texts or form.texts, strict=True))
     try:
         for row in datasets.load_dataset("nyu-mll/glue", task, split=split):
-            names = zip(known.texts, known.hub_texts or known.texts, strict=True)
-            label = row["label"]
-            in_words = (
-                str(label)
-                if known.labels is None
-                else known.labels[label]
-                if 0 <= label < len(known.labels)
-                else ""
-            )
-            yield {**{name: row[there] for name, there in names}, known.label: in_words}
+            texts = {name: row[hub_name] for name, hub_name in names.items()}
+            yield {**texts, form.label: _in_words(form, row["label"])}
     except Exception as error:  # whatever the hub and the network raise
         raise RoadError(
-            f"GLUE {task} can't be loaded from the hub ({first_line(error)}): give a .tsv file instead"
+            f"GLUE {task} can't be loaded from the hub ({first_line(error)}): "
+            "give a .tsv file instead"
         ) from error
 
 
-def _read(known: Glue, path: Path) -> Iterator[dict[str, str]]:
+def _in_words(form: GlueFormat, label: Any) -> str:
+    """A label of the hub; those of its test set are -1, which is no label."""
+    if form.labels is None:
+        return str(label)
+    return form.labels[label] if 0 <= label < len(form.labels) else ""
+
+
+def _file_rows(form: GlueFormat, path: Path) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, known.header, delimiter="\t", quoting=csv.QUOTE_NONE)
+            reader = csv.DictReader(file, form.header, delimiter="\t", quoting=csv.QUOTE_NONE)
             names = list(reader.fieldnames or ())
-            for name in (*known.texts, known.label):
+            for name in (*form.texts, form.label):
                 if names.count(name) != 1:
                     raise RoadError(
-                        f"row 0 of {quoted(str(path))} has no {name!r}, or several: it has {listing(names)}"
+                        f"row 0 of {quoted(str(path))} has no {name!r}, or several: "
+                        f"it has {listing(names)}"
                     )
             yield from reader
     except RoadError:
         raise
     except (*UNREADABLE, csv.Error) as error:
         raise RoadError(
-            f"GLUE file {quoted(str(path))} can't be read ({first_line(error)}): expected a .tsv file, or 'hub'"
+            f"GLUE file {quoted(str(path))} can't be read ({first_line(error)}): "
+            "expected a .tsv file, or 'hub'"
         ) from None
 
 
-def _row(known: Glue, row: Mapping[Any, Any], where: str) -> Row | None:
+def _row(form: GlueFormat, row: Mapping[Any, Any], where: str) -> GlueRow | None:
     """None where a text or the label is missing."""
     if None in row:  # where csv puts what is beyond the columns
         raise RoadError(
-            f"{where} has more cells than columns: {quoted(row[None])}; expected none of them to hold a tab"
+            f"{where} has more cells than columns: {quoted(row[None])}; "
+            "expected none of them to hold a tab"
         )
-    if not all(row.get(name) for name in (*known.texts, known.label)):
+    if not all(row.get(name) for name in (*form.texts, form.label)):
         return None
-    texts, label = tuple(row[name] for name in known.texts), row[known.label].strip()
-    if known.labels is None:
+    texts, label = tuple(row[name] for name in form.texts), row[form.label].strip()
+    if form.labels is None:
         try:
             score = float(label)
         except ValueError:
             score = math.nan
         if not math.isfinite(score):
-            raise RoadError(f"{where} has the {known.label} {quoted(label)}: expected a number")
-        return Row(texts, score)
-    if label not in known.labels:
+            raise RoadError(f"{where} has the {form.label} {quoted(label)}: expected a number")
+        return GlueRow(texts, score)
+    if label not in form.labels:
         raise RoadError(
-            f"{where} has the {known.label} {quoted(label)}: expected one of {listing(known.labels)}"
+            f"{where} has the {form.label} {quoted(label)}: expected one of {listing(form.labels)}"
         )
-    return Row(texts, known.labels.index(label))
+    return GlueRow(texts, form.labels.index(label))

@@ -1,126 +1,154 @@
-"""Commonsense and arithmetic reasoning: rows with an answer, and the answer in a text that a model wrote (appendices C.2, C.3).
+"""Reasoning on a language model: answers that it writes, and choices that it finds likely."""
 
-The files are those of LLM-Adapters: JSON lists of {"instruction", "output", "answer"}; an instruction ends with the forms that
-the answer can have ("Answer format: answer1/answer2/answer3/answer4"), an arithmetic one asks for a number or a letter.
-A small model can't point at the right one of four numbered answers; it can find one of them likelier than the others: `cloze`.
-"""
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import math
-import re
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
 
-from roadint.data.formats import UNREADABLE, json_rows
-from roadint.errors import RoadError, first_line, listing, quoted
+from roadint.data.collate import (
+    Collator,
+    Example,
+    by_length,
+    completion_nll,
+    moved,
+    row_sums,
+    tokenize,
+)
+from roadint.data.prompts import batch_prompts, pad_id
+from roadint.errors import RoadError
+from roadint.recipes.recipe import Recipe
+from roadint.tasks.questions import ChoiceQuestion, answered, load_questions
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits
 
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
-_CHOICE = re.compile(r"\b(?:true|false|(?:answer|solution|option|ending)\s?\d)\b", re.IGNORECASE)
-_LETTER = re.compile(r"\b[A-E]\b")
-
-
-@dataclass(frozen=True)
-class Question:
-    """instruction: for the template; output: what training shows; answer: what counts."""
-
-    instruction: str
-    output: str
-    answer: str
+_HELD_OUT = 200  # training rows, at most, where none validate
 
 
-def load_questions(source: str | Path, limit: int | None = None) -> list[Question]:
-    """The first `limit` rows of a file, a JSON list or JSON Lines.
+class ReasoningTask:
+    """Questions with answers, in three splits.
 
-    Raises RoadError where it can't be read or a row lacks something.
+    Where no rows are for validation, a tenth of the training rows is (200 at most).
+
+    Args:
+        recipe: says how many rows train and are scored, and how prompts are made.
+        sources: "train" and "test", and maybe "validation"; files.
+
+    Raises:
+        RoadError: for data that is missing or can't be read.
     """
-    name = quoted(str(source))
-    try:
-        rows = list(islice(json_rows(Path(str(source))), limit))
-    except UNREADABLE as error:
-        raise RoadError(
-            f"questions {name} can't be read ({first_line(error)}): expected a JSON list of rows"
-        ) from None
-    if not rows:
-        raise RoadError(f"questions {name} hold no rows: expected a JSON list")
-    return [_question(row, f"row {number} of {name}") for number, row in enumerate(rows)]
 
+    measured_on: ClassVar[str] = "--data test=FILE"
+    labels: int | None = None
+    metric: str = "accuracy"
 
-def _question(row: Any, where: str) -> Question:
-    if not isinstance(row, dict):
-        raise RoadError(
-            f"{where} is {type(row).__name__}: expected fields 'instruction' and 'answer'"
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
+        self.recipe = recipe
+        if "test" not in sources:
+            raise RoadError(
+                f"task {recipe.task.name!r} has nothing to be measured on: expected {self.measured_on}"
+            )
+        rows = load_questions(sources["train"])
+        train = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]
+        if "validation" in sources:
+            validation = load_questions(sources["validation"])
+        else:
+            held_out = min(_HELD_OUT, len(rows) // 10)
+            validation, train = train[:held_out], train[held_out:]
+        self.splits = {
+            "train": train[: recipe.data.rows],
+            "validation": validation[: recipe.task.scored_rows],
+            "test": load_questions(sources["test"], recipe.task.scored_rows),
+        }
+        check_splits(self.splits)
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each split has."""
+        return {name: len(rows) for name, rows in self.splits.items()}
+
+    def tokenized(
+        self, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], *, eos: bool
+    ) -> list[Example]:
+        """Pairs of an instruction and what follows it, as tokens."""
+        recipe = self.recipe
+        return tokenize(
+            [{"instruction": instruction, "output": output} for instruction, output in pairs],
+            tokenizer,
+            "all",
+            template=recipe.data.template,
+            max_length=recipe.data.max_length,
+            max_completion=recipe.data.max_completion,
+            eos=eos,
         )
-    texts = {name: _text(row, name, where) for name in ("instruction", "input", "output", "answer")}
-    for name in ("instruction", "answer"):
-        if not texts[name].strip():
-            raise RoadError(f"{where} has no {name!r}: it has {listing(row)}")
-    instruction = "\n".join(each for each in (texts["instruction"], texts["input"]) if each)
-    return Question(
-        instruction, (texts["output"] or texts["answer"]).strip(), texts["answer"].strip()
-    )
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A field as text, empty where there is none; what is answered may be a number."""
-    value = row.get(name)
-    if value is None:
-        return ""
-    if name in ("output", "answer") and isinstance(value, (int, float)):
-        return str(value)
-    if not isinstance(value, str):
-        raise RoadError(f"{where} has a non-text {name!r}: {quoted(value)}; expected text")
-    return value
+class AnsweringTask(ReasoningTask):
+    """Questions that the model answers greedily, in words (appendices C.2, C.3)."""
 
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """Prompts and completions, which end with the end-of-sequence token.
 
-def answered(text: str, answer: str) -> bool:
-    """Whether a text gives the answer: the first choice that it names, the last number, or the letter after "answer is"."""
-    if _CHOICE.fullmatch(answer):
-        named = _CHOICE.search(text)
-        return named is not None and _plain(named.group()) == _plain(answer)
-    if _LETTER.fullmatch(answer):
-        after = re.search(r"answer is\W*([A-E])\b", text)
-        letters = _LETTER.findall(text)
-        return (after.group(1) if after else letters[-1] if letters else None) == answer
-    wanted, numbers = _number(answer), _NUMBER.findall(text)
-    if wanted is None:
-        return _plain(answer) in _plain(text)
-    return bool(numbers) and math.isclose(
-        float(numbers[-1].replace(",", "")), wanted, rel_tol=0, abs_tol=1e-3
-    )
+        The loss is the completions'.
+        """
+        pairs = [(row.instruction, row.output) for row in self.splits["train"]]
+        return self.tokenized(tokenizer, pairs, eos=True), Collator(tokenizer)
 
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: str) -> float:
+        """The share of right answers."""
+        rows = sorted(self.splits[split], key=lambda row: len(row.instruction))
+        right = 0
+        for start in range(0, len(rows), SCORED_ROWS):
+            batch = rows[start : start + SCORED_ROWS]
+            texts = self._answers(model, tokenizer, [row.instruction for row in batch])
+            right += sum(answered(text, row.answer) for text, row in zip(texts, batch, strict=True))
+        return right / len(rows)
 
-@dataclass(frozen=True)
-class Cloze:
-    """A question whose choices are not shown: which continuation of `prompt` is the likeliest? right: the place of the answer."""
-
-    prompt: str
-    choices: tuple[str, ...]
-    right: int
-
-
-def cloze(question: Question) -> Cloze:
-    """The choices that a question numbers, each as a continuation. Raises RoadError where it numbers none, or not its answer."""
-    named = re.fullmatch(r"(answer|solution|option|ending)\s?(\d)", question.answer.lower())
-    body = re.split(r"\s*Answer format:", question.instruction)[0]
-    parts = re.split(rf"\b{named.group(1)}\s?(\d):", body, flags=re.IGNORECASE) if named else []
-    numbers, choices = parts[1::2], [each.strip() for each in parts[2::2]]
-    if not named or named.group(2) not in numbers or not all(choices):
-        raise RoadError(
-            f"question {quoted(question.instruction)} with the answer {quoted(question.answer)} "
-            "has no numbered choices to compare: expected 'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
+    def _answers(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, instructions: list[str]
+    ) -> list[str]:
+        recipe = self.recipe
+        batch = batch_prompts(tokenizer, recipe.data.template, instructions, recipe.data.max_length)
+        tokens = model.generate(
+            **{name: value.to(model.device) for name, value in batch.items()},
+            do_sample=False,
+            max_new_tokens=recipe.task.max_new_tokens,
+            pad_token_id=pad_id(tokenizer),
         )
-    asked = parts[0].partition(": ")[2].strip() or parts[0].strip()
-    prompt = asked if named.group(1) == "ending" else f"Question: {asked}\nAnswer:"
-    return Cloze(prompt, tuple(f" {each}" for each in choices), numbers.index(named.group(2)))
+        answers = tokens[:, batch["input_ids"].shape[1] :]
+        return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
-def _plain(text: str) -> str:
-    return "".join(text.lower().split())
+class ChoosingTask(ReasoningTask):
+    """Questions with choices: the likeliest is the model's answer, and the right one is learned."""
 
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
+        super().__init__(recipe, sources)
+        self._choices = {
+            name: [ChoiceQuestion.of(row) for row in rows] for name, rows in self.splits.items()
+        }
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return None
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """Questions and right choices, which no end-of-sequence token follows.
+
+        The loss is the choices'.
+        """
+        questions = self._choices["train"]
+        pairs = [(question.prompt, question.choices[question.right]) for question in questions]
+        return self.tokenized(tokenizer, pairs, eos=False), Collator(tokenizer)
+
+    @torch.no_grad()
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: str) -> float:
+        """The share of questions whose right choice is the likeliest, with all its tokens."""
+        questions = self._choices[split]
+        pairs = [(question.prompt, choice) for question in questions for choice in question.choices]
+        examples, collate = self.tokenized(tokenizer, pairs, eos=False), Collator(tokenizer)
+        check_examples(model, tokenizer, examples)
+        losses = np.zeros(len(examples))
+        for batch in by_length([len(example) for example in examples], SCORED_ROWS):
+            inputs = moved(collate([examples[index] for index in batch]), model.device)
+            nll, rows = completion_nll(model, inputs)
+            losses[batch] = row_sums(nll, rows).cpu().numpy()
+        ends = np.cumsum([len(question.choices) for question in questions])[:-1]
+        likeliest = [int(part.argmin()) for part in np.split(losses, ends)]
+        right = [question.right for question in questions]
+        return float(np.mean(np.equal(likeliest, right)))

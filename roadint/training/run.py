@@ -4,252 +4,195 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from roadint.data.collate import Collator, Example, check_fits, tokenize
-from roadint.data.prompts import check_template, check_tokenizer, pad_id
-from roadint.data.sources import Source, load_rows
-from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.data.collate import Collator
+from roadint.data.prompts import check_template, check_tokenizer
+from roadint.data.sources import Source
+from roadint.errors import RoadError, quoted
 from roadint.files.local import make_folder, path_of, write_whole
-from roadint.grammar.composition import Composition
 from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
+from roadint.recipes.names import nested
 from roadint.recipes.recipe import Recipe
-from roadint.training import unfinished
-from roadint.training.arguments import arguments_of
+from roadint.training import run_folder
 from roadint.training.axes import fit_axes
-from roadint.training.callbacks import show_progress
-from roadint.training.constraints import Constraints
-from roadint.training.prefix_cache import Kept
-from roadint.training.trainer import RoadTrainer, alone, together
+from roadint.training.base_trainer import training_arguments
+from roadint.training.isolation import alone
+from roadint.training.prefix.sharing import SharedPrefix
+from roadint.training.preparation import PreparedRun, prepare
+from roadint.training.progress_bar import progress_bar
+from roadint.training.trainer import RoadTrainer
 
 
 def train(
     road: RoadModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     data: Mapping[str, Source] | None = None,
     recipe: str | Path | Recipe = "composition",
     *,
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
-    kept: Kept | None = None,
+    shared_prefix: SharedPrefix | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Train all subspaces of `road` at once, each data set through its own composition, and return the summary.
+    """Train all subspaces of a RoadModel at once, each data set through its own composition.
 
-    data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources); the recipe's by default.
-    recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the interventions are those of `road`.
-    out: where checkpoints go while it runs, and the result when it is done. resume: go on from the last checkpoint there; a run of
-    the same settings and data that is done is taken up as it is.
-    quiet: no progress bar. kept: keeps what prefix reuse stored for the next run, which takes it where it fits.
-    overrides: single settings of the recipe, such as lr=1e-2.
-    Raises RoadError for bad input, before anything is written.
+    Args:
+        road: its interventions and adapters learn, in place. Its base model stays as it is.
+        tokenizer: of the base model.
+        data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
+            the recipe's by default.
+        recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the
+            interventions are those of `road`.
+        out: a folder, for checkpoints while the run goes on, and the result when it is done.
+        resume: go on from the last checkpoint in `out`. A run of the same settings and data that is
+            done is taken up as it is.
+        quiet: no progress bar.
+        shared_prefix: lets the next run take what prefix reuse stored in this one, where it fits.
+        overrides: single settings of the recipe, such as lr=1e-2.
+
+    Returns:
+        The summary, also `road.training_summary`: "recipe", "rows" of each composition, "steps",
+        "seconds", "trainable" (how many numbers trained), "prefix_reuse" and "loss", the last in
+        the log, in nats a token.
+
+    Raises:
+        RoadError: for bad input, before anything is written.
     """
     if not isinstance(road, RoadModel):
         raise RoadError(
-            f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model, …), or what add_linear_road returns"
+            f"{quoted(road)} is no RoadModel: expected roadint.RoadModel(model, …), or what "
+            "add_linear_road returns"
         )
     check_tokenizer(tokenizer)
-    if kept is not None and not isinstance(kept, Kept):
-        raise RoadError(f"kept={quoted(kept)}: expected a roadint.training.trainer.Kept, or None")
-    settings = Recipe.load(recipe, overrides)
-    template = check_template(settings.data.template, tokenizer)
-    given = (
-        settings.data.sources if data is None or (isinstance(data, Mapping) and not data) else data
-    )
-    examples = _tokenize_all(road, tokenizer, given, settings)
-    check_fits(examples, road.model, pad_id(tokenizer))
-    # A preset's companions, rates and strengths are for its own data sets and subspaces.
-    lrs, strengths = (
-        {
-            name: each
-            for name, each in getattr(settings.optimisation, which).items()
-            if name in road.names or which in overrides
-        }
-        for which in ("lrs", "strengths")
-    )
-    for setting, named in (("lrs", lrs), ("strengths", strengths)):
-        Composition.parse(
-            named if setting == "strengths" else dict.fromkeys(named, 1.0), road.names
+    if shared_prefix is not None and not isinstance(shared_prefix, SharedPrefix):
+        raise RoadError(
+            f"shared_prefix={quoted(shared_prefix)}: expected a "
+            "roadint.training.prefix.sharing.SharedPrefix, or None"
         )
-        for name in named:
-            if name not in road.names:
-                raise RoadError(
-                    f"recipe setting {setting} names {quoted(name)}: expected one of {listing(road.names)}"
-                    f"{did_you_mean(name, road.names)}"
-                )
-    constraints = Constraints(
-        {name: rate / settings.optimisation.lr for name, rate in lrs.items()},
-        settings.optimisation.decay,
-        settings.optimisation.max_log_scale,
+    chosen = [setting for section in nested(overrides).values() for setting in section]
+    run = prepare(road, tokenizer, data, Recipe.load(recipe, overrides), chosen)
+    if out is None:
+        _learn(road, tokenizer, run, quiet=quiet, shared_prefix=shared_prefix)
+        return road.training_summary
+    folder = path_of("out", out)
+    make_folder(folder)
+    writes = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    identity = run_folder.identity_of(road, run.recipe, run.examples)
+    done = run_folder.finished(folder, identity) if resume else None
+    if done is not None:
+        return _take_up(road, done, ends=writes)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    last = run_folder.last_checkpoint(
+        folder, identity, resume=resume, processes=processes, writes=writes
     )
-    constraints.check(list(road.interventions))
-    here = {str(example.composition) for example in examples}
-    companions = {
-        name: each
-        for name, each in settings.data.companions.items()
-        if name in here or "companions" in overrides
-    }
-    for name in companions:
-        if name not in here:
-            raise RoadError(
-                f"companions name {quoted(name)}, which is no data set here: expected one of {listing(sorted(here))}"
-            )
-    together(road, companions, settings.data.companion_rate)
-    _check_positions(road, examples)
-    folder = None
-    if out is not None:
-        folder = path_of("out", out)
-        make_folder(folder)
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
-    last, identity = None, None
-    if folder is not None:
-        identity = unfinished.identity_of(road, settings, examples)
-        done = unfinished.finished(folder, identity) if resume else None
-        if done is not None:
-            return _taken_up(road, done, ends=first)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        last = unfinished.last_checkpoint(
-            folder, identity, resume=resume, processes=processes, writes=first
-        )
-    before = road.template
-    try:
-        with alone, ExitStack() as undo:
-            set_seed(settings.optimisation.seed)
-            road.template = template
-            started = time.perf_counter()
-            if last is None:  # a checkpoint keeps them
-                fit_axes(road, examples, Collator(tokenizer), quiet=quiet)
-            scratch = Path(undo.enter_context(tempfile.TemporaryDirectory()))
-            trainer = RoadTrainer(
-                road,
-                _arguments(
-                    settings,
-                    folder / checkpoint.WHILE_TRAINING if folder else scratch,
-                    save=folder is not None,
-                ),
-                train_dataset=examples,
-                data_collator=Collator(tokenizer),
-                companions=companions,
-                companion_rate=settings.data.companion_rate,
-                constraints=constraints,
-                prefix_reuse=settings.optimisation.prefix_reuse,
-                prefix_memory=None
-                if settings.optimisation.prefix_memory is None
-                else settings.optimisation.prefix_memory * 1e9,
-                kept=kept,
-                quiet=quiet,
-            )
-            show_progress(trainer, undo, quiet=quiet)
-            result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except BaseException:
-        road.template = before
-        raise
-    for site in road.interventions if strengths else ():
-        site.rescale(
-            {name: strength for name, strength in strengths.items() if name in site.partition}
-        )
-    for name in road.adapters.keys() & strengths.keys():
-        road.adapters[name].rescale(strengths[name])
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    road.training_summary = {
-        "recipe": settings.record(_named(data or settings.data.sources)),
-        "rows": {
-            name: sum(e.composition == name for e in examples)
-            for name in dict.fromkeys(e.composition for e in examples)
-        },
-        "steps": int(result.global_step),
-        "seconds": round(time.perf_counter() - started, 1),
-        "trainable": road.trainable_count,
-        "prefix_reuse": asdict(trainer.prefix_report) if trainer.prefix_report else None,
-        "loss": {
-            key: value
-            for key, value in (history[-1] if history else {}).items()
-            if key.startswith("loss")
-        },
-    }
-    if identity is not None:
-        road.training_summary["run"] = unfinished.digest_of(identity)
-    if folder is not None and trainer.is_world_process_zero():
-        write_whole(folder / unfinished.LOG, "".join(json.dumps(entry) + "\n" for entry in history))
+    trainer = _learn(road, tokenizer, run, folder, last, quiet=quiet, shared_prefix=shared_prefix)
+    road.training_summary["run"] = run_folder.digest_of(identity)
+    if trainer.is_world_process_zero():
+        lines = [json.dumps(entry) + "\n" for entry in _losses(trainer)]
+        write_whole(folder / run_folder.LOG, "".join(lines))
         road.save_pretrained(folder)
-        unfinished.finish(folder)
+        run_folder.finish(folder)
     return road.training_summary
 
 
-def _taken_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> dict[str, Any]:
-    """The result of a run that was finished before, or killed when it only had to remove what it no longer needed."""
-    unfinished.restore(road, done)
+def _take_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> dict[str, Any]:
+    """The result of a run that finished, or was killed when it only had to remove checkpoints."""
+    run_folder.restore(road, done)
     road.template = check_template(done.config["template"])
     road.training_summary = done.config["training"]
     if ends:
-        unfinished.finish(done.folder)
+        run_folder.finish(done.folder)
     return road.training_summary
 
 
-def _tokenize_all(
-    road: RoadModel, tokenizer: Any, data: Mapping[str, Source], recipe: Recipe
-) -> list[Example]:
-    if not isinstance(data, Mapping) or not data:
-        what = (
-            "no data given" if isinstance(data, Mapping) or data is None else f"data {quoted(data)}"
-        )
-        raise RoadError(
-            f"{what}: expected a mapping of compositions to sources, such as {{'german': 'german.jsonl'}}"
-        )
-    examples = []
-    for name, source in data.items():
-        if not Composition.parse(name, road.names).terms:
-            raise RoadError(
-                f"data set {quoted(name)} trains nothing: expected a composition of {road.names}"
+def _learn(
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: PreparedRun,
+    folder: Path | None = None,
+    last: Path | None = None,
+    *,
+    quiet: bool,
+    shared_prefix: SharedPrefix | None,
+) -> RoadTrainer:
+    """Train, with checkpoints where there is a folder for them, going on from the last one."""
+    before, recipe, collator = road.template, run.recipe, Collator(tokenizer)
+    memory = recipe.optimisation.prefix_memory  # GB
+    try:
+        with alone, tempfile.TemporaryDirectory() as scratch:
+            set_seed(recipe.optimisation.seed)
+            road.template = run.template
+            started = time.perf_counter()
+            if last is None:  # a checkpoint keeps them
+                fit_axes(road, run.examples, collator, quiet=quiet)
+            trainer = RoadTrainer(
+                road,
+                _arguments(recipe, folder, Path(scratch)),
+                train_dataset=run.examples,
+                data_collator=collator,
+                companions=run.companions,
+                companion_rate=recipe.data.companion_rate,
+                constraints=run.constraints,
+                prefix_reuse=recipe.optimisation.prefix_reuse,
+                prefix_memory=None if memory is None else memory * 1e9,
+                shared_prefix=shared_prefix,
+                quiet=quiet,
             )
-        examples += tokenize(
-            load_rows(source, recipe.data.rows, recipe.data.rows_seed),
-            tokenizer,
-            name,
-            template=recipe.data.template,
-            max_length=recipe.data.max_length,
-            max_completion=recipe.data.max_completion,
-            eos=name in recipe.data.eos,
-        )
-    return examples
+            with progress_bar(trainer, quiet=quiet):
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except BaseException:
+        road.template = before
+        raise
+    _rescale(road, run.strengths)
+    seconds = round(time.perf_counter() - started, 1)
+    road.training_summary = {**_summary(road, run, trainer), "seconds": seconds}
+    return trainer
 
 
-def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
-    """Raises RoadError where an intervention edits a token that the prompts of its own subspaces don't have."""
-    lengths: dict[str | None, int] = {}
-    for example in examples:
-        lengths[example.composition] = min(
-            len(example.prompt), lengths.get(example.composition, len(example.prompt))
-        )
-    for composition, shortest in lengths.items():
-        acting = {name for name, _ in Composition.parse(composition, road.names).terms}
-        for site in road.interventions:
-            if acting & set(site.partition):
-                site.position.check(torch.tensor([shortest]))
+def _rescale(road: RoadModel, strengths: Mapping[str, float]) -> None:
+    """Make a strength of each subspace or adapter its 1."""
+    if not strengths:
+        return
+    for site in road.interventions:
+        site.rescale({name: value for name, value in strengths.items() if name in site.partition})
+    for name in road.adapters.keys() & strengths.keys():
+        road.adapters[name].rescale(strengths[name])
 
 
-def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments:
-    return arguments_of(
+def _arguments(recipe: Recipe, folder: Path | None, scratch: Path) -> TrainingArguments:
+    return training_arguments(
         recipe,
-        folder,
-        save_strategy="steps" if save else "no",
+        scratch if folder is None else folder / checkpoint.WHILE_TRAINING,
+        save_strategy="no" if folder is None else "steps",
         save_steps=recipe.optimisation.save_steps,
         save_total_limit=2,
         ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
     )
 
 
-def _named(data: Mapping[str, Source]) -> dict[str, str]:
+def _summary(road: RoadModel, run: PreparedRun, trainer: RoadTrainer) -> dict[str, Any]:
+    report, losses = trainer.prefix_report, _losses(trainer)
+    last = losses[-1] if losses else {}
+    rows: dict[str | None, int] = {}
+    for example in run.examples:
+        rows[example.composition] = rows.get(example.composition, 0) + 1
     return {
-        name: str(source) if isinstance(source, (str, Path)) else "rows in memory"
-        for name, source in data.items()
+        "recipe": run.recipe.record(run.sources),
+        "rows": rows,
+        "steps": int(trainer.state.global_step),
+        "trainable": road.trainable_count,
+        "prefix_reuse": asdict(report) if report else None,
+        "loss": {name: value for name, value in last.items() if name.startswith("loss")},
     }
+
+
+def _losses(trainer: RoadTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]

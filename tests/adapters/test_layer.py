@@ -59,7 +59,12 @@ def test_only_the_adapter_asks_for_gradients() -> None:
     road = roadint.add_linear_road(road, name="second", layers=[1])
     assert list(road.adapters) == ["road", "second"]
     asking = [name for name, parameter in road.named_parameters() if parameter.requires_grad]
-    assert asking == ["adapters.0.theta", "adapters.0.alpha", "adapters.1.theta", "adapters.1.alpha"]
+    assert asking == [
+        "adapters.0.theta",
+        "adapters.0.alpha",
+        "adapters.1.theta",
+        "adapters.1.alpha",
+    ]
 
 
 def test_transformers_own_trainer(tmp_path: Path) -> None:

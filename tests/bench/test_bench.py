@@ -15,7 +15,7 @@ from roadint.bench.measure import case, matmul_rate, ratio
 from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
 from roadint.bench.workers import in_turns, workers
 from roadint.data.collate import Collator, Example, completion_nll
-from roadint.training.prefix_cache import PrefixCache
+from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import VOCABULARY, WIDTH, build, call
 
 
@@ -62,7 +62,7 @@ def test_operations_are_counted_as_torch_counts_them(
     """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
     model = build(architecture).requires_grad_(False)
     road, row = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES)), rows(1)
-    cache = PrefixCache(road, row, Collator(tokenizer), folder=tmp_path)
+    cache = PrefixCache.build(road, row, Collator(tokenizer), folder=tmp_path)
     batch = cache(row)
     with FlopCounterMode(display=False) as counter:
         cache.nll(road, batch)[0].sum().backward()

@@ -109,11 +109,11 @@ def test_a_finished_run_of_before_recipes_had_sections_is_taken_up(
 def test_a_run_killed_when_it_only_had_to_remove_its_checkpoints_is_finished(
     left: str, adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    from roadint.training import unfinished
+    from roadint.training import run_folder
 
     train = [*TRAIN, "--model", base, "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished, "finish", lambda out: None)
+        patch.setattr(run_folder, "finish", lambda out: None)
         assert call(capsys, monkeypatch, *train)[0] == 0
     if left != "everything":
         (tmp_path / "out" / "checkpoints" / "run.json").unlink()

@@ -16,7 +16,7 @@ from roadint.data.sources import load_rows
 from roadint.evaluation.language import language_of
 from roadint.interventions.pyvene.patches import pyvene as pv
 from roadint.model.checkpoint import size_of
-from roadint.training.prefix_cache import PrefixCache
+from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import trained
 
 HALVES = {"german": "[0, d/2)", "english": "[d/2, d)"}
@@ -205,7 +205,11 @@ def test_prefix_reuse_trains_as_the_plain_way_does_within_the_rounding_of_bfloat
     curves = {}
     for kind in ("plain", "one by one", "reuse"):
         road = RoadModel(model, RoadIntervention(layer=9, basis="random", subspaces=HALVES))
-        cache = PrefixCache(road, examples, collator, folder=tmp_path) if kind == "reuse" else None
+        cache = (
+            PrefixCache.build(road, examples, collator, folder=tmp_path)
+            if kind == "reuse"
+            else None
+        )
         optimizer = torch.optim.AdamW(road.interventions.parameters(), lr=1e-2, weight_decay=0.0)
         curves[kind] = []
         for step in range(6):

@@ -344,8 +344,9 @@ def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
 
 
 def test_a_new_kind_brings_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    from roadint.interventions import registry
     from roadint.interventions.baselines import SteeringIntervention
+
+    from roadint.interventions import registry
 
     class Louder(SteeringIntervention):
         def __init__(self, *, gain: float = 1.0, how: Literal["a", "b"] = "a", **site: Any) -> None:

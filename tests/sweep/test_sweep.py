@@ -11,7 +11,7 @@ from roadint import RoadError, RoadModel
 from roadint.sweep import run as running
 from roadint.sweep.plan import Plan, key
 from roadint.sweep.run import Runner, sweep
-from roadint.training import trainer
+from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import call
 
 SET = {"rows": 4, "max_completion": 6, "epochs": 1, "max_length": 200, "micro_batch": 8}
@@ -34,9 +34,9 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(
     plan: Plan, tmp_path: Path, monkeypatch: Any
 ) -> None:
     built = []
-    build = trainer.build
+    build = PrefixCache.build
     monkeypatch.setattr(
-        trainer, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
+        PrefixCache, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
     )
     found = sweep(plan, tmp_path, quiet=True)
     assert [row["settings"] for row in found] == [

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification
 
 from roadint import Recipe, RoadError, RoadModel, load
 from roadint.tasks import glue
-from roadint.tasks.jobs import job_of
-from roadint.tasks.reasoning import Cloze, Question, answered, cloze, load_questions
+from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
 from roadint.tasks.run import finetune
+from roadint.tasks.table import task_of
 from tests.helpers import call, write_tsv
 
 
@@ -24,7 +24,9 @@ def test_every_form_of_row(tmp_path: Path) -> None:
         "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
         ['1\t3\t4\tHe said " no .\t" No , " he said .'],
     )
-    assert glue.load_glue("mrpc", path) == [glue.Row(('He said " no .', '" No , " he said .'), 1)]
+    assert glue.load_glue("mrpc", path) == [
+        glue.GlueRow(('He said " no .', '" No , " he said .'), 1)
+    ]
     path = write_tsv(
         tmp_path / "rte.tsv",
         "index\tsentence1\tsentence2\tlabel",
@@ -58,7 +60,7 @@ def test_every_form_of_row(tmp_path: Path) -> None:
     ("count", "validation"), [(277, 138), (2000, 1000), (2001, 1000), (5463, 1000)]
 )
 def test_the_papers_split(count: int, validation: int) -> None:
-    rows = [glue.Row((str(number),), 0) for number in range(count)]
+    rows = [glue.GlueRow((str(number),), 0) for number in range(count)]
     one, other = glue.split_dev(rows)
     assert len(one) == validation
     assert sorted(int(row.texts[0]) for row in one + other) == list(range(count))
@@ -164,22 +166,22 @@ def test_the_hubs_rows_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -
         {"premise": "a", "hypothesis": "b", "label": -1},
     ]
     monkeypatch.setattr(glue.datasets, "load_dataset", lambda *args, **kwargs: rows)
-    assert glue.load_glue("mnli", "hub") == [glue.Row(("a", "b"), 1)]
+    assert glue.load_glue("mnli", "hub") == [glue.GlueRow(("a", "b"), 1)]
 
 
 def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Path) -> None:
     one = write_tsv(tmp_path / "one.tsv", "sentence\tlabel", ["good\t1"])
     with pytest.raises(RoadError, match="no rows are left for validation"):
-        job_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "dev": one})
+        task_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "dev": one})
     path = tmp_path / "few.json"
     path.write_text(json.dumps([{"instruction": "?", "answer": "answer1"}] * 5))
     with pytest.raises(
         RoadError,
         match="no rows are left for validation .5 for train, 0 for validation, 5 for test",
     ):
-        job_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
+        task_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
     with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
-        job_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
+        task_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
 
 
 def test_a_classifier_with_few_positions_says_so(
@@ -251,7 +253,7 @@ def test_a_classifier_from_the_command_line_to_a_plain_model(
         code, shown, errors = call(capsys, monkeypatch, *command)
         assert code == 0, errors
     base = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2)
-    ids = torch.randint(4, 100, (5, 9))
+    ids = torch.randint(4, 100, (5, 9), generator=torch.Generator().manual_seed(0))
     found = [
         RoadModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
         for name in ("run", "back")
@@ -271,7 +273,7 @@ def test_the_best_epoch_is_kept(
     classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation says the first of three epochs was the best: the values afterwards are the first epoch's."""
-    from roadint.tasks.jobs import Classification
+    from roadint.tasks.classification import ClassificationTask
 
     settings = {
         "task": "sst2",
@@ -280,9 +282,9 @@ def test_the_best_epoch_is_kept(
         "model": classifier,
         "schedule": "constant",
     }
-    told, own = iter([0.9, 0.5, 0.4]), Classification.score
+    told, own = iter([0.9, 0.5, 0.4]), ClassificationTask.score
     monkeypatch.setattr(
-        Classification,
+        ClassificationTask,
         "score",
         lambda self, model, tokenizer, split: (
             next(told) if split == "validation" else own(self, model, tokenizer, split)
@@ -292,7 +294,7 @@ def test_the_best_epoch_is_kept(
         Recipe.load("glue", {**settings, "epochs": 3}), data=sentiment, quiet=True
     )
     assert summary["validation"] == [0.9, 0.5, 0.4]
-    monkeypatch.setattr(Classification, "score", own)
+    monkeypatch.setattr(ClassificationTask, "score", own)
     one, _ = finetune(Recipe.load("glue", {**settings, "epochs": 1}), data=sentiment, quiet=True)
     for found, expected in zip(three.trained_parameters(), one.trained_parameters(), strict=True):
         assert torch.equal(found, expected)
@@ -334,16 +336,18 @@ def test_choices_are_continuations() -> None:
         "the correct answer is answer2",
         "answer2",
     )
-    assert cloze(question) == Cloze("Question: Where: here?\nAnswer:", (" on answer", " off"), 1)
+    assert ChoiceQuestion.of(question) == ChoiceQuestion(
+        "Question: Where: here?\nAnswer:", (" on answer", " off"), 1
+    )
     ending = Question(numbered("ending", "He opens", "the door.", "the sky."), "", "ending1")
-    assert cloze(ending) == Cloze("He opens", (" the door.", " the sky."), 0)
+    assert ChoiceQuestion.of(ending) == ChoiceQuestion("He opens", (" the door.", " the sky."), 0)
     for instruction, answer in (
         ("Is it?\n\nAnswer format: true/false", "true"),
         (question.instruction, "answer3"),
         ("2 + 2?", "4"),
     ):
         with pytest.raises(RoadError, match="has no numbered choices to compare"):
-            cloze(Question(instruction, "", answer))
+            ChoiceQuestion.of(Question(instruction, "", answer))
 
 
 def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
@@ -371,7 +375,7 @@ def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
     data = {"train": str(path), "test": str(path)}
     model, tokenizer = load(base, dtype="float32")
     right = 0
-    for each in (cloze(question) for question in load_questions(path)):
+    for each in (ChoiceQuestion.of(question) for question in load_questions(path)):
         start = len(tokenizer(each.prompt)["input_ids"])
         losses = []
         for choice in each.choices:
@@ -379,8 +383,8 @@ def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
             scores = model(ids).logits.detach().log_softmax(-1)[0, start - 1 : -1]
             losses.append(-float(scores.gather(1, ids[0, start:, None]).sum()))
         right += losses.index(min(losses)) == each.right
-    job = job_of(recipe, data)
-    assert job.score(recipe.on(model), tokenizer, "test") == pytest.approx(right / 40)
+    task = task_of(recipe, data)
+    assert task.score(recipe.on(model), tokenizer, "test") == pytest.approx(right / 40)
     _, summary = finetune(recipe, data=data, quiet=True)
     assert summary["test"] == 1.0 > right / 40
 
@@ -404,4 +408,4 @@ def test_what_is_missing_is_told(
 ) -> None:
     recipe = Recipe.load("glue", {"data": {}, **settings})
     with pytest.raises(RoadError, match=message):
-        job_of(recipe, data)
+        task_of(recipe, data)

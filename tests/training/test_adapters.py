@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import roadint
 from roadint import Recipe, RoadError, RoadModel
-from roadint.data.collate import Collator, tokenize
+from roadint.data.collate import Collator, completion_nll, tokenize
 from roadint.training.constraints import Constraints
 from tests.helpers import IDS, SHORT, build, randomised, rows
 
@@ -88,9 +88,7 @@ def test_rates_are_for_subspaces_of_interventions(llama: PreTrainedModel, tokeni
 
 
 def test_completions_alone_are_scored_with_adapters(llama: PreTrainedModel, tokenizer: Any) -> None:
-    """`scored` gives what the logits give."""
-    from roadint.data.collate import completion_nll
-
+    """`completion_nll` gives what the logits give."""
     road = RoadModel(llama)
     randomised(road.add_adapter("a"))
     batch = Collator(tokenizer)(

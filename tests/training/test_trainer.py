@@ -22,7 +22,7 @@ from transformers import (
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
 from roadint.data.collate import Collator, Example, completion_nll, tokenize
-from roadint.training.unfinished import listed
+from roadint.training.run_folder import checkpoints_in
 from tests.helpers import WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
@@ -134,7 +134,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
     settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
     whole = new_trainer(tmp_path, tokenizer, examples, **settings)
     whole.train()
-    checkpoints = listed(tmp_path)
+    checkpoints = checkpoints_in(tmp_path)
     assert [path.name for path in checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     (checkpoints[2] / "optimizer.pt").unlink()
     again = new_trainer(tmp_path, tokenizer, examples, **settings)
@@ -150,7 +150,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
         for entry in whole.state.log_history
         if "loss" in entry
     ]
-    for path in listed(tmp_path):
+    for path in checkpoints_in(tmp_path):
         (path / "optimizer.pt").unlink()
     for wanted in (True, str(checkpoints[0]), str(tmp_path / "none")):
         with pytest.raises(RoadError, match="expected a checkpoint with all that a training needs"):

@@ -25,11 +25,12 @@ from transformers import (
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
-from roadint.training.attention import PlainAttention
-from roadint.training.prefix_cache import Kept, PrefixCache, build
+from roadint.training.prefix.attention import PlainAttention
+from roadint.training.prefix.cache import PrefixCache
+from roadint.training.prefix.plan import first_needed
+from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
 from roadint.training.sampler import MixedLengthSampler
-from tests.helpers import LAYERS, trained
-from tests.helpers import build as build_model
+from tests.helpers import LAYERS, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 SITES: dict[str, list[dict[str, Any]]] = {
@@ -73,7 +74,7 @@ def road_on(model: PreTrainedModel, sites: list[dict[str, Any]]) -> RoadModel:
     for each in adapters:
         adapter = road.add_adapter(**each)
         with torch.no_grad():
-            adapter.theta.normal_(0, 0.3)
+            adapter.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
     return road
 
 
@@ -109,7 +110,7 @@ def test_losses_and_gradients_are_the_same(
 ) -> None:
     road = road_on(model, sites)
     listed = examples(compositions=("a", "b + c", "c") if road.adapters else ("a", "b", "a + b"))
-    cache = PrefixCache(road, listed, collator, folder=tmp_path)
+    cache = PrefixCache.build(road, listed, collator, folder=tmp_path)
     assert_same(road, cache, collator, listed)
     assert_same(road, cache, collator, [max(listed, key=lambda example: len(example.completion))])
     rows = cache.nll(road, cache(listed))[1]
@@ -125,7 +126,7 @@ def test_layers_that_return_tuples_and_count_by_the_mask(
     ).eval()
     road = road_on(model, [{"layer": 1}])
     assert_same(
-        road, PrefixCache(road, examples(), collator, folder=tmp_path), collator, examples()
+        road, PrefixCache.build(road, examples(), collator, folder=tmp_path), collator, examples()
     )
 
 
@@ -136,7 +137,7 @@ def test_twenty_steps_end_at_the_same_parameters(
     listed, results = examples(24), []
     for reuse in (False, True):
         road = road_on(model, [{"layer": 1}])
-        cache = PrefixCache(road, listed, collator, folder=tmp_path) if reuse else None
+        cache = PrefixCache.build(road, listed, collator, folder=tmp_path) if reuse else None
         made = getattr(torch.optim, optimizer)(
             road.interventions.parameters(), lr=1e-2, weight_decay=0.0
         )
@@ -164,8 +165,8 @@ def test_twenty_steps_end_at_the_same_parameters(
 
 
 def test_bfloat16_stays_within_its_rounding(collator: Collator, tmp_path: Path) -> None:
-    road = road_on(build_model("gemma3").bfloat16(), [{"layer": 1}])
-    cache = PrefixCache(road, examples(), collator, folder=tmp_path)
+    road = road_on(build("gemma3").bfloat16(), [{"layer": 1}])
+    cache = PrefixCache.build(road, examples(), collator, folder=tmp_path)
     plain = completion_nll(road, collator(examples()))[0]
     assert float((cache.nll(road, cache(examples()))[0] - plain).detach().abs().mean()) < 0.05
 
@@ -173,9 +174,9 @@ def test_bfloat16_stays_within_its_rounding(collator: Collator, tmp_path: Path) 
 def test_a_step_runs_the_layers_above_over_the_completion_alone(
     collator: Collator, tmp_path: Path
 ) -> None:
-    model = build_model("llama")
+    model = build("llama")
     road, listed = road_on(model, [{"layer": 1}]), examples(4)
-    cache = PrefixCache(road, listed, collator, folder=tmp_path)
+    cache = PrefixCache.build(road, listed, collator, folder=tmp_path)
     seen: dict[str, list[tuple[int, ...]]] = {}
     for name, module in [
         *((f"layer {i}", each.mlp) for i, each in enumerate(model.model.layers)),
@@ -195,10 +196,10 @@ def test_a_step_runs_the_layers_above_over_the_completion_alone(
 
 
 def test_what_is_kept_follows_the_budget(collator: Collator, tmp_path: Path) -> None:
-    road, listed = road_on(build_model("llama"), [{"layer": 0}]), examples()
+    road, listed = road_on(build("llama"), [{"layer": 0}]), examples()
     reports = {}
     for budget in (None, 30_000, 0):
-        cache = PrefixCache(road, listed, collator, memory=budget, folder=tmp_path)
+        cache = PrefixCache.build(road, listed, collator, memory=budget, folder=tmp_path)
         assert_same(road, cache, collator, listed)
         reports[cache.report.storage] = cache.report
         assert list(tmp_path.iterdir()) == []  # a mapped file has no name any more
@@ -223,9 +224,9 @@ def test_without_any_room_it_says_so_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("roadint.training.prefix_cache.free_disk", lambda folder: 10)
-    road = road_on(build_model("llama"), [{"layer": 0}])
-    assert build(road, examples(), collator, memory=0, folder=tmp_path) is None
+    monkeypatch.setattr("roadint.training.prefix.storage.free_disk", lambda folder: 10)
+    road = road_on(build("llama"), [{"layer": 0}])
+    assert reusable_prefix(road, examples(), collator, memory=0, folder=tmp_path) is None
     said = [
         record.getMessage().partition(":")[0]
         for record in caplog.records
@@ -241,25 +242,25 @@ def test_where_it_cannot_be_used_it_says_why(
     def reason(model: PreTrainedModel, **site: Any) -> str:
         caplog.clear()
         road = trained(model, RoadIntervention(**{"layer": 1, **site}, subspaces=HALVES))
-        assert build(road, examples(), collator, memory=None, folder=tmp_path) is None
+        assert reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path) is None
         (record,) = caplog.records
         return record.getMessage().removeprefix("no prefix reuse, training runs the plain way: ")
 
-    trains = build_model("llama").requires_grad_(False)
+    trains = build("llama").requires_grad_(False)
     trains.model.embed_tokens.weight.requires_grad_(True)
     assert reason(trains) == "the base model trains (model.embed_tokens.weight and 0 more)"
-    drops = build_model("gpt2").requires_grad_(False).train()
+    drops = build("gpt2").requires_grad_(False).train()
     assert reason(drops).startswith("dropout is active in ")
-    again = build_model("llama").requires_grad_(False).train()
+    again = build("llama").requires_grad_(False).train()
     again.gradient_checkpointing_enable()
     assert reason(again) == "gradient checkpointing computes the layers again"
-    looks_ahead = build_model("llama").requires_grad_(False)
+    looks_ahead = build("llama").requires_grad_(False)
     looks_ahead.model.layers[2].register_forward_hook(
         lambda _, __, output: output + output.mean(1, keepdim=True)
     )
     assert "LlamaForCausalLM gives other likelihoods with it" in reason(looks_ahead)
     assert "begins at the first token" in reason(
-        build_model("llama").requires_grad_(False),
+        build("llama").requires_grad_(False),
         layer=0,
         component="mlp_output",
         position="first",
@@ -269,11 +270,12 @@ def test_where_it_cannot_be_used_it_says_why(
 def test_a_model_without_keys_and_values_trains_all_the_same(
     collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    torch.manual_seed(0)
     model = MambaForCausalLM(
         MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, state_size=4)
     )
     road = trained(model.requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES))
-    assert build(road, examples(), collator, memory=None, folder=tmp_path) is None
+    assert reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path) is None
     said = [
         record.getMessage().partition(":")[0]
         for record in caplog.records
@@ -283,9 +285,33 @@ def test_a_model_without_keys_and_values_trains_all_the_same(
     assert bool(completion_nll(road, collator(examples()))[0].isfinite().all())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), TypeError("no cache")])
+def test_what_a_model_raises_is_told_and_what_no_model_raises_is_not_hidden(
+    error: Exception, collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    road = road_on(build("llama"), [{"layer": 1}])
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    road.model.model.layers[0].register_forward_hook(fails)
+    assert reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path) is None
+    assert f"{type(error).__name__} ({error})" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        error = ZeroDivisionError()
+        reusable_prefix(road, examples(), collator, memory=None, folder=tmp_path)
+
+
+def test_a_position_beyond_a_prompt_edits_nothing_there() -> None:
+    """The prompts of another data set may be shorter; a step of theirs needs the completion alone."""
+    road = RoadModel(build("llama"), RoadIntervention(layer=1, position="at(10)"))
+    starts = [first_needed(road, Example([1] * length, [2], "road")) for length in (7, 11, 20)]
+    assert starts == [6, 10, 10]
+
+
 def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -> None:
-    road, listed = road_on(build_model("llama"), [{"layer": 1}]), examples()
-    cache = PrefixCache(road, listed[:6], collator, folder=tmp_path)
+    road, listed = road_on(build("llama"), [{"layer": 1}]), examples()
+    cache = PrefixCache.build(road, listed[:6], collator, folder=tmp_path)
     assert_same(road, cache, collator, listed[4:8])
     assert "hidden" not in cache(listed[4:8])
     assert "hidden" in cache(listed[4:6])
@@ -298,7 +324,7 @@ def test_a_whole_run_is_the_same_with_and_without(
     results = []
     with caplog.at_level(logging.INFO, logger="roadint"):
         for reuse in (True, False):
-            road = RoadModel(build_model(architecture), RoadIntervention(layer=1, subspaces=HALVES))
+            road = RoadModel(build(architecture), RoadIntervention(layer=1, subspaces=HALVES))
             data = {"a": "bundled:german", "b": "bundled:english"}
             summary = roadint.train(
                 road, tokenizer, data, rows=8, max_completion=12, epochs=2, lr=1e-3, eos=[], quiet=True, companions={"a": "b"},
@@ -335,14 +361,14 @@ SCRIPT = """
     import json, os, sys, torch
     import roadint
     from tests.helpers import build, make_tokenizer
-    from roadint.training import prefix_cache
+    from roadint.training.prefix.cache import PrefixCache
 
     sizes = []
-    init = prefix_cache.PrefixCache.__init__
-    def noting(self, road, examples, *args, **kwargs):
-        init(self, road, examples, *args, **kwargs)
+    build_cache = PrefixCache.build
+    def noting(road, examples, *args, **kwargs):
         sizes.append(len(examples))
-    prefix_cache.PrefixCache.__init__ = noting
+        return build_cache(road, examples, *args, **kwargs)
+    PrefixCache.build = noting
 
     road = roadint.RoadModel(build("llama"), roadint.RoadIntervention(layer=1, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"}))
     data = {"a": "bundled:german", "b": "bundled:english"}
@@ -423,13 +449,13 @@ CHANGES: dict[str, Callable[[PreTrainedModel], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_kept_is_taken_for_the_same_base_model_alone(
+def test_a_shared_prefix_is_taken_for_the_same_base_model_alone(
     change: Callable[[PreTrainedModel], object], tokenizer: Any
 ) -> None:
-    model = build_model("llama").requires_grad_(False)
-    kept = Kept()
+    model = build("llama").requires_grad_(False)
+    shared = SharedPrefix()
 
-    def run(kept: Kept | None) -> Tensor:
+    def run(shared: SharedPrefix) -> Tensor:
         road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
         data = {"a": [{"instruction": f"say {index}", "output": "abc"} for index in range(8)]}
         settings: dict[str, Any] = {
@@ -440,18 +466,18 @@ def test_what_is_kept_is_taken_for_the_same_base_model_alone(
             "max_length": 64,
             "companions": {},
         }
-        roadint.train(road, tokenizer, data, quiet=True, kept=kept, **settings)
+        roadint.train(road, tokenizer, data, quiet=True, shared_prefix=shared, **settings)
         return road.interventions[0].theta.detach().clone()
 
-    run(kept)
-    cache = kept.cache
+    run(shared)
+    cache = shared.cache
     assert cache is not None
-    run(kept)
-    assert kept.cache is cache
+    run(shared)
+    assert shared.cache is cache
     change(model)
-    changed = run(kept)
-    assert kept.cache is not cache
-    assert torch.equal(changed, run(Kept()))
+    changed = run(shared)
+    assert shared.cache is not cache
+    assert torch.equal(changed, run(SharedPrefix()))
 
 
 def test_attention_is_chosen_in_this_thread_alone(collator: Collator, tmp_path: Path) -> None:
@@ -464,8 +490,8 @@ def test_attention_is_chosen_in_this_thread_alone(collator: Collator, tmp_path: 
             cuda.cudnn_sdp_enabled(),
         )
 
-    road, listed, seen = road_on(build_model("llama"), [{"layer": 1}]), examples(), []
-    cache = PrefixCache(road, listed, collator, folder=tmp_path)
+    road, listed, seen = road_on(build("llama"), [{"layer": 1}]), examples(), []
+    cache = PrefixCache.build(road, listed, collator, folder=tmp_path)
     before = flags()
     road.model.model.layers[2].register_forward_hook(lambda *_: seen.append(flags()))
     cache.nll(road, cache(listed))
@@ -474,12 +500,13 @@ def test_attention_is_chosen_in_this_thread_alone(collator: Collator, tmp_path: 
 
 @pytest.mark.parametrize("masked", ["no", "bool", "float", "causal", "grouped"])
 def test_plain_attention_is_torchs_own(masked: str) -> None:
-    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 5, 8, generator=draw)
     arguments: dict[str, Any] = {}
     if masked == "bool":
         arguments["attn_mask"] = torch.ones(5, 5, dtype=torch.bool).tril()
     if masked == "float":
-        arguments["attn_mask"] = torch.randn(2, 1, 5, 5)
+        arguments["attn_mask"] = torch.randn(2, 1, 5, 5, generator=draw)
     if masked == "causal":
         arguments |= {"is_causal": True, "scale": 0.3}
     if masked == "grouped":

@@ -1,6 +1,7 @@
 """A progress bar for training, on stderr, so that stdout stays for results."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -15,29 +16,49 @@ from rich.progress import (
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 
-class ProgressBar(TrainerCallback):
-    """Steps done, time left and the latest loss of each composition."""
+@contextmanager
+def progress_bar(trainer: Trainer, *, quiet: bool) -> Iterator[None]:
+    """Show roadint's bar in the place of Trainer's own, while the trainer trains.
+
+    Args:
+        trainer: prints nothing itself any more.
+        quiet: no bar at all.
+    """
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    if quiet:
+        yield
+        return
+    bar = TrainingBar()
+    trainer.add_callback(bar)
+    try:
+        yield
+    finally:  # also where the training does not come to its end
+        bar.stop()
+
+
+class TrainingBar(TrainerCallback):
+    """Steps done, time left and the latest loss of each composition, in nats a token."""
 
     def __init__(self) -> None:
-        columns = (
+        self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-        )
-        self._bar = Progress(
-            *columns, TextColumn("{task.fields[losses]}"), console=Console(stderr=True)
+            TextColumn("{task.fields[losses]}"),
+            console=Console(stderr=True),
         )
         self._task = self._bar.add_task("training", losses="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar, where a resumed run stands."""
+        """Start the bar at the step where a resumed run stands."""
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step on."""
+        """Count a step."""
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
@@ -48,11 +69,11 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the losses, in nats a token."""
+        """Show the losses."""
         losses = [
-            f"{key.removeprefix('loss/')} {value:.2f}"
-            for key, value in (logs or {}).items()
-            if key.startswith("loss/")
+            f"{name.removeprefix('loss/')} {value:.2f}"
+            for name, value in (logs or {}).items()
+            if name.startswith("loss/")
         ]
         if losses:
             self._bar.update(self._task, losses=", ".join(losses))
@@ -62,15 +83,5 @@ class ProgressBar(TrainerCallback):
         self.stop()
 
     def stop(self) -> None:
-        """Give the terminal back, also where the training did not end."""
+        """Give the terminal back."""
         self._bar.stop()
-
-
-def show_progress(trainer: Trainer, undo: ExitStack, *, quiet: bool) -> None:
-    """This bar instead of Trainer's own, or none; undo: stops it, whatever ends the training."""
-    for printing in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printing)
-    if not quiet:
-        bar = ProgressBar()
-        undo.callback(bar.stop)
-        trainer.add_callback(bar)

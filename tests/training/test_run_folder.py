@@ -14,7 +14,7 @@ import torch
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.model import checkpoint
-from roadint.training import unfinished
+from roadint.training import run_folder
 from tests.helpers import build
 
 DATA = {"a": [{"instruction": f"say {index}", "output": "abc"} for index in range(16)]}
@@ -115,7 +115,7 @@ def ended(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A run whose result is written and whose checkpoints are all there still."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished, "finish", lambda out: None)
+        patch.setattr(run_folder, "finish", lambda out: None)
         run(tokenizer, out)
     return out
 
@@ -139,10 +139,10 @@ def test_a_removal_that_was_cut_short_is_a_finished_run(
     ended: Path, whole: Path, tokenizer: Any
 ) -> None:
     (ended / "checkpoints" / "run.json").unlink()
-    assert not unfinished.is_finished(ended)
+    assert not run_folder.is_finished(ended)
     (ended / ".checkpoints.done").touch()  # as finish does first
-    assert unfinished.is_finished(ended)
-    unfinished.finish(ended)
+    assert run_folder.is_finished(ended)
+    run_folder.finish(ended)
     assert_same_result(ended, whole)
 
 
@@ -152,7 +152,7 @@ def test_every_file_of_a_checkpoint_is_needed_to_go_on(
     for name in ("road.json", "road.safetensors", "log.jsonl"):
         (ended / name).unlink()
     last, before = ended / "checkpoints" / "checkpoint-8", ended / "checkpoints" / "checkpoint-6"
-    assert unfinished.is_whole(before)
+    assert run_folder.is_whole(before)
     for file in (
         "optimizer.pt",
         "scheduler.pt",
@@ -164,7 +164,7 @@ def test_every_file_of_a_checkpoint_is_needed_to_go_on(
         content = (before / file).read_bytes()
         for damaged in (None, content[: len(content) // 2], b""):
             (before / file).unlink() if damaged is None else (before / file).write_bytes(damaged)
-            assert not unfinished.is_whole(before), file
+            assert not run_folder.is_whole(before), file
             (before / file).write_bytes(content)
     (last / "optimizer.pt").unlink()
     run(tokenizer, ended, resume=True)
@@ -208,7 +208,7 @@ def test_an_older_result_is_not_taken_for_the_run_that_replaces_it(
     run(tokenizer, out, lr=1e-2)
     older = result(out)[0]
     assert killed(lambda: run(tokenizer, out), 30)
-    assert not unfinished.is_finished(out)
+    assert not run_folder.is_finished(out)
     run(tokenizer, out, resume=True)
     assert not torch.equal(result(out)[0], older)
     assert_same_result(out, whole)
@@ -227,7 +227,7 @@ def test_what_killed_saves_left_goes_and_a_damaged_result_is_trained_again(
         out / "road.safetensors", out / ".road.safetensors.ab"
     )  # a save that was killed between its two files
     (out / "road.safetensors").write_text("another's")
-    unfinished.finish(out)
+    run_folder.finish(out)
     assert torch.equal(checkpoint.read(out).tensors["0.theta"], result(whole)[0])
     (out / "road.json").write_text("{")
     run(tokenizer, out)

@@ -1,0 +1,57 @@
+"""The table of all tasks, by the names that recipes use."""
+
+from collections.abc import Mapping
+
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.recipes.recipe import Recipe
+from roadint.tasks import glue
+from roadint.tasks.classification import ClassificationTask
+from roadint.tasks.reasoning import AnsweringTask, ChoosingTask
+from roadint.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    **dict.fromkeys(glue.FORMATS, ClassificationTask),
+    "commonsense": AnsweringTask,
+    "arithmetic": AnsweringTask,
+    "cloze": ChoosingTask,
+}
+_SPLITS = ("train", "dev", "validation", "test")
+
+
+def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
+    """The task of a recipe, with its data read.
+
+    Args:
+        recipe: names the task.
+        data: split → file, by default the recipe's: "train" and what the task is measured on.
+
+    Returns:
+        The task.
+
+    Raises:
+        RoadError: for an unknown task, and data that is missing or can't be read.
+    """
+    if recipe.task.name not in TASKS:
+        name = str(recipe.task.name)
+        raise RoadError(
+            f"recipe has the task {quoted(name)}: expected one of {listing(TASKS)}"
+            f"{did_you_mean(name, TASKS)}"
+        )
+    task = TASKS[recipe.task.name]
+    sources = dict(data or recipe.data.sources)
+    for name in sources:
+        if name not in _SPLITS:
+            raise RoadError(
+                f"data {quoted(name)} of task {recipe.task.name!r}: expected some of {listing(_SPLITS)}"
+            )
+    if "train" not in sources:
+        raise RoadError(
+            f"task {recipe.task.name!r} has no training data: expected --data train=FILE, "
+            f"and {task.measured_on}"
+        )
+    if recipe.data.rows_seed is not None:
+        raise RoadError(
+            f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first rows of its data; "
+            "expected no seed for them"
+        )
+    return task(recipe, sources)

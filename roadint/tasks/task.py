@@ -1,0 +1,95 @@
+"""What a task is to a training: examples, batches and a score."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from roadint.data.collate import Example, check_fits
+from roadint.data.prompts import pad_id
+from roadint.errors import RoadError
+from roadint.recipes.recipe import Recipe
+
+SCORED_ROWS = 32  # in a batch
+Prepared = tuple[list[Any], Callable[[Any], dict[str, Any]]]  # examples, and their collator
+
+
+class Task(Protocol):
+    """A task with its data, read and checked before a model is loaded.
+
+    Args:
+        recipe: its settings.
+        sources: split → file; "train", and what the task is measured on.
+
+    Raises:
+        RoadError: for data that is missing or can't be read.
+    """
+
+    measured_on: ClassVar[str]
+    """The options of the command line that name the data to measure on."""
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None: ...
+
+    @property
+    def labels(self) -> int | None:
+        """How many classes a classifier needs; None for a language model."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the score."""
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """The training examples, and what makes a batch of some."""
+
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: str) -> float:
+        """Measure a model.
+
+        Args:
+            model: a RoadModel, or what is called as one.
+            tokenizer: its own.
+            split: "validation" or "test".
+
+        Returns:
+            The metric.
+        """
+
+    def sizes(self) -> dict[str, int]:
+        """How many rows each split has."""
+
+
+def check_examples(
+    system: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Any]
+) -> None:
+    """Check that a model can read what a task prepared.
+
+    Args:
+        system: a RoadModel, or what is called as one.
+        tokenizer: its own.
+        examples: Examples, or mappings with input_ids.
+
+    Raises:
+        RoadError: where there are more tokens than positions, or ids that are not embedded.
+    """
+    listed = [
+        example if isinstance(example, Example) else Example(example["input_ids"], [], None)
+        for example in examples
+    ]
+    check_fits(listed, system.model, pad_id(tokenizer))
+
+
+def check_splits(splits: Mapping[str, Sequence[Any]]) -> None:
+    """Check that every split has rows.
+
+    Args:
+        splits: the rows by the split's name.
+
+    Raises:
+        RoadError: where one has none.
+    """
+    counts = ", ".join(f"{len(rows)} for {name}" for name, rows in splits.items())
+    for name, rows in splits.items():
+        if not rows:
+            raise RoadError(
+                f"no rows are left for {name} ({counts}): "
+                f"expected more rows, or --data {name}=FILE of its own"
+            )

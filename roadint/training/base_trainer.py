@@ -1,0 +1,75 @@
+"""What all of roadint's trainings ask of transformers' Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from roadint.recipes.recipe import Recipe
+
+
+def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> TrainingArguments:
+    """The optimisation of a recipe, as Trainer takes it.
+
+    Args:
+        recipe: its settings.
+        folder: where Trainer writes.
+        settings: other fields of TrainingArguments, such as when it saves and evaluates.
+
+    Returns:
+        Arguments without weight decay, which would pull α to 0.
+    """
+    micro_batch = recipe.optimisation.micro_batch or recipe.optimisation.batch_size
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=recipe.optimisation.batch_size // micro_batch,
+        num_train_epochs=recipe.optimisation.epochs,
+        learning_rate=recipe.optimisation.lr,
+        lr_scheduler_type=recipe.optimisation.schedule,
+        warmup_steps=recipe.optimisation.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=recipe.optimisation.max_grad_norm,
+        seed=recipe.optimisation.seed,
+        logging_steps=10,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # Without this, torchrun on a machine without a GPU would train one and the same run in
+        # every process.
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        disable_tqdm=True,
+        log_level="error",
+        **settings,
+    )
+
+
+class BaseTrainer(Trainer):
+    """Trainer whose optimizer never decays weights.
+
+    Its labels are those of completions, or of rows: all count, where Trainer would skip the first.
+    """
+
+    model: Any  # a RoadModel, or a rival's; Trainer knows only PreTrainedModels
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loss_shifts_labels = False
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer gets: what asks for gradients."""
+        return [each for each in self.model.parameters() if each.requires_grad]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The chosen optimizer (AdamW), without the weight decay that is its default."""
+        if self.optimizer is None:
+            optimizer_class, settings = (
+                self.optimizer_cls_and_kwargs
+                or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            )
+            settings = {**settings, "weight_decay": 0.0}
+            self.optimizer = optimizer_class(self.trained_parameters(), **settings)
+        return self.optimizer

@@ -1,0 +1,55 @@
+"""The training loss of each composition, between two lines of the log."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class CompositionLosses:
+    """Sums and counts of tokens' losses, by composition.
+
+    They stay on the device until the log asks for them, so that no step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Float[Tensor, " 2"]]] = defaultdict(list)
+
+    def add(
+        self,
+        compositions: Sequence[Any],
+        nll: Float[Tensor, " tokens"],
+        rows: Int[Tensor, " tokens"],
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            compositions: one a row.
+            nll: the loss of each token, in nats.
+            rows: the row of each token.
+        """
+        by_row = torch.zeros(len(compositions), 2, device=nll.device)
+        by_row.index_add_(0, rows, torch.stack([nll.detach(), torch.ones_like(nll)], dim=1))
+        for composition, sums in zip(compositions, by_row, strict=True):
+            self._sums[str(composition)].append(sums)
+
+    def take_means(self) -> dict[str, float]:
+        """The mean loss of each composition, in nats a token; the next sums begin at zero."""
+        means = {}
+        for composition, sums in sorted(self._sums.items()):
+            total, count = torch.stack(sums).sum(0).tolist()
+            means[composition] = round(total / count, 4)
+        self._sums.clear()
+        return means
+
+    def state(self) -> dict[str, Float[Tensor, "batches 2"]]:
+        """What a checkpoint keeps."""
+        return {name: torch.stack(sums).cpu() for name, sums in self._sums.items() if sums}
+
+    def restore(self, state: Mapping[str, Float[Tensor, "batches 2"]]) -> None:
+        """Go on from what a checkpoint kept."""
+        self._sums.clear()
+        self._sums.update({name: list(sums) for name, sums in state.items()})

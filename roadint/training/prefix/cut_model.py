@@ -1,0 +1,112 @@
+"""A base model, cut at the lowest layer that the edit reaches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache
+
+from roadint.architecture.layers import cache_name, takes_positions
+from roadint.engines.transformers.partial import Resumed, output_after
+from roadint.model.road_model import RoadModel
+from roadint.training.prefix.key_values import KeyValueLayout, layout_of
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """The base model of a RoadModel: the layers below the cut give the same whatever is learned.
+
+    Attributes:
+        model: the base model.
+        device: where it takes its inputs.
+        skipped: how many layers are below the cut.
+        width: of the hidden states that cross the cut; 0 where no layer is below it.
+        as_tuple: whether its layers return tuples.
+        takes_positions: whether its forward takes position_ids.
+        layout: of the keys and values of all layers.
+        upper: of those of the layers above the cut.
+    """
+
+    model: nn.Module
+    device: torch.device
+    skipped: int
+    width: int
+    as_tuple: bool
+    takes_positions: bool
+    layout: KeyValueLayout
+    upper: KeyValueLayout
+
+    @classmethod
+    def probe(cls, road: RoadModel, tokens: Sequence[int]) -> "CutModel":
+        """Learn what a model's layers give by running a few tokens.
+
+        Args:
+            road: its interventions and adapters say where the cut is.
+            tokens: ids, two or so.
+
+        Returns:
+            The cut model.
+
+        Raises:
+            CannotReuseError: where the model keeps something else than keys and values.
+        """
+        model, skipped = road.model, road.untouched_layers()
+        ids = torch.tensor([list(tokens)], device=road.device)
+        layout = layout_of(model, ids)
+        width, as_tuple = 0, False
+        if skipped:
+            output = output_after(model, skipped, input_ids=ids)
+            as_tuple = isinstance(output, tuple)
+            width = (output[0] if as_tuple else output).shape[-1]
+        return cls(
+            model=model,
+            device=road.device,
+            skipped=skipped,
+            width=width,
+            as_tuple=as_tuple,
+            takes_positions=takes_positions(model),
+            layout=layout,
+            upper=layout.above(skipped),
+        )
+
+    @property
+    def cache_name(self) -> str:
+        """The argument of the model's forward that takes a cache."""
+        return cache_name(self.model)
+
+    def inputs(
+        self,
+        ids: Int[Tensor, "rows columns"],
+        rank: Int[Tensor, "rows columns"],
+        mask: Bool[Tensor, "rows columns"],
+        past: Cache,
+    ) -> dict[str, Any]:
+        """What the model takes to run tokens that follow a cache without padding.
+
+        Args:
+            ids: the tokens.
+            rank: which tokens of their examples they are.
+            mask: which of them are no padding.
+            past: the cache.
+
+        Returns:
+            Keyword arguments, on the model's device.
+        """
+        before = torch.ones(len(ids), past.get_seq_length(), dtype=torch.bool)
+        inputs = {"input_ids": ids, "attention_mask": torch.cat([before, mask], dim=1).long()}
+        if self.takes_positions:
+            inputs["position_ids"] = rank
+        moved = {name: value.to(self.device) for name, value in inputs.items()}
+        return {**moved, self.cache_name: past}
+
+    def hidden_at_cut(self, **inputs: Any) -> Float[Tensor, "rows columns width"]:
+        """The hidden states that cross the cut; the layers above don't run."""
+        output = output_after(self.model, self.skipped, **inputs)
+        return output[0] if self.as_tuple else output  # type: ignore[no-any-return]
+
+    def resumed(self, hidden: Float[Tensor, "rows columns width"] | None) -> Resumed:
+        """A pass from the cut on, with these hidden states."""
+        return Resumed(self.skipped, hidden, self.as_tuple)

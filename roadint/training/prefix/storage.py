@@ -1,0 +1,149 @@
+"""Many rows of numbers, on the model's device or in a file that is mapped into memory."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from roadint.training.prefix.cut_model import CutModel
+from roadint.training.prefix.plan import TokenPlan
+from roadint.training.prefix.reusable import CannotReuseError
+
+StorageKind = Literal["memory", "hidden states in memory", "disk"]
+
+
+class Storage:
+    """Slots of `width` numbers, written and read many at once."""
+
+    def __init__(self, numbers: Shaped[Tensor, "slots width"]) -> None:
+        self._numbers = numbers
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._numbers.nbytes
+
+    def put(self, slots: Int[Tensor, " slots"], values: Shaped[Tensor, "slots width"]) -> None:
+        """Write values."""
+        self._numbers[slots.to(self._numbers.device)] = values.to(self._numbers)
+
+    def get(self, slots: Int[Tensor, "*shape"]) -> Shaped[Tensor, "*shape width"]:
+        """A copy of what is in some slots."""
+        return self._numbers[slots.to(self._numbers.device)]
+
+
+@dataclass(frozen=True)
+class PrefixStorage:
+    """What is stored of a data set.
+
+    Attributes:
+        kind: where it lies; "hidden states in memory" is all of them, and no keys and values.
+        plan: which token lies where.
+        hidden: the hidden states that enter the layers above the cut.
+        prefix: the keys and values of the layers above the cut.
+    """
+
+    kind: StorageKind
+    plan: TokenPlan
+    hidden: Storage
+    prefix: Storage
+
+    @classmethod
+    def allocate(
+        cls, cut: CutModel, plan: TokenPlan, memory: float | None, folder: Path
+    ) -> "PrefixStorage":
+        """Choose what is stored where, and make room for it.
+
+        Args:
+            cut: says how wide hidden states and keys and values are, and of which dtype.
+            plan: what to store where there is room.
+            memory: the budget in bytes, on the model's device; by default a quarter of what is
+                free.
+            folder: of files that take it all where the budget is too small even for hidden states.
+
+        Returns:
+            The storage, with nothing in it yet.
+
+        Raises:
+            CannotReuseError: where neither memory nor disk has the room.
+        """
+        lesser = plan.hidden_states_alone()
+        budget = free_memory(cut.device) / 4 if memory is None else memory
+        needed, least = _size(cut, plan), _size(cut, lesser)
+        if needed <= budget:
+            return cls._make("memory", cut, plan, None)
+        if cut.skipped and least <= budget:
+            return cls._make("hidden states in memory", cut, lesser, None)
+        if needed <= free_disk(folder) / 2:
+            return cls._make("disk", cut, plan, folder)
+        raise CannotReuseError(
+            f"{needed / 1e6:.0f} MB needed, {budget / 1e6:.0f} MB allowed in memory, "
+            f"{free_disk(folder) / 2e6:.0f} MB on disk"
+        )
+
+    @classmethod
+    def _make(
+        cls, kind: StorageKind, cut: CutModel, plan: TokenPlan, folder: Path | None
+    ) -> "PrefixStorage":
+        hidden = _room(plan.hidden_count, cut.width, cut, folder)
+        prefix = _room(plan.prefix_count, cut.upper.width, cut, folder)
+        return cls(kind, plan, Storage(hidden), Storage(prefix))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.hidden.size + self.prefix.size
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that each of the processes that share a device can take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) // _processes()
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that each of the processes of this machine can take."""
+    return shutil.disk_usage(folder).free // _processes()
+
+
+def _size(cut: CutModel, plan: TokenPlan) -> int:
+    numbers = plan.hidden_count * cut.width + plan.prefix_count * cut.upper.width
+    return numbers * cut.layout.dtype.itemsize
+
+
+def _processes() -> int:
+    """How many torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _room(
+    count: int, width: int, cut: CutModel, folder: Path | None
+) -> Shaped[Tensor, "count width"]:
+    if folder is not None:
+        return _mapped(folder, count * width, cut.layout.dtype).view(count, width)
+    return torch.empty(count, width, dtype=cut.layout.dtype, device=cut.device)
+
+
+def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Shaped[Tensor, " count"]:
+    if not count:
+        return torch.empty(0, dtype=dtype)
+    size = count * dtype.itemsize
+    handle, name = tempfile.mkstemp(prefix="prefix-", suffix=".bin", dir=folder)
+    try:
+        # A sparse file on a full disk would kill the process when it is written to.
+        os.posix_fallocate(handle, 0, size)
+        return torch.from_file(name, shared=True, size=count, dtype=dtype)
+    except OSError as error:
+        reason = f"no file of {size / 1e6:.0f} MB in {folder} ({error})"
+        raise CannotReuseError(reason) from error
+    finally:
+        os.close(handle)
+        os.unlink(name)  # the mapping keeps it; a killed process leaves nothing

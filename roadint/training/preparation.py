@@ -1,0 +1,164 @@
+"""What a training needs, read and checked before anything is written or learned."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from roadint.data.collate import Example, check_fits, tokenize
+from roadint.data.prompts import Template, check_template, pad_id
+from roadint.data.sources import Source, load_rows
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.grammar.composition import Composition
+from roadint.model.road_model import RoadModel
+from roadint.recipes.recipe import Recipe
+from roadint.training.companions import Companions
+from roadint.training.constraints import Constraints
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A training that fits its model.
+
+    Attributes:
+        recipe: its settings.
+        sources: the names of the data sets' sources, by composition.
+        examples: the tokens of all data sets.
+        template: of the prompts.
+        constraints: what happens to the values around each step.
+        strengths: subspace → the strength, after training, that becomes its 1.
+        companions: composition → what acts beside it.
+    """
+
+    recipe: Recipe
+    sources: dict[str, str]
+    examples: list[Example]
+    template: Template
+    constraints: Constraints
+    strengths: dict[str, float]
+    companions: dict[str, list[str]]
+
+
+def prepare(
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, Source] | None,
+    recipe: Recipe,
+    chosen: Collection[str] = (),
+) -> PreparedRun:
+    """Read the data and check that all fits the model.
+
+    Args:
+        road: the model that is to train.
+        tokenizer: of its base model.
+        data: composition → source; the recipe's by default.
+        recipe: the settings.
+        chosen: the settings that the caller names. The rates, strengths and companions of a preset
+            are for its own data sets and subspaces, so those of others are dropped; a caller's are
+            not.
+
+    Returns:
+        The run.
+
+    Raises:
+        RoadError: for what does not fit.
+    """
+    template = check_template(recipe.data.template, tokenizer)
+    empty = data is None or (isinstance(data, Mapping) and not data)
+    sources: Any = recipe.data.sources if empty else data
+    examples = _tokenize_all(road, tokenizer, sources, recipe)
+    check_fits(examples, road.model, pad_id(tokenizer))
+    rates = (
+        recipe.optimisation.lrs if "lrs" in chosen else _known(recipe.optimisation.lrs, road.names)
+    )
+    strengths = (
+        recipe.optimisation.strengths
+        if "strengths" in chosen
+        else _known(recipe.optimisation.strengths, road.names)
+    )
+    _check_names("lrs", dict.fromkeys(rates, 1.0), road.names)
+    _check_names("strengths", strengths, road.names)
+    factors = {name: rate / recipe.optimisation.lr for name, rate in rates.items()}
+    constraints = Constraints(factors, recipe.optimisation.decay, recipe.optimisation.max_log_scale)
+    constraints.check(list(road.interventions))
+    compositions = {str(example.composition) for example in examples}
+    named = recipe.data.companions
+    companions = named if "companions" in chosen else _known(named, compositions)
+    _check_companions(road, companions, recipe.data.companion_rate, compositions)
+    _check_positions(road, examples)
+    names = {name: _source_name(source) for name, source in sources.items()}
+    return PreparedRun(recipe, names, examples, template, constraints, strengths, companions)
+
+
+def _known(named: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if name in names}
+
+
+def _check_names(setting: str, strengths: Mapping[str, float], names: Sequence[str]) -> None:
+    """As compositions, the names are parsed; "all" and the like are no subspaces."""
+    Composition.parse(strengths, names)
+    for name in strengths:
+        if name not in names:
+            raise RoadError(
+                f"recipe setting {setting} names {quoted(name)}: expected one of {listing(names)}"
+                f"{did_you_mean(name, names)}"
+            )
+
+
+def _check_companions(
+    road: RoadModel, companions: Mapping[str, Any], rate: float, compositions: Collection[str]
+) -> None:
+    for name in companions:
+        if name not in compositions:
+            raise RoadError(
+                f"companions name {quoted(name)}, which is no data set here: "
+                f"expected one of {listing(sorted(compositions))}"
+            )
+    Companions.parse(road, companions, rate)
+
+
+def _tokenize_all(
+    road: RoadModel, tokenizer: PreTrainedTokenizerBase, sources: Any, recipe: Recipe
+) -> list[Example]:
+    if not isinstance(sources, Mapping) or not sources:
+        what = "no data given" if isinstance(sources, Mapping) else f"data {quoted(sources)}"
+        raise RoadError(
+            f"{what}: expected a mapping of compositions to sources, such as "
+            "{'german': 'german.jsonl'}"
+        )
+    examples = []
+    for name, source in sources.items():
+        if not Composition.parse(name, road.names).terms:
+            raise RoadError(
+                f"data set {quoted(name)} trains nothing: expected a composition of {road.names}"
+            )
+        examples += tokenize(
+            load_rows(source, recipe.data.rows, recipe.data.rows_seed),
+            tokenizer,
+            name,
+            template=recipe.data.template,
+            max_length=recipe.data.max_length,
+            max_completion=recipe.data.max_completion,
+            eos=name in recipe.data.eos,
+        )
+    return examples
+
+
+def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
+    """Refuse an intervention that edits a token that prompts of its own subspaces don't have."""
+    shortest: dict[str | None, int] = {}
+    for example in examples:
+        length = len(example.prompt)
+        shortest[example.composition] = min(length, shortest.get(example.composition, length))
+    for composition, length in shortest.items():
+        acting = {name for name, _ in Composition.parse(composition, road.names).terms}
+        for site in road.interventions:
+            if acting & set(site.partition):
+                site.position.check(torch.tensor([length]))
+
+
+def _source_name(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "rows in memory"

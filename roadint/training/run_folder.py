@@ -1,0 +1,273 @@
+"""The folder of a run while it goes on: what of it is whole, whose it is, and how it ends.
+
+A kill at any point leaves a run that goes on to the same result, or one that is done.
+
+A run keeps run.json, what must be the same to go on, and Trainer's checkpoint-N in the folder
+`checkpoints` of its output. That folder comes into being by a rename, only once run.json is in it.
+The run ends when the result is in the output: the result names the run that it is from, and a mark
+beside it says that `checkpoints` is being removed. So what a kill leaves of `checkpoints` is told
+from a run that is still to end.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import safe_globals
+
+from roadint.data.collate import Example
+from roadint.errors import RoadError
+from roadint.files.jsonable import plain
+from roadint.files.local import write_whole
+from roadint.model import checkpoint
+from roadint.model.road_model import RoadModel
+from roadint.recipes.names import flat
+from roadint.recipes.recipe import Recipe
+from roadint.training.fingerprint import fingerprint_of
+
+LOG = "log.jsonl"
+_IDENTITY = "run.json"
+_NEW, _ENDS = f".{checkpoint.WHILE_TRAINING}.new", f".{checkpoint.WHILE_TRAINING}.done"
+# The result does not depend on these settings.
+_INDIFFERENT = ("save_steps", "prefix_reuse", "prefix_memory")
+
+
+def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
+    """What must be the same for a run to go on.
+
+    Args:
+        road: the model that trains.
+        recipe: its settings; where the data comes from does not matter, its tokens do.
+        examples: the tokens.
+
+    Returns:
+        What JSON can hold of the optimisation, the interventions and adapters, the tokens and the
+        base model's values.
+    """
+    indifferent = (*_INDIFFERENT, "data")
+    tokens = json.dumps(
+        [[example.prompt, example.completion, example.composition] for example in examples]
+    )
+    edits: list[Any] = [*road.interventions, *road.adapters.values()]
+    identity = {
+        "settings": {
+            name: value for name, value in flat(recipe.record()).items() if name not in indifferent
+        },
+        "sites": [edit.spec() for edit in edits],
+        "tokens": [
+            sum(map(len, examples)),
+            len(examples),
+            hashlib.sha256(tokens.encode()).hexdigest(),
+        ],
+        "base": fingerprint_of(road.model.named_parameters()),
+    }
+    return dict(plain(identity))
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """What a finished checkpoint says of the run that it is from."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a folder holds a result, and no run that is still to end."""
+    folder = out / checkpoint.WHILE_TRAINING
+    try:
+        config = json.loads((out / checkpoint.CONFIG).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):  # it is damaged, which reading it says
+        config = {}
+    if (out / _ENDS).is_file() or not folder.is_dir():
+        return True
+    try:
+        identity = json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not checkpoints_in(folder)
+    except (OSError, ValueError):
+        return False
+    return bool(_run_of(config) == digest_of(identity))
+
+
+def finish(out: Path) -> None:
+    """Remove what a run whose result is in its folder kept while it ran."""
+    if (out / checkpoint.WHILE_TRAINING).is_dir():
+        (out / _ENDS).touch()
+    _remove(out)
+    for leftover in out.glob(f".{LOG}.*"):  # of a write that was cut short
+        leftover.unlink(missing_ok=True)
+    with suppress(RoadError):  # a result that is damaged may be trained again
+        checkpoint.tidy(out)
+
+
+def finished(out: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+    """The result in a folder, where it is whole and of this run."""
+    try:
+        saved = checkpoint.read(out)
+    except (RoadError, OSError):
+        return None
+    return saved if _run_of(saved.config) == digest_of(identity) else None
+
+
+def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
+    """Put the values of a checkpoint into a model of the same interventions and adapters."""
+    edits: list[Any] = [*road.interventions, *road.adapters.values()]
+    stored: list[Any] = [*saved.interventions(), *saved.adapters(road.model)]
+    with torch.no_grad():
+        for edit, source in zip(edits, stored, strict=True):
+            values = source.values()
+            for name, value in edit.values().items():
+                value.copy_(values[name])
+
+
+def check_same_recipe(
+    out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None
+) -> None:
+    """Check that a finished result is one of this recipe.
+
+    Args:
+        out: the folder that it is in.
+        saved: the result.
+        recipe: the settings.
+        data: composition → source, by default the recipe's.
+
+    Raises:
+        RoadError: where it is of other settings, or of data of other names.
+    """
+    training = saved.config.get("training")
+    recorded = training.get("recipe") if isinstance(training, dict) else None
+    before = flat(recorded) if isinstance(recorded, dict) else None
+    now = flat(plain(recipe.record(data)))
+    if not isinstance(before, dict):
+        return
+    compared = [name for name in now if name in before and name not in _INDIFFERENT]
+    other = [name for name in compared if before[name] != now[name]]
+    if other:
+        raise RoadError(
+            f"{out} holds a finished run of other settings ({', '.join(other)}): "
+            "expected the same to take it up, or --overwrite"
+        )
+
+
+def last_checkpoint(
+    out: Path, identity: dict[str, Any], *, resume: bool, processes: int = 1, writes: bool = True
+) -> Path | None:
+    """The last whole checkpoint of a run.
+
+    Checkpoints that a kill left half-written, or half-removed, are removed.
+
+    Args:
+        out: the output folder.
+        identity: of the run.
+        resume: whether a run may go on.
+        processes: how many train together.
+        writes: whether this one does.
+
+    Returns:
+        Its folder, or None where the run starts anew, for which `out` is made ready.
+
+    Raises:
+        RoadError: where there is an unfinished run that is not to go on, or another one.
+    """
+    folder = out / checkpoint.WHILE_TRAINING
+    if writes and not resume and is_finished(out):
+        finish(out)
+    paths = checkpoints_in(folder)
+    if paths and not resume:
+        raise RoadError(
+            f"{out} holds an unfinished run: add --resume (resume=True) to go on, "
+            "or remove the folder"
+        )
+    if paths:
+        _check_identity(out, folder / _IDENTITY, identity)
+    whole = [path for path in paths if is_whole(path, processes)]
+    if writes:
+        for path in paths:
+            if path not in whole:
+                shutil.rmtree(path)
+        if not whole:
+            _start(out, identity)
+        for leftover in [*folder.glob(f".{_IDENTITY}.*"), *folder.glob("prefix-*.bin")]:
+            leftover.unlink(missing_ok=True)
+    return whole[-1] if whole else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the newest last."""
+    numbered = [path for path in folder.glob("checkpoint-*") if _number_of(path).isdecimal()]
+    return sorted(numbered, key=lambda path: int(_number_of(path)))
+
+
+def log_state(rank: int) -> str:
+    """The file of a checkpoint in which a process keeps what the next line of the log sums up."""
+    return f"log_state_{rank}.pt"
+
+
+def is_whole(path: Path, processes: int = 1) -> bool:
+    """Whether a checkpoint has all that a training needs to go on as if it had not stopped.
+
+    Args:
+        path: its folder.
+        processes: how many train together; each has random states and sums of its own.
+    """
+    ranks = range(processes)
+    random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
+    files = ["optimizer.pt", "scheduler.pt", *random, *map(log_state, ranks)]
+    try:
+        checkpoint.read(path)
+        for name in files:
+            with safe_globals():  # type: ignore[no-untyped-call]
+                torch.load(path / name, map_location="cpu", weights_only=True)
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        return bool(state["global_step"] == int(_number_of(path)))
+    except MemoryError:
+        raise  # which says nothing of the files
+    except Exception:  # an unpickler raises anything for a file that was cut short
+        return False
+
+
+def _number_of(path: Path) -> str:
+    return path.name.rpartition("-")[2]
+
+
+def _remove(out: Path) -> None:
+    for folder in (checkpoint.WHILE_TRAINING, _NEW):
+        if (out / folder).is_dir():
+            shutil.rmtree(out / folder)
+    (out / _ENDS).unlink(missing_ok=True)
+
+
+def _run_of(config: Any) -> Any:
+    training = config.get("training") if isinstance(config, dict) else None
+    return training.get("run") if isinstance(training, dict) else None
+
+
+def _start(out: Path, identity: dict[str, Any]) -> None:
+    _remove(out)
+    new, folder = out / _NEW, out / checkpoint.WHILE_TRAINING
+    new.mkdir(parents=True)
+    write_whole(new / _IDENTITY, json.dumps(identity))
+    os.rename(new, folder)
+
+
+def _check_identity(out: Path, file: Path, identity: dict[str, Any]) -> None:
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RoadError(
+            f"the unfinished run in {out} has no readable {file.name}, so nothing says whose its "
+            f"checkpoints are: remove {file.parent} to start anew"
+        ) from None
+    if not isinstance(before, dict) or before != identity:
+        known = before if isinstance(before, dict) else {}
+        other = [name for name in identity if known.get(name) != identity[name]]
+        raise RoadError(
+            f"the unfinished run in {out} has other settings or data "
+            f"({', '.join(other) or 'more of them'}): expected the same to resume it"
+        )
