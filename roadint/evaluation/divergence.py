@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from roadint.data.collate import Collator, check_fits, moved, row_means, tokenize
-from roadint.data.sources import Row
+from roadint.data.rows import Row
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import RoadModel
 from roadint.progress import track

@@ -14,7 +14,7 @@ from roadint.data.collate import (
     row_means,
     tokenize,
 )
-from roadint.data.sources import Row
+from roadint.data.rows import Row
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import RoadModel
 from roadint.progress import track

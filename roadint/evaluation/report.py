@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roadint.data.prompts import check_tokenizer, listed_prompts
-from roadint.data.sources import Row, Source, load_prompts, load_rows
+from roadint.data.rows import Row
+from roadint.data.sources import DataSource, load_prompts, load_rows
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.answers import answer_all, degeneration, is_list
 from roadint.evaluation.divergence import divergence
@@ -26,7 +27,7 @@ UNRELATED = "bundled:unrelated"
 def evaluate(
     road: RoadModel,
     tokenizer: Any,
-    data: Mapping[str, Source] | None = None,
+    data: Mapping[str, DataSource] | None = None,
     prompts: Sequence[str] | None = None,
     *,
     compose: Sequence[CompositionLike] | None = None,

@@ -15,7 +15,7 @@ from transformers import TrainingArguments, set_seed
 
 from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.prompts import check_template, check_tokenizer, pad_id
-from roadint.data.sources import Source, load_rows
+from roadint.data.sources import DataSource, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.files.local import make_folder, path_of, write_whole
 from roadint.grammar.composition import Composition
@@ -34,7 +34,7 @@ from roadint.training.trainer import RoadTrainer, alone, together
 def train(
     road: RoadModel,
     tokenizer: Any,
-    data: Mapping[str, Source] | None = None,
+    data: Mapping[str, DataSource] | None = None,
     recipe: str | Path | Recipe = "composition",
     *,
     out: str | Path | None = None,
@@ -194,7 +194,7 @@ def _taken_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> di
 
 
 def _tokenize_all(
-    road: RoadModel, tokenizer: Any, data: Mapping[str, Source], recipe: Recipe
+    road: RoadModel, tokenizer: Any, data: Mapping[str, DataSource], recipe: Recipe
 ) -> list[Example]:
     if not isinstance(data, Mapping) or not data:
         what = (
@@ -246,7 +246,7 @@ def _arguments(recipe: Recipe, folder: Path, *, save: bool) -> TrainingArguments
     )
 
 
-def _named(data: Mapping[str, Source]) -> dict[str, str]:
+def _named(data: Mapping[str, DataSource]) -> dict[str, str]:
     return {
         name: str(source) if isinstance(source, (str, Path)) else "rows in memory"
         for name, source in data.items()

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
-from roadint.data.sources import from_hellaswag_de, from_ultrafeedback, load_prompts, load_rows
+from roadint.data.hub import from_hellaswag_de, from_ultrafeedback
+from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import RoadError
 from roadint.evaluation.language import language_of, language_shares
 
