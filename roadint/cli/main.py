@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -195,12 +196,12 @@ def generate(
         quiet=as_json,
     )
     if as_json:
-        print_json(answers)
+        print_json([asdict(answer) for answer in answers])
         return
     table = Table("prompt", *map(str, compositions), show_lines=True)
     for index, prompt in enumerate(asked):
         row = answers[index * len(compositions) : (index + 1) * len(compositions)]
-        table.add_row(prompt, *(_plain(answer["text"]) for answer in row))
+        table.add_row(prompt, *(_plain(answer.text) for answer in row))
     console.print(table, markup=False)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from roadint.adapters.adapter import RoadAdapter
 from roadint.inspection.angles import block_values
 from roadint.interventions.road import RoadIntervention
-from roadint.plots.evaluation import heat_figure
+from roadint.plots.heat import heat_figure
 from roadint.plots.style import COLOURS, Figure
 from roadint.rotation.rotation import canonical
 

@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 
 from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.evaluation.evaluate import DEV
 from roadint.evaluation.language import check_language
-from roadint.evaluation.report import DEV
 from roadint.files.local import is_file, path_of
 from roadint.grammar.composition import Composition
 from roadint.recipes.recipe import Recipe, written

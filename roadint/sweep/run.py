@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
-from roadint.evaluation.report import evaluate
+from roadint.evaluation.evaluate import evaluate
 from roadint.files.local import write_whole
 from roadint.model.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
@@ -97,7 +97,6 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
         _kept.cache = None
         logger.warning("%s failed", row["settings"], exc_info=True)
         return {**row, "error": f"{type(error).__name__}: {first_line(error)}"}
-    figures = ("nll", "language", "shares", "kl", "gain", "interference")
     row |= {
         "trainable": summary["trainable"],
         "loss": summary["loss"],
@@ -106,7 +105,7 @@ def one_run(plan: Plan, out: Path, settings: Settings, quiet: bool = True) -> di
     return {
         **row,
         "seconds": round(time.perf_counter() - started, 1),
-        **{name: report[name] for name in figures},
+        **report.measures(),
     }
 
 
