@@ -50,8 +50,11 @@ def from_ultrafeedback(row: Mapping[str, Any]) -> Row:
     """
     instruction, completions = (field_of(row, name) for name in ("instruction", "completions"))
     listed = completions if isinstance(completions, (list, tuple)) else ()
-    scored = [(_score(each), each) for each in listed if isinstance(each, Mapping)]
-    rated = [(score, each) for score, each in scored if score is not None]
+    rated = [
+        (score, completion)
+        for completion in listed
+        if isinstance(completion, Mapping) and (score := _score(completion)) is not None
+    ]
     if not rated:
         raise UnusableRow("no rated completion")
     _, best = max(rated, key=lambda pair: pair[0])

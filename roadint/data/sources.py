@@ -18,9 +18,9 @@ number for text) ends with RoadError.
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from roadint.files.local import is_file, is_folder, path_of
 DataSource = str | Path | Iterable[Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
+_USABLE = "usable"
 _SAMPLES = Path(str(files("roadint.data") / "samples"))
 
 
@@ -55,10 +56,10 @@ def load_rows(source: DataSource, limit: int | None = None, seed: int | None = N
         >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
         ['2']
     """
-    collected = _collect(source, limit, seed)
-    if collected.skipped:
-        logger.warning("%s", collected.skipped_line())
-    return collected.rows
+    rows, skipped = _collect(source, limit, seed)
+    if skipped:
+        logger.warning("%s", skipped)
+    return rows
 
 
 def check_sources(sources: Mapping[str, DataSource], limit: int | None = None) -> None:
@@ -117,65 +118,56 @@ def _bundled(name: str, suffix: str) -> Path:
     return path
 
 
-@dataclass
-class _Collected:
-    """The rows of a source that are kept, and a count of the others."""
-
-    name: str  # of the source, in messages
-    rows: list[Row] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    seen: int = 0
-
-    def take(self, row: Row, limit: int | None, draw: random.Random | None) -> None:
-        """Keep a row if there is room, or if it is drawn instead of one that was kept before."""
-        if limit is None or len(self.rows) < limit:
-            self.rows.append(row)
-        elif draw:
-            # Reservoir sampling: every usable row is as likely to be kept in the end.
-            index = draw.randrange(self.seen - self.skipped.total())
-            if index < limit:
-                self.rows[index] = row
-
-    def reasons(self) -> str:
-        """Why rows were skipped, and how many for each reason."""
-        return ", ".join(f"{count:,} with {reason}" for reason, count in self.skipped.items())
-
-    def skipped_line(self) -> str:
-        """What the log says of the rows that were skipped."""
-        return (
-            f"skipped {self.skipped.total():,} of {self.seen:,} rows of {self.name}: "
-            f"{self.reasons()}"
-        )
-
-
-def _collect(source: DataSource, limit: int | None, seed: int | None) -> _Collected:
+def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
+    """The rows, and a line about those that were skipped; empty where none were."""
     _check_limit("rows", limit)
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
     name, raw_rows, form = _open(source)
-    draw = None if seed is None else random.Random(seed)
-    collected = _Collected(name)
-    for raw in raw_rows:
-        collected.seen += 1
-        try:
-            collected.take(checked_row(raw, form), limit, draw)
-        except UnusableRow as error:
-            collected.skipped[str(error)] += 1
-        except RoadError as error:
-            raise RoadError(f"row {collected.seen - 1} of {name} {error}") from None
-        if not draw and len(collected.rows) == limit:
-            break
-    if not collected.rows:
-        held = "no rows"
-        if collected.seen:
-            held = (
-                f"no row that can be used: all {collected.seen:,} are skipped, "
-                f"{collected.reasons()}"
-            )
+    counts: Counter[str] = Counter()
+    rows = _chosen(_usable(name, raw_rows, form, counts), limit, seed)
+    seen = counts.total()
+    skipped = {reason: count for reason, count in counts.items() if reason != _USABLE}
+    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in skipped.items())
+    if not rows:
+        held = (
+            f"no row that can be used: all {seen:,} are skipped, {reasons}" if seen else "no rows"
+        )
         raise RoadError(
             f"{name} holds {held}; expected at least one with 'instruction' and 'output'"
         )
-    return collected
+    line = f"skipped {sum(skipped.values()):,} of {seen:,} rows of {name}: {reasons}"
+    return rows, line if skipped else ""
+
+
+def _usable(
+    name: str, raw_rows: Iterable[Any], form: Form | None, counts: Counter[str]
+) -> Iterator[Row]:
+    """The rows that can be used; `counts` learns how many they are, and why others are not."""
+    for index, raw in enumerate(raw_rows):
+        try:
+            row = checked_row(raw, form)
+        except UnusableRow as error:
+            counts[str(error)] += 1
+        except RoadError as error:
+            raise RoadError(f"row {index} of {name} {error}") from None
+        else:
+            counts[_USABLE] += 1
+            yield row
+
+
+def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Row]:
+    """The first rows, or a sample; reservoir sampling makes every row as likely to be in it."""
+    if limit is None or seed is None:
+        return list(islice(rows, limit))
+    sample: list[Row] = []
+    draw = random.Random(seed)
+    for count, row in enumerate(rows, 1):
+        if len(sample) < limit:
+            sample.append(row)
+        elif (index := draw.randrange(count)) < limit:
+            sample[index] = row
+    return sample
 
 
 def _open(source: DataSource) -> tuple[str, Iterable[Any], Form | None]:

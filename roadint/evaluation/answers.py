@@ -16,7 +16,7 @@ from roadint.progress import track
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a prompt through a composition, which is told by its text."""
+    """The answer to a prompt through a composition, which goes by its text."""
 
     prompt: str
     composition: str

@@ -67,8 +67,10 @@ def evaluate(
     sets = {
         name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()
     }
-    asked = load_prompts("bundled:prompts_paper") if prompts is None else listed_prompts(prompts)
-    if not asked or not compositions:
+    questions = (
+        load_prompts("bundled:prompts_paper") if prompts is None else listed_prompts(prompts)
+    )
+    if not questions or not compositions:
         raise RoadError("nothing to evaluate: expected at least one prompt and one composition")
     limits: dict[str, Any] = {"max_completion": max_completion, "quiet": quiet}
     nll = _likelihoods(road, tokenizer, sets, compositions, batch_size=batch_size, **limits)
@@ -76,13 +78,13 @@ def evaluate(
     texts = answer_all(
         road,
         tokenizer,
-        asked,
+        questions,
         compositions,
         batch_size=8 * batch_size,
         max_new_tokens=max_new_tokens,
         quiet=quiet,
     )
-    answers = judged(texts, asked)
+    answers = judged(texts, questions)
     by_composition = {
         name: [answer for answer in answers if answer.composition == name] for name in nll
     }
@@ -124,7 +126,7 @@ def _compositions(road: RoadModel, compose: Any) -> list[Composition]:
     if compose is None:
         return list(dict.fromkeys(road.compositions()))
     listed = compose if isinstance(compose, (list, tuple)) else [compose]
-    return list(dict.fromkeys(Composition.parse(each, road.names) for each in listed))
+    return list(dict.fromkeys(Composition.parse(text, road.names) for text in listed))
 
 
 def _likelihoods(

@@ -118,7 +118,10 @@ def over_seeds(evaluations: Mapping[str, Evaluation]) -> SeedsEvaluation:
     Raises:
         RoadError: if compositions or data sets differ.
     """
-    measured = {(tuple(each.compositions), tuple(each.data_sets)) for each in evaluations.values()}
+    measured = {
+        (tuple(evaluation.compositions), tuple(evaluation.data_sets))
+        for evaluation in evaluations.values()
+    }
     if len(measured) > 1:
         raise RoadError(
             f"the checkpoints {', '.join(evaluations)} have different subspaces: "

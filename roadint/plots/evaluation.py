@@ -31,7 +31,7 @@ def _draw_gains(panel: Axes, report: Report) -> None:
     names, sets = report.compositions, report.data_sets
     base_name, title = ("none", "the base model") if "none" in names else (names[0], names[0])
     base = report.nll[base_name]
-    grid = [[base[each] - report.nll[name][each] for each in sets] for name in names]
+    grid = [[base[data_set] - report.nll[name][data_set] for data_set in sets] for name in names]
     largest = max(max(abs(value) for row in grid for value in row), 1e-3)
     draw_heat(
         panel,

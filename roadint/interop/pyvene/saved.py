@@ -57,16 +57,16 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
 
 
 def _loaded(folder: Path, model: nn.Module, saved: Sequence[SavedIntervention], mode: str) -> Any:
-    for each in saved:
-        _check_sizes(folder, model, each)
+    for part in saved:
+        _check_sizes(folder, model, part)
     config = pyvene.IntervenableConfig(
-        [each.representation for each in saved],
-        intervention_types=[each.kind for each in saved],
+        [part.representation for part in saved],
+        intervention_types=[part.kind for part in saved],
         mode=mode,
     )
     loaded = pyvene.IntervenableModel(config, model)
-    for (key, intervention), each in zip(loaded.interventions.items(), saved, strict=True):
-        _fill(folder, key, intervention, each)
+    for (key, intervention), part in zip(loaded.interventions.items(), saved, strict=True):
+        _fill(folder, key, intervention, part)
     return loaded
 
 
@@ -92,14 +92,14 @@ def _fill(folder: Path, key: str, intervention: Any, saved: SavedIntervention) -
 
 def _check_sizes(folder: Path, model: nn.Module, saved: SavedIntervention) -> None:
     """Before memory is taken: a representation asks for no more numbers than are saved."""
-    place = saved.representation
-    for part in place.subspace_partition or ():
+    representation = saved.representation
+    for part in representation.subspace_partition or ():
         if not isinstance(part, str) and any(number > _MOST_DIMS for number in part):
             raise RoadError(
                 f"config.json has the subspace {quoted(part)}: "
                 "expected dims of the model's hidden states"
             )
-    units = place.max_number_of_units
+    units = representation.max_number_of_units
     if not units or units > _MOST_UNITS:
         raise RoadError(
             f"config.json has max_number_of_units {quoted(units)}: expected 1 to {_MOST_UNITS}"
@@ -107,9 +107,10 @@ def _check_sizes(folder: Path, model: nn.Module, saved: SavedIntervention) -> No
     is_trainable = issubclass(saved.kind, pyvene.TrainableIntervention)
     if issubclass(saved.kind, SubspaceIntervention) or not is_trainable:
         return
-    width = units * (get_dimension_by_component(type(model), model.config, place.component) or 1)
-    default = width if "Rotated" in saved.kind.__name__ else 1
-    columns = place.low_rank_dimension or place.latent_dim or default
+    component = representation.component
+    width = units * (get_dimension_by_component(type(model), model.config, component) or 1)
+    columns = representation.low_rank_dimension or representation.latent_dim
+    columns = columns or (width if "Rotated" in saved.kind.__name__ else 1)
     stored = sum(value.numel() for value in state_of(folder, saved.key).values())
     if width * columns > stored:
         raise RoadError(

@@ -196,11 +196,11 @@ def _keys(representations: Sequence[Any]) -> list[str]:
     """
     keys: list[str] = []
     counts: Counter[str] = Counter()
-    for each in representations:
-        site = f"layer_{each.layer}_comp_{each.component}"
-        if "." in each.component:
-            site = f"comp_{each.component.replace('.', '_')}"
-        name = f"{site}_unit_{each.unit.replace('.', '_')}_nunit_{each.max_number_of_units}"
+    for sited in representations:
+        site = f"layer_{sited.layer}_comp_{sited.component}"
+        if "." in sited.component:
+            site = f"comp_{sited.component.replace('.', '_')}"
+        name = f"{site}_unit_{sited.unit.replace('.', '_')}_nunit_{sited.max_number_of_units}"
         keys.append(f"{name}#{counts[name]}")
         counts[name] += 1
     return keys
