@@ -77,9 +77,9 @@ def test_numbered_lists(text: str, expected: bool) -> None:
 
 def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any) -> None:
     road = trained(llama)
-    compositions = [Composition.parse(each, road.names) for each in (None, "a", "a + b")]
-    found = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
-    assert found[0] == [0.0] * 5
+    compositions = [Composition.parse(text, road.names) for text in (None, "a", "a + b")]
+    divergences = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
+    assert divergences[0] == [0.0] * 5
     prompt = tokenizer(ROWS[3]["instruction"])["input_ids"]
     ids = torch.tensor(
         [prompt + tokenizer(ROWS[3]["output"], add_special_tokens=False)["input_ids"]]
@@ -90,13 +90,13 @@ def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any
             0, len(prompt) - 1 : -1
         ]
     expected = (base.exp() * (base - edited.log_softmax(-1))).sum(-1).mean()
-    assert found[1][3] == pytest.approx(float(expected), rel=1e-4)
-    assert all(value > 0 for values in found[1:] for value in values)
+    assert divergences[1][3] == pytest.approx(float(expected), rel=1e-4)
+    assert all(value > 0 for values in divergences[1:] for value in values)
 
 
 def test_likelihood_of_each_reference_in_the_order_of_the_rows(llama: Any, tokenizer: Any) -> None:
     road = trained(llama)
-    compositions = [Composition.parse(each, road.names) for each in (None, "b")]
+    compositions = [Composition.parse(text, road.names) for text in (None, "b")]
     together = reference_nll(road, tokenizer, ROWS[::-1], compositions, batch_size=2)
     alone = [reference_nll(road, tokenizer, [row], compositions) for row in ROWS[::-1]]
     np.testing.assert_allclose(together, np.array(alone)[:, :, 0].T, rtol=1e-4)
@@ -136,7 +136,7 @@ def test_gain_and_interference_by_hand(report: Evaluation) -> None:
     assert list(nll) == ["none", "a", "b", "a + b"]
     assert report.gain == {
         "a + b": {
-            name: min(nll[each][name] for each in ("none", "a", "b")) - nll["a + b"][name]
+            name: min(nll[part][name] for part in ("none", "a", "b")) - nll["a + b"][name]
             for name in ("a", "other")
         }
     }
@@ -146,10 +146,10 @@ def test_gain_and_interference_by_hand(report: Evaluation) -> None:
 
 def test_shares_are_those_of_the_answers(report: Evaluation) -> None:
     for composition, shares in report.shares.items():
-        given = [answer for answer in report.answers if answer.composition == composition]
-        assert len(given) == 3
-        assert shares["degenerate"] == sum(answer.degenerate is not None for answer in given) / 3
-        assert shares["success"] == sum(a.on_topic and a.language == "en" for a in given) / 3
+        chosen = [answer for answer in report.answers if answer.composition == composition]
+        assert len(chosen) == 3
+        assert shares["degenerate"] == sum(answer.degenerate is not None for answer in chosen) / 3
+        assert shares["success"] == sum(a.on_topic and a.language == "en" for a in chosen) / 3
         for name, value in shares.items():
             if value is not None:
                 low, high = report.intervals.shares[composition][name]
