@@ -20,6 +20,7 @@ from roadint.evaluation.report import over_seeds
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import on_topic
 from roadint.grammar.composition import Composition
+from roadint.plots import composition_figure
 from tests.helpers import build, trained
 
 ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index in range(5)]
@@ -210,3 +211,11 @@ def test_without_the_embedding_model_topics_are_unknown(
     assert [answer.on_topic for answer in report.answers] == [None, None]
     for values in (report.shares["a"], report.intervals.shares["a"]):
         assert [name for name, value in values.items() if value is None] == ["on_topic", "success"]
+
+
+def test_the_figure_shows_one_and_several(report: Evaluation) -> None:
+    for shown in (report, over_seeds({"one": report, "two": report})):
+        gains = composition_figure(shown).axes[0]
+        names = [text.get_text() for text in gains.get_yticklabels()]
+        assert names == ["none", "a", "b", "a + b"]
+        assert len(gains.texts) == 8
