@@ -8,7 +8,8 @@ from roadint.version import __version__
 if TYPE_CHECKING:
     from roadint.adapters.layer import RoadLinear as RoadLinear
     from roadint.errors import RoadError as RoadError
-    from roadint.evaluation.report import evaluate as evaluate
+    from roadint.evaluation.evaluate import evaluate as evaluate
+    from roadint.evaluation.report import Evaluation as Evaluation
     from roadint.grammar.composition import Composition as Composition
     from roadint.grammar.position import Position as Position
     from roadint.grammar.subspace import Partition as Partition
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Basis": "rotation.basis",
     "Composition": "grammar.composition",
+    "Evaluation": "evaluation.report",
     "Partition": "grammar.subspace",
     "Position": "grammar.position",
     "Recipe": "recipes.recipe",
@@ -42,7 +44,7 @@ _HOMES = {
     "Rotation": "rotation.rotation",
     "Subspace": "grammar.subspace",
     "add_linear_road": "model.finetune",
-    "evaluate": "evaluation.report",
+    "evaluate": "evaluation.evaluate",
     "load": "model.pretrained",
     "pyvene_config": "interop.pyvene",
     "train": "training.run",

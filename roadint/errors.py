@@ -1,4 +1,7 @@
-"""The one error that bad input raises, and the hints that go with it; messages quote at most a line of what they were given."""
+"""The one error that bad input raises, and the hints that go with it.
+
+Messages quote at most a line of the value that they are about.
+"""
 
 import itertools
 import reprlib
@@ -10,11 +13,23 @@ _LISTED = 40  # options that a message lists
 
 
 class RoadError(ValueError):
-    """Bad input: the message names the value, what was expected and the nearest thing that works."""
+    """Bad input: the message names the value, what was expected and the nearest that works."""
 
 
 def did_you_mean(value: object, options: Iterable[str]) -> str:
-    """`"; did you mean 'german'?"`, or an empty string where nothing is near."""
+    """The end of a message that proposes the nearest option.
+
+    Args:
+        value: what the caller gave.
+        options: what is known; the first 10,000 are compared.
+
+    Returns:
+        The proposal, or an empty string where no option is near.
+
+    Example:
+        >>> did_you_mean("germn", ["german", "english"])
+        "; did you mean 'german'?"
+    """
     if not isinstance(value, str) or len(value) > _LINE:
         return ""
     near = get_close_matches(value, list(itertools.islice(options, 10_000)), n=1)
@@ -22,36 +37,56 @@ def did_you_mean(value: object, options: Iterable[str]) -> str:
 
 
 def listing(options: Iterable[object]) -> str:
-    """`"'german', 'english'"`: what could have been given; the first of many."""
+    """The options as a message lists them, the first 40 of many.
+
+    Example:
+        >>> listing(["german", "english"])
+        "'german', 'english'"
+    """
     listed = list(options)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return (", ".join(map(quoted, listed[:_LISTED])) or "(none)") + more
 
 
 def check_known(what: str, value: object, options: Iterable[str]) -> None:
-    """Raises RoadError where `value` is none of the options; what: "variant", "basis" and the like."""
+    """Check that a value is one of the options.
+
+    Args:
+        what: what the options are, such as "variant" or "basis".
+        value: what the caller gave.
+        options: what is known.
+
+    Raises:
+        RoadError: if it is none of them.
+    """
     listed = list(options)
     if not isinstance(value, str) or value not in listed:
         raise RoadError(
-            f"unknown {what} {quoted(value)}: expected one of {listing(listed)}{did_you_mean(value, listed)}"
+            f"unknown {what} {quoted(value)}: "
+            f"expected one of {listing(listed)}{did_you_mean(value, listed)}"
         )
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    return _cut(said[0])
+    """The first line of another library's error, at most 100 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _shortened(lines[0])
 
 
 def quoted(value: object) -> str:
-    """The `repr` of what was given, in one line of at most 100 characters, and without ever making a longer one."""
+    """The `repr` of a value in one line of at most 100 characters; a longer one is never made.
+
+    Example:
+        >>> quoted("german")
+        "'german'"
+    """
     try:
-        return _cut(" ".join(_short.repr(value).splitlines()))
-    except Exception:  # a foreign __repr__
+        return _shortened(" ".join(_short.repr(value).splitlines()))
+    except Exception:  # a foreign __repr__ may raise anything
         return f"<{type(value).__name__}>"
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= _LINE else f"{text[: _LINE - 40]}…{text[-39:]}"
 
 

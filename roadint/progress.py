@@ -10,16 +10,26 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -> Iterator[Item]:
-    """The items, one after the other, with a bar of how many of `total` are done; without it where quiet."""
+    """The items in turn, with a bar on stderr that shows how many are done.
+
+    Args:
+        items: what the loop is over.
+        total: how many there are.
+        description: what the bar is called.
+        quiet: whether there is no bar.
+
+    Returns:
+        The items, unchanged.
+    """
     if quiet:
         yield from items
-    else:
-        console = Console(stderr=True)
-        yield from rich_track(
-            items,
-            description,
-            total=total,
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        return
+    console = Console(stderr=True)
+    yield from rich_track(
+        items,
+        description,
+        total=total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,6 +1,7 @@
 """`roadint eval`: the report as tables, JSON and a picture."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -53,9 +54,9 @@ def evaluate(
     Bundled development data by default.
     """
     from roadint.data.sources import check_sources, load_prompts
+    from roadint.evaluation.evaluate import evaluate as measure
     from roadint.evaluation.language import check_language
-    from roadint.evaluation.report import evaluate as measure
-    from roadint.evaluation.report import over_seeds
+    from roadint.evaluation.report import Report, over_seeds
     from roadint.model.opening import open_checkpoint
 
     check_file("--out", out)
@@ -83,14 +84,15 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             quiet=as_json,
         )
-    report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)
-    report_json(report, out, as_json)
+    report: Report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)
+    shown = asdict(report)
+    report_json(shown, out, as_json)
     if plot is not None:
         from roadint.plots import composition_figure
 
         save_figure(composition_figure(report), plot)
     if not as_json:
-        _print_tables(report, language)
+        _print_tables(shown, language)
 
 
 def _print_tables(report: Mapping[str, Any], language: str) -> None:

@@ -1,7 +1,8 @@
 """`roadint generate`: answers to prompts, compositions side by side."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +18,9 @@ from roadint.cli.options import (
     pairs,
 )
 from roadint.cli.output import console, print_json
+
+if TYPE_CHECKING:
+    from roadint.evaluation.answers import Answer
 
 
 def generate(
@@ -56,17 +60,17 @@ def generate(
         quiet=as_json,
     )
     if as_json:
-        print_json(answers)
+        print_json([asdict(answer) for answer in answers])
     else:
         console.print(_table(asked, list(map(str, compositions)), answers), markup=False)
 
 
 def _table(
-    prompts: Sequence[str], compositions: Sequence[str], answers: Sequence[Mapping[str, Any]]
+    prompts: Sequence[str], compositions: Sequence[str], answers: Sequence["Answer"]
 ) -> Table:
     """A prompt a row, a composition a column; the answers come in that order."""
     table = Table("prompt", *compositions, show_lines=True)
-    texts = (" ".join(answer["text"].split()) for answer in answers)
+    texts = (" ".join(answer.text.split()) for answer in answers)
     for prompt in prompts:
         table.add_row(prompt, *(next(texts) for _ in compositions))
     return table

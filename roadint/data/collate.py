@@ -5,17 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.architecture.layers import positions_of
 from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
-from roadint.data.sources import Row
+from roadint.data.rows import Row
 from roadint.errors import RoadError, quoted
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row and the composition that it goes through."""
+    """One tokenised row.
+
+    Attributes:
+        prompt: token ids.
+        completion: token ids.
+        composition: what the row goes through; None for the base model.
+    """
 
     prompt: list[int]
     completion: list[int]
@@ -32,7 +40,7 @@ class Example:
 
 def tokenize(
     rows: Sequence[Row],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     composition: str | None,
     *,
     template: Template,
@@ -40,33 +48,40 @@ def tokenize(
     max_completion: int | None = None,
     eos: bool = False,
 ) -> list[Example]:
-    """Tokenise rows. A completion is cut at `max_completion` tokens, then the prompt so that both fit in `max_length`.
+    """Tokenise rows.
 
-    eos: whether a completion that was not cut ends with the end-of-sequence token. Raises RoadError where nothing fits, and for
-    a tokenizer that has no such token.
+    Args:
+        rows: instructions and outputs.
+        tokenizer: the model's.
+        composition: what the rows go through.
+        template: makes the prompt of an instruction (`roadint.data.prompts.render`).
+        max_length: of an example, in tokens; the prompt is cut so that the completion fits.
+        max_completion: of a completion, in tokens, which is cut first; half of `max_length` by
+            default.
+        eos: whether a completion that was not cut ends with the end-of-sequence token.
+
+    Raises:
+        RoadError: if nothing fits or a text has no tokens, or the tokenizer has no
+            end-of-sequence token and one is asked for.
     """
     if eos and tokenizer.eos_token_id is None:
         raise RoadError(
-            f"{type(tokenizer).__name__} has no end-of-sequence token to end the completions of {quoted(composition)} with: "
-            "expected a tokenizer with one (tokenizer.eos_token = …), or, where a recipe says eos, eos=[]"
+            f"{type(tokenizer).__name__} has no end-of-sequence token to end the completions of "
+            f"{quoted(composition)} with: expected a tokenizer with one (tokenizer.eos_token = …), "
+            "or, where a recipe says eos, eos=[]"
         )
+    longest = max_completion or max(1, max_length // 2)
     examples = []
     for row in rows:
-        given = row.get("input", "")
-        rendered = render(template, row["instruction"], tokenizer, given)
-        completion = completion_ids(tokenizer, template, rendered, row["output"])
-        if not completion:
-            raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
-        if eos:
-            completion = [*completion, tokenizer.eos_token_id]
-        completion = completion[: max_completion or max(1, max_length // 2)]
+        completion = _completion(row, tokenizer, template, eos)[:longest]
         room = max_length - len(completion)
         if room < 1:
             raise RoadError(
-                f"a completion of {len(completion)} tokens leaves no room for a prompt in max_length={max_length}: "
-                "expected a larger max_length, or a smaller max_completion"
+                f"a completion of {len(completion)} tokens leaves no room for a prompt in "
+                f"max_length={max_length}: expected a larger max_length, "
+                "or a smaller max_completion"
             )
-        prompt = prompt_ids(tokenizer, template, row["instruction"], room, given)
+        prompt = prompt_ids(tokenizer, template, row["instruction"], room, row.get("input", ""))
         if not prompt:
             raise RoadError(
                 f"instruction {quoted(row['instruction'])} has no tokens: expected some text"
@@ -75,35 +90,62 @@ def tokenize(
     return examples
 
 
-def check_fits(examples: Sequence[Example], model: Any, fill: int = 0) -> None:
-    """Raises RoadError where a model can't read the examples: more tokens than it has positions, or ids that it does not embed.
+def _completion(
+    row: Row, tokenizer: PreTrainedTokenizerBase, template: Template, eos: bool
+) -> list[int]:
+    prompt = render(template, row["instruction"], tokenizer, row.get("input", ""))
+    completion = completion_ids(tokenizer, template, prompt, row["output"])
+    if not completion:
+        raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
+    return [*completion, int(tokenizer.eos_token_id)] if eos else completion
 
-    fill: the id of the padding. Models that compute their positions (rotary ones) read any length.
+
+def check_fits(examples: Sequence[Example], model: nn.Module, fill: int = 0) -> None:
+    """Check that a model can read the examples.
+
+    Models that compute their positions (rotary ones) read any length.
+
+    Args:
+        examples: at least one.
+        model: a transformers model.
+        fill: the id of the padding.
+
+    Raises:
+        RoadError: if an example has more tokens than the model has positions, or an id is outside
+            its embeddings.
     """
-    embedded = model.get_input_embeddings().weight.shape[0]
+    embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     largest = max(max(example.prompt + example.completion) for example in examples)
     for what, index in (("id", largest), ("padding", fill)):
         if index >= embedded:
             raise RoadError(
-                f"the tokenizer's {what} {index} is outside the model's {embedded} embeddings: expected the model's own tokenizer, "
+                f"the tokenizer's {what} {index} is outside the model's {embedded} embeddings: "
+                "expected the model's own tokenizer, "
                 "or model.resize_token_embeddings(len(tokenizer))"
             )
     positions, longest = positions_of(model), max(len(example.inputs) for example in examples)
     if positions is not None and longest > positions:
         raise RoadError(
-            f"a row has {longest} tokens, the model {positions} positions: expected max_length={positions} or less"
+            f"a row has {longest} tokens, the model {positions} positions: "
+            f"expected max_length={positions} or less"
         )
 
 
 class Collator:
-    """Batches of Examples: each row is a prompt and its completion, padded on the right.
+    """Makes a batch of examples, a row each, padded on the right.
 
-    Returns input_ids and attention_mask [rows, columns], prompt_length [rows], compose (one a row), labels [tokens], the ids of
-    all completions row by row, and places [2, tokens], the row and the column of the token that predicts each label. The last
-    token of a completion predicts nothing, so it is no input.
+    The last token of a completion predicts nothing, so it is no input. A batch has
+    - input_ids and attention_mask, Int[Tensor, "rows columns"];
+    - prompt_length, Int[Tensor, " rows"], in tokens;
+    - compose, a list of one composition a row;
+    - labels, Int[Tensor, " tokens"], the ids of all completions, row by row;
+    - places, Int[Tensor, "2 tokens"], the row and the column of the token that predicts each label.
+
+    Args:
+        tokenizer: names the padding.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.fill = pad_id(tokenizer)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -111,15 +153,20 @@ class Collator:
         inputs = [example.inputs for example in examples]
         return {
             "input_ids": pad(inputs, self.fill, "right"),
-            "attention_mask": pad([[1] * len(each) for each in inputs], 0, "right"),
+            "attention_mask": pad([[1] * len(row) for row in inputs], 0, "right"),
             **targets(examples, torch.zeros(len(examples), dtype=torch.long)),
         }
 
 
-def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
-    """What a batch says besides its inputs: prompt_length, compose, labels and places, as `Collator` returns them.
+def targets(examples: Sequence[Example], starts: Int[Tensor, " rows"]) -> dict[str, Any]:
+    """What a batch has besides its inputs.
 
-    starts: [rows] int, which token of its example each row begins with.
+    Args:
+        examples: one a row.
+        starts: which token of its example a row begins with.
+
+    Returns:
+        prompt_length, compose, labels and places, as in `Collator`.
     """
     prompts = torch.tensor([len(example.prompt) for example in examples])
     counts = torch.tensor([len(example.completion) for example in examples])
@@ -133,20 +180,20 @@ def targets(examples: Sequence[Example], starts: Tensor) -> dict[str, Any]:
     }
 
 
-def row_sums(values: Tensor, rows: Tensor) -> Tensor:
-    """[rows] the sum of each row's values. values: [tokens]. rows: [tokens] int, the row of each; no row is without tokens."""
-    return torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device).index_add_(
-        0, rows, values
-    )
-
-
-def row_means(values: Tensor, rows: Tensor) -> Tensor:
-    """As `row_sums`, the mean of each row's values."""
-    return row_sums(values, rows) / rows.bincount()
-
-
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of at most `size` places in `lengths`, of like length together, the shortest first."""
+    """Batches of examples that are about as long as one another.
+
+    Args:
+        lengths: of the examples.
+        size: of a batch, at most.
+
+    Returns:
+        For each batch the indices of its examples, the shortest first.
+
+    Example:
+        >>> by_length([5, 1, 4, 2], size=2)
+        [[1, 3], [2, 0]]
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -158,12 +205,44 @@ def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def completion_nll(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood of every completion token, in nats, and the row that it belongs to.
+def completion_nll(
+    model: nn.Module, batch: dict[str, Any]
+) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+    """The negative log-likelihood of every token of the completions.
 
-    model: a RoadModel (or a wrapper of one). batch: what Collator returns, on its device. Returns [tokens] float32, [tokens] int.
+    Args:
+        model: a RoadModel, or a wrapper of one.
+        batch: what a Collator made, on the model's device.
+
+    Returns:
+        The values in nats, float32, and the row of each token.
     """
     inputs = dict(batch)
     scored = inputs.pop("places"), inputs.pop("labels")
-    # A call of the model, not token_nll: a wrapper that spreads it over devices gathers its gradients there.
+    # A call of the model, not token_nll: a wrapper that spreads it over devices gathers its
+    # gradients there.
     return model(**inputs, _scored=scored, use_cache=False), scored[0][0]
+
+
+def row_sums(
+    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"]
+) -> Float[Tensor, " rows"]:
+    """The sum of every row's values.
+
+    Args:
+        values: of the tokens.
+        rows: of the tokens; no row is without tokens.
+
+    Example:
+        >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()
+        [3.0, 5.0]
+    """
+    sums = torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device)
+    return sums.index_add_(0, rows, values)
+
+
+def row_means(
+    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"]
+) -> Float[Tensor, " rows"]:
+    """The mean of every row's values; arguments as in `row_sums`."""
+    return row_sums(values, rows) / rows.bincount()

@@ -1,4 +1,7 @@
-"""The rows of a local file, one by one, as they are written: no types are guessed, nothing is read before it is asked for."""
+"""The rows of a local file, one by one, as they are written.
+
+No types are guessed, and nothing is read before it is asked for.
+"""
 
 import csv
 import json
@@ -13,24 +16,29 @@ import pyarrow.parquet
 
 from roadint.errors import RoadError, first_line, quoted
 
-_LONGEST = 1 << 26  # characters of a row: a file without line ends is no reason to fill the memory
+_LONGEST = 1 << 26  # characters of a row: a file without line ends must not fill the memory
 _PIECE = 1 << 18  # characters of a JSON list that are read at once
 _BATCH = 256  # rows of a Parquet file that are read at once
 _BLANK = re.compile(r"[ \t\r\n]*")
 
-
-# What reading a file raises where it is none, or not of its kind; ValueError is also what json and UTF-8 raise.
 UNREADABLE = (OSError, ValueError, RecursionError, pyarrow.ArrowException)
+"""What reading a file raises that is none or not of its kind (json and UTF-8: ValueError)."""
 
 
-def read_rows(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> Iterator[Any]:
-    """The rows of a file whose suffix is one of FORMATS, mappings where it is in order. Raises RoadError where it can't be read.
+def read_rows(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Any]:
+    """The rows of a file, mappings where the file is in order.
 
-    needed, more: a Parquet file that has all of the needed columns leaves out those that are in neither.
+    Args:
+        path: a file whose suffix is one of FORMATS.
+        needed: columns. A Parquet file that has all of them is read without its other columns.
+        optional: columns that are read beside them.
+
+    Raises:
+        RoadError: if the file can't be read.
     """
     kind, read = FORMATS[path.suffix.lower()]
     try:
-        yield from read(path, needed, more)
+        yield from read(path, needed, optional)
     except UNREADABLE as error:
         raise RoadError(
             f"data file {quoted(str(path))} can't be read as {kind} ({first_line(error)})"
@@ -38,25 +46,32 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> It
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    r"""The lines of a text file in UTF-8, with or without a byte-order mark, without their ends: \n, \r\n or \r, and nothing else.
+    r"""The lines of a text file in UTF-8, with or without a byte-order mark.
 
-    Raises UNREADABLE.
+    Lines end with \n, \r\n or \r, and nothing else; the ends are left out.
+
+    Raises:
+        UNREADABLE: if it is no such file.
     """
     with path.open(encoding="utf-8-sig") as file:
         while line := file.readline(_LONGEST):
-            if len(line) == _LONGEST or "\0" in line:
-                raise ValueError(
-                    "a line without end" if len(line) == _LONGEST else "NUL, as in no text"
-                )
+            if len(line) == _LONGEST:
+                raise ValueError("a line without end")
+            if "\0" in line:
+                raise ValueError("NUL, as in no text")
             yield line.removesuffix("\n")
 
 
 def json_rows(path: Path) -> Iterator[Any]:
-    """The values of a JSON list, or of JSON Lines, whichever the file is. Raises UNREADABLE."""
+    """The values of a JSON list or of JSON Lines, whichever the file is.
+
+    Raises:
+        UNREADABLE: if it is neither.
+    """
     with path.open(encoding="utf-8-sig") as file:
-        while (sign := file.read(1)).isspace():
+        while (first := file.read(1)).isspace():
             pass
-        if sign == "[":
+        if first == "[":
             yield from _json_list(file)
             return
     for number, line in enumerate(read_lines(path), 1):
@@ -68,80 +83,78 @@ def json_rows(path: Path) -> Iterator[Any]:
 
 
 def _json_list(file: TextIO) -> Iterator[Any]:
-    """The values of a list whose opening bracket was read, whatever its size."""
-    decode = json.JSONDecoder().raw_decode
-    text, place, wanted = "", 0, "value or ]"
+    """The values of a list, read piece by piece, after its opening bracket."""
+    text, start, expected = "", 0, "value or ]"
     while True:
-        place = _BLANK.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if place == len(text):
-            text, place = file.read(_PIECE), 0
+        start = _BLANK.match(text, start).end()  # type: ignore[union-attr]  # matches nothing too
+        if start == len(text):
+            text, start = file.read(_PIECE), 0
             if not text:
                 raise ValueError("the list has no end")
-        elif text[place] == "]" and "]" in wanted:
-            if (text[place + 1 :] + file.read(_PIECE)).strip():
+        elif text[start] == "]" and "]" in expected:
+            if (text[start + 1 :] + file.read(_PIECE)).strip():
                 raise ValueError("something follows the list")
             return
-        elif text[place] == "," and "," in wanted:
-            place, wanted = place + 1, "value"
-        elif "value" not in wanted:
+        elif text[start] == "," and "," in expected:
+            start, expected = start + 1, "value"
+        elif "value" not in expected:
             raise ValueError(
-                f"{quoted(text[place])} follows a row of the list: expected ',' or ']'"
+                f"{quoted(text[start])} follows a row of the list: expected ',' or ']'"
             )
         else:
-            text, place, value = _json_value(file, text, place, decode)
-            wanted = ", or ]"
+            value, text, start = _json_value(file, text, start)
+            expected = ", or ]"
             yield value
 
 
-def _json_value(
-    file: TextIO, text: str, place: int, decode: Callable[[str, int], tuple[Any, int]]
-) -> tuple[str, int, Any]:
-    """The value at `place` of a text that the file goes on with; returns the text as read, where the value ends, the value."""
+def _json_value(file: TextIO, text: str, start: int) -> tuple[Any, str, int]:
+    """The value at `start` of the text, which the file continues; the text then, and its end."""
+    decoder = json.JSONDecoder()
     while True:
         try:
-            value, end = decode(text, place)
+            value, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError:  # it may be cut short
-            more = file.read(max(_PIECE, len(text) - place))
-            if not more or len(text) - place > _LONGEST:
+            more = file.read(max(_PIECE, len(text) - start))
+            if not more or len(text) - start > _LONGEST:
                 raise
-            text, place = text[place:] + more, 0
+            text, start = text[start:] + more, 0
         else:
-            return text, end, value
+            return value, text, end
 
 
 def _csv(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        rows = _told_by_line(reader)
-        header = next(rows, [])
+        lines = _filled_lines(reader)
+        header = next(lines, [])
         _check_columns(header)
-        for index, cells in enumerate(rows):
-            where = f"row {index}, which ends in line {reader.line_num},"
+        for index, cells in enumerate(lines):
+            row = f"row {index}, which ends in line {reader.line_num},"
             if len(cells) != len(header):
-                raise ValueError(f"{where} has {len(cells)} cells for {len(header)} columns")
+                raise ValueError(f"{row} has {len(cells)} cells for {len(header)} columns")
             if any("\0" in cell for cell in cells):
-                raise ValueError(f"{where} holds NUL, as no text does")
+                raise ValueError(f"{row} holds NUL, as no text does")
             yield dict(zip(header, cells, strict=True))
 
 
-def _told_by_line(reader: Any) -> Iterator[list[str]]:
-    """The rows that are not blank."""
+def _filled_lines(reader: Any) -> Iterator[list[str]]:
+    """The cells of every line that is not blank; what the reader raises names the line."""
     try:
         yield from (cells for cells in reader if cells)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
 
 
-def _parquet(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet(
+    path: Path, needed: Sequence[str], optional: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
         names = file.schema_arrow.names
         _check_columns(names)
-        columns = (
-            [name for name in names if name in (*needed, *more)]
-            if set(needed) <= set(names)
-            else None
-        )
+        columns = None
+        if set(needed) <= set(names):
+            columns = [name for name in names if name in (*needed, *optional)]
         for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
             yield from batch.to_pylist()
 
@@ -158,3 +171,4 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Sequence[str], Sequence[str]], Ite
     ".parquet": ("parquet", _parquet),
     ".csv": ("csv", lambda path, *_: _csv(path)),
 }
+"""By suffix: what messages call the format, and what reads a file of it."""

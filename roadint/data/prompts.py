@@ -1,120 +1,210 @@
-"""From an instruction to the tokens of a prompt: the same in training and at inference, up to the last position."""
+"""From an instruction to the tokens of a prompt: rendered, tokenised, padded to a batch.
+
+Training and inference share this, so that both see the same tokens up to the prompt's last one.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from roadint.errors import RoadError, check_known, first_line, quoted
 
 Template = Literal["plain", "alpaca", "chat"]
 
-_ALPACA = (  # the Alpaca project's prompt for instructions without an input, and the one for those with
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+# The Alpaca project's two prompts: for instructions without an input, and for those with one.
+_ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 _ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Below is an instruction that describes a task, "
+    "paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 
 
-def check_template(template: str, tokenizer: Any | None = None) -> Template:
-    """Return `template`; raise RoadError where it is unknown, or "chat" and the tokenizer has no chat template."""
+def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Template:
+    """Check the name of a template.
+
+    Args:
+        template: the name.
+        tokenizer: checked as well where "chat" is to be used with it.
+
+    Returns:
+        The name.
+
+    Raises:
+        RoadError: if it is unknown, or "chat" and the tokenizer has no chat template.
+    """
     check_known("template", template, get_args(Template))
-    if (
-        template == "chat"
-        and tokenizer is not None
-        and not getattr(tokenizer, "chat_template", None)
-    ):
+    lacks = tokenizer is not None and not getattr(tokenizer, "chat_template", None)
+    if template == "chat" and lacks:
         raise RoadError(
-            f"template 'chat' needs a tokenizer with a chat template, {type(tokenizer).__name__} has none: try 'alpaca'"
+            "template 'chat' needs a tokenizer with a chat template, "
+            f"{type(tokenizer).__name__} has none: try 'alpaca'"
         )
     return template  # type: ignore[return-value]
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raises RoadError for what tokenises nothing."""
+def check_tokenizer(tokenizer: object) -> None:
+    """Check that something can tokenise.
+
+    Raises:
+        RoadError: if it is no tokenizer.
+    """
     if not callable(tokenizer):
         raise RoadError(
-            f"tokenizer {quoted(tokenizer)} is none: expected the model's, as roadint.load returns it"
+            f"tokenizer {quoted(tokenizer)} is none: "
+            "expected the model's, as roadint.load returns it"
         )
 
 
-def render(template: Template, instruction: str, tokenizer: Any, given: str = "") -> str:
-    """The text of the prompt, up to where the answer starts.
+def render(
+    template: Template, instruction: str, tokenizer: PreTrainedTokenizerBase, input_text: str = ""
+) -> str:
+    r"""The text of a prompt, up to where the answer starts.
 
-    given: what the instruction is about, Alpaca's "input"; other templates have it in the line after the instruction.
+    Args:
+        template: "plain" leaves the instruction as it is, "alpaca" puts it into the Alpaca
+            project's prompt, "chat" into the tokenizer's own chat template.
+        instruction: what is asked.
+        tokenizer: used by "chat" alone.
+        input_text: what the instruction is about, Alpaca's "input". Templates other than "alpaca"
+            have it in the line after the instruction.
+
+    Raises:
+        RoadError: if the chat template is missing or fails.
+
+    Example:
+        >>> render("plain", "Translate.", tokenizer=None, input_text="Guten Tag")
+        'Translate.\nGuten Tag'
     """
     if template == "alpaca":
-        return (_ALPACA_INPUT if given else _ALPACA).format(instruction=instruction, input=given)
-    whole = f"{instruction}\n{given}" if given else instruction
+        frame = _ALPACA_INPUT if input_text else _ALPACA
+        return frame.format(instruction=instruction, input=input_text)
+    content = f"{instruction}\n{input_text}" if input_text else instruction
     if template == "plain":
-        return whole
+        return content
     check_template(template, tokenizer)
-    messages = [{"role": "user", "content": whole}]
+    messages = [{"role": "user", "content": content}]
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
     except Exception as error:  # whatever the template's own code raises
         raise RoadError(
-            f"template 'chat': the tokenizer's chat template fails ({first_line(error)}): try 'alpaca'"
+            f"template 'chat': the tokenizer's chat template fails ({first_line(error)}): "
+            "try 'alpaca'"
         ) from error
 
 
 def prompt_ids(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     template: Template,
     instruction: str,
     max_length: int | None = None,
-    given: str = "",
+    input_text: str = "",
 ) -> list[int]:
-    """The prompt's token ids. One that is longer than `max_length` loses the end of its text, never the template's.
+    """The token ids of a prompt.
 
-    given: as in `render`; it is cut before the instruction is. Raises RoadError for what is no text, and where nothing fits.
+    Args:
+        tokenizer: the model's.
+        template: as in `render`.
+        instruction: as in `render`.
+        max_length: in tokens. A longer prompt loses the end of its input, then the end of its
+            instruction, never the template's text.
+        input_text: as in `render`.
+
+    Raises:
+        RoadError: if instruction or input are no text, or the template alone is too long.
     """
-    for text in (instruction, given):
-        check_text("prompt", text)
+    check_text("prompt", instruction)
+    check_text("prompt", input_text)
 
-    def ids_of(instruction: str, given: str = "") -> list[int]:
-        return _ids(tokenizer, template, render(template, instruction, tokenizer, given))
+    def ids_of(instruction: str, input_text: str = "") -> list[int]:
+        text = render(template, instruction, tokenizer, input_text)
+        return _tokenised(tokenizer, template, text)
 
-    ids = ids_of(instruction, given)
+    ids = ids_of(instruction, input_text)
     if max_length is None or len(ids) <= max_length:
         return ids
-    if given:
-        ids = _cut(tokenizer, given, lambda part: ids_of(instruction, part), max_length) or ids_of(
-            instruction
-        )
+    if input_text:
+        cut = _cut(tokenizer, input_text, partial(ids_of, instruction), max_length)
+        ids = cut or ids_of(instruction)
         if len(ids) <= max_length:
             return ids
-    found = _cut(tokenizer, instruction, ids_of, max_length)
-    if found is None:
+    cut = _cut(tokenizer, instruction, ids_of, max_length)
+    if cut is None:
         raise RoadError(
-            f"max_length {max_length} leaves no room for the instruction: template {template!r} alone is longer"
+            f"max_length {max_length} leaves no room for the instruction: "
+            f"template {template!r} alone is longer"
         )
-    return found
+    return cut
 
 
 def _cut(
-    tokenizer: Any, text: str, ids_of: Callable[[str], list[int]], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    ids_of: Callable[[str], list[int]],
+    max_length: int,
 ) -> list[int] | None:
     """The ids with as much of the beginning of `text` as fits; None where nothing of it does."""
     words = tokenizer(text, add_special_tokens=False)["input_ids"]
     keep = len(words) - (len(ids_of(text)) - max_length)
     while keep > 0:
-        ids = ids_of(tokenizer.decode(words[:keep], skip_special_tokens=True))
+        ids = ids_of(str(tokenizer.decode(words[:keep], skip_special_tokens=True)))
         if len(ids) <= max_length:
             return ids
         keep -= len(ids) - max_length
     return None
 
 
+def completion_ids(
+    tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, completion: str
+) -> list[int]:
+    """The token ids of a completion after its prompt.
+
+    Both are tokenised together where this leaves the prompt's own ids as they are.
+
+    Args:
+        tokenizer: the model's.
+        template: what the prompt was rendered with.
+        prompt: the rendered prompt.
+        completion: what comes after it.
+    """
+    prompt_alone = _tokenised(tokenizer, template, prompt)
+    together = _tokenised(tokenizer, template, prompt + completion)
+    if together[: len(prompt_alone)] == prompt_alone:
+        return together[len(prompt_alone) :]
+    return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
+    # A chat template writes the special tokens itself. Some tokenizers end every text with an
+    # end-of-sequence token, which a prompt must not have.
+    special = template != "chat"
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
 def listed_prompts(prompts: Any) -> list[Any]:
-    """One prompt, or several, as a list. Raises RoadError where there is none, or what is given is no list."""
+    """The prompts as a list, of one or many.
+
+    Args:
+        prompts: a text, or an iterable of texts, which are not checked themselves.
+
+    Raises:
+        RoadError: if it is neither, or empty.
+    """
     listed = [prompts] if isinstance(prompts, str) else prompts
     if (
         isinstance(listed, (bytes, bytearray, Mapping))
@@ -124,14 +214,22 @@ def listed_prompts(prompts: Any) -> list[Any]:
         raise RoadError(
             f"prompts {quoted(prompts)} are not understood: expected text, or a list of texts"
         )
-    found = list(listed)
-    if not found:
+    listed = list(listed)
+    if not listed:
         raise RoadError("no prompts given: expected at least one")
-    return found
+    return listed
 
 
 def check_text(what: str, text: object) -> None:
-    """Raises RoadError for what is no text, or holds half a letter (a lone surrogate), which tokenizers don't read."""
+    """Check that a tokenizer can read something.
+
+    Args:
+        what: what the message calls it.
+        text: the text.
+
+    Raises:
+        RoadError: if it is no text, or holds half a letter (a lone surrogate).
+    """
     if not isinstance(text, str):
         raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
     if not is_whole(text):
@@ -147,65 +245,85 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def completion_ids(tokenizer: Any, template: Template, prompt: str, completion: str) -> list[int]:
-    """The completion's token ids after that prompt text: tokenised together where this leaves the prompt's own ids as they are."""
-    alone = _ids(tokenizer, template, prompt)
-    together = _ids(tokenizer, template, prompt + completion)
-    if together[: len(alone)] == alone:
-        return together[len(alone) :]
-    return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-
-
-def pad(
-    sequences: Sequence[Sequence[int]],
-    fill: int,
-    side: Literal["left", "right"],
-    dtype: torch.dtype = torch.long,
-) -> Tensor:
-    """[rows, longest]: the sequences, filled up on one side."""
-    longest = max(len(sequence) for sequence in sequences)
-    rows = []
-    for sequence in sequences:
-        padding = [fill] * (longest - len(sequence))
-        rows.append([*padding, *sequence] if side == "left" else [*sequence, *padding])
-    return torch.tensor(rows, dtype=dtype)
-
-
 def batch_prompts(
-    tokenizer: Any, template: Template, instructions: Sequence[str], max_length: int | None = None
-) -> dict[str, Tensor]:
-    """input_ids and attention_mask, both [rows, longest] and padded on the left, ready for generation."""
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    instructions: Sequence[str],
+    max_length: int | None = None,
+) -> dict[str, Int[Tensor, "rows columns"]]:
+    """The prompts of a batch, padded on the left, as a model's forward takes them.
+
+    Args:
+        tokenizer: the model's.
+        template: as in `render`.
+        instructions: one a row.
+        max_length: as in `prompt_ids`.
+
+    Returns:
+        "input_ids" and "attention_mask".
+
+    Raises:
+        RoadError: as `prompt_ids`, and if a prompt has no tokens.
+    """
     ids = [prompt_ids(tokenizer, template, instruction, max_length) for instruction in instructions]
-    for instruction, sequence in zip(instructions, ids, strict=True):
-        if not sequence:
+    for instruction, row in zip(instructions, ids, strict=True):
+        if not row:
             raise RoadError(f"prompt {quoted(instruction)} has no tokens: expected some text")
     return {
         "input_ids": pad(ids, pad_id(tokenizer), "left"),
-        "attention_mask": pad([[1] * len(sequence) for sequence in ids], 0, "left"),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0, "left"),
     }
 
 
 def generation_inputs(
-    tokenizer: Any, template: Template, instructions: Sequence[str]
-) -> dict[str, Tensor]:
-    """As `batch_prompts`, with padding that no penalty sees: each row is filled up with a token that it holds anyway."""
+    tokenizer: PreTrainedTokenizerBase, template: Template, instructions: Sequence[str]
+) -> dict[str, Int[Tensor, "rows columns"]]:
+    """A batch of prompts whose padding no penalty of a decoding sees.
+
+    Padding repeats the first token of its own row, which the row holds anyway.
+
+    Args:
+        tokenizer: as in `batch_prompts`.
+        template: as in `batch_prompts`.
+        instructions: as in `batch_prompts`.
+
+    Returns:
+        "input_ids" and "attention_mask".
+
+    Raises:
+        RoadError: as `batch_prompts`.
+    """
     batch = batch_prompts(tokenizer, template, instructions)
     kept = batch["attention_mask"].bool()
     first = batch["input_ids"].gather(1, kept.long().argmax(dim=1, keepdim=True))
     return {**batch, "input_ids": torch.where(kept, batch["input_ids"], first)}
 
 
-def pad_id(tokenizer: Any) -> int:
-    """The id that fills masked places: the tokenizer's own, or else its end-of-sequence id, or 0."""
+def pad(
+    rows: Sequence[Sequence[int]], fill: int, side: Literal["left", "right"]
+) -> Int[Tensor, "rows columns"]:
+    """The rows as one tensor, as wide as the longest.
+
+    Args:
+        rows: of any lengths.
+        fill: what the shorter ones are filled up with.
+        side: where they are filled up.
+
+    Example:
+        >>> pad([[5, 6], [7]], 0, "left").tolist()
+        [[5, 6], [0, 7]]
+    """
+    longest = max(len(row) for row in rows)
+    padded = []
+    for row in rows:
+        padding = [fill] * (longest - len(row))
+        padded.append([*padding, *row] if side == "left" else [*row, *padding])
+    return torch.tensor(padded, dtype=torch.long)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills up rows: the tokenizer's own, its end-of-sequence id, or else 0."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
     return 0
-
-
-def _ids(tokenizer: Any, template: Template, text: str) -> list[int]:
-    # A chat template writes the special tokens itself; some tokenizers would end the prompt with an end-of-sequence token.
-    ids = list(tokenizer(text, add_special_tokens=template != "chat")["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id and template != "chat" and len(ids) > 1:
-        ids.pop()
-    return ids

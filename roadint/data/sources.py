@@ -1,65 +1,91 @@
-"""Where rows come from: the bundled samples, local files, the hub's data sets of the paper, or the caller's own lists.
+"""Where rows come from: bundled samples, local files, the hub's data sets, the caller's lists.
 
-A row is {"instruction": …, "output": …}, both plain text, and "input" where it has one, as Alpaca's rows have. A source is one of
-- "bundled:german", "bundled:english", "bundled:german_dev", "bundled:english_dev", "bundled:cross_dev": written for this project;
-- a path to JSON Lines, JSON, Parquet or CSV with those fields; the cells of CSV are text, whatever they look like;
-- "hub:LeoLM/HellaSwag_de" (English context → German ending) and "hub:openbmb/UltraFeedback" (instruction → its best-rated answer),
-  the paper's two (section 4.3), or any other hub data set that has the fields;
+A source is one of
+- "bundled:german", "bundled:english", "bundled:german_dev", "bundled:english_dev",
+  "bundled:cross_dev": written for this project;
+- a path to JSON Lines, JSON, Parquet or CSV with the fields of a row (roadint.data.rows); the cells
+  of CSV are text, whatever they look like;
+- "hub:LeoLM/HellaSwag_de" (English context → German ending) and "hub:openbmb/UltraFeedback"
+  (instruction → its best-rated answer), the paper's two (section 4.3), or any other data set of the
+  hub that has the fields;
 - rows that are in memory already.
 
-A row that lacks its text is skipped, and one line says how many were: an empty instruction or output, a label that names no ending,
-no rated answer. What is no row at all (a missing field, a number for text) ends with RoadError.
+A row that lacks its text is skipped, and one line says how many were: an empty instruction or
+output, a label that names no ending, no rated answer. What is no row at all (a missing field, a
+number for text) ends with RoadError.
 """
 
 import logging
-import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
-from roadint.data.prompts import is_whole
+from roadint.data.hub import HUB_FORMS, hub_rows
+from roadint.data.rows import NEEDED, OPTIONAL, Form, Row, UnusableRow, checked_row
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files.local import is_file, is_folder, path_of
 
-Row = dict[str, str]
-Source = str | Path | Iterable[Mapping[str, Any]]
-Form = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+DataSource = str | Path | Iterable[Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
-_SAMPLES = files("roadint.data") / "samples"
-_NEEDED, _MORE = ("instruction", "output"), ("input",)
+_USABLE = "usable"
+_SAMPLES = Path(str(files("roadint.data") / "samples"))
 
 
-class Unusable(RoadError):
-    """A row that is skipped; the message says why in a few words, the same for all such rows."""
+def load_rows(source: DataSource, limit: int | None = None, seed: int | None = None) -> list[Row]:
+    """The rows of a source.
 
+    Args:
+        source: where they come from.
+        limit: how many to take, of those that can be used; all by default. Nothing is read beyond
+            the first ones, unless a sample is drawn.
+        seed: draws so many at random instead, the same ones every time.
 
-def load_rows(source: Source, limit: int | None = None, seed: int | None = None) -> list[Row]:
-    """The first `limit` rows of a source, all by default; with `seed`, so many at random, the same ones every time.
+    Returns:
+        At least one row; one line of the log says how many were skipped, and why.
 
-    A limit counts the rows that are kept, and nothing is read beyond it, unless a sample is drawn.
-    Raises RoadError for a source or a row that can't be read, and where no row is left.
+    Raises:
+        RoadError: if the source or a row can't be read, or no row is left.
+
+    Example:
+        >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
+        ['2']
     """
-    rows, told = _collect(source, limit, seed)
-    if told:
-        logger.warning("%s", told)
+    rows, skipped = _collect(source, limit, seed)
+    if skipped:
+        logger.warning("%s", skipped)
     return rows
 
 
-def check_sources(sources: Mapping[str, Source], limit: int | None = None) -> None:
-    """Raises RoadError where `load_rows` would for one of these; says nothing of what it skips."""
+def check_sources(sources: Mapping[str, DataSource], limit: int | None = None) -> None:
+    """Check that `load_rows` can read every source; what it skips is not logged.
+
+    Args:
+        sources: by name.
+        limit: as in `load_rows`.
+
+    Raises:
+        RoadError: as `load_rows`.
+    """
     for source in sources.values():
         _collect(source, limit, None)
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
-    """One prompt a line, from "bundled:prompts", "bundled:prompts_paper" (the paper's nine) or a text file. Raises RoadError."""
+    """The prompts of a text file, one a line.
+
+    Args:
+        source: the file, or "bundled:prompts", or "bundled:prompts_paper", the paper's nine.
+        limit: how many to take, from the first; all by default.
+
+    Raises:
+        RoadError: if the file can't be read or has no prompt.
+    """
     _check_limit("max_prompts", limit)
     path_of("prompts", source)
     bundled = str(source).removeprefix("bundled:")
@@ -73,180 +99,111 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
                 break
     except UNREADABLE as error:
         raise RoadError(
-            f"prompts {quoted(str(source))} can't be read ({first_line(error)}): expected a text file in UTF-8, one prompt a line"
+            f"prompts {quoted(str(source))} can't be read ({first_line(error)}): "
+            "expected a text file in UTF-8, one prompt a line"
         ) from None
     if not prompts:
         raise RoadError(f"prompts {quoted(str(source))} holds no prompt: expected one a line")
     return prompts
 
 
-def from_hellaswag_de(row: Mapping[str, Any]) -> Row:
-    """LeoLM/HellaSwag_de: the English context, and the German ending that its label names. Raises Unusable where it names none."""
-    context, endings, label = (_field(row, name) for name in ("ctx", "endings_de", "label"))
-    named = (
-        {str(place): ending for place, ending in enumerate(endings)}
-        if isinstance(endings, (list, tuple))
-        else {}
-    )
-    if str(label) not in named:  # the labels of the test split are empty
-        raise Unusable("a label that names no ending")
-    return {"instruction": context, "output": named[str(label)]}
-
-
-def from_ultrafeedback(row: Mapping[str, Any]) -> Row:
-    """openbmb/UltraFeedback: the instruction, and the completion with the highest overall score. Raises Unusable without one."""
-    instruction, completions = (_field(row, name) for name in ("instruction", "completions"))
-    listed = completions if isinstance(completions, (list, tuple)) else ()
-    rated = [each for each in listed if isinstance(each, Mapping) and _score(each) is not None]
-    if not rated:
-        raise Unusable("no rated completion")
-    return {"instruction": instruction, "output": max(rated, key=_score).get("response")}  # type: ignore[arg-type, dict-item]
-
-
-HUB_FORMS: dict[str, Form] = {
-    "LeoLM/HellaSwag_de": from_hellaswag_de,
-    "openbmb/UltraFeedback": from_ultrafeedback,
-}
-
-
 def _bundled(name: str, suffix: str) -> Path:
-    path = Path(str(_SAMPLES)) / f"{name}{suffix}"
+    path = _SAMPLES / f"{name}{suffix}"
     if not is_file(path):
-        known = sorted(each.stem for each in Path(str(_SAMPLES)).glob(f"*{suffix}"))
+        known = sorted(path.stem for path in _SAMPLES.glob(f"*{suffix}"))
         raise RoadError(
-            f"no bundled samples {quoted(name)}: expected one of {listing(known)}{did_you_mean(name, known)}"
+            f"no bundled samples {quoted(name)}: "
+            f"expected one of {listing(known)}{did_you_mean(name, known)}"
         )
     return path
 
 
-def _collect(source: Source, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
-    """The rows, and a line about those that were skipped, or an empty one."""
+def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
+    """The rows, and a line about those that were skipped; empty where none were."""
     _check_limit("rows", limit)
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
-    name, raw, form = _open(source)
-    draw = None if seed is None else random.Random(seed)
-    rows: list[Row] = []
-    skipped: Counter[str] = Counter()
-    seen = 0
-    for seen, each in enumerate(raw, 1):
-        try:
-            row = _row(each, form)
-        except Unusable as error:
-            skipped[str(error)] += 1
-            continue
-        except RoadError as error:
-            raise RoadError(f"row {seen - 1} of {name} {error}") from None
-        if limit is None or len(rows) < limit:
-            rows.append(row)
-        elif (
-            draw and (place := draw.randrange(seen - skipped.total())) < limit
-        ):  # every kept row is as likely to be in the sample
-            rows[place] = row
-        if not draw and len(rows) == limit:
-            break
+    name, raw_rows, form = _open(source)
+    counts: Counter[str] = Counter()
+    rows = _chosen(_usable(name, raw_rows, form, counts), limit, seed)
+    seen = counts.total()
+    skipped = {reason: count for reason, count in counts.items() if reason != _USABLE}
     reasons = ", ".join(f"{count:,} with {reason}" for reason, count in skipped.items())
     if not rows:
-        told = (
+        held = (
             f"no row that can be used: all {seen:,} are skipped, {reasons}" if seen else "no rows"
         )
         raise RoadError(
-            f"{name} holds {told}; expected at least one with 'instruction' and 'output'"
+            f"{name} holds {held}; expected at least one with 'instruction' and 'output'"
         )
-    return (
-        rows,
-        f"skipped {skipped.total():,} of {seen:,} rows of {name}: {reasons}" if skipped else "",
-    )
+    line = f"skipped {sum(skipped.values()):,} of {seen:,} rows of {name}: {reasons}"
+    return rows, line if skipped else ""
 
 
-def _open(source: Source) -> tuple[str, Iterable[Any], Form | None]:
-    """How messages call it, its rows as they are, and what makes rows of ours of them."""
+def _usable(
+    name: str, raw_rows: Iterable[Any], form: Form | None, counts: Counter[str]
+) -> Iterator[Row]:
+    """The rows that can be used; `counts` learns how many they are, and why others are not."""
+    for index, raw in enumerate(raw_rows):
+        try:
+            row = checked_row(raw, form)
+        except UnusableRow as error:
+            counts[str(error)] += 1
+        except RoadError as error:
+            raise RoadError(f"row {index} of {name} {error}") from None
+        else:
+            counts[_USABLE] += 1
+            yield row
+
+
+def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Row]:
+    """The first rows, or a sample; reservoir sampling makes every row as likely to be in it."""
+    if limit is None or seed is None:
+        return list(islice(rows, limit))
+    sample: list[Row] = []
+    draw = random.Random(seed)
+    for count, row in enumerate(rows, 1):
+        if len(sample) < limit:
+            sample.append(row)
+        elif (index := draw.randrange(count)) < limit:
+            sample[index] = row
+    return sample
+
+
+def _open(source: DataSource) -> tuple[str, Iterable[Any], Form | None]:
+    """The source's name in messages, its rows as they are, and what makes rows of ours of them."""
     if not isinstance(source, (str, Path)):
         try:
             return "the given rows", iter(source), None
         except TypeError:
             raise RoadError(
-                f"data source {quoted(source)} holds no rows: expected a list of rows, a file, or a name"
+                f"data source {quoted(source)} holds no rows: "
+                "expected a list of rows, a file, or a name"
             ) from None
     text = str(source)
-    name = quoted(text)
     kind, _, rest = text.partition(":")
     if kind == "bundled" and rest:
-        return name, read_rows(_bundled(rest, ".jsonl"), _NEEDED), None
+        return quoted(text), read_rows(_bundled(rest, ".jsonl"), NEEDED), None
     if kind == "hub" and rest:
-        return name, _hub_rows(rest), HUB_FORMS.get(rest)
+        return quoted(text), hub_rows(rest), HUB_FORMS.get(rest)
     path = Path(text)
+    _check_data_file(path, quoted(text))
+    return quoted(text), read_rows(path, NEEDED, OPTIONAL), None
+
+
+def _check_data_file(path: Path, name: str) -> None:
     if path.suffix.lower() not in FORMATS:
         raise RoadError(
-            f"data source {name} is not understood: expected a {', '.join(FORMATS)} file, 'bundled:german' or 'hub:OWNER/NAME'"
+            f"data source {name} is not understood: "
+            f"expected a {', '.join(FORMATS)} file, 'bundled:german' or 'hub:OWNER/NAME'"
         )
-    if not is_file(path):
-        if is_folder(path):
-            raise RoadError(f"data file {name} is a folder: expected a file in it")
-        beside = (
-            [each.name for each in path.parent.glob(f"*{path.suffix}")]
-            if is_folder(path.parent)
-            else []
-        )
-        raise RoadError(f"data file {name} does not exist{did_you_mean(path.name, beside)}")
-    return name, read_rows(path, _NEEDED, _MORE), None
-
-
-def _hub_rows(name: str) -> Iterator[Any]:
-    try:
-        yield from datasets.load_dataset(name, split="train")
-    except Exception as error:  # whatever the hub, the network and decoding raise
-        raise RoadError(
-            f"data set {quoted(name)} can't be loaded from the hub ({first_line(error)}): give a local file instead"
-        ) from error
-
-
-def _row(row: Any, form: Form | None) -> Row:
-    """One row, checked. Raises Unusable where its text is missing; messages of RoadError go on after the row's name."""
-    if not isinstance(row, Mapping):
-        raise RoadError(f"is {type(row).__name__}: expected fields 'instruction' and 'output'")
-    found = form(row) if form else row
-    texts = {name: _text(name, _field(found, name)) for name in _NEEDED} | {
-        name: _text(name, found.get(name)) for name in _MORE
-    }
-    if not texts["instruction"].strip():
-        texts["instruction"], texts["input"] = texts["input"], ""
-    for name in _NEEDED:
-        if not texts[name].strip():
-            raise Unusable(f"an empty or non-text {name!r}")
-    return {name: text for name, text in texts.items() if name in _NEEDED or text.strip()}
-
-
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise RoadError(
-            f"has no field {name!r}: it has {listing(row)}{did_you_mean(name, map(str, row))}"
-        )
-    return row[name]
-
-
-def _text(name: str, value: Any) -> str:
-    if value is None or (
-        isinstance(value, float) and value != value
-    ):  # what tables have where nothing is
-        return ""
-    if not isinstance(value, str):
-        raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
-    if not is_whole(value):
-        raise RoadError(
-            f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}"
-        )
-    return value
-
-
-def _score(completion: Mapping[str, Any]) -> float | None:
-    """What a completion was rated, where it was."""
-    given = completion.get("overall_score")
-    try:
-        score = float(given) if isinstance(given, (int, float, str)) else math.nan
-    except ValueError:  # "N/A"
-        return None
-    return score if math.isfinite(score) else None
+    if is_file(path):
+        return
+    if is_folder(path):
+        raise RoadError(f"data file {name} is a folder: expected a file in it")
+    beside = path.parent.glob(f"*{path.suffix}") if is_folder(path.parent) else ()
+    near = did_you_mean(path.name, (file.name for file in beside))
+    raise RoadError(f"data file {name} does not exist{near}")
 
 
 def _check_limit(what: str, limit: int | None) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from roadint.data.collate import Collator, check_fits, moved, row_means, tokenize
-from roadint.data.sources import Row
+from roadint.data.rows import Row
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import RoadModel
 from roadint.progress import track
@@ -16,7 +18,7 @@ from roadint.progress import track
 @torch.no_grad()
 def divergence(
     road: RoadModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     compositions: Sequence[Composition],
     *,
@@ -24,9 +26,23 @@ def divergence(
     batch_size: int = 4,
     quiet: bool = True,
 ) -> list[list[float]]:
-    """For each composition and row, KL(base model ‖ composition) over the next token: nats a token of the completion.
+    """KL(base model ‖ composition) over the next token.
 
-    The rows are plain text, cut in two: the edit is at its place in the first part (no template), measured is the second.
+    Args:
+        road: the model.
+        tokenizer: the model's.
+        rows: plain text, cut in two. The first part is edited as a prompt, without a template; the
+            second is measured.
+        compositions: what the rows go through.
+        max_completion: of the second part, in tokens.
+        batch_size: rows of a batch.
+        quiet: whether there is no progress bar.
+
+    Returns:
+        For each composition the value of every row: nats a token of the second part.
+
+    Raises:
+        RoadError: if a row has no text, or is longer than the model reads.
     """
     examples = tokenize(
         rows,
@@ -35,28 +51,29 @@ def divergence(
         template="plain",
         max_length=512,
         max_completion=max_completion,
-        eos=False,
     )
     collate = Collator(tokenizer)
     check_fits(examples, road.model, collate.fill)
-    found: list[list[float]] = [[] for _ in compositions]
+    divergences: list[list[float]] = [[] for _ in compositions]
     starts = range(0, len(examples), batch_size)
     for start in track(starts, len(starts), "divergence", quiet=quiet):
-        batch = moved(collate(examples[start : start + batch_size]), road.device)
-        (row, _), count = batch["places"], len(examples[start : start + batch_size])
+        chosen = examples[start : start + batch_size]
+        batch = moved(collate(chosen), road.device)
         base = _log_probabilities(road, batch, Composition())
-        for composition, values in zip(compositions, found, strict=True):
+        for composition, values in zip(compositions, divergences, strict=True):
             if composition.terms:
                 edited = _log_probabilities(road, batch, composition)
-                each = (base.exp() * (base - edited)).sum(-1)
-                values += row_means(each, row).tolist()
+                kl = (base.exp() * (base - edited)).sum(-1)
+                values += row_means(kl, batch["places"][0]).tolist()
             else:
-                values += [0.0] * count
-    return found
+                values += [0.0] * len(chosen)
+    return divergences
 
 
-def _log_probabilities(road: RoadModel, batch: dict[str, Any], composition: Composition) -> Tensor:
-    """[tokens, vocabulary] float32, of the token after each place."""
+def _log_probabilities(
+    road: RoadModel, batch: dict[str, Any], composition: Composition
+) -> Float[Tensor, "tokens vocabulary"]:
+    """Of the token after each place of the batch, in float32."""
     rows, columns = batch["places"]
     names = ("input_ids", "attention_mask", "prompt_length")
     output = road(**{name: batch[name] for name in names}, compose=composition, use_cache=False)

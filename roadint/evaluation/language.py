@@ -9,7 +9,11 @@ EMPTY = "none"
 
 
 def check_language(code: object) -> None:
-    """Raises RoadError for what is no ISO 639-1 code: no answer could ever be in such a language."""
+    """Check that answers can be in a language.
+
+    Raises:
+        RoadError: if the code is none of ISO 639-1.
+    """
     if not isinstance(code, str) or not (len(code) == 2 and code.isascii() and code.islower()):
         raise RoadError(
             f"language {quoted(code)}: expected a code of ISO 639-1, two small letters such as 'de'"
@@ -17,7 +21,12 @@ def check_language(code: object) -> None:
 
 
 def language_of(text: str) -> str:
-    """The ISO 639-1 code that py3langid gives the text; "none" where it has no letters."""
+    """The ISO 639-1 code that py3langid gives a text; "none" if it has no letters.
+
+    Example:
+        >>> language_of("Der Hund schläft unter dem alten Tisch.")
+        'de'
+    """
     if not any(character.isalpha() for character in text):
         return EMPTY
     import py3langid  # its model loads with it
@@ -26,10 +35,15 @@ def language_of(text: str) -> str:
 
 
 def language_shares(texts: Sequence[str]) -> dict[str, float]:
-    """The share of texts in each language, largest first."""
+    """The share of texts in each language, by code, the largest first."""
     return shares_of([language_of(text) for text in texts])
 
 
 def shares_of(codes: Sequence[str]) -> dict[str, float]:
-    """The share of each code, largest first."""
+    """The share of each code, the largest first.
+
+    Example:
+        >>> shares_of(["en", "de", "de", "de"])
+        {'de': 0.75, 'en': 0.25}
+    """
     return {code: count / len(codes) for code, count in Counter(codes).most_common()}

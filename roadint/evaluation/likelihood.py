@@ -1,9 +1,9 @@
-"""How likely the references are under each composition."""
+"""How likely references are under each composition."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from roadint.data.collate import (
     Collator,
@@ -14,7 +14,7 @@ from roadint.data.collate import (
     row_means,
     tokenize,
 )
-from roadint.data.sources import Row
+from roadint.data.rows import Row
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import RoadModel
 from roadint.progress import track
@@ -23,7 +23,7 @@ from roadint.progress import track
 @torch.no_grad()
 def reference_nll(
     road: RoadModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     compositions: Sequence[Composition],
     *,
@@ -32,10 +32,26 @@ def reference_nll(
     batch_size: int = 8,
     quiet: bool = True,
 ) -> list[list[float]]:
-    """For each composition and reference, the negative log-likelihood: nats a token.
+    """The negative log-likelihood of references under compositions.
 
-    A reference is its tokens and its end-of-sequence token, where the tokenizer has one, cut at `max_completion`.
-    Raises RoadError for rows without text, or longer than the model reads.
+    A reference is the tokens of an output and, where the tokenizer has one, an end-of-sequence
+    token.
+
+    Args:
+        road: the model.
+        tokenizer: the model's.
+        rows: instructions and references.
+        compositions: what the rows go through.
+        max_length: of prompt and reference, in tokens; the prompt is cut.
+        max_completion: of a reference, in tokens; it is cut.
+        batch_size: rows of a batch.
+        quiet: whether there is no progress bar.
+
+    Returns:
+        For each composition the value of every row: nats a token, the mean over its tokens.
+
+    Raises:
+        RoadError: if a row has no text, or is longer than the model reads.
     """
     examples = tokenize(
         rows,
@@ -48,11 +64,12 @@ def reference_nll(
     )
     collate = Collator(tokenizer)
     check_fits(examples, road.model, collate.fill)
-    found = torch.zeros(len(compositions), len(examples))
-    batches = by_length([len(each) for each in examples], batch_size)
-    for chosen in track(batches, len(batches), "likelihood", quiet=quiet):
-        batch = moved(collate([examples[index] for index in chosen]), road.device)
-        for index, composition in enumerate(compositions):
-            nll, row = completion_nll(road, {**batch, "compose": composition})
-            found[index, chosen] = row_means(nll, row).cpu()
-    return found.tolist()
+    means = torch.zeros(len(compositions), len(examples))
+    batches = by_length([len(example) for example in examples], batch_size)
+    for indices in track(batches, len(batches), "likelihood", quiet=quiet):
+        batch = moved(collate([examples[index] for index in indices]), road.device)
+        for number, composition in enumerate(compositions):
+            nll, rows_of_tokens = completion_nll(road, {**batch, "compose": composition})
+            means[number, indices] = row_means(nll, rows_of_tokens).cpu()
+    values: list[list[float]] = means.tolist()
+    return values

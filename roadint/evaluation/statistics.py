@@ -1,6 +1,6 @@
-"""How sure a figure is: bootstrap intervals over references or answers, mean and spread over seeds."""
+"""How sure a number is: intervals over references or answers, mean and spread over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,27 +8,53 @@ import numpy as np
 RESAMPLES = 2000
 
 
-def interval(values: Sequence[float], seed: int = 0) -> list[float]:
-    """The 95 % percentile bootstrap interval of the mean, [low, high]; the values are resampled whole."""
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean.
+
+    Args:
+        values: resampled whole, 2,000 times.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper bound, in the unit of the values.
+
+    Example:
+        >>> interval([0.5] * 10)
+        (0.5, 0.5)
+    """
     sample = np.asarray(values, dtype=float)
     index = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
-    return [float(bound) for bound in np.percentile(sample[index].mean(axis=1), [2.5, 97.5])]
+    low, high = np.percentile(sample[index].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
-def mean_of(reports: Sequence[Any]) -> Any:
-    """The mean of every number over reports of one form, nested mappings of numbers; a share that a report lacks is 0."""
-    return _over(reports, lambda values: float(np.mean(values)))
+def mean_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every number over reports.
+
+    Args:
+        reports: nested mappings of numbers. A number that a report lacks counts as 0; one that is
+            None in a report is None in the mean.
+
+    Example:
+        >>> mean_of([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 1.0}}])
+        {'a': {'x': 2.0, 'y': 0.5}}
+    """
+    return _summarised(reports, lambda values: float(np.mean(values)))  # type: ignore[no-any-return]
 
 
-def spread_of(reports: Sequence[Any]) -> Any:
-    """The sample standard deviation of every number over reports of one form."""
-    return _over(reports, lambda values: float(np.std(values, ddof=1)))
+def spread_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sample standard deviation of every number over reports; `reports` as in `mean_of`."""
+    summary = _summarised(reports, lambda values: float(np.std(values, ddof=1)))
+    return summary  # type: ignore[no-any-return]
 
 
-def _over(reports: Sequence[Any], summarize: Any) -> Any:
-    if any(isinstance(each, Mapping) for each in reports):
-        names = dict.fromkeys(name for each in reports for name in each)
-        return {name: _over([each.get(name, 0.0) for each in reports], summarize) for name in names}
-    if any(each is None for each in reports):
+def _summarised(values: Sequence[Any], summarise: Callable[[Sequence[float]], float]) -> Any:
+    if any(isinstance(value, Mapping) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {
+            name: _summarised([value.get(name, 0.0) for value in values], summarise)
+            for name in names
+        }
+    if any(value is None for value in values):
         return None
-    return summarize(reports)
+    return summarise(values)

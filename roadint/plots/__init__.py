@@ -1,13 +1,11 @@
-"""Figures; each function returns a matplotlib Figure."""
+"""Figures; every function returns a matplotlib Figure of the report, log or values it takes."""
 
-from roadint.plots.bench import bench_figure, linear_figure
+from roadint.plots.bench import bench_figure
 from roadint.plots.blocks import adapter_figure, block_figure
-from roadint.plots.evaluation import (
-    composition_figure,
-    heat_figure,
-    interference_figure,
-    sweep_figure,
-)
+from roadint.plots.evaluation import composition_figure, interference_figure
+from roadint.plots.heat import heat_figure
+from roadint.plots.linear import linear_figure
+from roadint.plots.sweep import sweep_figure
 from roadint.plots.training import training_figure
 
 __all__ = [

@@ -8,7 +8,7 @@ from roadint.adapters.adapter import RoadAdapter
 from roadint.errors import RoadError, listing
 from roadint.inspection.angles import intervention_values, turns_blocks
 from roadint.interventions.base import SubspaceIntervention
-from roadint.plots.evaluation import heat_figure
+from roadint.plots.heat import heat_figure
 from roadint.plots.style import COLOURS, Figure
 from roadint.rotation.rotation import canonical
 

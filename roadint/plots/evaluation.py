@@ -1,154 +1,103 @@
-"""What it does: gains, answers, interference, sweeps."""
+"""What compositions do: gains, answers, interference."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from matplotlib.axes import Axes
 
+from roadint.evaluation.report import Measures, Report
+from roadint.plots.heat import draw_heat, heat_figure
 from roadint.plots.style import COLOURS, Figure
 
 
-def composition_figure(report: Mapping[str, Any]) -> Figure:
-    """A `roadint eval` report: nats gained over the base model, composition by data set, and shares of answers with their range.
+def composition_figure(report: Report) -> Figure:
+    """What compositions gain over the base model, and what their answers are like.
 
-    The range is the 95 % bootstrap interval of one checkpoint, or over several the sample standard deviation to either side.
+    On the left nats a token on every data set, on the right shares of the answers with their
+    range: the 95 % bootstrap interval of one checkpoint, or over several the sample standard
+    deviation to either side.
+
+    Args:
+        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
     """
-    names, sets = list(report["nll"]), list(next(iter(report["nll"].values())))
-    base = report["nll"].get("none") or report["nll"][names[0]]
+    sets, names = report.data_sets, report.compositions
     figure = Figure(figsize=(5.5 + 1.1 * len(sets), 1.6 + 0.55 * len(names)), layout="constrained")
-    panels: Any = figure.subplots(1, 2, width_ratios=[len(sets) + 1, 6])
-    gains = [[base[each] - report["nll"][name][each] for each in sets] for name in names]
-    bound = max(max(abs(value) for row in gains for value in row), 1e-3)
-    picture = panels[0].imshow(gains, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
-    for row, values in enumerate(gains):
-        for column, value in enumerate(values):
-            colour = "white" if abs(value) > 0.6 * bound else "black"
-            panels[0].text(
-                column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=colour
-            )
-    panels[0].set_xticks(range(len(sets)), sets)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_title(
-        "nats better than the base model" if "none" in names else f"nats better than {names[0]}",
-        fontsize=9,
-    )
-    figure.colorbar(picture, ax=panels[0], label="nats a token")
-    shown = [
-        each
-        for each in ("success", "on_topic", "degenerate")
-        if report["shares"][names[0]][each] is not None
-    ]
-    height = 0.8 / len(shown)
-    for place, (each, colour) in enumerate(zip(shown, COLOURS, strict=False)):
-        values = [report["shares"][name][each] for name in names]
-        bars = [
-            [abs(bound - value) for bound in _range(report, name, each)]
-            for name, value in zip(names, values, strict=True)
-        ]
-        rows = [row + (place - (len(shown) - 1) / 2) * height for row in range(len(names))]
-        label = each.replace("_", " ")
-        panels[1].barh(
-            rows,
-            values,
-            height=height,
-            xerr=list(zip(*bars, strict=True)),
-            color=colour,
-            ecolor="grey",
-            label=label,
-        )
-    panels[1].set(
-        yticks=[], xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of the answers"
-    )
-    panels[1].legend(
-        fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown)
-    )
+    gains, shares = figure.subplots(1, 2, width_ratios=[len(sets) + 1, 6])
+    _draw_gains(gains, report)
+    figure.colorbar(gains.images[0], ax=gains, label="nats a token")
+    _draw_shares(shares, report)
     return figure
 
 
-def _range(report: Mapping[str, Any], composition: str, what: str) -> tuple[float, float]:
-    """From where to where a share may well lie."""
-    if "spread" in report:
-        value, spread = (
-            report["shares"][composition][what],
-            report["spread"]["shares"][composition][what],
+def _draw_gains(panel: Axes, report: Report) -> None:
+    """Over none, or over the first composition where none was not measured."""
+    names, sets = report.compositions, report.data_sets
+    base_name, title = ("none", "the base model") if "none" in names else (names[0], names[0])
+    base = report.nll[base_name]
+    grid = [[base[data_set] - report.nll[name][data_set] for data_set in sets] for name in names]
+    largest = max(max(abs(value) for row in grid for value in row), 1e-3)
+    draw_heat(
+        panel,
+        grid,
+        names,
+        sets,
+        dark=lambda value: abs(value) > 0.6 * largest,
+        form="+.2f",
+        cmap="RdBu",
+        vmin=-largest,
+        vmax=largest,
+    )
+    panel.set_title(f"nats better than {title}", fontsize=9)
+
+
+def _draw_shares(panel: Axes, report: Report) -> None:
+    """For every composition a group of bars, one a share."""
+    names = report.compositions
+    known = [
+        share
+        for share in ("success", "on_topic", "degenerate")
+        if report.shares[names[0]][share] is not None
+    ]
+    height = 0.8 / len(known)
+    for index, (share, colour) in enumerate(zip(known, COLOURS, strict=False)):
+        values = [report.shares[name][share] or 0.0 for name in names]
+        ranges = [report.share_range(name, share) for name in names]
+        lower = [abs(low - value) for (low, _), value in zip(ranges, values, strict=True)]
+        upper = [abs(high - value) for (_, high), value in zip(ranges, values, strict=True)]
+        offset = (index - (len(known) - 1) / 2) * height
+        panel.barh(
+            [row + offset for row in range(len(names))],
+            values,
+            height=height,
+            xerr=[lower, upper],
+            color=colour,
+            ecolor="grey",
+            label=share.replace("_", " "),
         )
-        return value - spread, value + spread
-    low, high = report["intervals"]["shares"][composition][what]
-    return low, high
+    panel.set(yticks=[], xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="share of the answers")
+    panel.legend(
+        fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(known)
+    )
 
 
-def interference_figure(report: Mapping[str, Any]) -> Figure:
-    """A `roadint eval` report: how much worse a subspace's own data set becomes, in nats a token, in each composition with it."""
-    found = report["interference"]
-    names = list(dict.fromkeys(name for own in found.values() for name in own))
-    grid = [[own.get(name, float("nan")) for name in names] for own in found.values()]
+def interference_figure(report: Measures) -> Figure:
+    """How much worse a subspace's own data set becomes in compositions with others.
+
+    In nats a token; a composition that is without the subspace stays white.
+
+    Args:
+        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
+    """
+    worse = report.interference
+    names = list(
+        dict.fromkeys(name for by_composition in worse.values() for name in by_composition)
+    )
+    grid = [
+        [by_composition.get(name, float("nan")) for name in names]
+        for by_composition in worse.values()
+    ]
     return heat_figure(
         grid,
-        list(found),
+        list(worse),
         names,
         rows_are="data set",
         columns_are="composition",
         values_are="nats a token worse than alone",
     )
-
-
-def sweep_figure(
-    rows: Sequence[Mapping[str, Any]], x: str, y: str, composition: str, value: str = "success"
-) -> Figure:
-    """A sweep as a heat map: two settings, and a share of the answers ("success", "on_topic", …) or the nats of a data set.
-
-    rows: of `roadint.sweep`; runs that failed are left white.
-    """
-    xs, ys = (sorted({str(row["settings"][name]) for row in rows}, key=_ordered) for name in (x, y))
-    cells = {
-        (str(row["settings"][y]), str(row["settings"][x])): _value(row, composition, value)
-        for row in rows
-        if "error" not in row
-    }
-    grid = [[cells.get((b, a), float("nan")) for a in xs] for b in ys]
-    unit = (
-        value.replace("_", " ")
-        if value in ("success", "on_topic", "degenerate")
-        else f"{value}, nats a token"
-    )
-    return heat_figure(grid, ys, xs, rows_are=y, columns_are=x, values_are=f"{composition}: {unit}")
-
-
-def heat_figure(
-    grid: Sequence[Sequence[float]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    rows_are: str,
-    columns_are: str,
-    values_are: str,
-) -> Figure:
-    """Numbers as a labelled heat map; what is not a number stays white."""
-    figure = Figure(figsize=(2.6 + 0.8 * len(columns), 1.6 + 0.5 * len(rows)), layout="constrained")
-    axes: Any = figure.subplots()
-    picture = axes.imshow(grid, cmap="viridis", aspect="auto")
-    known = [each for row in grid for each in row if each == each]
-    middle = (min(known) + max(known)) / 2 if known else 0.0
-    for place, row in enumerate(grid):
-        for column, each in enumerate(row):
-            if each == each:
-                colour = "white" if each < middle else "black"
-                axes.text(
-                    column, place, f"{each:.2f}", ha="center", va="center", color=colour, fontsize=8
-                )
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=columns_are, ylabel=rows_are)
-    figure.colorbar(picture, ax=axes, label=values_are)
-    return figure
-
-
-def _value(row: Mapping[str, Any], composition: str, value: str) -> float:
-    shares = row.get("shares", {}).get(composition, {})
-    found = shares[value] if value in shares else row["nll"][composition][value]
-    return float("nan") if found is None else float(found)
-
-
-def _ordered(text: str) -> tuple[float, str]:
-    try:
-        return float(text.strip("[]").split(",")[0]), text
-    except ValueError:
-        return float("inf"), text

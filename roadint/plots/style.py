@@ -1,8 +1,11 @@
-"""What all figures share: colours, and that a notebook shows them."""
+"""What all figures share: colours, lines, and that a notebook shows them."""
 
 import io
+from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.figure
+from matplotlib.axes import Axes
 
 # Okabe and Ito's, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -15,3 +18,14 @@ class Figure(matplotlib.figure.Figure):
         written = io.BytesIO()
         self.savefig(written, format="png", dpi=100)
         return written.getvalue()
+
+
+def draw_line(panel: Axes, points: Iterable[tuple[float, float]], **style: Any) -> None:
+    """Draw a line with a small dot at each of its points.
+
+    Args:
+        panel: where to.
+        points: (x, y), at least one.
+        **style: as `Axes.plot` takes it.
+    """
+    panel.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)

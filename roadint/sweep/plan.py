@@ -12,8 +12,8 @@ from pydantic import Field
 
 from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, quoted
+from roadint.evaluation.evaluate import DEV
 from roadint.evaluation.language import check_language
-from roadint.evaluation.report import DEV
 from roadint.files.local import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
-from roadint.evaluation.report import evaluate
+from roadint.evaluation.evaluate import evaluate
 from roadint.files.local import write_whole
 from roadint.model.pretrained import load
 from roadint.recipes.recipe import Recipe
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 Engine = Literal["sequential", "ray"]
 Entry = dict[str, Any]  # a line of the table
 TABLE = "runs.jsonl"
-_FIGURES = ("nll", "language", "shares", "kl", "gain", "interference")
 
 
 def sweep(
@@ -141,7 +140,7 @@ class Runner:
             "loss": summary["loss"],
             "training_seconds": summary["seconds"],
             "seconds": round(time.perf_counter() - started, 1),
-            **{name: report[name] for name in _FIGURES},
+            **report.measures(),
         }
 
     def _load(self, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

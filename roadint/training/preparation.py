@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.data.collate import Example, check_fits, tokenize
 from roadint.data.prompts import Template, check_template, pad_id
-from roadint.data.sources import Source, load_rows
+from roadint.data.sources import DataSource, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import RoadModel
@@ -45,7 +45,7 @@ class PreparedRun:
 def prepare(
     road: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, Source] | None,
+    data: Mapping[str, DataSource] | None,
     recipe: Recipe,
     chosen: Collection[str] = (),
 ) -> PreparedRun:
@@ -160,5 +160,5 @@ def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
                 site.position.check(torch.tensor([length]))
 
 
-def _source_name(source: Source) -> str:
+def _source_name(source: DataSource) -> str:
     return str(source) if isinstance(source, (str, Path)) else "rows in memory"

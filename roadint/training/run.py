@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from roadint.data.collate import Collator
 from roadint.data.prompts import check_template, check_tokenizer
-from roadint.data.sources import Source
+from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
 from roadint.files.local import make_folder, path_of, write_whole
 from roadint.model import checkpoint
@@ -33,7 +33,7 @@ from roadint.training.trainer import RoadTrainer
 def train(
     road: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, Source] | None = None,
+    data: Mapping[str, DataSource] | None = None,
     recipe: str | Path | Recipe = "composition",
     *,
     out: str | Path | None = None,

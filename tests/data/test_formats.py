@@ -1,4 +1,4 @@
-"""Rows as they are written: text stays text, names are no patterns, nothing beyond a limit is read, what is broken is told."""
+"""Rows as they are written: text stays text, names are no patterns, what is broken is named."""
 
 import json
 import subprocess
@@ -100,9 +100,9 @@ def test_broken_files_are_told(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(RoadError, match=message) as told:
+    with pytest.raises(RoadError, match=message) as error:
         load_rows(tmp_path / name)
-    assert len(str(told.value).replace(str(tmp_path), "")) < 500
+    assert len(str(error.value).replace(str(tmp_path), "")) < 500
 
 
 def test_what_is_no_source(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_limit_reads_no_more_than_it_asks_for(tmp_path: Path, suffix: str) -> 
     if suffix != "parquet":
         assert len(load_rows(path, 2)) == 2
         return
-    found = subprocess.run(
+    grown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert int(found) * (1 if sys.platform == "darwin" else 1024) < 200e6
+    assert int(grown) * (1 if sys.platform == "darwin" else 1024) < 200e6
 
 
 def test_rows_in_memory_are_taken_one_by_one() -> None:

@@ -54,7 +54,7 @@ def test_an_input_has_alpacas_own_form_and_is_cut_first(tokenizer: Any) -> None:
         assert tokenizer.decode(example.prompt, skip_special_tokens=True) == render(
             template, "Sum.", tokenizer, "1, 2"
         )  # type: ignore[arg-type]
-    whole = len(prompt_ids(tokenizer, "alpaca", "Sum.", given="1"))
+    whole = len(prompt_ids(tokenizer, "alpaca", "Sum.", input_text="1"))
     for more, expected in ((4, "12345"), (0, "1")):
         ids = prompt_ids(tokenizer, "alpaca", "Sum.", whole + more, "12345678")
         assert tokenizer.decode(ids, skip_special_tokens=True) == render(

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
-from roadint.data.sources import from_hellaswag_de, from_ultrafeedback, load_prompts, load_rows
+from roadint.data.hub import from_hellaswag_de, from_ultrafeedback
+from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import RoadError
 from roadint.evaluation.language import language_of, language_shares
 
@@ -187,11 +188,11 @@ def test_empty_rows_are_skipped_and_counted(
     assert (
         load_rows(path, 3) == [{"instruction": "a", "output": "b"}] * 3
     )  # the limit counts what is kept
-    (told,) = caplog.records
-    assert told.getMessage().endswith(
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
         "2 with an empty or non-text 'output', 1 with an empty or non-text 'instruction'"
     )
-    assert "skipped 3 of 6 rows" in told.getMessage()
+    assert "skipped 3 of 6 rows" in record.getMessage()
     rows = [{"instruction": "a", "output": each} for each in (None, float("nan"), "b")]
     assert load_rows(rows) == rows[2:]
     for bad in (4, True, ["b"], {}, b"b"):

@@ -1,5 +1,7 @@
 """What eval measures: topic, form, divergence, gain, interference, intervals, seeds; each against a count by hand."""
 
+import dataclasses
+import json
 import math
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError
+from roadint import Evaluation, RoadError
 from roadint.data.sources import load_prompts, load_rows
+from roadint.evaluation import answers
 from roadint.evaluation.answers import degeneration, is_list
 from roadint.evaluation.divergence import divergence
 from roadint.evaluation.likelihood import reference_nll
@@ -17,18 +20,18 @@ from roadint.evaluation.report import over_seeds
 from roadint.evaluation.statistics import interval, mean_of, spread_of
 from roadint.evaluation.topic import on_topic
 from roadint.grammar.composition import Composition
-from tests.helpers import trained
+from roadint.plots import composition_figure
+from tests.helpers import build, trained
 
 ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index in range(5)]
 
 
 def test_german_answers_are_about_their_english_questions() -> None:
     rows = load_rows("bundled:cross_dev")
-    prompts, answers = [row["instruction"] for row in rows], [row["output"] for row in rows]
-    assert (
-        np.mean(on_topic(prompts, answers)) > 0.9
-    )  # the 8-bit embeddings differ between processors: 45 to 48 of 48
-    assert np.mean(on_topic(prompts, answers[1:] + answers[:1])) < 0.1
+    prompts, texts = [row["instruction"] for row in rows], [row["output"] for row in rows]
+    # The 8-bit embeddings differ between processors: 45 to 48 of 48.
+    assert np.mean(on_topic(prompts, texts)) > 0.9
+    assert np.mean(on_topic(prompts, texts[1:] + texts[:1])) < 0.1
     assert not any(on_topic(prompts, [""] * len(prompts)))
 
 
@@ -75,9 +78,9 @@ def test_numbered_lists(text: str, expected: bool) -> None:
 
 def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any) -> None:
     road = trained(llama)
-    compositions = [Composition.parse(each, road.names) for each in (None, "a", "a + b")]
-    found = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
-    assert found[0] == [0.0] * 5
+    compositions = [Composition.parse(text, road.names) for text in (None, "a", "a + b")]
+    divergences = divergence(road, tokenizer, ROWS, compositions, batch_size=2)
+    assert divergences[0] == [0.0] * 5
     prompt = tokenizer(ROWS[3]["instruction"])["input_ids"]
     ids = torch.tensor(
         [prompt + tokenizer(ROWS[3]["output"], add_special_tokens=False)["input_ids"]]
@@ -88,13 +91,13 @@ def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any
             0, len(prompt) - 1 : -1
         ]
     expected = (base.exp() * (base - edited.log_softmax(-1))).sum(-1).mean()
-    assert found[1][3] == pytest.approx(float(expected), rel=1e-4)
-    assert all(value > 0 for values in found[1:] for value in values)
+    assert divergences[1][3] == pytest.approx(float(expected), rel=1e-4)
+    assert all(value > 0 for values in divergences[1:] for value in values)
 
 
 def test_likelihood_of_each_reference_in_the_order_of_the_rows(llama: Any, tokenizer: Any) -> None:
     road = trained(llama)
-    compositions = [Composition.parse(each, road.names) for each in (None, "b")]
+    compositions = [Composition.parse(text, road.names) for text in (None, "b")]
     together = reference_nll(road, tokenizer, ROWS[::-1], compositions, batch_size=2)
     alone = [reference_nll(road, tokenizer, [row], compositions) for row in ROWS[::-1]]
     np.testing.assert_allclose(together, np.array(alone)[:, :, 0].T, rtol=1e-4)
@@ -114,9 +117,7 @@ def test_mean_and_spread_of_figures() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(tokenizer: Any) -> dict[str, Any]:
-    from tests.helpers import build
-
+def report(tokenizer: Any) -> Evaluation:
     road = trained(build("llama"))
     data = {"a": ROWS, "other": ROWS[:2]}
     return roadint.evaluate(
@@ -131,60 +132,90 @@ def report(tokenizer: Any) -> dict[str, Any]:
     )
 
 
-def test_gain_and_interference_by_hand(report: dict[str, Any]) -> None:
-    nll = report["nll"]
+def test_gain_and_interference_by_hand(report: Evaluation) -> None:
+    nll = report.nll
     assert list(nll) == ["none", "a", "b", "a + b"]
-    assert report["gain"] == {
+    assert report.gain == {
         "a + b": {
-            name: min(nll[each][name] for each in ("none", "a", "b")) - nll["a + b"][name]
+            name: min(nll[part][name] for part in ("none", "a", "b")) - nll["a + b"][name]
             for name in ("a", "other")
         }
     }
-    assert report["interference"] == {"a": {"a + b": nll["a + b"]["a"] - nll["a"]["a"]}}
-    assert report["kl"]["none"] == 0 < report["kl"]["a"]
+    assert report.interference == {"a": {"a + b": nll["a + b"]["a"] - nll["a"]["a"]}}
+    assert report.kl["none"] == 0 < report.kl["a"]
 
 
-def test_shares_are_those_of_the_answers(report: dict[str, Any]) -> None:
-    for composition, shares in report["shares"].items():
-        own = [answer for answer in report["answers"] if answer["composition"] == composition]
-        assert len(own) == 3
-        assert shares["degenerate"] == sum(answer["degenerate"] is not None for answer in own) / 3
-        assert shares["success"] == sum(a["on_topic"] and a["language"] == "en" for a in own) / 3
+def test_shares_are_those_of_the_answers(report: Evaluation) -> None:
+    for composition, shares in report.shares.items():
+        chosen = [answer for answer in report.answers if answer.composition == composition]
+        assert len(chosen) == 3
+        assert shares["degenerate"] == sum(answer.degenerate is not None for answer in chosen) / 3
+        assert shares["success"] == sum(a.on_topic and a.language == "en" for a in chosen) / 3
         for name, value in shares.items():
             if value is not None:
-                low, high = report["intervals"]["shares"][composition][name]
+                low, high = report.intervals.shares[composition][name]
                 assert low <= value <= high
-        for name, value in report["nll"][composition].items():
-            low, high = report["intervals"]["nll"][composition][name]
+        for name, value in report.nll[composition].items():
+            low, high = report.intervals.nll[composition][name]
             assert low <= value <= high
 
 
-def test_several_seeds(report: dict[str, Any]) -> None:
-    other = {
-        **report,
-        "nll": {
-            name: {each: value + 1 for each, value in values.items()}
-            for name, values in report["nll"].items()
-        },
+def test_several_seeds(report: Evaluation) -> None:
+    worse = {
+        composition: {name: value + 1 for name, value in values.items()}
+        for composition, values in report.nll.items()
     }
+    other = dataclasses.replace(report, nll=worse)
     both = over_seeds({"one": report, "two": other})
-    assert both["nll"]["a"]["a"] == pytest.approx(report["nll"]["a"]["a"] + 0.5)
-    assert both["spread"]["nll"]["a"]["a"] == pytest.approx(math.sqrt(0.5))
-    assert both["spread"]["kl"]["a"] == 0
-    assert list(both["checkpoints"]) == ["one", "two"]
+    assert both.nll["a"]["a"] == pytest.approx(report.nll["a"]["a"] + 0.5)
+    assert both.spread.nll["a"]["a"] == pytest.approx(math.sqrt(0.5))
+    assert both.spread.kl["a"] == 0
+    assert list(both.checkpoints) == ["one", "two"]
     with pytest.raises(RoadError, match="different subspaces"):
-        over_seeds({"one": report, "two": {**report, "nll": {"none": {"a": 1.0}}}})
+        over_seeds({"one": report, "two": dataclasses.replace(report, nll={"none": {"a": 1.0}})})
 
 
-def test_the_figure_shows_one_and_several(report: dict[str, Any]) -> None:
-    from roadint.plots import composition_figure
+def test_the_json_of_a_report(report: Evaluation) -> None:
+    """What tools outside the package read, as `roadint eval` writes it."""
+    shown = json.loads(json.dumps(dataclasses.asdict(report)))
+    measures = ["nll", "language", "shares", "kl", "gain", "interference"]
+    assert list(shown) == [*measures, "intervals", "answers"]
+    assert list(shown["intervals"]) == ["nll", "shares"]
+    assert list(shown["shares"]["a"]) == ["on_topic", "success", "degenerate", "list"]
+    assert shown["nll"] == report.nll
+    low, high = shown["intervals"]["nll"]["a"]["other"]
+    assert low <= shown["nll"]["a"]["other"] <= high
+    answer = ["prompt", "composition", "text", "language", "on_topic", "degenerate"]
+    assert [list(each) for each in shown["answers"]] == [answer] * 12
+    assert [each["prompt"] for each in shown["answers"][3:5]] == ["One?", "Two?"]
+    both = json.loads(json.dumps(dataclasses.asdict(over_seeds({"one": report, "two": report}))))
+    assert list(both) == [*measures, "spread", "checkpoints"]
+    assert list(both["spread"]) == measures
+    assert both["checkpoints"] == {"one": shown, "two": shown}
 
-    for each in (report, over_seeds({"one": report, "two": report})):
-        figure = composition_figure(each)
-        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
-            "none",
-            "a",
-            "b",
-            "a + b",
-        ]
-        assert len(figure.axes[0].texts) == 8
+
+def test_without_the_embedding_model_topics_are_unknown(
+    llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "embeds", lambda: False)
+    report = roadint.evaluate(
+        trained(llama),
+        tokenizer,
+        {"a": ROWS},
+        ["One?", "Two?"],
+        compose=["a"],
+        rows=1,
+        quiet=True,
+        max_new_tokens=2,
+    )
+    assert [answer.on_topic for answer in report.answers] == [None, None]
+    for values in (report.shares["a"], report.intervals.shares["a"]):
+        assert [name for name, value in values.items() if value is None] == ["on_topic", "success"]
+
+
+def test_the_figure_shows_one_and_several(report: Evaluation) -> None:
+    for shown in (report, over_seeds({"one": report, "two": report})):
+        gains = composition_figure(shown).axes[0]
+        names = [text.get_text() for text in gains.get_yticklabels()]
+        assert names == ["none", "a", "b", "a + b"]
+        assert len(gains.texts) == 8

@@ -18,18 +18,18 @@ from roadint.interop.peft import CONFIG, TENSORS, base_of, export, load
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
 
-def theirs_trained(model: PreTrainedModel, folder: Path, **config: Any) -> torch.Tensor:
-    """The logits of a PEFT RoAd with random values, saved in `folder`."""
-    theirs = peft.get_peft_model(copy.deepcopy(model), peft.RoadConfig(**config)).eval()
+def save_road(model: PreTrainedModel, folder: Path, **config: Any) -> torch.Tensor:
+    """Save a PEFT RoAd with random values; returns its logits."""
+    peft_model = peft.get_peft_model(copy.deepcopy(model), peft.RoadConfig(**config)).eval()
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in peft_model.named_parameters():
             if "road_theta" in name or "modules_to_save" in name:
                 parameter.normal_(0, 0.5)
             elif "road_alpha" in name:
                 parameter.uniform_(0.7, 1.3)
-    theirs.save_pretrained(folder)
-    return theirs(input_ids=IDS).logits
+    peft_model.save_pretrained(folder)
+    return peft_model(input_ids=IDS).logits
 
 
 @pytest.mark.parametrize("group", [2, 8, 64])
@@ -44,7 +44,7 @@ def test_reads_every_variant_and_group(variant: Any, group: int, tmp_path: Path)
         "vocab_size": 128,
     }
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    expected = theirs_trained(
+    expected = save_road(
         model,
         tmp_path / "in",
         variant=variant,
@@ -53,8 +53,8 @@ def test_reads_every_variant_and_group(variant: Any, group: int, tmp_path: Path)
     )
     road = RoadModel(model)
     adapter = load(road, tmp_path / "in", "math")
-    found = road(input_ids=IDS, compose="math").logits
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    logits = road(input_ids=IDS, compose="math").logits
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
     # And back: the same numbers, bit for bit, and PEFT's own logits of them.
     export(road, tmp_path / "out")
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out").eval()
@@ -69,9 +69,12 @@ def test_writes_what_peft_reads(variant: Any, tmp_path: Path) -> None:
     road = with_adapters(model, "a", variant=variant, subspace="[0, d/2)")
     size = export(road, tmp_path)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
-    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+    peft_model = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
     torch.testing.assert_close(
-        road(input_ids=IDS, compose="a").logits, theirs(input_ids=IDS).logits, rtol=1e-6, atol=1e-5
+        road(input_ids=IDS, compose="a").logits,
+        peft_model(input_ids=IDS).logits,
+        rtol=1e-6,
+        atol=1e-5,
     )
 
 
@@ -83,13 +86,13 @@ def test_modules_to_save_are_heads(tmp_path: Path) -> None:
         "group_size": 2,
         "target_modules": ["query", "dense"],
     }
-    expected = theirs_trained(bert, tmp_path / "in", **config)
+    expected = save_road(bert, tmp_path / "in", **config)
     road = RoadModel(bert)
     adapter = load(road, tmp_path / "in", "glue")
     assert adapter.head_paths == ("classifier",)
-    found = road(input_ids=IDS, compose=["glue", None, "glue", None]).logits
-    torch.testing.assert_close(found[::2], expected[::2], rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(found[1::2], bert(input_ids=IDS).logits[1::2], rtol=1e-6, atol=1e-6)
+    logits = road(input_ids=IDS, compose=["glue", None, "glue", None]).logits
+    torch.testing.assert_close(logits[::2], expected[::2], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(logits[1::2], bert(input_ids=IDS).logits[1::2], rtol=1e-6, atol=1e-6)
     export(road, tmp_path / "out")
     again = peft.PeftModel.from_pretrained(copy.deepcopy(bert), tmp_path / "out").eval()
     assert torch.equal(again(input_ids=IDS).logits, expected)
@@ -119,7 +122,7 @@ def test_refuses_what_peft_has_no_form_for(tmp_path: Path) -> None:
 def test_refuses_what_is_damaged_or_something_else(tmp_path: Path) -> None:
     model = build("llama")
     road = RoadModel(model)
-    theirs_trained(model, tmp_path / "in", group_size=2, target_modules=["q_proj"])
+    save_road(model, tmp_path / "in", group_size=2, target_modules=["q_proj"])
     config = tmp_path / "in" / "adapter_config.json"
     whole = json.loads(config.read_text())
     config.write_text(json.dumps({**whole, "peft_type": "LORA"}))
@@ -142,7 +145,7 @@ def test_refuses_what_is_damaged_or_something_else(tmp_path: Path) -> None:
 def test_names_of_modules_to_save_are_ends_of_paths(tmp_path: Path) -> None:
     """As PEFT takes them: "norm" is every "…layernorm" too."""
     model = build("llama")
-    expected = theirs_trained(
+    expected = save_road(
         model, tmp_path / "in", group_size=4, target_modules=["q_proj"], modules_to_save=["norm"]
     )
     road = RoadModel(model)
@@ -173,15 +176,15 @@ def test_heads_that_peft_adds_for_a_task_are_read(tmp_path: Path) -> None:
         "group_size": 2,
         "target_modules": ["query"],
     }
-    theirs_trained(bert, tmp_path, **config)
+    save_road(bert, tmp_path, **config)
     file = tmp_path / CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": None}))
     assert load(RoadModel(bert), tmp_path).head_paths == ("classifier",)
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
-    theirs_trained(build("llama"), tmp_path / "in", group_size=2, target_modules=["q_proj"])
+def checkpoint(tmp_path: Path) -> Path:
+    save_road(build("llama"), tmp_path / "in", group_size=2, target_modules=["q_proj"])
     return tmp_path / "in"
 
 
@@ -221,14 +224,14 @@ FIELDS = [
 @pytest.mark.parametrize(
     "key", [*FIELDS, "revision", "init_weights", "exclude_modules", "layers_to_transform"]
 )
-def test_changed_settings_are_refused_or_harmless(theirs: Path, key: str) -> None:
-    model, file = build("llama"), theirs / CONFIG
+def test_changed_settings_are_refused_or_harmless(checkpoint: Path, key: str) -> None:
+    model, file = build("llama"), checkpoint / CONFIG
     whole = json.loads(file.read_text())
     for value in NASTY:
         file.write_text(json.dumps({**whole, key: value}))
         road = RoadModel(model)
         try:
-            adapter = load(road, theirs)
+            adapter = load(road, checkpoint)
         except RoadError:
             assert not road.adapters
             continue
@@ -260,20 +263,20 @@ def test_changed_settings_are_refused_or_harmless(theirs: Path, key: str) -> Non
     ],
 )
 def test_settings_that_do_not_fit_are_named(
-    theirs: Path, changes: dict[str, Any], message: str
+    checkpoint: Path, changes: dict[str, Any], message: str
 ) -> None:
-    file = theirs / CONFIG
+    file = checkpoint / CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(RoadError, match=message):
-        load(RoadModel(build("llama")), theirs)
+        load(RoadModel(build("llama")), checkpoint)
 
 
-def test_settings_of_a_later_peft_that_say_nothing_are_passed_over(theirs: Path) -> None:
-    file = theirs / CONFIG
+def test_settings_of_a_later_peft_that_say_nothing_are_passed_over(checkpoint: Path) -> None:
+    file = checkpoint / CONFIG
     file.write_text(
         json.dumps({**json.loads(file.read_text()), "exclude_modules": None, "later": []})
     )
-    load(RoadModel(build("llama")), theirs)
+    load(RoadModel(build("llama")), checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -288,12 +291,12 @@ def test_settings_of_a_later_peft_that_say_nothing_are_passed_over(theirs: Path)
         b'{"a": ' + b"1" * 5000 + b"}",
     ],
 )
-def test_configs_that_are_none_are_refused(theirs: Path, content: bytes) -> None:
-    (theirs / CONFIG).write_bytes(content)
+def test_configs_that_are_none_are_refused(checkpoint: Path, content: bytes) -> None:
+    (checkpoint / CONFIG).write_bytes(content)
     with pytest.raises(RoadError):
-        load(RoadModel(build("llama")), theirs)
+        load(RoadModel(build("llama")), checkpoint)
     with pytest.raises(RoadError):
-        base_of(theirs)
+        base_of(checkpoint)
 
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -317,46 +320,46 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
-    theirs: Path, changes: dict[str, Any], message: str
+    checkpoint: Path, changes: dict[str, Any], message: str
 ) -> None:
-    tensors = {**safetensors.torch.load_file(theirs / TENSORS), **changes}
-    (theirs / TENSORS).write_bytes(
+    tensors = {**safetensors.torch.load_file(checkpoint / TENSORS), **changes}
+    (checkpoint / TENSORS).write_bytes(
         safetensors.torch.save({key: value for key, value in tensors.items() if value is not None})
     )
     with pytest.raises(RoadError, match=message):
-        load(RoadModel(build("llama")), theirs)
+        load(RoadModel(build("llama")), checkpoint)
 
 
-def test_a_huge_file_is_not_read(theirs: Path) -> None:
-    os.truncate(theirs / TENSORS, 8 << 30)  # sparse
+def test_a_huge_file_is_not_read(checkpoint: Path) -> None:
+    os.truncate(checkpoint / TENSORS, 8 << 30)  # sparse
     start = time.perf_counter()
     with pytest.raises(RoadError, match="truncated or was altered"):
-        load(RoadModel(build("llama")), theirs)
+        load(RoadModel(build("llama")), checkpoint)
     assert time.perf_counter() - start < 2
 
 
-def test_half_precision_is_read(theirs: Path) -> None:
+def test_half_precision_is_read(checkpoint: Path) -> None:
     tensors = {
         key: value.bfloat16()
-        for key, value in safetensors.torch.load_file(theirs / TENSORS).items()
+        for key, value in safetensors.torch.load_file(checkpoint / TENSORS).items()
     }
-    safetensors.torch.save_file(tensors, theirs / TENSORS)
-    adapter = load(RoadModel(build("llama")), theirs)
+    safetensors.torch.save_file(tensors, checkpoint / TENSORS)
+    adapter = load(RoadModel(build("llama")), checkpoint)
     assert torch.equal(
         adapter.of(FIRST.removeprefix("base_model.model."))[0],
         tensors[f"{FIRST}.road_theta"].float(),
     )
 
 
-def test_another_revision_of_the_base_is_not_taken_for_the_newest(theirs: Path) -> None:
-    file = theirs / CONFIG
+def test_another_revision_of_the_base_is_not_taken_for_the_newest(checkpoint: Path) -> None:
+    file = checkpoint / CONFIG
     whole = {**json.loads(file.read_text()), "base_model_name_or_path": "a/b"}
     for revision, wanted in {None: "a/b", "main": "a/b"}.items():
         file.write_text(json.dumps({**whole, "revision": revision}))
-        assert base_of(theirs) == wanted
+        assert base_of(checkpoint) == wanted
     file.write_text(json.dumps({**whole, "revision": "v2"}))
     with pytest.raises(RoadError, match="for revision 'v2' of 'a/b'"):
-        base_of(theirs)
+        base_of(checkpoint)
 
 
 def test_an_export_over_another_one_is_whole(

@@ -18,7 +18,7 @@ from roadint.interop.pyreft import (
 from roadint.interop.pyvene import pyvene_config, register
 from tests.helpers import WIDTH, trained
 
-ASKED, ANSWERS = ["hello", "what is it", "abc", "zz top"], ["one", "two twos", "three", "4"]
+QUESTIONS, ANSWERS = ["hello", "what is it", "abc", "zz top"], ["one", "two twos", "three", "4"]
 
 
 def arguments(folder: Path, **settings: object) -> TrainingArguments:
@@ -40,7 +40,13 @@ def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
     )
     reft = pyreft.get_reft_model(model, pyvene_config(model, intervention))
     data = make_data_module(
-        tokenizer, model, ASKED, ANSWERS, [[0], [1], [0], [1]], position="last(2)", template="plain"
+        tokenizer,
+        model,
+        QUESTIONS,
+        ANSWERS,
+        [[0], [1], [0], [1]],
+        position="last(2)",
+        template="plain",
     )
     trainer = ReftTrainer(
         model=reft, processing_class=tokenizer, args=arguments(tmp_path / "run"), **data
@@ -56,9 +62,9 @@ def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
     last = ids["input_ids"].shape[1] - 1
     where = {"sources->base": (None, [[[last - 1, last]] * 2])}
     expected = road(**ids, compose=["a", "a + b"]).logits
-    for each in (reft, loaded):
-        _, found = each(dict(ids), unit_locations=where, subspaces=[[[0], [0, 1]]])
-        torch.testing.assert_close(found.logits, expected, atol=1e-6, rtol=1e-6)
+    for reft_model in (reft, loaded):
+        _, output = reft_model(dict(ids), unit_locations=where, subspaces=[[[0], [0, 1]]])
+        torch.testing.assert_close(output.logits, expected, atol=1e-6, rtol=1e-6)
     _, tokens = loaded.generate(
         dict(ids),
         unit_locations=where,
@@ -67,8 +73,8 @@ def test_trains_saves_loads_and_generates_with_roadmodels_numbers(
         max_new_tokens=5,
         do_sample=False,
     )
-    own = road.generate(**ids, compose=["a", "a + b"], max_new_tokens=5, do_sample=False)
-    assert torch.equal(tokens, own)
+    expected = road.generate(**ids, compose=["a", "a + b"], max_new_tokens=5, do_sample=False)
+    assert torch.equal(tokens, expected)
 
 
 def test_the_best_checkpoint_comes_back_without_a_gpu(
@@ -76,7 +82,7 @@ def test_the_best_checkpoint_comes_back_without_a_gpu(
 ) -> None:
     intervention = RoadIntervention(layer=1)
     reft = pyreft.get_reft_model(llama, pyvene_config(llama, intervention))
-    data = make_data_module(tokenizer, llama, ASKED, ANSWERS)
+    data = make_data_module(tokenizer, llama, QUESTIONS, ANSWERS)
     ReftTrainer(
         model=reft, processing_class=tokenizer, args=arguments(tmp_path, save_steps=5), **data
     ).train()
@@ -95,14 +101,14 @@ def test_training_and_inference_edit_the_same_token(
     data = make_data_module(
         tokenizer,
         llama,
-        ASKED,
+        QUESTIONS,
         ANSWERS,
         position="last(2)",
         template="plain",
         stop=[True, False, False, True],
     )
-    for asked, row in zip(ASKED, data["train_dataset"], strict=True):
-        length = len(tokenizer(asked)["input_ids"])
+    for question, row in zip(QUESTIONS, data["train_dataset"], strict=True):
+        length = len(tokenizer(question)["input_ids"])
         assert row["intervention_locations"] == [[length - 2, length - 1]]
         assert row["labels"] == [-100] * length + row["input_ids"][length:]
     assert (
@@ -111,23 +117,23 @@ def test_training_and_inference_edit_the_same_token(
         != data["train_dataset"][1]["input_ids"][-1]
     )
     with pytest.raises(RoadError, match="1 subspaces for 4 instructions"):
-        make_data_module(tokenizer, llama, ASKED, ANSWERS, [[0]])
+        make_data_module(tokenizer, llama, QUESTIONS, ANSWERS, [[0]])
 
 
 def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
     register(llama)
-    theirs = pyreft.LoreftIntervention(embed_dim=WIDTH, low_rank_dimension=4, dtype=torch.float32)
+    original = pyreft.LoreftIntervention(embed_dim=WIDTH, low_rank_dimension=4, dtype=torch.float32)
     sites = [
-        {"layer": 1, "component": "block_output", "low_rank_dimension": 4, "intervention": theirs}
+        {"layer": 1, "component": "block_output", "low_rank_dimension": 4, "intervention": original}
     ]
     reft = pyreft.get_reft_model(llama, pyreft.ReftConfig(representations=sites))
     road = RoadModel(llama, loreft_from(reft))
     ids = torch.randint(3, 99, (2, 7))
-    _, found = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
-    torch.testing.assert_close(road(input_ids=ids).logits, found.logits, atol=1e-6, rtol=1e-6)
+    _, output = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
+    torch.testing.assert_close(road(input_ids=ids).logits, output.logits, atol=1e-6, rtol=1e-6)
     h = torch.randn(3, 2, WIDTH)
-    torch.testing.assert_close(road.interventions[0](h), theirs(h), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(road.interventions[0](h), original(h), atol=1e-6, rtol=1e-6)
     with pytest.raises(RoadError, match="expected a LoreftIntervention"):
         loreft_from(
             pyreft.get_reft_model(llama, pyvene_config(llama, trained(llama).interventions))
@@ -140,7 +146,7 @@ def test_one_that_is_not_bound_has_parameters_and_trains(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As pyreft's users write it: a dict a site, no width, the layer said once."""
+    """As pyreft's users write it: a dict a site, no width, the layer once."""
     intervention = RoadIntervention(layer=1, subspace="[0, d/2)")
     optimizer = torch.optim.AdamW(intervention.parameters(), lr=0.1)
     sites = [{"component": "block_output", "intervention": intervention}]
@@ -151,17 +157,17 @@ def test_one_that_is_not_bound_has_parameters_and_trains(
     assert [id(each) for each in reft.get_trainable_parameters()] == [
         id(each) for each in optimizer.param_groups[0]["params"]
     ]
-    data = make_data_module(tokenizer, model, ASKED, ANSWERS)
+    data = make_data_module(tokenizer, model, QUESTIONS, ANSWERS)
     settings = arguments(tmp_path / "run", max_steps=2)
     ReftTrainer(model=reft, processing_class=tokenizer, args=settings, **data).train()
     half = WIDTH // 4
     assert bool((intervention.theta[:half] != 0).all())
     assert torch.equal(intervention.theta[half:], torch.zeros(half))
     model.eval()
-    ids = torch.randint(3, 99, (2, 7))
-    _, found = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
+    ids = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
+    _, output = reft({"input_ids": ids}, unit_locations={"sources->base": (None, [[[6], [6]]])})
     torch.testing.assert_close(
-        found.logits, RoadModel(model, intervention)(input_ids=ids).logits, atol=1e-6, rtol=1e-6
+        output.logits, RoadModel(model, intervention)(input_ids=ids).logits, atol=1e-6, rtol=1e-6
     )
 
 

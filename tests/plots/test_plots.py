@@ -1,24 +1,82 @@
 """Figures: that each draws what it is given, with labelled axes, and shows itself in a notebook."""
 
+import io
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from transformers import PreTrainedModel
 
-from roadint import RoadModel
+from roadint import Evaluation, RoadIntervention, RoadModel
+from roadint.evaluation.report import Intervals, over_seeds
 from roadint.plots import (
     adapter_figure,
+    bench_figure,
     block_figure,
+    composition_figure,
     heat_figure,
     interference_figure,
+    linear_figure,
     sweep_figure,
     training_figure,
 )
 from tests.helpers import randomised, trained
 
+DEGREES = 57.29578
+
 
 def labels(figure: Any) -> list[tuple[str, str]]:
     return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+
+
+def ticks(axes: Axes) -> tuple[list[str], list[str]]:
+    """The columns' names and the rows' names."""
+    return (
+        [label.get_text() for label in axes.get_xticklabels()],
+        [label.get_text() for label in axes.get_yticklabels()],
+    )
+
+
+def written(axes: Axes) -> dict[tuple[float, float], str]:
+    return {text.get_position(): text.get_text() for text in axes.texts}
+
+
+def lines(axes: Axes) -> dict[str, list[list[float]]]:
+    return {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def bars(container: BarContainer) -> list[float]:
+    return [bar.get_width() for bar in container.patches]
+
+
+def whiskers(container: BarContainer) -> list[list[float]]:
+    """From where to where each error bar goes."""
+    (drawn,) = container.errorbar.lines[2]
+    return [[x for x, _ in segment] for segment in drawn.get_segments()]
+
+
+def legend(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def evaluation(success: float | None) -> Evaluation:
+    """Of two compositions on two data sets; without the embedding model where success is None."""
+    shares = {"on_topic": success, "success": success, "degenerate": 0.25, "list": 0.0}
+    ranges = {
+        name: None if share is None else (share - 0.1, share + 0.2)
+        for name, share in shares.items()
+    }
+    return Evaluation(
+        nll={"none": {"a": 3.0, "b": 2.0}, "a + b": {"a": 1.0, "b": 2.5}},
+        language={"none": {"en": 1.0}, "a + b": {"de": 1.0}},
+        shares=dict.fromkeys(("none", "a + b"), shares),
+        kl={"none": 0.0, "a + b": 0.1},
+        gain={"a + b": {"a": 1.0, "b": -0.5}},
+        interference={"a": {"a + b": 0.1, "a + c": 0.3}, "b": {"a + b": -0.2}},
+        intervals=Intervals(nll={}, shares=dict.fromkeys(("none", "a + b"), ranges)),
+        answers=[],
+    )
 
 
 def test_a_notebook_shows_a_figure(llama: PreTrainedModel) -> None:
@@ -27,14 +85,42 @@ def test_a_notebook_shows_a_figure(llama: PreTrainedModel) -> None:
     assert labels(figure)[:2] == [("block", "angle θ (degrees)"), ("block", "scale α")]
 
 
+def test_blocks_are_points_of_their_angle_and_scale(llama: PreTrainedModel) -> None:
+    interventions = [
+        RoadIntervention(layer=layer, subspaces={"a": "[0, d/2)", "b": "[d/2, d)"})
+        for layer in (0, 1)
+    ]
+    road = trained(llama, *interventions)
+    figure = block_figure(road.sites)
+    assert len(figure.axes) == 6
+    for row, site in enumerate(road.sites):
+        angles, scales, plane = figure.axes[3 * row : 3 * row + 3]
+        assert angles.get_title() == f"angle of each block: layer {row}, road_1, basis identity"
+        assert scales.get_title() == "scale of each block (1 = unchanged)"
+        assert plane.name == "polar"
+        assert legend(angles) == ["a", "b"]
+        half = len(site.theta) // 2
+        for index, (start, end) in enumerate([(0, half), (half, 2 * half)]):
+            turned = [(x, y / DEGREES) for x, y in angles.collections[index].get_offsets()]
+            assert [x for x, _ in turned] == list(range(start, end))
+            wrapped = (site.theta[start:end].detach() + 3.14159265) % 6.2831853 - 3.14159265
+            assert [y for _, y in turned] == pytest.approx(wrapped.tolist(), abs=1e-4)
+            drawn = scales.collections[index].get_offsets()[:, 1]
+            assert drawn.tolist() == pytest.approx(site.alpha[start:end].tolist())
+            assert len(plane.collections[index].get_offsets()) == half
+
+
 def test_training_curves() -> None:
     history = [
         {"step": 10, "loss": 3.0, "loss/a": 3.1, "loss/b": 2.9},
         {"step": 20, "loss": 2.0, "loss/a": 2.1},
     ]
     figure = training_figure(history)
-    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
-    assert lines == {"a": [[10, 3.1], [20, 2.1]], "b": [[10, 2.9]]}
+    assert lines(figure.axes[0]) == {"a": [[10, 3.1], [20, 2.1]], "b": [[10, 2.9]]}
+    assert labels(figure) == [("step", "nats a token, in training")]
+    assert legend(figure.axes[0]) == ["a", "b"]
+    (line,) = training_figure([{"step": 10, "loss": 3.0}]).axes[0].get_lines()
+    assert (line.get_label(), line.get_xydata().tolist()) == ("loss", [[10, 3.0]])
 
 
 def test_heat_maps_hold_their_numbers() -> None:
@@ -49,22 +135,64 @@ def test_heat_maps_hold_their_numbers() -> None:
     ]
     rows[-1]["error"] = "failed"
     figure = sweep_figure(rows, "layer", "position", "german", "german")
-    shown = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
-    assert shown == {((0, 1), "0.30"), ((1, 0), "1.20"), ((1, 1), "1.20")}
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["3", "12"]
-    figure = interference_figure(
-        {
-            "interference": {
-                "german": {"german + english": 0.1},
-                "english": {"german + english": -0.2},
-            }
-        }
+    assert written(figure.axes[0]) == {(0, 1): "0.30", (1, 0): "1.20", (1, 1): "1.20"}
+    assert ticks(figure.axes[0]) == (["3", "12"], ["all", "last"])
+    assert labels(figure) == [("layer", "position"), ("", "german: german, nats a token")]
+    unknown = sweep_figure(rows, "layer", "position", "german", "success")
+    assert written(unknown.axes[0]) == {}
+    assert labels(unknown)[1] == ("", "german: success")
+    figure = interference_figure(evaluation(0.5))
+    assert written(figure.axes[0]) == {(0, 0): "0.10", (1, 0): "0.30", (0, 1): "-0.20"}
+    assert ticks(figure.axes[0]) == (["a + b", "a + c"], ["a", "b"])
+    assert labels(figure) == [("composition", "data set"), ("", "nats a token worse than alone")]
+    grid = [[1.0, float("nan")], [2.0, 3.0]]
+    figure = heat_figure(
+        grid, ["a", "b"], ["c", "d"], rows_are="r", columns_are="c", values_are="v"
     )
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "-0.20"]
-    assert labels(figure)[0] == ("composition", "data set")
+    (image,) = figure.axes[0].images
+    assert image.get_array().filled(-1).tolist() == [[1, -1], [2, 3]]
+    assert [text.get_color() for text in figure.axes[0].texts] == ["white", "black", "black"]
+    nothing = [[float("nan")]]
     assert heat_figure(
-        [[float("nan")]], ["a"], ["b"], rows_are="r", columns_are="c", values_are="v"
+        nothing, ["a"], ["b"], rows_are="r", columns_are="c", values_are="v"
     )._repr_png_()
+
+
+def test_compositions_show_gains_and_shares_with_their_intervals() -> None:
+    figure = composition_figure(evaluation(0.5))
+    gains, shares, scale = figure.axes
+    assert gains.get_title() == "nats better than the base model"
+    assert ticks(gains) == (["a", "b"], ["none", "a + b"])
+    assert written(gains) == {(0, 0): "+0.00", (1, 0): "+0.00", (0, 1): "+2.00", (1, 1): "-0.50"}
+    (image,) = gains.images
+    assert image.get_array().tolist() == [[0, 0], [2, -0.5]]
+    assert image.get_clim() == (-2, 2)
+    assert scale.get_ylabel() == "nats a token"
+    assert shares.get_xlabel() == "share of the answers"
+    assert (shares.get_xlim(), shares.get_ylim()) == ((0, 1), (1.5, -0.5))
+    assert legend(shares) == ["success", "on topic", "degenerate"]
+    for container, share in zip(shares.containers[1::2], (0.5, 0.5, 0.25), strict=True):
+        assert bars(container) == [share, share]
+        for low, high in whiskers(container):
+            assert (low, high) == pytest.approx((share - 0.1, share + 0.2))
+
+
+def test_compositions_over_seeds_show_the_spread() -> None:
+    figure = composition_figure(over_seeds({"one": evaluation(0.4), "two": evaluation(0.6)}))
+    gains, shares, _ = figure.axes
+    assert ticks(gains)[1] == ["none", "a + b"]
+    assert len(gains.texts) == 4
+    success = shares.containers[1]
+    assert bars(success) == pytest.approx([0.5, 0.5])
+    spread = 0.02**0.5
+    for low, high in whiskers(success):
+        assert (low, high) == pytest.approx((0.5 - spread, 0.5 + spread))
+
+
+def test_unknown_shares_have_no_bars() -> None:
+    shares = composition_figure(evaluation(None)).axes[1]
+    assert legend(shares) == ["degenerate"]
+    assert bars(shares.containers[1]) == [0.25, 0.25]
 
 
 def test_an_adapter_by_layer(llama: PreTrainedModel) -> None:
@@ -72,7 +200,79 @@ def test_an_adapter_by_layer(llama: PreTrainedModel) -> None:
         RoadModel(llama).add_adapter("a", layers=[0, 2], targets=["q_proj", "up_proj"])
     )
     figure = adapter_figure(adapter)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["q_proj", "up_proj"]
-    theta = adapter.of("model.layers.2.self_attn.q_proj")[0]
-    expected = float(((theta + 3.14159265) % 6.2831853 - 3.14159265).abs().mean()) * 57.29578
-    assert float(figure.axes[0].texts[1].get_text()) == pytest.approx(expected, abs=0.01)
+    assert ticks(figure.axes[0]) == (["0", "2"], ["q_proj", "up_proj"])
+    assert labels(figure) == [("layer of the model", "linear layer"), ("", "mean |θ| (°)")]
+    theta = adapter.of("model.layers.2.self_attn.q_proj")[0].detach()
+    expected = float(((theta + 3.14159265) % 6.2831853 - 3.14159265).abs().mean()) * DEGREES
+    assert float(written(figure.axes[0])[1, 0]) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_bench_shows_medians_and_their_range() -> None:
+    def case(system: str, name: str, median: float, **more: Any) -> dict[str, Any]:
+        return {
+            "system": system, "name": name, "median_s": median, "min_s": 0.8 * median,
+            "max_s": 1.5 * median, **more,
+        }  # fmt: skip
+
+    steps = [case("roadint", "step", 1.0), case("pyvene", "step", 2.0)]
+    curves = [
+        case(system, "step by rows", seconds, rows=rows)
+        for system, rows, seconds in [("roadint", 8, 2.0), ("roadint", 4, 1.0), ("pyvene", 4, 3.0)]
+    ]
+    figure = bench_figure({"cases": [*steps, *curves, case("roadint", "whole job", 60.0)]})
+    medians, by_rows = figure.axes
+    assert medians.get_title() == "a training step"
+    assert [text.get_text() for text in medians.texts] == ["roadint", "pyvene"]
+    drawn = [each for each in medians.containers if isinstance(each, BarContainer)]
+    assert [bars(each) for each in drawn] == [[1.0], [2.0]]
+    assert [whiskers(each)[0] for each in drawn] == [[0.8, 1.5], [1.6, 3.0]]
+    assert labels(figure) == [
+        ("seconds (median, min to max)", ""), ("rows of a step", "seconds a step")
+    ]  # fmt: skip
+    assert lines(by_rows) == {"roadint": [[4, 1.0], [8, 2.0]], "pyvene": [[4, 3.0]]}
+    assert legend(by_rows) == ["roadint", "pyvene"]
+    assert by_rows.get_ylim()[0] == 0
+    (only,) = bench_figure({"cases": [case("roadint", "first token", 0.1)]}).axes
+    assert [text.get_text() for text in only.texts] == ["roadint, first token"]
+    assert only.get_title() == ""
+
+
+def test_a_bench_of_linear_layers_shows_time_over_the_base() -> None:
+    layers = [
+        {
+            "name": "layer", "dtype": dtype, "tokens": tokens, "width": width, "system": system,
+            "adapters": adapters, "over_base": 1 + adapters / width,
+        }
+        for dtype in ("float32", "bfloat16")
+        for tokens in (1, 16)
+        for width in (32, 64)
+        for system in ("base", "roadint")
+        for adapters in (8, 1)
+    ]  # fmt: skip
+    decode = {"name": "decode", "dtype": "float32", "rows": 4, "over_base": 1.5}
+    failed = {"name": "memory", "dtype": "float32", "system": "PEFT RoAd", "error": "no"}
+    cases = [*layers, {**decode, "system": "roadint, one adapter"}, failed]
+    figure = linear_figure({"cases": cases})
+    assert len(figure.axes) == 6
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "one layer, float32, 1 token a row",
+        "one layer, float32, 16 tokens a row",
+        "a decoding step, float32",
+    ]
+    narrow, wide, _ = (line.get_xydata().tolist() for line in figure.axes[0].get_lines())
+    assert (narrow, wide) == ([[1, 33 / 32], [8, 1.25]], [[1, 65 / 64], [8, 1.125]])
+    assert legend(figure.axes[0]) == ["roadint"]
+    assert ticks(figure.axes[0])[0] == ["1", "8"]
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
+    assert ticks(figure.axes[2])[1] == ["roadint, one adapter in 4 rows"]
+    assert bars(figure.axes[2].containers[0]) == [1.5]
+    assert not figure.axes[5].patches
+    assert len(linear_figure({"cases": []}).axes) == 1
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_figures_are_written_in_every_form(form: str) -> None:
+    picture = io.BytesIO()
+    composition_figure(evaluation(0.5)).savefig(picture, format=form)
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[form]
+    assert picture.getvalue().startswith(start)

@@ -79,12 +79,12 @@ def test_short_training_teaches_german_and_the_rest_stays(
     report = roadint.evaluate(
         road, tokenizer, prompts=QUESTIONS, rows=16, max_new_tokens=24, max_completion=32
     )
-    nll = report["nll"]
+    nll = report.nll
     assert nll["german"]["german"] < nll["none"]["german"] - 0.3
     assert nll["german + english"]["german"] < nll["none"]["german"] - 0.2
     assert nll["english"]["english"] < nll["none"]["english"]
-    assert report["language"]["none"] == {"en": 1.0}
-    assert report["language"]["german"].get("de", 0) >= 0.5
+    assert report.language["none"] == {"en": 1.0}
+    assert report.language["german"].get("de", 0) >= 0.5
 
 
 def test_checkpoint_is_a_few_kb_and_gives_the_same_answers(

@@ -98,16 +98,16 @@ def test_learns_two_things_in_two_subspaces(
     assert again.template == "plain"
     assert again.training_summary == json.loads(json.dumps(summary))
     report = roadint.evaluate(road, tokenizer, data, ["say 3"], max_new_tokens=4)
-    assert report["nll"]["a"]["a"] < report["nll"]["none"]["a"]
-    assert report["nll"]["b"]["b"] < report["nll"]["none"]["b"]
-    assert report["nll"]["none"]["a"] == pytest.approx(
+    assert report.nll["a"]["a"] < report.nll["none"]["a"]
+    assert report.nll["b"]["b"] < report.nll["none"]["b"]
+    assert report.nll["none"]["a"] == pytest.approx(
         plain_nll(llama, tokenizer, data["a"]), rel=1e-4
     )
-    assert report["nll"]["none"]["b"] == pytest.approx(
+    assert report.nll["none"]["b"] == pytest.approx(
         plain_nll(llama, tokenizer, data["b"]), rel=1e-4
     )
-    assert set(report["language"]) == {"none", "a", "b", "a + b"}
-    assert [answer["composition"] for answer in report["answers"]] == ["none", "a", "b", "a + b"]
+    assert set(report.language) == {"none", "a", "b", "a + b"}
+    assert [answer.composition for answer in report.answers] == ["none", "a", "b", "a + b"]
 
 
 def plain_nll(model: PreTrainedModel, tokenizer: Any, references: list[dict[str, str]]) -> float:

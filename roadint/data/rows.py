@@ -1,0 +1,70 @@
+"""A row: an instruction, its output and maybe an input, all of them plain text."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from roadint.data.prompts import is_whole
+from roadint.errors import RoadError, did_you_mean, listing, quoted
+
+Row = dict[str, str]
+"""{"instruction": …, "output": …}, and "input" where it has one, as Alpaca's rows have."""
+Form = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Makes the fields of a row from one of a data set that has others."""
+NEEDED, OPTIONAL = ("instruction", "output"), ("input",)
+
+
+class UnusableRow(RoadError):
+    """A row that is skipped; the message says why in a few words, the same for all such rows."""
+
+
+def checked_row(raw: Any, form: Form | None = None) -> Row:
+    """One row with nothing but its text.
+
+    Args:
+        raw: the row as its source has it.
+        form: makes the fields of one of another form.
+
+    Returns:
+        The row; an input without an instruction becomes the instruction.
+
+    Raises:
+        UnusableRow: if its text is missing.
+        RoadError: if it is no row; the message goes on after the row's name.
+    """
+    if not isinstance(raw, Mapping):
+        raise RoadError(f"is {type(raw).__name__}: expected fields 'instruction' and 'output'")
+    fields = form(raw) if form else raw
+    row = {name: _text(name, field_of(fields, name)) for name in NEEDED}
+    row |= {name: _text(name, fields.get(name)) for name in OPTIONAL}
+    if not row["instruction"].strip():
+        row["instruction"], row["input"] = row["input"], ""
+    for name in NEEDED:
+        if not row[name].strip():
+            raise UnusableRow(f"an empty or non-text {name!r}")
+    return {name: text for name, text in row.items() if name in NEEDED or text.strip()}
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field.
+
+    Raises:
+        RoadError: if the row has no such field; the message goes on after the row's name.
+    """
+    if name not in row:
+        raise RoadError(
+            f"has no field {name!r}: it has {listing(row)}{did_you_mean(name, map(str, row))}"
+        )
+    return row[name]
+
+
+def _text(name: str, value: Any) -> str:
+    # Tables have None or NaN where nothing is.
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if not isinstance(value, str):
+        raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
+    if not is_whole(value):
+        raise RoadError(
+            f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}"
+        )
+    return value

@@ -1,0 +1,211 @@
+"""`roadint.evaluate`: every composition on every data set, and what its answers are like."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from roadint.data.prompts import check_tokenizer, listed_prompts
+from roadint.data.rows import Row
+from roadint.data.sources import DataSource, load_prompts, load_rows
+from roadint.errors import RoadError, quoted
+from roadint.evaluation.answers import JudgedAnswer, answer_all, is_list, judged
+from roadint.evaluation.divergence import divergence
+from roadint.evaluation.language import check_language, shares_of
+from roadint.evaluation.likelihood import reference_nll
+from roadint.evaluation.report import Evaluation, Intervals
+from roadint.evaluation.statistics import interval
+from roadint.grammar.composition import Composition, CompositionLike
+from roadint.model.road_model import RoadModel
+
+DEV = {
+    "german": "bundled:german_dev",
+    "english": "bundled:english_dev",
+    "cross": "bundled:cross_dev",
+}
+UNRELATED = "bundled:unrelated"
+
+_SHARES = ("on_topic", "success", "degenerate", "list")
+_Summary = TypeVar("_Summary")
+
+
+def evaluate(
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, DataSource] | None = None,
+    prompts: Sequence[str] | None = None,
+    *,
+    compose: Sequence[CompositionLike] | None = None,
+    rows: int | None = None,
+    language: str = "de",
+    max_completion: int = 64,
+    max_new_tokens: int = 48,
+    batch_size: int = 8,
+    quiet: bool = False,
+) -> Evaluation:
+    """Measure compositions: likelihood of references; language, topic and form of answers.
+
+    Args:
+        road: the model.
+        tokenizer: the model's.
+        data: name → source of references (`roadint.data.sources`); the bundled development samples
+            by default.
+        prompts: what is to be answered, all different; the paper's nine by default.
+        compose: what to compare; none, each subspace and all of them by default.
+        rows: the first rows of each source; all by default.
+        language: the one that a success is in, as ISO 639-1 code.
+        max_completion: of a reference, in tokens; it is cut.
+        max_new_tokens: of an answer.
+        batch_size: rows of a batch; answers come in batches of eight times as many.
+        quiet: whether there are no progress bars.
+
+    Raises:
+        RoadError: if a source or a composition can't be read, or there is nothing to evaluate.
+    """
+    _check_arguments(road, tokenizer, data, language)
+    compositions = _compositions(road, compose)
+    sets = {
+        name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()
+    }
+    questions = (
+        load_prompts("bundled:prompts_paper") if prompts is None else listed_prompts(prompts)
+    )
+    if not questions or not compositions:
+        raise RoadError("nothing to evaluate: expected at least one prompt and one composition")
+    limits: dict[str, Any] = {"max_completion": max_completion, "quiet": quiet}
+    nll = _likelihoods(road, tokenizer, sets, compositions, batch_size=batch_size, **limits)
+    unrelated = divergence(road, tokenizer, load_rows(UNRELATED, rows), compositions, **limits)
+    texts = answer_all(
+        road,
+        tokenizer,
+        questions,
+        compositions,
+        batch_size=8 * batch_size,
+        max_new_tokens=max_new_tokens,
+        quiet=quiet,
+    )
+    answers = judged(texts, questions)
+    by_composition = {
+        name: [answer for answer in answers if answer.composition == name] for name in nll
+    }
+    hits = {name: _hits(listed, language) for name, listed in by_composition.items()}
+    means = _summarised(nll, _mean)
+    return Evaluation(
+        nll=means,
+        language={
+            name: shares_of([answer.language for answer in listed])
+            for name, listed in by_composition.items()
+        },
+        shares=_all_shares(_summarised(hits, _mean)),
+        kl={name: _mean(values) for name, values in zip(nll, unrelated, strict=True)},
+        gain=_gains(means, compositions),
+        interference=_interference(means, compositions),
+        intervals=Intervals(
+            nll=_summarised(nll, interval), shares=_all_shares(_summarised(hits, interval))
+        ),
+        answers=answers,
+    )
+
+
+def _check_arguments(road: object, tokenizer: object, data: object, language: object) -> None:
+    if not isinstance(road, RoadModel):
+        raise RoadError(
+            f"{quoted(road)} is no RoadModel: "
+            "expected roadint.RoadModel(model, …), or one from a checkpoint"
+        )
+    check_tokenizer(tokenizer)
+    check_language(language)
+    if data is not None and not isinstance(data, Mapping):
+        raise RoadError(
+            f"data {quoted(data)}: expected a mapping of names to sources, "
+            "such as {'german': 'german.jsonl'}"
+        )
+
+
+def _compositions(road: RoadModel, compose: Any) -> list[Composition]:
+    if compose is None:
+        return list(dict.fromkeys(road.compositions()))
+    listed = compose if isinstance(compose, (list, tuple)) else [compose]
+    return list(dict.fromkeys(Composition.parse(text, road.names) for text in listed))
+
+
+def _likelihoods(
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, list[Row]],
+    compositions: Sequence[Composition],
+    **limits: Any,
+) -> dict[str, dict[str, list[float]]]:
+    """[composition][data set], nats a token of every reference."""
+    nll: dict[str, dict[str, list[float]]] = {str(composition): {} for composition in compositions}
+    for name, references in sets.items():
+        values = reference_nll(road, tokenizer, references, compositions, **limits)
+        for by_set, references_nll in zip(nll.values(), values, strict=True):
+            by_set[name] = references_nll
+    return nll
+
+
+def _hits(answers: Sequence[JudgedAnswer], language: str) -> dict[str, list[float]]:
+    """For every share that is known, 1 or 0 for every answer."""
+    hits = {
+        "degenerate": [float(answer.degenerate is not None) for answer in answers],
+        "list": [float(is_list(answer.text)) for answer in answers],
+    }
+    topical = [answer.on_topic for answer in answers if answer.on_topic is not None]
+    if len(topical) == len(answers):
+        hits["on_topic"] = [float(hit) for hit in topical]
+        hits["success"] = [
+            float(hit and answer.language == language)
+            for hit, answer in zip(topical, answers, strict=True)
+        ]
+    return hits
+
+
+def _all_shares(
+    known: Mapping[str, Mapping[str, _Summary]],
+) -> dict[str, dict[str, _Summary | None]]:
+    """With None for the shares that are not known."""
+    return {
+        composition: {name: shares.get(name) for name in _SHARES}
+        for composition, shares in known.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _summarised(
+    samples: Mapping[str, Mapping[str, list[float]]], summarise: Callable[[list[float]], _Summary]
+) -> dict[str, dict[str, _Summary]]:
+    """A summary in the place of every sample."""
+    return {
+        composition: {name: summarise(values) for name, values in named.items()}
+        for composition, named in samples.items()
+    }
+
+
+def _gains(
+    nll: Mapping[str, Mapping[str, float]], compositions: Sequence[Composition]
+) -> dict[str, dict[str, float]]:
+    gains = {}
+    for composition in compositions:
+        parts = ["none", *(name for name, _ in composition.terms)]
+        if len(parts) > 2 and all(part in nll for part in parts):
+            gains[str(composition)] = {
+                name: min(nll[part][name] for part in parts) - value
+                for name, value in nll[str(composition)].items()
+            }
+    return gains
+
+
+def _interference(
+    nll: Mapping[str, Mapping[str, float]], compositions: Sequence[Composition]
+) -> dict[str, dict[str, float]]:
+    interference: dict[str, dict[str, float]] = {}
+    for composition in compositions:
+        for name, _ in composition.terms:
+            if len(composition.terms) > 1 and name in nll and name in nll[name]:
+                more = nll[str(composition)][name] - nll[name][name]
+                interference.setdefault(name, {})[str(composition)] = more
+    return interference

@@ -1,0 +1,7 @@
+"""To pyvene and back: interventions as its configuration, and the folders that it saves."""
+
+from roadint.interop.pyvene.config import pyvene_config
+from roadint.interop.pyvene.saved import load, read_tensors, state_of
+from roadint.interventions.pyvene.placing import register
+
+__all__ = ["load", "pyvene_config", "read_tensors", "register", "state_of"]

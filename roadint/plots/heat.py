@@ -1,0 +1,76 @@
+"""Numbers as a heat map, in a figure of its own or in a panel of another one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+
+from roadint.plots.style import Figure
+
+Grid = Sequence[Sequence[float]]
+
+
+def heat_figure(
+    grid: Grid,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    rows_are: str,
+    columns_are: str,
+    values_are: str,
+) -> Figure:
+    """Numbers as a labelled heat map.
+
+    Args:
+        grid: the numbers; what is not a number (NaN) stays white.
+        rows: the names of the grid's rows.
+        columns: the names of its columns.
+        rows_are: what the rows are, beside the axis.
+        columns_are: what the columns are.
+        values_are: what the numbers are, with their unit, beside the scale of colours.
+    """
+    known = [value for row in grid for value in row if value == value]
+    middle = (min(known) + max(known)) / 2 if known else 0.0
+    figure = Figure(figsize=(2.6 + 0.8 * len(columns), 1.6 + 0.5 * len(rows)), layout="constrained")
+    panel = figure.add_subplot()
+    image = draw_heat(panel, grid, rows, columns, dark=lambda value: value < middle, cmap="viridis")
+    panel.set(xlabel=columns_are, ylabel=rows_are)
+    figure.colorbar(image, ax=panel, label=values_are)
+    return figure
+
+
+def draw_heat(
+    panel: Axes,
+    grid: Grid,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    dark: Callable[[float], bool],
+    form: str = ".2f",
+    **colours: Any,
+) -> AxesImage:
+    """Draw numbers as colours with the numbers written on them.
+
+    Args:
+        panel: where to.
+        grid: the numbers; what is not a number (NaN) stays white.
+        rows: the names of the grid's rows.
+        columns: the names of its columns.
+        dark: whether a number's colour is dark, so that it is written in white.
+        form: how a number is written.
+        **colours: cmap, vmin and vmax, as `Axes.imshow` takes them.
+
+    Returns:
+        The image, for a scale of colours.
+    """
+    image = panel.imshow(grid, aspect="auto", **colours)
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            if value == value:
+                colour = "white" if dark(value) else "black"
+                text = f"{value:{form}}"
+                panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(rows)), rows)
+    return image
