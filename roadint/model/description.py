@@ -3,17 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from roadint.interventions.base import SubspaceIntervention
 
 
 def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
     """For a prompt of `count` tokens: which of them the intervention edits."""
-    length = torch.tensor([count])
-    intervention.position.check(length)
-    edited = intervention.position.edited(torch.arange(count)[None], length)[0]
-    return [bool(flag) for flag in edited]
+    indices = set(intervention.position.indices(count))
+    return [index in indices for index in range(count)]
 
 
 def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str]) -> str:
