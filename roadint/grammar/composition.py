@@ -49,10 +49,11 @@ class Composition:
         """Read an expression.
 
         Args:
-            text: an expression. None and "none" are the identity, "all" is every name at strength 1.
-                "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is all
-                of that checkpoint's subspaces. A mapping of names to strengths, any real numbers,
-                says the same without text. Strengths of a repeated name add up; zeros are dropped.
+            text: an expression. None and "none" are the identity, "all" is every name at strength
+                1. "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is
+                all of that checkpoint's subspaces. A mapping of names to strengths, any real
+                numbers, says the same without text. Strengths of a repeated name add up; zeros are
+                dropped.
             names: every name that there is, in the order of the terms; a mapping stands for its
                 keys.
 
