@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.architecture.layers import positions_of
+from roadint.architecture.properties import positions_of
 from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
 from roadint.data.sources import Row
 from roadint.errors import RoadError, quoted

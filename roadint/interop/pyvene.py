@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from roadint.architecture.layers import check_model, site_path, width_of
+from roadint.architecture.layers import site_path
+from roadint.architecture.properties import check_model, width_of
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files.local import is_file, path_of
 from roadint.interventions.base import SubspaceIntervention

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
-from roadint.architecture.layers import find_layers, text_config, width_of
+from roadint.architecture.layers import find_layers, text_config
+from roadint.architecture.properties import width_of
 from roadint.errors import RoadError, first_line, quoted
 from roadint.files.jsonable import plain
 from roadint.files.local import candidates, make_folder, path_of, write_pair

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 from roadint.adapters.merging import Merged, merge
 from roadint.adapters.products import check_products
-from roadint.architecture.layers import (
-    check_recomputation,
-    counts_padding,
-    positions_of,
-    text_config,
-)
+from roadint.architecture.layers import text_config
+from roadint.architecture.properties import check_recomputation, counts_padding, positions_of
 from roadint.data.prompts import (
     Template,
     batch_prompts,

@@ -14,14 +14,8 @@ from torch import nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.targets import ALL_LINEAR, Names, find_targets
-from roadint.architecture.layers import (
-    check_model,
-    device_of,
-    find_layers,
-    site_path,
-    text_config,
-    width_of,
-)
+from roadint.architecture.layers import find_layers, site_path, text_config
+from roadint.architecture.properties import check_model, device_of, width_of
 from roadint.data.prompts import Template, check_template
 from roadint.engines.locks import Gate, Lock
 from roadint.engines.table import Banks

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.architecture.layers import cache_name, takes_positions
+from roadint.architecture.properties import cache_name, takes_positions
 from roadint.data.collate import Collator, Example, completion_nll, moved, targets
 from roadint.data.prompts import pad
 from roadint.engines.transformers.partial import Resumed, output_after, run_until_enough
