@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roadint.engines.locks import Lock
+from roadint.engines.values import SeenValues
 from roadint.errors import RoadError
 from roadint.rotation.rotation import Rotation
 
@@ -29,6 +30,7 @@ class Bank:
         self._v: Tensor | None = None
         self._mirrored: set[int] = set()  # the slots whose v is not zero
         self._lock = Lock()
+        self.seen = SeenValues()
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -369,7 +369,7 @@ class Roads(Hosted):
         with self._changing:
             kept = [each for each in self.adapters.values() if keep(each)]
             self.linear = nn.ModuleList(kept)
-        self._banks.keep({each.place for each in kept})
+        self._banks.keep({each.layout_and_groups for each in kept})
 
     def _placed(self) -> Placed:
         with self._changing:

@@ -53,7 +53,8 @@ class LinearEdit:
         scratch = Scratch()
         for members in by_layout(self._acting):
             layout = members[0].layout
-            bank = banks.of(members[0].place, sum(layout.blocks), capacity, members[0].theta.device)
+            key, device = members[0].layout_and_groups, members[0].theta.device
+            bank = banks.of(key, sum(layout.blocks), capacity, device)
             turning = Turning({each.name: each for each in members}, terms, live, bank)
             self._widths |= zip(layout.paths, layout.widths, strict=True)
             for place, path in enumerate(layout.paths):

@@ -49,9 +49,8 @@ class Turning:
             rotation = _stacked(made)
             self.index = index if len(distinct) > 1 else None
         else:
-            states = {
-                name: members[name].state() for name in {name for each in own for name, _ in each}
-            }
+            names = {name for each in own for name, _ in each}
+            states = {name: bank.seen.state_of(members[name]) for name in names}
             keys: list[Hashable] = [
                 tuple((*term, states[term[0]]) for term in each) for each in own
             ]
