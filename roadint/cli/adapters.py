@@ -7,7 +7,7 @@ import typer
 
 from roadint.cli.terminal import Base, Json, check_folder, console, print_json
 from roadint.errors import RoadError, check_known, quoted
-from roadint.files.local import whole_folder
+from roadint.files.atomic import whole_folder
 
 Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
 Out = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files.local import is_folder, write_whole
+from roadint.files.atomic import write_whole
+from roadint.files.paths import is_folder
 
 # A table in a pipe or a file is not cut at 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160)

@@ -25,7 +25,7 @@ import datasets
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.data.prompts import is_whole
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files.local import is_file, is_folder, path_of
+from roadint.files.paths import is_file, is_folder, path_of
 
 Row = dict[str, str]
 Source = str | Path | Iterable[Mapping[str, Any]]

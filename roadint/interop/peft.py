@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files.local import is_file, make_folder, path_of, write_pair
-from roadint.files.untrusted import read_header, read_json
+from roadint.files.atomic import write_pair
+from roadint.files.paths import is_file, make_folder, path_of
+from roadint.files.readers import read_header, read_json
 from roadint.model.checkpoint import folder_of
 from roadint.model.schema import anything, either, fields, listed, one_of, text, whole
 from roadint.rotation.rotation import Variant, parameter_shape

@@ -11,7 +11,7 @@ from torch import nn
 from roadint.architecture.layers import site_path
 from roadint.architecture.properties import check_model, width_of
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files.local import is_file, path_of
+from roadint.files.paths import is_file, path_of
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
 from roadint.interventions.pyvene.placing import register

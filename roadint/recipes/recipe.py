@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 from roadint.adapters.targets import ALL_LINEAR
 from roadint.data.prompts import Template
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files.local import is_file, path_of
+from roadint.files.paths import is_file, path_of
 from roadint.grammar.position import Phase
 from roadint.grammar.subspace import Subspace
 from roadint.interventions.base import SubspaceIntervention

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files.local import read_text
+from roadint.files.readers import read_text
 
 _MOST = 1 << 18  # bytes of YAML: more is no recipe
 FLOAT32 = 3.4028234663852886e38  # the largest: what is beyond becomes infinite in the values that are trained

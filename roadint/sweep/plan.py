@@ -13,7 +13,7 @@ from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.evaluation.language import check_language
 from roadint.evaluation.report import DEV
-from roadint.files.local import is_file, path_of
+from roadint.files.paths import is_file, path_of
 from roadint.grammar.composition import Composition
 from roadint.recipes.recipe import Recipe, written
 from roadint.recipes.settings import Range, cast, read_yaml

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.report import evaluate
-from roadint.files.local import write_whole
+from roadint.files.atomic import write_whole
 from roadint.model.pretrained import load
 from roadint.sweep.plan import Plan, Settings, key
 from roadint.training.prefix_cache import Kept

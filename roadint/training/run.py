@@ -17,7 +17,8 @@ from roadint.data.collate import Collator, Example, check_fits, tokenize
 from roadint.data.prompts import check_template, check_tokenizer, pad_id
 from roadint.data.sources import Source, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files.local import make_folder, path_of, write_whole
+from roadint.files.atomic import write_whole
+from roadint.files.paths import make_folder, path_of
 from roadint.grammar.composition import Composition
 from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
