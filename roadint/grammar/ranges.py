@@ -1,7 +1,8 @@
-"""Ranges of dims as text, and back: `"[0, d/2) | [3d/4, d)"`, `"blocks[1::2]"`.
+"""Ranges of dims, from text, slices and integers, and as text again.
 
-Half-open ranges over the dims 0 … d, with integers, `d`, fractions (`d/4`, `3d/4`, `d - 64`) and
-unions; or every n-th block, as Python's slices, but for indices that there are none of.
+The text is `"[0, d/2) | [3d/4, d)"`, half-open ranges over the dims 0 … d, with integers, `d`,
+fractions (`d/4`, `3d/4`, `d - 64`) and unions; or `"blocks[1::2]"`, every n-th block, as Python's
+slices, but for indices that there are none of.
 """
 
 import itertools
@@ -136,6 +137,74 @@ def read_boundary(value: Any, whole: object, width: int) -> int:
             f"at width {width}: expected a whole number"
         )
     return int(number)
+
+
+def runs(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ordered integers as half-open ranges.
+
+    Example:
+        >>> list(runs([0, 1, 2, 6]))
+        [(0, 3), (6, 7)]
+    """
+    start = 0
+    for index, dim in enumerate(ordered):
+        if index + 1 == len(ordered) or ordered[index + 1] != dim + 1:
+            yield ordered[start], dim + 1
+            start = index + 1
+
+
+def slice_range(spec: slice | range, width: int) -> tuple[int, int]:
+    """The range of a slice of dims.
+
+    Args:
+        spec: with boundaries as `read_boundary` reads them; negative ones of a slice count from
+            the end.
+        width: in dims.
+
+    Returns:
+        Start and end, in dims.
+
+    Raises:
+        RoadError: for a step.
+    """
+    if spec.step not in (None, 1):
+        raise RoadError(
+            f"subspace {quoted(spec)} has step {quoted(spec.step)}: "
+            "expected whole blocks, so a step of 1"
+        )
+    start = read_boundary(0 if spec.start is None else spec.start, spec, width)
+    end = read_boundary(width if spec.stop is None else spec.stop, spec, width)
+    if isinstance(spec, slice):  # negative ones count from the end
+        start = start + width if -width <= start < 0 else start
+        end = end + width if -width <= end < 0 else end
+    return start, end
+
+
+def two_integers(first: int, second: int, width: int, unit: int) -> Iterator[tuple[int, int]]:
+    """What a list of two integers means: a range, or two dims.
+
+    Args:
+        first: the first of them.
+        second: the second.
+        width: in dims.
+        unit: dims in a block.
+
+    Yields:
+        Start and end of each range.
+
+    Raises:
+        RoadError: where it could be both.
+    """
+    if unit == 1 and 0 <= first < second < width:
+        raise RoadError(
+            f"subspace [{first}, {second}] has two meanings: expected ({first}, {second}) or "
+            f"'[{first}, {second})' for the range, "
+            f"'[{first}, {first + 1}) | [{second}, {second + 1})' for the two dimensions"
+        )
+    if unit == 2 and abs(second - first) == 1:  # no range of whole blocks
+        yield from runs(sorted((first, second)))
+    else:
+        yield first, second
 
 
 def is_integer(value: object) -> TypeGuard[Any]:

@@ -28,6 +28,9 @@ from roadint.grammar.ranges import (
     is_integer,
     read_boundary,
     read_ranges,
+    runs,
+    slice_range,
+    two_integers,
     write_ranges,
 )
 
@@ -147,7 +150,7 @@ class Subspace:
                     f"dimension {quoted(dim)} is outside the width: expected 0 to {width - 1}"
                 )
             chosen.add(index)
-        return cls.parse([range(start, end) for start, end in _runs(sorted(chosen))], width, unit)
+        return cls.parse([range(start, end) for start, end in runs(sorted(chosen))], width, unit)
 
     @property
     def blocks(self) -> list[int]:
@@ -277,7 +280,7 @@ def _dim_ranges(
     elif isinstance(spec, str):
         yield from read_ranges(spec, width, unit)
     elif isinstance(spec, (slice, range)):
-        yield _of_slice(spec, width)
+        yield slice_range(spec, width)
     elif isinstance(spec, (list, tuple)):
         yield from _of_sequence(spec, width, unit, depth)
     else:
@@ -295,9 +298,9 @@ def _of_sequence(
         if isinstance(spec, tuple) or not all(map(is_integer, spec)):
             yield start, end
         else:
-            yield from _of_two(start, end, width, unit)
+            yield from two_integers(start, end, width, unit)
     elif spec and all(map(is_integer, spec)):
-        yield from _runs(sorted(int(dim) for dim in spec))
+        yield from runs(sorted(int(dim) for dim in spec))
     elif depth == _DEEPEST:
         raise RoadError(
             f"subspace {quoted(spec)} is not understood: "
@@ -306,43 +309,6 @@ def _of_sequence(
     else:
         for part in spec:
             yield from _dim_ranges(part, width, unit, depth + 1)
-
-
-def _of_two(first: int, second: int, width: int, unit: int) -> Iterator[tuple[int, int]]:
-    """A list of two integers: the range, or the two dims, where it can't be both."""
-    if unit == 1 and 0 <= first < second < width:
-        raise RoadError(
-            f"subspace [{first}, {second}] has two meanings: expected ({first}, {second}) or "
-            f"'[{first}, {second})' for the range, "
-            f"'[{first}, {first + 1}) | [{second}, {second + 1})' for the two dimensions"
-        )
-    if unit == 2 and abs(second - first) == 1:  # no range of whole blocks
-        yield from _runs(sorted((first, second)))
-    else:
-        yield first, second
-
-
-def _of_slice(spec: slice | range, width: int) -> tuple[int, int]:
-    if spec.step not in (None, 1):
-        raise RoadError(
-            f"subspace {quoted(spec)} has step {quoted(spec.step)}: "
-            "expected whole blocks, so a step of 1"
-        )
-    start = read_boundary(0 if spec.start is None else spec.start, spec, width)
-    end = read_boundary(width if spec.stop is None else spec.stop, spec, width)
-    if isinstance(spec, slice):  # negative ones count from the end
-        start = start + width if -width <= start < 0 else start
-        end = end + width if -width <= end < 0 else end
-    return start, end
-
-
-def _runs(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ordered integers as half-open ranges."""
-    start = 0
-    for index, dim in enumerate(ordered):
-        if index + 1 == len(ordered) or ordered[index + 1] != dim + 1:
-            yield ordered[start], dim + 1
-            start = index + 1
 
 
 def _integer_pair(pair: object) -> tuple[int, int] | None:
