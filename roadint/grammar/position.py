@@ -148,15 +148,21 @@ class Position(_EditedTokens):
         Returns:
             True where a token is edited.
         """
-        kind = position_kinds()[self.kind]
         length = prompt_length[:, None]
-        edited = torch.zeros_like(rank, dtype=torch.bool)
-        if self.phase != "generated":
-            in_prompt = (rank >= 0) & (rank < length)
-            edited |= in_prompt & kind.selects(self.numbers, rank, length)
-        if self.after_prompt:
-            edited |= (rank >= length) & kind.selects(self.numbers, rank - length, None)
-        return edited
+        match self.phase:
+            case "prompt":
+                return self._in_prompt(rank, length)
+            case "generated":
+                return self._generated(rank, length)
+        return self._in_prompt(rank, length) | self._generated(rank, length)
+
+    def _in_prompt(self, rank: Tensor, length: Tensor) -> Tensor:
+        selects = position_kinds()[self.kind].selects
+        return (rank >= 0) & (rank < length) & selects(self.numbers, rank, length)
+
+    def _generated(self, rank: Tensor, length: Tensor) -> Tensor:
+        selects = position_kinds()[self.kind].selects
+        return (rank >= length) & selects(self.numbers, rank - length, None)
 
     def check(self, lengths: Int[Tensor, " rows"]) -> None:
         """Refuse prompts that lack a token to edit.
