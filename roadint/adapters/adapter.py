@@ -41,14 +41,14 @@ class RoadAdapter(KeepsPrecision):
     together; `lora_a` [rank, inputs] and `lora_b` [outputs, rank], None without LoRA.
 
     Args:
-        name: what a composition calls it.
-        layout: the targets.
-        variant: as in RoadIntervention.
-        pairing: as in RoadIntervention; a group size has to divide every width.
-        subspace: which blocks of every target turn, such as "[0, d/2)"; all by default.
-        lora_rank: of a LoRA beside the rotations; 0 for none.
+        name: What a composition calls it.
+        layout: The targets.
+        variant: As in RoadIntervention.
+        pairing: As in RoadIntervention; a group size has to divide every width.
+        subspace: Which blocks of every target turn, such as "[0, d/2)"; all by default.
+        lora_rank: Of a LoRA beside the rotations; 0 for none.
         lora_alpha: LoRA's scale times its rank; the rank by default.
-        heads: modules by their paths, whose copies train with the adapter and stand in for the
+        heads: Modules by their paths, whose copies train with the adapter and stand in for the
             originals where it acts (a classifier).
 
     Raises:
@@ -137,8 +137,8 @@ class RoadAdapter(KeepsPrecision):
         """The rotations of all targets, end to end.
 
         Args:
-            strength: of the adapter.
-            learning: whether θ and α get gradients.
+            strength: Of the adapter.
+            learning: Whether θ and α get gradients.
 
         Returns:
             The rotation, whose blocks are those of all targets.
@@ -171,7 +171,7 @@ class RoadAdapter(KeepsPrecision):
         """The values of one target.
 
         Args:
-            path: of the target.
+            path: Of the target.
 
         Returns:
             Its θ and α, views of the adapter's.
@@ -192,7 +192,7 @@ class RoadAdapter(KeepsPrecision):
         """The values of one target as they act.
 
         Args:
-            path: of the target.
+            path: Of the target.
 
         Returns:
             Its θ and α, detached copies, with the identity where the subspace leaves a block out.
@@ -212,7 +212,7 @@ class RoadAdapter(KeepsPrecision):
         """The LoRA of every target.
 
         Args:
-            learning: whether it gets gradients.
+            learning: Whether it gets gradients.
 
         Returns:
             A and B of each target, B with the scale in it; empty where there is no LoRA.
@@ -230,7 +230,7 @@ class RoadAdapter(KeepsPrecision):
         """Make a strength the new strength 1, exactly, in place: of the rotations, and of a LoRA.
 
         Args:
-            strength: the strength.
+            strength: The strength.
 
         Raises:
             RoadError: where a scale gets too large.

@@ -23,8 +23,8 @@ class RoadLinear(nn.Module):
     model, many adapters and mixed batches, see roadint.add_linear_road.
 
     Args:
-        base: the layer.
-        **arguments: variant, pairing, subspace, lora_rank and lora_alpha, as in RoadAdapter.
+        base: The layer.
+        **arguments: Variant, pairing, subspace, lora_rank and lora_alpha, as in RoadAdapter.
 
     Raises:
         RoadError: where an argument does not fit, or the width of the output is odd.
@@ -51,7 +51,7 @@ class RoadLinear(nn.Module):
         """Run the layer and rotate its output.
 
         Args:
-            x: the layer's input.
+            x: The layer's input.
 
         Returns:
             The rotated output, in the layer's dtype.
@@ -69,7 +69,7 @@ class RoadLinear(nn.Module):
         """Put the rotation into the layer's weights.
 
         Args:
-            keep: keep the weights as they were, for an exact `unmerge`.
+            keep: Keep the weights as they were, for an exact `unmerge`.
 
         Returns:
             What was merged, and what the dtype of the weights rounded away.

@@ -32,10 +32,10 @@ class Merged:
     """What was merged.
 
     Args:
-        composition: of adapters.
-        rounding: by path, the error of the weights' dtype as a share of the change.
-        originals: parameters, and what they were.
-        changes: of modules, in order, for the way back by the closed form.
+        composition: Of adapters.
+        rounding: By path, the error of the weights' dtype as a share of the change.
+        originals: Parameters, and what they were.
+        changes: Of modules, in order, for the way back by the closed form.
     """
 
     composition: Composition
@@ -68,10 +68,10 @@ def merge(
     """Change the weights of a model in place, in float32, by a composition of adapters.
 
     Args:
-        model: what holds the targets.
-        adapters: by name.
-        composition: of these adapters alone.
-        keep: keep the weights as they were, for an exact `undo`.
+        model: What holds the targets.
+        adapters: By name.
+        composition: Of these adapters alone.
+        keep: Keep the weights as they were, for an exact `undo`.
 
     Returns:
         What was merged. A warning tells where the dtype rounds much of the change away.

@@ -18,8 +18,8 @@ def check_products(
     """Refuse sums of adapters whose order would matter.
 
     Args:
-        adapters: by name.
-        compositions: one a row; names of other than these adapters don't matter.
+        adapters: By name.
+        compositions: One a row; names of other than these adapters don't matter.
 
     Raises:
         RoadError: where adapters act on one row and do not commute.
@@ -40,7 +40,7 @@ def by_layout(adapters: Iterable[RoadAdapter]) -> list[list[RoadAdapter]]:
     """Group adapters that rotate the same pairs of the same targets: one product serves them.
 
     Args:
-        adapters: in any order.
+        adapters: In any order.
 
     Returns:
         The groups.
@@ -59,9 +59,9 @@ def product(
     """The rotations of all targets, of adapters that commute and have one layout.
 
     Args:
-        members: at least one adapter, by name.
-        terms: names and strengths of those that act.
-        learning: the names of those that get gradients; all by default.
+        members: At least one adapter, by name.
+        terms: Names and strengths of those that act.
+        learning: The names of those that get gradients; all by default.
 
     Returns:
         The rotation, whose blocks are those of all targets; the identity without terms.
@@ -85,8 +85,8 @@ def why_not_commuting(first: RoadAdapter, second: RoadAdapter) -> str | None:
     """Why the order of two adapters that act together would matter.
 
     Args:
-        first: an adapter.
-        second: another one.
+        first: An adapter.
+        second: Another one.
 
     Returns:
         The reason, for a message; None where the order does not matter.

@@ -30,9 +30,9 @@ class Layout:
     """The targets of an adapter, whose blocks lie end to end in one vector.
 
     Args:
-        paths: of the targets in the model.
-        widths: of their outputs, in dims.
-        inputs: the widths of their inputs, in dims.
+        paths: Of the targets in the model.
+        widths: Of their outputs, in dims.
+        inputs: The widths of their inputs, in dims.
     """
 
     paths: tuple[str, ...]
@@ -50,8 +50,8 @@ class Layout:
         """What belongs to one target.
 
         Args:
-            values: of all blocks, end to end.
-            path: of the target.
+            values: Of all blocks, end to end.
+            path: Of the target.
 
         Returns:
             Its part of the values, a view.
@@ -70,14 +70,14 @@ def find_targets(
     Linear layers (quantised ones too), GPT-2's Conv1D and embeddings can be targets.
 
     Args:
-        model: a transformers model, or a wrapper of one.
+        model: A transformers model, or a wrapper of one.
         targets: "all-linear" (every linear layer of the language model's body: not its heads, not
             another tower or what leads from it, not the routers and gates of a mixture of experts,
             nor layers whose weights the model uses without calling them); "fc1" (the first of each
             feed-forward network); a list of names ("q_proj", "mlp.down_proj": what a path ends
             with); or one text, a regular expression for whole paths, or a name.
-        exclude: the same, to leave out.
-        layers: indices of layers, from 0; all of them, and what lies outside of layers, by default.
+        exclude: The same, to leave out.
+        layers: Indices of layers, from 0; all of them, and what lies outside of layers, by default.
 
     Returns:
         The targets.
@@ -107,8 +107,8 @@ def layout_of(model: nn.Module, paths: Iterable[str]) -> Layout:
     """The layout of some modules, in the model's order.
 
     Args:
-        model: what holds them.
-        paths: of the modules.
+        model: What holds them.
+        paths: Of the modules.
 
     Returns:
         The layout.
@@ -139,9 +139,9 @@ def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) ->
     """Refuse a model that an adapter does not fit.
 
     Args:
-        model: the model.
-        layout: of the adapter.
-        heads: paths of modules that the adapter has copies of.
+        model: The model.
+        layout: Of the adapter.
+        heads: Paths of modules that the adapter has copies of.
 
     Raises:
         RoadError: where the model lacks a target or a head, or has it in another size.
@@ -171,8 +171,8 @@ def may_rest(model: nn.Module, path: str) -> bool:
     Such are experts that no token went to, and parts that text alone does not reach.
 
     Args:
-        model: the model.
-        path: of the target.
+        model: The model.
+        path: Of the target.
 
     Returns:
         Whether a pass that does not run it is no error.

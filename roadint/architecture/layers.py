@@ -29,7 +29,7 @@ def text_config(model: nn.Module) -> Any:
     """The configuration of the language model, also inside a multimodal one.
 
     Args:
-        model: a transformers model, or a wrapper of one that shows its configuration.
+        model: A transformers model, or a wrapper of one that shows its configuration.
 
     Returns:
         A transformers configuration; which class, the architecture says.
@@ -61,7 +61,7 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     """The language model's body: without heads, other towers and what leads from them to it.
 
     Args:
-        model: a transformers model, or a wrapper of one.
+        model: A transformers model, or a wrapper of one.
 
     Returns:
         The body's path in `model`, and the body.
@@ -79,7 +79,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The decoder layers.
 
     Args:
-        model: a transformers model, or a wrapper of one.
+        model: A transformers model, or a wrapper of one.
 
     Returns:
         The path of their list in `model`, and the list.
@@ -106,9 +106,9 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
     """The module whose output is a site.
 
     Args:
-        model: a transformers model, or a wrapper of one.
-        layer: from 0.
-        component: one of COMPONENTS.
+        model: A transformers model, or a wrapper of one.
+        layer: From 0.
+        component: One of COMPONENTS.
 
     Returns:
         The module's dotted path in `model`.

@@ -13,7 +13,7 @@ def hidden_of(output: LayerOutput) -> Float[Tensor, "rows columns width"]:
     """The hidden states in what a layer returned.
 
     Args:
-        output: the layer's.
+        output: The layer's.
 
     Returns:
         The hidden states; `output` itself where it is no tuple and no list.
@@ -31,8 +31,8 @@ def with_hidden(output: LayerOutput, hidden: Float[Tensor, "rows columns width"]
     """What a layer returned, with other hidden states.
 
     Args:
-        output: the layer's.
-        hidden: what takes the place of its hidden states.
+        output: The layer's.
+        hidden: What takes the place of its hidden states.
 
     Returns:
         The same form as `output`; the rest of it stays.

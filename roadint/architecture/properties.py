@@ -23,7 +23,7 @@ def check_model(model: nn.Module) -> None:
     """Refuse a model in which rows and columns are not what the edits take them for.
 
     Args:
-        model: what an edit is to act on.
+        model: What an edit is to act on.
 
     Raises:
         RoadError: for what is no decoder-only model, or encoder, of transformers.
@@ -58,7 +58,7 @@ def check_recomputation(model: nn.Module) -> None:
     It computes layers once more, after the edit of a call is gone.
 
     Args:
-        model: what is about to run.
+        model: What is about to run.
 
     Raises:
         RoadError: where layers would be computed again.
@@ -84,7 +84,7 @@ def device_of(module: nn.Module) -> torch.device | None:
     """Where a module runs, also where accelerate brings its weights only for a moment.
 
     Args:
-        module: a model or a part of one.
+        module: A model or a part of one.
 
     Returns:
         The device; None where nothing tells.
@@ -109,7 +109,7 @@ def cached_columns(inputs: Mapping[str, Any]) -> int | None:
     """How many columns the cache in a forward's arguments holds.
 
     Args:
-        inputs: the arguments.
+        inputs: The arguments.
 
     Returns:
         The number, 0 without a cache; None where the cache can't tell (recurrent states).
@@ -135,7 +135,7 @@ def counts_padding(model: nn.Module) -> bool:
     changes nothing; encoders, and models whose tables begin elsewhere, count their own way.
 
     Args:
-        model: a transformers model, or a wrapper of one.
+        model: A transformers model, or a wrapper of one.
 
     Returns:
         Whether it does.
@@ -159,7 +159,7 @@ def positions_of(model: nn.Module) -> int | None:
     """How many positions the model has a table of.
 
     Args:
-        model: a transformers model, or a wrapper of one.
+        model: A transformers model, or a wrapper of one.
 
     Returns:
         The number of positions; None where the model computes them.

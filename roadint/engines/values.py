@@ -27,7 +27,7 @@ class SeenValues:
         """What stands for an adapter's values; one wait for the device.
 
         Args:
-            adapter: the adapter.
+            adapter: The adapter.
 
         Returns:
             An object that equals itself alone, so that it is right in another process too: the same

@@ -19,8 +19,8 @@ def write_whole(path: Path, content: Content) -> None:
     """Write a file so that a reader sees the old one or the new one.
 
     Args:
-        path: of the file.
-        content: of the new file; text is written as UTF-8.
+        path: Of the file.
+        content: Of the new file; text is written as UTF-8.
     """
     temporary = _written_beside(path, content)
     try:
@@ -40,10 +40,10 @@ def write_pair(data: Path, data_content: Content, about: Path, about_content: Co
     succeeds. Writers of one folder wait for each other.
 
     Args:
-        data: the path of the first file.
-        data_content: its new content.
-        about: the path of the second.
-        about_content: its new content.
+        data: The path of the first file.
+        data_content: Its new content.
+        about: The path of the second.
+        about_content: Its new content.
     """
     made: list[Path] = []  # the new data, the new about, and the old data under a second name
     with _alone(data.parent):
@@ -66,7 +66,7 @@ def candidates(data: Path) -> Iterator[Path]:
     """Where the content of the first file of a pair may be.
 
     Args:
-        data: its path.
+        data: Its path.
 
     Yields:
         The path itself and, after a kill, files beside it; the second file tells which one it is.
@@ -80,8 +80,8 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
     """Fill a new or an empty folder so that it has all of its files or, after an error, none.
 
     Args:
-        folder: the folder.
-        last: the file without which the others are nothing to a reader; it comes last.
+        folder: The folder.
+        last: The file without which the others are nothing to a reader; it comes last.
 
     Yields:
         A scratch folder to write to; its files move up at the end.
@@ -109,7 +109,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
     """Remove folders that were made for nothing, as far as they are empty.
 
     Args:
-        folders: the innermost first.
+        folders: The innermost first.
     """
     with suppress(OSError):
         for folder in folders:

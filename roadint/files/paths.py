@@ -10,8 +10,8 @@ def path_of(what: str, path: object) -> Path:
     """A path that a user gave.
 
     Args:
-        what: how the message calls it, such as "out".
-        path: text or a path.
+        what: How the message calls it, such as "out".
+        path: Text or a path.
 
     Returns:
         The path.
@@ -30,7 +30,7 @@ def is_file(path: Path) -> bool:
     """Whether there is such a file.
 
     Args:
-        path: any; a name that no file can have (too long, with NUL) is none, nor is what may not be
+        path: Any; a name that no file can have (too long, with NUL) is none, nor is what may not be
             looked at.
 
     Returns:
@@ -54,7 +54,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder, where there is none yet.
 
     Args:
-        folder: with those that it lies in.
+        folder: With those that it lies in.
 
     Raises:
         RoadError: where it can't be made.

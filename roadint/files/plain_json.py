@@ -21,8 +21,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     """A value of text, numbers, lists and mappings.
 
     Args:
-        value: anything.
-        depth: how many lists and mappings it lies in.
+        value: Anything.
+        depth: How many lists and mappings it lies in.
 
     Returns:
         Tuples, sets, ranges and small tensors as lists, slices as ranges of dims, paths as text;

@@ -26,9 +26,9 @@ def read_text(path: Path, what: str, most: int) -> str:
     """Read a text file, with or without a byte-order mark.
 
     Args:
-        path: of the file.
-        what: how the message calls it, such as "recipe".
-        most: how many bytes are allowed.
+        path: Of the file.
+        what: How the message calls it, such as "recipe".
+        most: How many bytes are allowed.
 
     Returns:
         The text.
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Args:
-        path: of the file.
+        path: Of the file.
 
     Returns:
         Its value.
@@ -77,8 +77,8 @@ def parse_json(content: bytes, what: str) -> Any:
     """Read JSON, as `read_json`.
 
     Args:
-        content: in UTF-8.
-        what: how the message calls it.
+        content: In UTF-8.
+        what: How the message calls it.
 
     Returns:
         Its value.
@@ -109,9 +109,9 @@ def read_header(file: BinaryIO, size: int, what: str) -> Header:
     """Read what tensors a safetensors file has, without their values.
 
     Args:
-        file: at its beginning.
-        size: of the file, in bytes.
-        what: how the message calls it.
+        file: At its beginning.
+        size: Of the file, in bytes.
+        what: How the message calls it.
 
     Returns:
         Dtypes and shapes by name.

@@ -28,7 +28,7 @@ class Composition:
     Its text, `str(composition)`, is an expression that means the same, to the last digit.
 
     Args:
-        terms: names and strengths, each name once, in the order of the names.
+        terms: Names and strengths, each name once, in the order of the names.
 
     Example:
         >>> composition = Composition.parse("english + 0.5*german", ["german", "english"])
@@ -49,12 +49,12 @@ class Composition:
         """Read an expression.
 
         Args:
-            text: an expression. None and "none" are the identity, "all" is every name at strength
+            text: An expression. None and "none" are the identity, "all" is every name at strength
                 1. "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is
                 all of that checkpoint's subspaces. A mapping of names to strengths, any real
                 numbers, says the same without text. Strengths of a repeated name add up; zeros are
                 dropped.
-            names: every name that there is, in the order of the terms; a mapping stands for its
+            names: Every name that there is, in the order of the terms; a mapping stands for its
                 keys.
 
         Returns:
@@ -87,9 +87,9 @@ def parse_rows(
     """Read the compositions of a batch.
 
     Args:
-        compose: a list or tuple of compositions, one a row; anything else goes to all rows.
-        rows: how many rows there are.
-        names: every name that there is.
+        compose: A list or tuple of compositions, one a row; anything else goes to all rows.
+        rows: How many rows there are.
+        names: Every name that there is.
 
     Returns:
         One composition for each row.
@@ -120,8 +120,8 @@ def check_strength(name: str, strength: float) -> None:
     """Refuse a strength that has no rotation.
 
     Args:
-        name: what it is the strength of, for the message.
-        strength: the strength.
+        name: What it is the strength of, for the message.
+        strength: The strength.
 
     Raises:
         RoadError: where it is not finite, or larger than STRONGEST in size.

@@ -53,7 +53,7 @@ class Position(_EditedTokens):
 
     Args:
         kind: "last", "first", "all" or "at".
-        numbers: the count of "last" and "first", 1 by default; the indices of "at", from 0, where
+        numbers: The count of "last" and "first", 1 by default; the indices of "at", from 0, where
             negative ones count from the end of the prompt.
         phase: "prompt", "generated" (what follows the prompt) or "both".
 
@@ -93,7 +93,7 @@ class Position(_EditedTokens):
         """Read the text of a position.
 
         Args:
-            text: such as "last(2)"; a Position stays as it is, with its phase.
+            text: Such as "last(2)"; a Position stays as it is, with its phase.
             phase: "prompt", "generated" or "both".
 
         Returns:
@@ -141,9 +141,9 @@ class Position(_EditedTokens):
         """Which tokens are edited.
 
         Args:
-            rank: each token's index among the tokens of its row that the mask keeps; −1 for
+            rank: Each token's index among the tokens of its row that the mask keeps; −1 for
                 padding.
-            prompt_length: how many tokens of each row are its prompt.
+            prompt_length: How many tokens of each row are its prompt.
 
         Returns:
             True where a token is edited.
@@ -168,7 +168,7 @@ class Position(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: of the prompts that matter, in tokens.
+            lengths: Of the prompts that matter, in tokens.
 
         Raises:
             RoadError: where `at(i)` names a token that a prompt does not have.
@@ -182,7 +182,7 @@ class Position(_EditedTokens):
         """The edited tokens of a prompt.
 
         Args:
-            length: of the prompt, in tokens.
+            length: Of the prompt, in tokens.
 
         Returns:
             Their indices, in order; none where the position is of generated tokens alone.
@@ -210,7 +210,7 @@ class Tokens(_EditedTokens):
     """Which tokens of each row's prompt are edited, row by row, for one call.
 
     Args:
-        indices: of each row, from 0; negative ones count from the end of the row's prompt.
+        indices: Of each row, from 0; negative ones count from the end of the row's prompt.
 
     Raises:
         RoadError: for anything else.
@@ -253,7 +253,7 @@ class Tokens(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: of each row's prompt, in tokens.
+            lengths: Of each row's prompt, in tokens.
 
         Raises:
             RoadError: where a prompt does not have a token, or there are other rows than these.
@@ -279,7 +279,7 @@ def parse_positions(positions: PositionLike) -> Position | Tokens:
     """Read the positions of one call.
 
     Args:
-        positions: one for all rows, as text or as a Position; or token indices, a list for each
+        positions: One for all rows, as text or as a Position; or token indices, a list for each
             row.
 
     Returns:

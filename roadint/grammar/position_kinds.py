@@ -31,7 +31,7 @@ class PositionKind(ABC):
         """What is wrong with some numbers, and what was expected, to follow the position's name.
 
         Args:
-            numbers: those of the position.
+            numbers: Those of the position.
             phase: "prompt", "generated" or "both".
 
         Returns:
@@ -49,9 +49,9 @@ class PositionKind(ABC):
         """Which tokens of a part of each row are selected; those outside of the part don't matter.
 
         Args:
-            numbers: those of the position.
-            index: of each token in that part, from 0.
-            length: of the part, in tokens; None where it has no end yet.
+            numbers: Those of the position.
+            index: Of each token in that part, from 0.
+            length: Of the part, in tokens; None where it has no end yet.
 
         Returns:
             True where a token is selected.
@@ -61,8 +61,8 @@ class PositionKind(ABC):
         """What is wrong where a prompt lacks a token that the position names.
 
         Args:
-            numbers: those of the position.
-            lengths: of the prompts, in tokens; at least one.
+            numbers: Those of the position.
+            lengths: Of the prompts, in tokens; at least one.
 
         Returns:
             None where nothing is wrong.
@@ -81,8 +81,8 @@ def position_kind(name: str, *forms: str) -> Callable[[type[PositionKind]], type
     """Decorate a class: its kind of position is written `name`.
 
     Args:
-        name: what stands before the numbers.
-        forms: how the kind is written, for messages.
+        name: What stands before the numbers.
+        forms: How the kind is written, for messages.
 
     Returns:
         The decorator.

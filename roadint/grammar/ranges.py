@@ -31,9 +31,9 @@ def read_ranges(text: str, width: int, unit: int) -> Iterator[tuple[int, int]]:
     """Read ranges of dims.
 
     Args:
-        text: in the grammar of this page.
-        width: what `d` stands for, in dims.
-        unit: dims in a block.
+        text: In the grammar of this page.
+        width: What `d` stands for, in dims.
+        unit: Dims in a block.
 
     Yields:
         Start and end of each range in dims, in the order of the text; they may overlap, cut blocks
@@ -58,8 +58,8 @@ def write_ranges(ranges: Ranges, unit: int) -> str:
     """The text of ranges of blocks.
 
     Args:
-        ranges: start and end of each in blocks, in order and apart.
-        unit: dims in a block.
+        ranges: Start and end of each in blocks, in order and apart.
+        unit: Dims in a block.
 
     Returns:
         The text, in dims, or every n-th block where that says it.
@@ -82,7 +82,7 @@ def write_slice(dims: slice) -> str:
     """The text of a slice of dims, for any width.
 
     Args:
-        dims: the slice.
+        dims: The slice.
 
     Returns:
         Its text; its repr where it has a step.
@@ -104,9 +104,9 @@ def read_boundary(value: Any, whole: object, width: int) -> int:
     """Read a boundary of a range.
 
     Args:
-        value: an integer, or text such as "3d/4".
-        whole: the subspace that it is a boundary of, for messages.
-        width: what `d` stands for, in dims.
+        value: An integer, or text such as "3d/4".
+        whole: The subspace that it is a boundary of, for messages.
+        width: What `d` stands for, in dims.
 
     Returns:
         The boundary, in dims.
@@ -157,9 +157,9 @@ def slice_range(spec: slice | range, width: int) -> tuple[int, int]:
     """The range of a slice of dims.
 
     Args:
-        spec: with boundaries as `read_boundary` reads them; negative ones of a slice count from
+        spec: With boundaries as `read_boundary` reads them; negative ones of a slice count from
             the end.
-        width: in dims.
+        width: In dims.
 
     Returns:
         Start and end, in dims.
@@ -184,10 +184,10 @@ def two_integers(first: int, second: int, width: int, unit: int) -> Iterator[tup
     """What a list of two integers means: a range, or two dims.
 
     Args:
-        first: the first of them.
-        second: the second.
-        width: in dims.
-        unit: dims in a block.
+        first: The first of them.
+        second: The second.
+        width: In dims.
+        unit: Dims in a block.
 
     Yields:
         Start and end of each range.

@@ -11,8 +11,8 @@ def relative_text(spec: SubspaceLike, widths: Iterable[int]) -> str:
     """Write a subspace so that a checkpoint can keep it.
 
     Args:
-        spec: any form that Subspace.parse reads.
-        widths: at which it has to hold, in dims.
+        spec: Any form that Subspace.parse reads.
+        widths: At which it has to hold, in dims.
 
     Returns:
         Its text, relative to the width where the form is.

@@ -9,9 +9,9 @@ def check_length(what: str, text: str, most: int) -> None:
     """Refuse text that is longer than any sense needs.
 
     Args:
-        what: how the message calls it, such as "composition".
-        text: the text.
-        most: how many characters are allowed.
+        what: How the message calls it, such as "composition".
+        text: The text.
+        most: How many characters are allowed.
 
     Raises:
         RoadError: for longer text.
@@ -26,9 +26,9 @@ def scan(token: re.Pattern[str], text: str) -> tuple[list[tuple[int, str]], int]
     """Cut text into tokens.
 
     Args:
-        token: matches a token, or spaces. It must never match anything in more than one way, so
+        token: Matches a token, or spaces. It must never match anything in more than one way, so
             that nothing is tried twice.
-        text: the text.
+        text: The text.
 
     Returns:
         The tokens with their offsets, without the spaces between; and how many characters were

@@ -49,8 +49,8 @@ class Subspace:
     the number of its blocks.
 
     Args:
-        ranges: sorted, disjoint, half-open ranges of blocks; ranges that touch become one.
-        unit: dims in a block.
+        ranges: Sorted, disjoint, half-open ranges of blocks; ranges that touch become one.
+        unit: Dims in a block.
 
     Raises:
         RoadError: for ranges that are none.
@@ -94,10 +94,10 @@ class Subspace:
         """Read any form of the grammar.
 
         Args:
-            spec: text, a tuple, slice, range or list; or a Subspace, which must have this unit, and
+            spec: Text, a tuple, slice, range or list; or a Subspace, which must have this unit, and
                 fit.
-            width: of the hidden states, in dims.
-            unit: dims in a block.
+            width: Of the hidden states, in dims.
+            unit: Dims in a block.
 
         Returns:
             The subspace.
@@ -127,9 +127,9 @@ class Subspace:
         """The subspace of some dims.
 
         Args:
-            dims: in any order; they must make up whole blocks.
-            width: of the hidden states, in dims.
-            unit: dims in a block.
+            dims: In any order; they must make up whole blocks.
+            width: Of the hidden states, in dims.
+            unit: Dims in a block.
 
         Returns:
             The subspace.
@@ -168,9 +168,9 @@ class Partition(Mapping[str, Subspace]):
     """Named, disjoint subspaces of one site, in the order given; they need not cover the width.
 
     Args:
-        subspaces: by name, in any form that Subspace.parse reads.
-        width: of the hidden states, in dims.
-        unit: dims in a block.
+        subspaces: By name, in any form that Subspace.parse reads.
+        width: Of the hidden states, in dims.
+        unit: Dims in a block.
 
     Raises:
         RoadError: where there is none, a name is no plain word, or two subspaces share a block.
@@ -221,7 +221,7 @@ class Partition(Mapping[str, Subspace]):
         """The strength of each block.
 
         Args:
-            by_name: strengths of subspaces; names of other partitions are left out.
+            by_name: Strengths of subspaces; names of other partitions are left out.
 
         Returns:
             Strengths, float32; 0, the identity, where no named subspace holds the block.
@@ -246,7 +246,7 @@ def check_name(name: object) -> str:
     """Return a name that a composition can use.
 
     Args:
-        name: of a subspace; "name@checkpoint" is that of a loaded checkpoint.
+        name: Of a subspace; "name@checkpoint" is that of a loaded checkpoint.
 
     Returns:
         The same.

@@ -34,7 +34,7 @@ class Basis:
             axes of the hidden states at the site, the largest first: training measures them on its
             prompts, `fit_basis` on any hidden states, and the checkpoint keeps them. An
             intervention in axes that were never measured does not act: RoadError.
-        seed: from 0 to 2³² − 1, for "random" and "hadamard".
+        seed: From 0 to 2³² − 1, for "random" and "hadamard".
 
     Raises:
         RoadError: for another kind, or no seed.
@@ -67,7 +67,7 @@ class Basis:
         """The basis for hidden states of a width.
 
         Args:
-            width: in dims.
+            width: In dims.
 
         Returns:
             What carries hidden states into the basis and back; None for the identity.
@@ -85,7 +85,7 @@ class Basis:
         """What a checkpoint has to keep of a frame of this basis.
 
         Args:
-            frame: made by `frame`.
+            frame: Made by `frame`.
 
         Returns:
             The axes of "pca" as "basis"; nothing for the others, which come from their seed.
@@ -109,8 +109,8 @@ class Matrix(Frame):
     """A basis that is held as a matrix.
 
     Args:
-        q: the basis vectors as columns, float32.
-        persistent: whether the matrix is part of the state_dict.
+        q: The basis vectors as columns, float32.
+        persistent: Whether the matrix is part of the state_dict.
     """
 
     q: Float[Tensor, "width width"]
@@ -132,7 +132,7 @@ class Axes(Matrix):
     """The principal axes of hidden states, part of the state_dict; NaN until measured or loaded.
 
     Args:
-        width: of the hidden states, in dims.
+        width: Of the hidden states, in dims.
     """
 
     def __init__(self, width: int) -> None:
@@ -150,7 +150,7 @@ class Axes(Matrix):
         """Measure the axes, the largest variance first.
 
         Args:
-            hidden: the hidden states of some tokens, or a list of such.
+            hidden: The hidden states of some tokens, or a list of such.
 
         Raises:
             RoadError: for another width, fewer than two tokens, or numbers that are not finite.
@@ -178,7 +178,7 @@ class Axes(Matrix):
         """The coordinates of hidden states along the axes.
 
         Args:
-            h: the hidden states.
+            h: The hidden states.
 
         Returns:
             The coordinates, float32.
@@ -203,8 +203,8 @@ def fit(frame: Frame | None, hidden: HiddenStates) -> None:
     """Measure the axes of a frame.
 
     Args:
-        frame: that of an intervention.
-        hidden: as for `Axes.fit`.
+        frame: That of an intervention.
+        hidden: As for `Axes.fit`.
 
     Raises:
         RoadError: where the frame has no axes to measure, or the hidden states do not fit.
@@ -223,8 +223,8 @@ class Hadamard(Frame):
     orthogonal matrix of its odd factor.
 
     Args:
-        width: of the hidden states, in dims.
-        seed: of the signs and of O.
+        width: Of the hidden states, in dims.
+        seed: Of the signs and of O.
     """
 
     signs: Float[Tensor, " width"]
@@ -259,9 +259,9 @@ def rotate(
     """Rotate hidden states in a basis.
 
     Args:
-        h: the hidden states.
-        rotation: of the pairs in the basis.
-        frame: the basis; None for the identity.
+        h: The hidden states.
+        rotation: Of the pairs in the basis.
+        frame: The basis; None for the identity.
 
     Returns:
         `h + Q (R − I) Qᵀ h`, in the dtype of `h`.

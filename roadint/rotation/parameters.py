@@ -37,8 +37,8 @@ def wait_for(module: nn.Module, names: Iterable[str]) -> None:
     """Register parameters whose shape is not known yet.
 
     Args:
-        module: what holds them.
-        names: dotted names; missing modules between are made, and hold nothing else.
+        module: What holds them.
+        names: Dotted names; missing modules between are made, and hold nothing else.
     """
     for name in names:
         parent, leaf = _parent_and_leaf(name)
@@ -55,8 +55,8 @@ def keep_objects(module: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
     """Put earlier parameter objects back, with the values and shapes that are there now.
 
     Args:
-        module: what holds the parameters.
-        before: the earlier objects by their dotted names; names that are gone are left out.
+        module: What holds the parameters.
+        before: The earlier objects by their dotted names; names that are gone are left out.
     """
     for name, earlier in before.items():
         parent, leaf = _parent_and_leaf(name)

@@ -56,8 +56,8 @@ def parameter_shape(variant: Variant, blocks: int) -> tuple[int, ...]:
     """The shape of θ, and of α.
 
     Args:
-        variant: the variant of RoAd.
-        blocks: how many blocks there are.
+        variant: The variant of RoAd.
+        blocks: How many blocks there are.
 
     Returns:
         (blocks,) for road_1, (blocks, 2) for road_2, one a matrix row, and (blocks, 2, 2) for
@@ -77,7 +77,7 @@ def group_size(pairing: Pairing, width: int) -> int:
         pairing: "adjacent" for g = 2, the paper's pairs of dims 2i and 2i + 1; "half" for g =
             width, as in rotary position embeddings; or an even divisor of the width, PEFT's
             `group_size`.
-        width: the width of the hidden states, in dims.
+        width: The width of the hidden states, in dims.
 
     Returns:
         The group size.
@@ -118,10 +118,10 @@ class Rotation:
     `@` is the product, block by block: in `a @ b`, b acts first.
 
     Args:
-        u: complex; leading dimensions broadcast against those of the hidden states. For RoAd1 it is
+        u: Complex; leading dimensions broadcast against those of the hidden states. For RoAd1 it is
             `α e^{iθ}`.
-        v: as `u`; None where it is zero everywhere, as in RoAd1.
-        group: the group size of the pairing, 2 for the paper's adjacent pairs.
+        v: As `u`; None where it is zero everywhere, as in RoAd1.
+        group: The group size of the pairing, 2 for the paper's adjacent pairs.
 
     Example:
         A quarter turn of the first pair, and nothing for the second:
@@ -144,7 +144,7 @@ class Rotation:
         """Rotate hidden states.
 
         Args:
-            h: the hidden states.
+            h: The hidden states.
 
         Returns:
             `R h`, computed in float32 at least, in the dtype of `h`.
@@ -155,7 +155,7 @@ class Rotation:
         """What the rotation adds to hidden states.
 
         Args:
-            h: the hidden states.
+            h: The hidden states.
 
         Returns:
             `(R − I) h`, in float32 at least; exactly zero where a block is the identity.
@@ -265,7 +265,7 @@ class Rotation:
         """The rotation of some rows.
 
         Args:
-            index: anything that indexes the leading dimensions of `u` and `v`.
+            index: Anything that indexes the leading dimensions of `u` and `v`.
 
         Returns:
             The rotation with `u` and `v` so indexed.
@@ -287,12 +287,12 @@ def rotation(
     add, `R(s + t) = R(s) R(t)`, and −1 is the inverse.
 
     Args:
-        theta: angles in radians, of `parameter_shape`, or such for each leading row.
-        alpha: scales, of the same shape.
-        strength: one number, or one a block, with leading dimensions for the rows; 0 is exactly the
+        theta: Angles in radians, of `parameter_shape`, or such for each leading row.
+        alpha: Scales, of the same shape.
+        strength: One number, or one a block, with leading dimensions for the rows; 0 is exactly the
             identity.
-        variant: the variant of RoAd.
-        group: the group size of the pairing.
+        variant: The variant of RoAd.
+        group: The group size of the pairing.
 
     Returns:
         The rotation.
@@ -332,9 +332,9 @@ def check_scale(
     pass both 1 and α.
 
     Args:
-        alpha: scales, of `parameter_shape`.
-        strengths: as for `rotation`.
-        whose: tells for the message what a block belongs to.
+        alpha: Scales, of `parameter_shape`.
+        strengths: As for `rotation`.
+        whose: Tells for the message what a block belongs to.
 
     Raises:
         RoadError: for a strength at which there is no rotation to compute.
@@ -361,8 +361,8 @@ def canonical(
     """The same rotation at strength 1 with α ≥ 0 and θ in [−π, π).
 
     Args:
-        theta: angles in radians.
-        alpha: scales; a negative one is |α| with θ + π.
+        theta: Angles in radians.
+        alpha: Scales; a negative one is |α| with θ + π.
 
     Returns:
         The angles and the scales.

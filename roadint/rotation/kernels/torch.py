@@ -24,10 +24,10 @@ def turn(
     """Rotate hidden states: `u·z + v·z̄` of their pairs z.
 
     Args:
-        h: the hidden states; an even width, two dims a block.
-        u: leading dimensions broadcast against those of `h`.
-        v: as `u`; None where it is zero everywhere.
-        group: the group size of the pairing, 2 for adjacent dims.
+        h: The hidden states; an even width, two dims a block.
+        u: Leading dimensions broadcast against those of `h`.
+        v: As `u`; None where it is zero everywhere.
+        group: The group size of the pairing, 2 for adjacent dims.
 
     Returns:
         The rotated hidden states, in float32 at least.
@@ -60,9 +60,9 @@ def turn_(
     """Rotate adjacent pairs in place, without gradients: `u·z`, the quickest way.
 
     Args:
-        h: the hidden states, contiguous; they are written over.
-        u: one entry for each row, or one for all of them.
-        scratch: float32 memory to work in where `h` is not float32; with fewer rows than `h`, the
+        h: The hidden states, contiguous; they are written over.
+        u: One entry for each row, or one for all of them.
+        scratch: Float32 memory to work in where `h` is not float32; with fewer rows than `h`, the
             rows take turns.
 
     Returns:
@@ -128,9 +128,9 @@ def pairs(
     """The pairs of dims as complex numbers.
 
     Args:
-        h: the hidden states.
-        group: the group size of the pairing.
-        like: numbers that the pairs will meet.
+        h: The hidden states.
+        group: The group size of the pairing.
+        like: Numbers that the pairs will meet.
 
     Returns:
         The pairs, of float32 parts; of float64 parts where `h` or `like` has such.
