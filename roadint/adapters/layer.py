@@ -24,7 +24,7 @@ class RoadLinear(nn.Module):
 
     Args:
         base: The layer.
-        **arguments: Variant, pairing, subspace, lora_rank and lora_alpha, as in RoadAdapter.
+        **arguments: `variant`, `pairing`, `subspace`, `lora_rank`, `lora_alpha`: as in RoadAdapter.
 
     Raises:
         RoadError: where an argument does not fit, or the width of the output is odd.
