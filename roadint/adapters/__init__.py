@@ -1,1 +1,1 @@
-"""RoAd on linear layers: the values, the layers that they turn, products of several, merging."""
+"""RoAd on the outputs of linear layers: values, targets, products, merging."""

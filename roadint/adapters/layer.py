@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
@@ -15,12 +16,26 @@ _ALONE = Composition((("road", 1.0),))
 
 
 class RoadLinear(nn.Module):
-    """`R (W x + b)`, of a Linear, a Conv1D or an embedding, which stays what it is (paper section 3.2).
+    """`R (W x + b)` of a Linear, a Conv1D or an embedding (paper section 3.2).
 
-    base: the layer; freeze it (`requires_grad_(False)`) to train the rotation alone. variant, pairing, subspace, lora_rank,
-    lora_alpha: as in roadint.adapters.adapter.RoadAdapter, which is `road`: theta, alpha, and LoRA's matrices, in float32.
-    Inputs and outputs are the layer's, in its dtype. Raises RoadError where an argument does not fit, or the width is odd.
-    For the layers of a transformers model, many adapters and mixed batches, see roadint.add_linear_road.
+    The layer stays what it is; freeze it (`requires_grad_(False)`) to train the rotation alone. The
+    values, `road`, are a roadint.adapters.adapter.RoadAdapter. For the layers of a transformers
+    model, many adapters and mixed batches, see roadint.add_linear_road.
+
+    Args:
+        base: The layer.
+        **arguments: `variant`, `pairing`, `subspace`, `lora_rank`, `lora_alpha`: as in RoadAdapter.
+
+    Raises:
+        RoadError: where an argument does not fit, or the width of the output is odd.
+
+    Example:
+        >>> import torch
+        >>> layer = RoadLinear(nn.Linear(6, 8).requires_grad_(False))
+        >>> layer(torch.ones(2, 6)).shape
+        torch.Size([2, 8])
+        >>> [name for name, value in layer.named_parameters() if value.requires_grad]
+        ['road.theta', 'road.alpha']
     """
 
     def __init__(self, base: nn.Module, **arguments: Any) -> None:
@@ -30,8 +45,17 @@ class RoadLinear(nn.Module):
         self.road.to(next(base.parameters()).device)
         self._merged: Merged | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., inputs] → [..., outputs]."""
+    def forward(
+        self, x: Float[Tensor, "*rows inputs"] | Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows outputs"]:
+        """Run the layer and rotate its output.
+
+        Args:
+            x: The layer's input.
+
+        Returns:
+            The rotated output, in the layer's dtype.
+        """
         output: Tensor = self.base(x)
         if self._merged:
             return output
@@ -42,14 +66,28 @@ class RoadLinear(nn.Module):
         return turned.to(output.dtype)
 
     def merge(self, *, keep: bool = False) -> Merged:
-        """Put the rotation into the layer's weights. keep: keep them as they were, for an exact `unmerge`. Raises RoadError."""
+        """Put the rotation into the layer's weights.
+
+        Args:
+            keep: Keep the weights as they were, for an exact `unmerge`.
+
+        Returns:
+            What was merged, and what the dtype of the weights rounded away.
+
+        Raises:
+            RoadError: where it is merged already, and as roadint.adapters.merging.merge.
+        """
         if self._merged:
             raise RoadError("this layer is merged already: unmerge() first")
         self._merged = merge(self, {"road": self.road}, _ALONE, keep)
         return self._merged
 
     def unmerge(self) -> None:
-        """Take the rotation out of the weights again. Raises RoadError where it is not in them."""
+        """Take the rotation out of the weights again.
+
+        Raises:
+            RoadError: where it is not in them.
+        """
         if not self._merged:
             raise RoadError("this layer is not merged: expected merge() before unmerge()")
         self._merged.undo()

@@ -1,13 +1,15 @@
-"""Adapters into the weights: `R W` and `R b`, with LoRA `R W + B A`, so that the model runs as if nothing were there (paper 3.2).
+"""Adapters into the weights, so that the model runs as if nothing were there (paper section 3.2).
 
-A rotation mixes pairs of rows, so it takes two rows at a time and never a second matrix of the layer's size.
+The weights become `R W` and `R b`, with LoRA `R W + B A`. A rotation mixes pairs of matrix rows, so
+it takes two of them at a time and never a second matrix of the layer's size.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
@@ -19,31 +21,43 @@ from roadint.rotation.kernels.torch import turn
 from roadint.rotation.rotation import Rotation
 
 _CHUNK = 1 << 20  # numbers that are worked on at a time: they stay in the processor's cache
-_WARN = 0.2
+_WARN = 0.2  # share of the change that rounding may lose before a warning
+
+LowRank = tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]
+Change = Rotation | LowRank  # of the weights of one module
 
 
 @dataclass
 class Merged:
-    """What was merged. composition: of adapters; rounding: path → the error of the weights' dtype, as a share of the change."""
+    """What was merged.
+
+    Args:
+        composition: Of adapters.
+        rounding: By path, the error of the weights' dtype as a share of the change.
+        originals: Parameters, and what they were.
+        changes: Of modules, in order, for the way back by the closed form.
+    """
 
     composition: Composition
     rounding: dict[str, float]
-    originals: list[tuple[Tensor, Tensor]] = field(repr=False)  # a parameter and what it was
-    steps: list[tuple[nn.Module, Rotation | tuple[Tensor, Tensor]]] = field(
-        repr=False
-    )  # what turns back by the closed form
+    originals: list[tuple[Tensor, Tensor]] = field(repr=False)
+    changes: list[tuple[nn.Module, Change]] = field(repr=False)
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Back to the weights before: exactly where they were kept, else by the inverse rotations, to the dtype's rounding."""
-        for module, step in reversed(self.steps):
-            if isinstance(step, Rotation):
-                _turn(module, step.inverse())
+        """Put the weights back.
+
+        Exactly where they were kept, else by the inverse rotations, to the rounding of the dtype.
+        """
+        for module, change in reversed(self.changes):
+            if isinstance(change, Rotation):
+                _turn(module, change.inverse())
             else:
-                _add(module, step[0], -step[1])
+                a, b = change
+                _add(module, a, -b)
         for parameter, before in self.originals:
             parameter.copy_(before)
-        for module, _ in self.steps:
+        for module, _ in self.changes:
             _note_change(module)
 
 
@@ -51,111 +65,112 @@ class Merged:
 def merge(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition, keep: bool
 ) -> Merged:
-    """Turn the weights of `model` in place, in float32, by a composition of adapters alone.
+    """Change the weights of a model in place, in float32, by a composition of adapters.
 
-    keep: keep the weights as they were, for an exact `undo`. Warns where the dtype rounds much of the change away.
-    Raises RoadError, and changes nothing, for quantised weights, weights that two modules share, and scales of 0 (no inverse).
+    Args:
+        model: What holds the targets.
+        adapters: By name.
+        composition: Of these adapters alone.
+        keep: Keep the weights as they were, for an exact `undo`.
+
+    Returns:
+        What was merged. A warning tells where the dtype rounds much of the change away.
+
+    Raises:
+        RoadError: for quantised or offloaded weights, weights that two modules share, and scales of
+            0, which have no inverse. Nothing is changed then.
     """
-    steps = _steps(model, adapters, composition)
-    paths = list(dict.fromkeys(path for path, _ in steps))
-    for path in paths:
+    changes = list(_changes(model, adapters, composition))
+    modules = {path: model.get_submodule(path) for path, _ in changes}
+    for path in modules:
         _check_weights(model, path)
-    if not keep:
-        for _, step in steps:
-            if isinstance(step, Rotation):
-                step.determinant()  # singular blocks are refused before anything changes
     originals: list[tuple[Tensor, Tensor]] = []
-    for path in paths if keep else ():
-        originals += [
-            (parameter, parameter.detach().clone())
-            for parameter in model.get_submodule(path).parameters()
-        ]
-    rounding = dict.fromkeys(paths, 0.0)
-    for path, step in steps:
-        module = model.get_submodule(path)
-        lost = _turn(module, step) if isinstance(step, Rotation) else _add(module, *step)
-        rounding[path] = max(rounding[path], lost)
-    for path in paths:
-        _note_change(model.get_submodule(path))
-    for name, strength in composition.terms:
-        for path, head in (
-            zip(adapters[name].head_paths, adapters[name].heads, strict=True) if strength else ()
-        ):
-            own = model.get_submodule(path).state_dict(keep_vars=True)
-            originals += [(value, value.detach().clone()) for value in own.values()]
-            for key, value in head.state_dict().items():
-                own[key].copy_(value)
+    if keep:
+        for module in modules.values():
+            originals += [(value, value.detach().clone()) for value in module.parameters()]
+    else:
+        for _, change in changes:
+            if isinstance(change, Rotation):
+                change.determinant()  # singular blocks are refused before anything changes
+    rounding = dict.fromkeys(modules, 0.0)
+    for path, change in changes:
+        rounding[path] = max(rounding[path], _apply(modules[path], change))
+    for module in modules.values():
+        _note_change(module)
+    originals += _replace_heads(model, adapters, composition)
     _warn(model, composition, rounding)
-    return Merged(
-        composition,
-        rounding,
-        originals,
-        [] if keep else [(model.get_submodule(path), step) for path, step in steps],
-    )
+    undone_by = [] if keep else [(modules[path], change) for path, change in changes]
+    return Merged(composition, rounding, originals, undone_by)
+
+
+def _apply(module: nn.Module, change: Change) -> float:
+    return _turn(module, change) if isinstance(change, Rotation) else _add(module, *change)
+
+
+def _replace_heads(
+    model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Put the heads of acting adapters into the model's; gives the values, and what they were."""
+    for name, strength in composition.terms:
+        adapter = adapters[name]
+        for path, head in zip(adapter.head_paths, adapter.heads, strict=True) if strength else ():
+            values = model.get_submodule(path).state_dict(keep_vars=True)
+            before = [(value, value.detach().clone()) for value in values.values()]
+            for key, value in head.state_dict().items():
+                values[key].copy_(value)
+            yield from before
 
 
 def _note_change(module: nn.Module) -> None:
-    """Tell autograd that the weights are others: a backward pass of an earlier call would use them otherwise, in silence."""
-    increment_version([each for each in module.parameters() if not each.is_inference()])
+    """Tell autograd about the new weights, which a backward of an earlier call must not use."""
+    increment_version([value for value in module.parameters() if not value.is_inference()])
 
 
-def _steps(
+def _changes(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
-) -> list[tuple[str, Rotation | tuple[Tensor, Tensor]]]:
-    """Rotations first, then what LoRA adds: (path, rotation or (A, B)), on the device of the weights."""
-    turning: list[tuple[str, Rotation | tuple[Tensor, Tensor]]] = []
-    adding: list[tuple[str, Rotation | tuple[Tensor, Tensor]]] = []
+) -> Iterator[tuple[str, Change]]:
+    """By path and on the device of the weights: rotations first, then what LoRA adds."""
     strengths = dict(composition.terms)
-    for members in by_layout(adapters[name] for name in strengths):
+    acting = [adapters[name] for name in strengths]
+    for members in by_layout(acting):
         layout, groups = members[0].layout, members[0].groups
-        whole = product(
-            {each.name: each for each in members},
-            [(each.name, strengths[each.name]) for each in members],
-        )
+        by_name = {adapter.name: adapter for adapter in members}
+        whole = product(by_name, [(name, strengths[name]) for name in by_name])
         us = torch.split(whole.u, layout.blocks)
         vs = [None] * len(us) if whole.v is None else torch.split(whole.v, layout.blocks)
         for path, u, v, group in zip(layout.paths, us, vs, groups, strict=True):
             device = next(model.get_submodule(path).parameters()).device
-            turning.append(
-                (path, Rotation(u.to(device), None if v is None else v.to(device), group))
-            )
-        for each in members:
-            for path, (a, b) in zip(layout.paths, each.lora(learning=False), strict=False):
-                device = next(model.get_submodule(path).parameters()).device
-                adding.append((path, (a.to(device), b.to(device) * strengths[each.name])))
-    return turning + adding
+            yield path, Rotation(u.to(device), None if v is None else v.to(device), group)
+    for adapter in acting:
+        for path, (a, b) in zip(adapter.layout.paths, adapter.lora(learning=False), strict=False):
+            device = next(model.get_submodule(path).parameters()).device
+            yield path, (a.to(device), b.to(device) * strengths[adapter.name])
 
 
 def _turn(module: nn.Module, rotation: Rotation) -> float:
     """R W and R b in place; returns the error of rounding as a share of the change."""
     weight: Tensor = module.weight.data  # type: ignore[assignment]
     bias = getattr(module, "bias", None)
-    lost = (
-        _turn_rows(weight, rotation)
-        if isinstance(module, nn.Linear)
-        else _turn_columns(weight, rotation)
-    )
+    turn_weight = _turn_rows if isinstance(module, nn.Linear) else _turn_columns
+    lost = turn_weight(weight, rotation)
     return lost if bias is None else max(lost, _turn_columns(bias.data[None], rotation))
 
 
-def _turn_rows(weight: Tensor, rotation: Rotation) -> float:
-    """weight: [outputs, inputs], a few pairs of rows at a time."""
+def _turn_rows(weight: Float[Tensor, "outputs inputs"], rotation: Rotation) -> float:
+    """A few pairs of matrix rows at a time."""
     half = rotation.group // 2
     grouped = weight.view(-1, 2, half, weight.shape[1])
-    entries = [each.view(-1, half, 1) for each in rotation.entries()]
+    entries = [entry.view(-1, half, 1) for entry in rotation.entries()]
     pairs = max(1, _CHUNK // (2 * weight.shape[1]))
     few, many = min(half, pairs), max(1, pairs // half)
     rounding = _Rounding()
-    scratch = torch.empty(
-        min(many, len(grouped)), few, weight.shape[1], device=weight.device
-    )  # fresh memory is dear
+    # One piece of memory for all: a new one for each chunk costs as much as the work.
+    scratch = torch.empty(min(many, len(grouped)), few, weight.shape[1], device=weight.device)
     for group in range(0, len(grouped), many):
-        for place in range(0, half, few):
-            at = slice(group, group + many), slice(None), slice(place, place + few)
-            (first, second), (r11, r12, r21, r22) = (
-                grouped[at].unbind(1),
-                [each[at[0], at[2]] for each in entries],
-            )
+        for start in range(0, half, few):
+            groups, members = slice(group, group + many), slice(start, start + few)
+            first, second = grouped[groups, :, members].unbind(1)
+            r11, r12, r21, r22 = (entry[groups, members] for entry in entries)
             a, b = first.float(), second.float()  # the weights themselves where they are float32
             from_a = torch.mul(a, r21, out=scratch[: len(a), : a.shape[1]])
             a.mul_(r11).addcmul_(b, r12)
@@ -165,8 +180,8 @@ def _turn_rows(weight: Tensor, rotation: Rotation) -> float:
     return rounding.share
 
 
-def _turn_columns(weight: Tensor, rotation: Rotation) -> float:
-    """weight: [inputs, outputs], as in Conv1D, embeddings, and a bias of one row."""
+def _turn_columns(weight: Float[Tensor, "inputs outputs"], rotation: Rotation) -> float:
+    """As for Conv1D and embeddings, and for a bias as a matrix of one row."""
     rounding = _Rounding()
     for rows in torch.split(weight, max(1, _CHUNK // weight.shape[1])):
         rounding.store(rows, turn(rows, rotation.u, rotation.v, rotation.group))
@@ -174,12 +189,12 @@ def _turn_columns(weight: Tensor, rotation: Rotation) -> float:
 
 
 def _add(module: nn.Module, a: Tensor, b: Tensor) -> float:
-    """W + B A in place, a few rows at a time."""
+    """W + B A in place, a few matrix rows at a time."""
     weight: Tensor = module.weight.data  # type: ignore[assignment]
     left, right = (b, a) if isinstance(module, nn.Linear) else (a.T, b.T)
     few, rounding = max(1, _CHUNK // weight.shape[1]), _Rounding()
-    for rows, own in zip(torch.split(weight, few), torch.split(left, few), strict=True):
-        rounding.store(rows, torch.addmm(rows.float(), own, right))
+    for rows, factor in zip(torch.split(weight, few), torch.split(left, few), strict=True):
+        rounding.store(rows, torch.addmm(rows.float(), factor, right))
     return rounding.share
 
 
@@ -209,25 +224,23 @@ class _Rounding:
 def _check_weights(model: nn.Module, path: str) -> None:
     module = model.get_submodule(path)
     for name, parameter in module.named_parameters(recurse=False):
-        kind = type(module).__name__
         if parameter.device.type == "meta":
             raise RoadError(
-                f"{path} is offloaded: its weights are elsewhere; load the model whole, or serve this adapter unmerged"
+                f"{path} is offloaded: its weights are elsewhere; "
+                "load the model whole, or serve this adapter unmerged"
             )
         if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
             raise RoadError(
-                f"{path} is quantised ({kind}, {parameter.dtype}): rotating would quantise it once more, which loses more than an "
-                "adapter changes; serve it unmerged, or load the base model in bfloat16 or float32 to merge"
+                f"{path} is quantised ({type(module).__name__}, {parameter.dtype}): rotating would "
+                "quantise it once more, which loses more than an adapter changes; "
+                "serve it unmerged, or load the base model in bfloat16 or float32 to merge"
             )
-        shared = [
-            each
-            for each, other in model.named_parameters(remove_duplicate=False)
-            if other is parameter and each != f"{path}.{name}"
-        ]
-        if shared:
-            raise RoadError(
-                f"{path} shares its weights with {shared[0]}, which would turn too: serve this adapter unmerged"
-            )
+        for other, shared in model.named_parameters(remove_duplicate=False):
+            if shared is parameter and other != f"{path}.{name}":
+                raise RoadError(
+                    f"{path} shares its weights with {other}, which would turn too: "
+                    "serve this adapter unmerged"
+                )
 
 
 def _warn(model: nn.Module, composition: Composition, rounding: Mapping[str, float]) -> None:
@@ -236,7 +249,8 @@ def _warn(model: nn.Module, composition: Composition, rounding: Mapping[str, flo
         worst = max(lost, key=lambda path: lost[path])
         dtype = str(next(model.get_submodule(worst).parameters()).dtype).removeprefix("torch.")
         warnings.warn(
-            f"merging {composition}: {dtype} rounds away over {100 * _WARN:.0f} % of the change at {len(lost)} of {len(rounding)} "
-            f"targets ({100 * lost[worst]:.0f} % at {worst}): merge into float32 weights (model.float()), or serve it unmerged",
+            f"merging {composition}: {dtype} rounds away over {100 * _WARN:.0f} % of the change "
+            f"at {len(lost)} of {len(rounding)} targets ({100 * lost[worst]:.0f} % at {worst}): "
+            "merge into float32 weights (model.float()), or serve it unmerged",
             stacklevel=4,
         )

@@ -1,1 +1,1 @@
-"""Where things are in a transformers model: its layers, their components, its width, its device."""
+"""Where things are in a transformers model, what the model is like, and what its layers return."""

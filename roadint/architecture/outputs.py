@@ -1,19 +1,47 @@
-"""What a layer returns: hidden states, alone or as the first of a tuple or list."""
+"""What a layer returns: hidden states or, in some architectures, a tuple that begins with them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-
-def hidden_of(output: Any) -> Float[Tensor, "rows columns width"]:
-    """The hidden states in a layer's output."""
-    hidden: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return hidden
+LayerOutput = Tensor | Sequence[Any]
 
 
-def with_hidden(output: Any, hidden: Float[Tensor, "rows columns width"]) -> Any:
-    """A layer's output with other hidden states in it."""
+def hidden_of(output: LayerOutput) -> Float[Tensor, "rows columns width"]:
+    """The hidden states in what a layer returned.
+
+    Args:
+        output: The layer's.
+
+    Returns:
+        The hidden states; `output` itself where it is no tuple and no list.
+
+    Example:
+        >>> import torch
+        >>> hidden_of((torch.ones(1), None))
+        tensor([1.])
+    """
+    hidden: Any = output[0] if isinstance(output, (tuple, list)) else output
+    return hidden  # type: ignore[no-any-return]
+
+
+def with_hidden(output: LayerOutput, hidden: Float[Tensor, "rows columns width"]) -> LayerOutput:
+    """What a layer returned, with other hidden states.
+
+    Args:
+        output: The layer's.
+        hidden: What takes the place of its hidden states.
+
+    Returns:
+        The same form as `output`; the rest of it stays.
+
+    Example:
+        >>> import torch
+        >>> with_hidden((torch.ones(1), "rest"), torch.zeros(1))
+        (tensor([0.]), 'rest')
+    """
     if isinstance(output, (tuple, list)):
         return type(output)([hidden, *output[1:]])
     return hidden

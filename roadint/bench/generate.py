@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roadint.architecture.layers import find_layers, width_of
+from roadint.architecture.layers import find_layers
+from roadint.architecture.properties import width_of
 from roadint.bench import rival
 from roadint.bench.measure import case, forget_peak, machine, peak_mb, ratio, wait_for
 from roadint.bench.systems import HALVES

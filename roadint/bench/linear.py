@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from roadint.adapters.layer import RoadLinear
 from roadint.adapters.merging import Merged, merge
 from roadint.adapters.targets import find_targets, layout_of
-from roadint.architecture.layers import cache_name
+from roadint.architecture.properties import cache_name
 from roadint.bench.learn import import_peft
 from roadint.bench.linear_systems import System, bare, bmm, peft, random_road, roadint
 from roadint.bench.measure import case, machine

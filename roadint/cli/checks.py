@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from roadint.errors import RoadError, check_known, first_line, quoted
-from roadint.files.local import is_folder
+from roadint.files.paths import is_folder
 
 
 def check_file(option: str, path: Path | None) -> None:

@@ -7,7 +7,7 @@ import typer
 from roadint.cli.checks import check_adapters, check_folder
 from roadint.cli.options import Base, Checkpoint, Folder, Json
 from roadint.cli.output import print_json, print_line
-from roadint.files.local import whole_folder
+from roadint.files.atomic import whole_folder
 
 
 def merge(

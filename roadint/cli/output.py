@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from roadint.files.local import write_whole
+from roadint.files.atomic import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

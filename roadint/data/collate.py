@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from roadint.architecture.layers import positions_of
+from roadint.architecture.properties import positions_of
 from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
 from roadint.data.rows import Row
 from roadint.errors import RoadError, quoted

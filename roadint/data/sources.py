@@ -28,7 +28,7 @@ from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.data.hub import HUB_FORMS, hub_rows
 from roadint.data.rows import NEEDED, OPTIONAL, Form, Row, UnusableRow, checked_row
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files.local import is_file, is_folder, path_of
+from roadint.files.paths import is_file, is_folder, path_of
 
 DataSource = str | Path | Iterable[Mapping[str, Any]]
 

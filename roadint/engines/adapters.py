@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.products import by_layout, check_products, product
-from roadint.architecture.layers import device_of
+from roadint.architecture.properties import device_of
 from roadint.engines.call import Call
 from roadint.engines.table import Table, Tables
 from roadint.errors import RoadError, did_you_mean, listing, quoted
@@ -111,7 +111,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         """These adapters but for some; what was made for them alone is dropped."""
         dropped = set(names)
         kept = [adapter for name, adapter in self.items() if name not in dropped]
-        self.tables.keep({adapter.place for adapter in kept})
+        self.tables.keep({adapter.layout_and_groups for adapter in kept})
         return Adapters(kept, self.tables, self.merged)
 
     def with_merged(self, merged: Merged | None) -> "Adapters":
@@ -195,7 +195,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
             # A table would keep no graph.
             rotation, index = _with_gradients(by_name, members_terms, learning)
         else:
-            table = self.tables.of(first.place, sum(blocks), first.theta.device)
+            table = self.tables.of(first.layout_and_groups, sum(blocks), first.theta.device)
             rotation, index = _from_table(by_name, members_terms, table)
         v = rotation.v
         return LoweredRotations(
@@ -239,7 +239,10 @@ def _from_table(
     members: Mapping[str, RoadAdapter], terms: Sequence[Terms], table: Table
 ) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
     """The rows of a table: a slot is of terms and of the values that their adapters have now."""
-    states = {name: members[name].state() for name in {name for row in terms for name, _ in row}}
+    states = {
+        name: table.seen.state_of(members[name])
+        for name in {name for row in terms for name, _ in row}
+    }
     keys: list[Hashable] = [tuple((*term, states[term[0]]) for term in row) for row in terms]
 
     def make(key: Any) -> Rotation:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from roadint.architecture.layers import device_of, site_path, width_of
+from roadint.architecture.layers import site_path
+from roadint.architecture.properties import device_of, width_of
 from roadint.engines.call import Call, Source
 from roadint.engines.sources import AlignedSource, align, check_source
 from roadint.errors import RoadError, quoted

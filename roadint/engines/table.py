@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roadint.engines.locks import Lock
+from roadint.engines.values import SeenValues
 from roadint.errors import RoadError, quoted
 from roadint.rotation.rotation import Rotation
 
@@ -35,6 +36,7 @@ class Table:
         self._v: Tensor | None = None
         self._mirrored: set[int] = set()  # the slots whose v is not zero
         self._lock = Lock()
+        self.seen = SeenValues()
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -1,1 +1,1 @@
-"""Reading and writing files: whole or not at all, and nothing believed that comes from elsewhere."""
+"""Files: written whole or not at all, read with bounds and checks."""

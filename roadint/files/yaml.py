@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.files.local import read_text
+from roadint.files.readers import read_text
 
 _MOST = 1 << 18  # bytes: what is longer was not written by hand
 

@@ -1,1 +1,1 @@
-"""What users write: subspaces, positions and compositions, from text to values and back."""
+"""What users write: subspaces, positions and compositions, as text and as values."""

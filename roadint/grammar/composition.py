@@ -15,27 +15,54 @@ _TOKEN = re.compile(
     r"\s+|[+*-]|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[^\W\d]\w*(?:@\w+)?"
 )
 _LONGEST = 16_000  # characters of an expression
-STRONGEST: Final = 1000.0  # the size of a strength; beyond it, float32 no longer holds the angle s·θ to a thousandth of a turn
+
+STRONGEST: Final = 1000.0
+"""The largest size of a strength: beyond it, float32 does not hold the angle s·θ to a thousandth of
+a turn."""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """Which subspaces act, and how strongly; the identity (the base model) where there is no term.
+    """Which subspaces act, and how strongly; without terms the identity, which is the base model.
 
     Its text, `str(composition)`, is an expression that means the same, to the last digit.
+
+    Args:
+        terms: Names and strengths, each name once, in the order of the names.
+
+    Example:
+        >>> composition = Composition.parse("english + 0.5*german", ["german", "english"])
+        >>> composition.terms
+        (('german', 0.5), ('english', 1.0))
+        >>> str(composition)
+        '0.5*german + english'
+        >>> Composition.parse({"german": 0.5, "english": 1}, ["german", "english"]) == composition
+        True
+        >>> str(Composition.parse(None, ["german", "english"]))
+        'none'
     """
 
     terms: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def parse(cls, text: "CompositionLike", names: Iterable[str]) -> "Composition":
-        """Read an expression over `names`, whose order is that of the terms (a mapping stands for its keys).
+        """Read an expression.
 
-        None and "none" are the identity, "all" is every name at strength 1. "german@a" is the subspace of the checkpoint that was
-        loaded as a; "a" alone is all of its subspaces. A mapping of names to strengths, any real numbers, says the same without
-        text. Strengths of a repeated name add up; zeros are dropped.
-        Raises RoadError for an unknown name, text that is no such expression (or has over 16,000 characters), and a sum of
-        strengths that is not finite or above 1,000 in size.
+        Args:
+            text: An expression. None and "none" are the identity, "all" is every name at strength
+                1. "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is
+                all of that checkpoint's subspaces. A mapping of names to strengths, any real
+                numbers, says the same without text. Strengths of a repeated name add up; zeros are
+                dropped.
+            names: Every name that there is, in the order of the terms; a mapping stands for its
+                keys.
+
+        Returns:
+            The composition.
+
+        Raises:
+            RoadError: for an unknown name, text that is no such expression or has over 16,000
+                characters, and a sum of strengths that is not finite or above 1,000 in size.
         """
         return _parse(text, _order(names))
 
@@ -57,30 +84,67 @@ ALL: Final = "all"
 def parse_rows(
     compose: CompositionLike | Sequence[CompositionLike], rows: int, names: Sequence[str]
 ) -> list[Composition]:
-    """One Composition for each of `rows` rows: a list or tuple gives each row its own, anything else goes to all rows."""
+    """Read the compositions of a batch.
+
+    Args:
+        compose: A list or tuple of compositions, one a row; anything else goes to all rows.
+        rows: How many rows there are.
+        names: Every name that there is.
+
+    Returns:
+        One composition for each row.
+
+    Raises:
+        RoadError: for another number of compositions, and as Composition.parse.
+
+    Example:
+        >>> [str(row) for row in parse_rows([None, "all"], 2, ["a", "b"])]
+        ['none', 'a + b']
+    """
     order = _order(names)
     if not isinstance(compose, (list, tuple)):
         return [_parse(compose, order)] * rows
     if len(compose) != rows:
         raise RoadError(
-            f"{len(compose)} compositions for {rows} rows: expected one a row, or a single one for all"
+            f"{len(compose)} compositions for {rows} rows: "
+            "expected one a row, or a single one for all"
         )
-    texts = {
-        each: _parse(each, order)
-        for each in dict.fromkeys(each for each in compose if isinstance(each, str))
-    }
-    return [texts[each] if isinstance(each, str) else _parse(each, order) for each in compose]
+    parsed: dict[str, Composition] = {}
+    for text in compose:
+        if isinstance(text, str) and text not in parsed:
+            parsed[text] = _parse(text, order)
+    return [parsed[row] if isinstance(row, str) else _parse(row, order) for row in compose]
+
+
+def check_strength(name: str, strength: float) -> None:
+    """Refuse a strength that has no rotation.
+
+    Args:
+        name: What it is the strength of, for the message.
+        strength: The strength.
+
+    Raises:
+        RoadError: where it is not finite, or larger than STRONGEST in size.
+    """
+    if not math.isfinite(strength):
+        raise _no_number(name, strength)
+    if abs(strength) > STRONGEST:
+        raise RoadError(
+            f"strength {strength!r} of {quoted(name)} is too large: expected at most "
+            f"{STRONGEST:,.0f} in size, above which float32 loses the angle"
+        )
 
 
 def _order(names: Iterable[str]) -> dict[str, int]:
-    """Name → its place."""
+    """The index of every name."""
     try:
-        listed = iter(() if isinstance(names, str) else names)
+        listed = None if isinstance(names, str) else iter(names)
     except TypeError:  # arrays without a dimension say that they are iterable
         listed = None
-    if listed is None or isinstance(names, str):
+    if listed is None:
         raise RoadError(
-            f"names {quoted(names)} are not understood: expected those of the subspaces, such as ['german', 'english']"
+            f"names {quoted(names)} are not understood: "
+            "expected those of the subspaces, such as ['german', 'english']"
         )
     order: dict[str, int] = {}
     for name in listed:
@@ -92,74 +156,65 @@ def _order(names: Iterable[str]) -> dict[str, int]:
     return order
 
 
-def _parse(given: Any, order: Mapping[str, int]) -> Composition:
-    """order: every name that there is, and its place."""
-    written: dict[str, float] = {}
-    for name, strength in _pairs(given):
+def _parse(written: Any, order: Mapping[str, int]) -> Composition:
+    sums: dict[str, float] = {}
+    for name, strength in _written_terms(written):
         if not isinstance(name, str):
             raise RoadError(
-                f"name {quoted(name)} in composition {quoted(given)} is no text: expected one of {listing(order)}"
+                f"name {quoted(name)} in composition {quoted(written)} is no text: "
+                f"expected one of {listing(order)}"
             )
-        written[name] = written.get(name, 0.0) + _real(name, strength)
+        sums[name] = sums.get(name, 0.0) + _real(name, strength)
     strengths: dict[str, float] = {}
-    for name, strength in written.items():
+    for name, strength in sums.items():
         meant = _meant(name, order)
         if not meant and name != ALL:
-            about = quoted(str(given) if isinstance(given, Composition) else given)
+            text = quoted(str(written) if isinstance(written, Composition) else written)
             raise RoadError(
-                f"unknown subspace {quoted(name)} in composition {about}: "
+                f"unknown subspace {quoted(name)} in composition {text}: "
                 f"expected one of {listing(order)}{did_you_mean(name, order)}"
             )
-        for each in meant:
-            strengths[each] = strengths.get(each, 0.0) + strength
+        for subspace in meant:
+            strengths[subspace] = strengths.get(subspace, 0.0) + strength
     for name, strength in strengths.items():
         check_strength(name, strength)
-    acting = sorted(
-        (name for name, strength in strengths.items() if strength), key=order.__getitem__
-    )
+    acting = [name for name, strength in strengths.items() if strength]
+    acting.sort(key=order.__getitem__)
     return Composition(tuple((name, strengths[name]) for name in acting))
 
 
-def _pairs(given: Any) -> Iterable[tuple[Any, Any]]:
-    """Names and strengths as they were given, repeated ones too."""
-    if given is None:
+def _written_terms(written: Any) -> Iterable[tuple[Any, Any]]:
+    """Names and strengths as they were written, repeated ones too."""
+    if written is None:
         return ()
-    if isinstance(given, str):
-        check_length("composition", given, _LONGEST)
-        return () if given.strip() == "none" else _parse_terms(given)
-    if isinstance(given, Mapping):
-        return given.items()
-    if isinstance(given, Composition):
-        terms = given.terms
+    if isinstance(written, str):
+        check_length("composition", written, _LONGEST)
+        return () if written.strip() == "none" else _parse_terms(written)
+    if isinstance(written, Mapping):
+        return written.items()
+    if isinstance(written, Composition):
+        terms = written.terms
         if isinstance(terms, (tuple, list)) and all(
             isinstance(term, (tuple, list)) and len(term) == 2 for term in terms
         ):
             return terms
     raise RoadError(
-        f"composition {quoted(given)} is not understood: expected text such as 'german + 0.5*english', or None"
+        f"composition {quoted(written)} is not understood: "
+        "expected text such as 'german + 0.5*english', or None"
     )
 
 
-def _meant(name: str, names: Mapping[str, int]) -> list[str]:
+def _meant(name: str, order: Mapping[str, int]) -> list[str]:
     """The subspaces that a name stands for: itself, all of a checkpoint's, or all."""
     if name == ALL:
-        return list(names)
-    return [name] if name in names else [each for each in names if each.partition("@")[2] == name]
-
-
-def check_strength(name: str, strength: float) -> None:
-    """Raises RoadError for a strength that is not finite, or beyond what float32 can turn by."""
-    if not math.isfinite(strength):
-        raise _no_number(name, strength)
-    if abs(strength) > STRONGEST:
-        raise RoadError(
-            f"strength {strength!r} of {quoted(name)} is too large: expected at most {STRONGEST:,.0f} in size, above which float32 "
-            "loses the angle"
-        )
+        return list(order)
+    if name in order:
+        return [name]
+    return [subspace for subspace in order if subspace.partition("@")[2] == name]
 
 
 def _real(name: str, strength: Any) -> float:
-    """A strength as a float: numbers, and NumPy's and torch's scalars; infinite where text overflows. Raises RoadError."""
+    """A number, or a scalar of NumPy or torch, as a float; infinite where text overflows."""
     try:
         if (
             not isinstance(strength, Real)
@@ -176,43 +231,41 @@ def _real(name: str, strength: Any) -> float:
 
 def _no_number(name: str, strength: Any) -> RoadError:
     return RoadError(
-        f"strength {quoted(strength)} of {quoted(name)} is no finite number: expected one such as 0.5 or -1"
+        f"strength {quoted(strength)} of {quoted(name)} is no finite number: "
+        "expected one such as 0.5 or -1"
     )
 
 
 @lru_cache(maxsize=512)  # a training step asks for the same few, again and again
 def _parse_terms(text: str) -> tuple[tuple[str, float], ...]:
-    """`[±] [number *] name`, with a sign before every term but the first."""
+    """Read `[±] [number *] name`, with a sign before every term but the first."""
     tokens, understood = scan(_TOKEN, text)
+    words = [word for _, word in tokens] + [""] * 4  # so that looking ahead finds something
     terms: list[tuple[str, float]] = []
-    place = 0
-    while place < len(tokens) or not terms:
-        start = place
-        sign = tokens[place][1] if place < len(tokens) and tokens[place][1] in "+-" else ""
-        place += bool(sign)
+    index = 0
+    while index < len(tokens) or not terms:
+        start = index
+        sign = words[index] if words[index] in ("+", "-") else ""
+        index += bool(sign)
         number = 1.0
-        if (
-            place + 1 < len(tokens)
-            and tokens[place + 1][1] == "*"
-            and tokens[place][1][0] in ".0123456789"
-        ):
-            number = float(tokens[place][1])
-            place += 2
-        if (terms and not sign) or place >= len(tokens) or not _is_name(tokens[place][1]):
+        if words[index + 1] == "*" and words[index][0] in ".0123456789":
+            number = float(words[index])
+            index += 2
+        if (terms and not sign) or not _is_name(words[index]):
             raise _not_understood(text, tokens[start][0] if start < len(tokens) else understood)
-        terms.append((tokens[place][1], -number if sign == "-" else number))
-        place += 1
+        terms.append((words[index], -number if sign == "-" else number))
+        index += 1
     if understood < len(text):
         raise _not_understood(text, understood)
     return tuple(terms)
 
 
-def _is_name(token: str) -> bool:
-    return token[0] not in "+-*.0123456789"
+def _is_name(word: str) -> bool:
+    return bool(word) and word[0] not in "+-*.0123456789"
 
 
-def _not_understood(text: str, place: int) -> RoadError:
+def _not_understood(text: str, offset: int) -> RoadError:
     return RoadError(
-        f"composition {quoted(text)} is not understood at {quoted(text[place:])}: "
+        f"composition {quoted(text)} is not understood at {quoted(text[offset:])}: "
         "expected an expression such as 'german', 'german + 0.5*english' or 'none'"
     )

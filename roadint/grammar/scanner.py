@@ -1,4 +1,4 @@
-"""Text into tokens, in time that grows with its length alone: what the grammars of compositions and subspaces read."""
+"""Text into tokens, in time that grows with its length alone, for the grammars of this package."""
 
 import re
 
@@ -6,7 +6,16 @@ from roadint.errors import RoadError, quoted
 
 
 def check_length(what: str, text: str, most: int) -> None:
-    """Raises RoadError for text that is longer than any sense needs. what: "composition" and the like."""
+    """Refuse text that is longer than any sense needs.
+
+    Args:
+        what: How the message calls it, such as "composition".
+        text: The text.
+        most: How many characters are allowed.
+
+    Raises:
+        RoadError: for longer text.
+    """
     if len(text) > most:
         raise RoadError(
             f"{what} {quoted(text)} has {len(text):,} characters: expected at most {most:,}"
@@ -14,14 +23,25 @@ def check_length(what: str, text: str, most: int) -> None:
 
 
 def scan(token: re.Pattern[str], text: str) -> tuple[list[tuple[int, str]], int]:
-    """The tokens of `text` with their places, without the spaces between, and how far it was understood.
+    """Cut text into tokens.
 
-    token: matches a token, or spaces; it must never match anything in more than one way, so that nothing is tried twice.
+    Args:
+        token: Matches a token, or spaces. It must never match anything in more than one way, so
+            that nothing is tried twice.
+        text: The text.
+
+    Returns:
+        The tokens with their offsets, without the spaces between; and how many characters were
+        understood.
+
+    Example:
+        >>> scan(re.compile(r"[ ]+|[a-z]+"), "one two!")
+        ([(0, 'one'), (4, 'two')], 7)
     """
-    found: list[tuple[int, str]] = []
-    place = 0
-    while place < len(text) and (match := token.match(text, place)):
+    tokens: list[tuple[int, str]] = []
+    offset = 0
+    while offset < len(text) and (match := token.match(text, offset)):
         if not match.group().isspace():
-            found.append((place, match.group()))
-        place = match.end()
-    return found, place
+            tokens.append((offset, match.group()))
+        offset = match.end()
+    return tokens, offset

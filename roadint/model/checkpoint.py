@@ -23,12 +23,14 @@ from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
-from roadint.architecture.layers import find_layers, text_config, width_of
+from roadint.architecture.layers import find_layers, text_config
+from roadint.architecture.properties import width_of
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files.jsonable import plain
-from roadint.files.local import candidates, make_folder, path_of, write_pair
+from roadint.files.atomic import candidates, write_pair
+from roadint.files.paths import make_folder, path_of
+from roadint.files.plain_json import plain
+from roadint.files.readers import parse_json, read_header, read_json
 from roadint.files.rules import Shapes
-from roadint.files.untrusted import parse_json, read_header, read_json
 from roadint.grammar.subspace import check_name
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of

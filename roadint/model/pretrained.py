@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging as transformers_logging
 
 from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
-from roadint.files.local import is_file, is_folder
+from roadint.files.paths import is_file, is_folder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 

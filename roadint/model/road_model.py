@@ -13,13 +13,8 @@ from typing_extensions import Unpack
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.making import AdapterArguments, make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
-from roadint.architecture.layers import (
-    check_model,
-    counts_padding,
-    device_of,
-    find_layers,
-    positions_of,
-)
+from roadint.architecture.layers import find_layers
+from roadint.architecture.properties import check_model, counts_padding, device_of, positions_of
 from roadint.data.prompts import (
     Template,
     batch_prompts,

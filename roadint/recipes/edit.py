@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from roadint.adapters.targets import ALL_LINEAR
 from roadint.errors import RoadError, check_known, listing, quoted
-from roadint.files.jsonable import slice_text
 from roadint.grammar.position import Phase
+from roadint.grammar.ranges import write_slice
 from roadint.grammar.subspace import Subspace
 from roadint.interventions.registry import kind_of, kinds
 from roadint.recipes.section import Finite, Index, Indices, Names, Section
@@ -36,7 +36,7 @@ def written(subspace: Any) -> Any:
     if isinstance(subspace, range) and subspace.step == 1:
         subspace = slice(subspace.start, subspace.stop)
     if isinstance(subspace, slice):
-        return slice_text(subspace) if subspace.step in (None, 1) else subspace
+        return write_slice(subspace) if subspace.step in (None, 1) else subspace
     if isinstance(subspace, Subspace):
         return str(subspace)
     if not isinstance(subspace, (tuple, list)):

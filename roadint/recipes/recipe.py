@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files.local import is_file, path_of
+from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of

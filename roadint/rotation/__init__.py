@@ -1,1 +1,1 @@
-"""The mathematics: rotations of pairs of dimensions, the bases in which pairs are formed, and the parameters behind them."""
+"""The mathematics: rotations of pairs of dims, the bases of the pairs, and their parameters."""

@@ -1,8 +1,8 @@
 """The fixed orthogonal basis in which pairs are formed: `h + Q (R − I) Qᵀ h`.
 
-The paper forms pairs of the model's own dimensions (Q = I). A residual stream has a few huge dimensions, so most raw pairs have
-little to turn; in a random orthogonal basis every pair carries its share. A random Q is never stored: its kind and its seed say
-what it is.
+The paper forms pairs of the model's own dims (Q = I). A residual stream has a few huge dims, so
+most raw pairs have little to turn; in a random orthogonal basis every pair carries its share. A
+random Q is never stored: its kind and its seed say what it is.
 """
 
 import math
@@ -13,22 +13,39 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, check_known, quoted
 from roadint.rotation.rotation import Rotation
 
 BasisKind = Literal["identity", "random", "hadamard", "pca"]
+HiddenStates = Float[Tensor, "*tokens width"] | Sequence[Float[Tensor, "*tokens width"]]
 
 
 @dataclass(frozen=True)
 class Basis:
-    """A kind of basis, and its seed. Raises RoadError for another kind.
+    """A kind of basis, and its seed.
 
-    "identity": the paper's. "random": Haar-distributed. "hadamard": random signs, then a Walsh–Hadamard transform (a width that is
-    no power of two mixes its odd factor by a small random matrix): O(d log d) to apply, d signs to hold. "pca": the principal axes
-    of the hidden states at the site, the largest first; training measures them on its prompts, `fit_basis` on any hidden states,
-    and the checkpoint keeps them. Until then an intervention in them does not act: RoadError.
+    Args:
+        kind: "identity" is the paper's. "random" is Haar-distributed. "hadamard" is random signs,
+            then a Walsh–Hadamard transform (a width that is no power of two mixes its odd factor by
+            a small random matrix): O(d log d) to apply, d signs to hold. "pca" is the principal
+            axes of the hidden states at the site, the largest first: training measures them on its
+            prompts, `fit_basis` on any hidden states, and the checkpoint keeps them. An
+            intervention in axes that were never measured does not act: RoadError.
+        seed: From 0 to 2³² − 1, for "random" and "hadamard".
+
+    Raises:
+        RoadError: for another kind, or no seed.
+
+    Example:
+        >>> Basis().frame(8) is None
+        True
+        >>> frame = Basis("hadamard", seed=7).frame(8)
+        >>> h = torch.arange(8.0)
+        >>> torch.allclose(frame.out(frame.into(h)), h, atol=1e-5)
+        True
     """
 
     kind: BasisKind = "identity"
@@ -42,54 +59,81 @@ class Basis:
             or not 0 <= self.seed < 2**32
         ):
             raise RoadError(
-                f"basis_seed {quoted(self.seed)} is no seed: expected an integer from 0 to {2**32 - 1}"
+                f"basis_seed {quoted(self.seed)} is no seed: "
+                f"expected an integer from 0 to {2**32 - 1}"
             )
 
     def frame(self, width: int) -> "Frame | None":
-        """What carries hidden states of `width` dims into the basis and back; None for the identity."""
-        if self.kind == "random":
-            return Matrix(_random_orthogonal(width, self.seed))
-        if self.kind == "pca":
-            return Axes(width)
-        return Hadamard(width, self.seed) if self.kind == "hadamard" else None
+        """The basis for hidden states of a width.
+
+        Args:
+            width: In dims.
+
+        Returns:
+            What carries hidden states into the basis and back; None for the identity.
+        """
+        match self.kind:
+            case "random":
+                return Matrix(_random_orthogonal(width, self.seed))
+            case "hadamard":
+                return Hadamard(width, self.seed)
+            case "pca":
+                return Axes(width)
+        return None
 
     def measured(self, frame: "Frame | None") -> dict[str, Tensor]:
-        """What a checkpoint has to keep of a frame of this basis: the axes of PCA; the others come from their seed."""
+        """What a checkpoint has to keep of a frame of this basis.
+
+        Args:
+            frame: Made by `frame`.
+
+        Returns:
+            The axes of "pca" as "basis"; nothing for the others, which come from their seed.
+        """
         return {"basis": frame.q} if self.kind == "pca" and isinstance(frame, Axes) else {}
 
 
 class Frame(nn.Module):
-    """An orthogonal basis: `into` gives the coordinates `Qᵀ h`, `out` is `Q c`; [..., width] float32."""
+    """An orthogonal basis Q for hidden states of one width, in float32."""
 
-    def into(self, h: Tensor) -> Tensor:
-        """The coordinates of hidden states [..., width]."""
+    def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """The coordinates `Qᵀ h` of hidden states."""
         raise NotImplementedError
 
-    def out(self, coordinates: Tensor) -> Tensor:
-        """Back from coordinates [..., width]."""
+    def out(self, coordinates: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """The hidden states `Q c` of coordinates."""
         raise NotImplementedError
 
 
 class Matrix(Frame):
-    """q [width, width] float32, with the basis vectors as columns."""
+    """A basis that is held as a matrix.
 
-    q: Tensor
+    Args:
+        q: The basis vectors as columns, float32.
+        persistent: Whether the matrix is part of the state_dict.
+    """
 
-    def __init__(self, q: Tensor, *, persistent: bool = False) -> None:
+    q: Float[Tensor, "width width"]
+
+    def __init__(self, q: Float[Tensor, "width width"], *, persistent: bool = False) -> None:
         super().__init__()
         self.register_buffer("q", q, persistent=persistent)
 
-    def into(self, h: Tensor) -> Tensor:
+    def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """One matrix product."""
         return h.to(self.q.dtype) @ self.q
 
-    def out(self, coordinates: Tensor) -> Tensor:
+    def out(self, coordinates: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """One matrix product."""
         return coordinates @ self.q.T
 
 
 class Axes(Matrix):
-    """The principal axes of hidden states; q is not a number until they are measured, or loaded, and part of the state_dict."""
+    """The principal axes of hidden states, part of the state_dict; NaN until measured or loaded.
+
+    Args:
+        width: Of the hidden states, in dims.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(torch.full((width, width), math.nan), persistent=True)
@@ -97,46 +141,56 @@ class Axes(Matrix):
 
     @property
     def measured(self) -> bool:
-        """Whether the axes are known. Waits for the device only as long as they are not."""
+        """Whether the axes are known; waits for the device only as long as they are not."""
         self._measured = self._measured or bool(self.q.isfinite().all())
         return self._measured
 
     @torch.no_grad()
-    def fit(self, hidden: Tensor | Sequence[Tensor]) -> None:
-        """Make it the principal axes of hidden states, the largest variance first.
+    def fit(self, hidden: HiddenStates) -> None:
+        """Measure the axes, the largest variance first.
 
-        hidden: [tokens, width], more dims before the last or not; or a sequence of such. Raises RoadError for other widths, for
-        fewer than two tokens, and for numbers that are not finite.
+        Args:
+            hidden: The hidden states of some tokens, or a list of such.
+
+        Raises:
+            RoadError: for another width, fewer than two tokens, or numbers that are not finite.
         """
         width = len(self.q)
-        parts = (
-            [hidden]
-            if torch.is_tensor(hidden)
-            else list(hidden)
-            if isinstance(hidden, (list, tuple))
-            else []
-        )
+        parts: list[Any] = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
         if not parts or not all(
-            torch.is_tensor(each) and each.ndim and each.shape[-1] == width for each in parts
+            torch.is_tensor(part) and part.ndim and part.shape[-1] == width for part in parts
         ):
             raise RoadError(
-                f"no hidden states to measure axes on: expected a tensor [tokens, {width}], or a list of such"
+                "no hidden states to measure axes on: "
+                f"expected a tensor [tokens, {width}], or a list of such"
             )
-        states = torch.cat([each.reshape(-1, width).double().to(parts[0].device) for each in parts])
+        states = torch.cat([part.reshape(-1, width).double().to(parts[0].device) for part in parts])
         if len(states) < 2 or not bool(states.isfinite().all()):
             raise RoadError(
-                f"{len(states)} hidden states to measure axes on: expected at least 2, all of them finite"
+                f"{len(states)} hidden states to measure axes on: "
+                "expected at least 2, all of them finite"
             )
         centred = states - states.mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
         self.q.copy_(axes.flip(-1))
 
-    def into(self, h: Tensor) -> Tensor:
-        """One matrix product. Raises RoadError where the axes are not known."""
+    def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """The coordinates of hidden states along the axes.
+
+        Args:
+            h: The hidden states.
+
+        Returns:
+            The coordinates, float32.
+
+        Raises:
+            RoadError: where the axes are not known.
+        """
         if not self.measured:
             raise RoadError(
-                "the principal axes of basis 'pca' are not measured: expected roadint.train, which measures them where it edits, "
-                "fit_basis(hidden states) of the intervention, or a checkpoint"
+                "the principal axes of basis 'pca' are not measured: expected roadint.train, which "
+                "measures them where it edits, fit_basis(hidden states) of the intervention, "
+                "or a checkpoint"
             )
         return super().into(h)
 
@@ -145,8 +199,16 @@ class Axes(Matrix):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def fit(frame: Frame | None, hidden: Tensor | Sequence[Tensor]) -> None:
-    """Measure the axes of a frame. Raises RoadError where it has none to measure."""
+def fit(frame: Frame | None, hidden: HiddenStates) -> None:
+    """Measure the axes of a frame.
+
+    Args:
+        frame: That of an intervention.
+        hidden: As for `Axes.fit`.
+
+    Raises:
+        RoadError: where the frame has no axes to measure, or the hidden states do not fit.
+    """
     if not isinstance(frame, Axes):
         raise RoadError(
             "no basis to measure: expected an intervention with basis='pca' whose width is known"
@@ -155,10 +217,18 @@ def fit(frame: Frame | None, hidden: Tensor | Sequence[Tensor]) -> None:
 
 
 class Hadamard(Frame):
-    """`Qᵀ = (H ⊗ O) D`: random signs D, the Walsh–Hadamard matrix H of the width's power of two, a random O of its odd factor."""
+    """`Qᵀ = (H ⊗ O) D`, which takes O(d log d) to apply.
 
-    signs: Tensor
-    mixer: Tensor
+    D has random signs, H is the Walsh–Hadamard matrix of the width's power of two, and O a random
+    orthogonal matrix of its odd factor.
+
+    Args:
+        width: Of the hidden states, in dims.
+        seed: Of the signs and of O.
+    """
+
+    signs: Float[Tensor, " width"]
+    mixer: Float[Tensor, "odd odd"]
 
     def __init__(self, width: int, seed: int) -> None:
         odd = width
@@ -169,12 +239,12 @@ class Hadamard(Frame):
         self.register_buffer("signs", torch.from_numpy(signs.astype(np.float32)), persistent=False)
         self.register_buffer("mixer", _random_orthogonal(odd, seed), persistent=False)
 
-    def into(self, h: Tensor) -> Tensor:
+    def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """Signs, the odd factor, the transform."""
         mixed: Tensor = self._split(h.to(self.signs.dtype) * self.signs) @ self.mixer
         return _walsh(mixed).flatten(-2)
 
-    def out(self, coordinates: Tensor) -> Tensor:
+    def out(self, coordinates: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """The same backwards."""
         mixed: Tensor = _walsh(self._split(coordinates)) @ self.mixer.T
         return mixed.flatten(-2) * self.signs
@@ -183,15 +253,29 @@ class Hadamard(Frame):
         return h.reshape(*h.shape[:-1], -1, len(self.mixer))
 
 
-def rotate(h: Tensor, rotation: Rotation, frame: Frame | None) -> Tensor:
-    """`R h`, or `h + Q (R − I) Qᵀ h` in the basis of `frame`; [..., width] in the dtype of `h`."""
+def rotate(
+    h: Float[Tensor, "*rows width"], rotation: Rotation, frame: Frame | None
+) -> Float[Tensor, "*rows width"]:
+    """Rotate hidden states in a basis.
+
+    Args:
+        h: The hidden states.
+        rotation: Of the pairs in the basis.
+        frame: The basis; None for the identity.
+
+    Returns:
+        `h + Q (R − I) Qᵀ h`, in the dtype of `h`.
+    """
     if frame is None:
         return rotation(h)
     return (h + frame.out(rotation.minus_identity(frame.into(h)))).to(h.dtype)
 
 
 def _walsh(x: Tensor) -> Tensor:
-    """The orthonormal Walsh–Hadamard transform, its own inverse, along the dimension before the last, a power of two."""
+    """The orthonormal Walsh–Hadamard transform along the dimension before the last, a power of 2.
+
+    It is its own inverse.
+    """
     size = x.shape[-2]
     half = 1
     while half < size:
@@ -204,7 +288,7 @@ def _walsh(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _random_orthogonal(width: int, seed: int) -> Tensor:
-    # RandomState's stream is frozen for good, so a checkpoint that stores only the seed means the same Q everywhere.
+    # RandomState's stream never changes, so the seed in a checkpoint means the same Q everywhere.
     gaussian = np.random.RandomState(seed).standard_normal((width, width))
     q, r = np.linalg.qr(gaussian)
     return torch.from_numpy((q * np.sign(np.diag(r))).astype(np.float32))

@@ -1,7 +1,7 @@
 """Parameters that stay float32, and that may exist before their shape is known.
 
-An optimizer holds parameters by identity: one that was made before the model told the width, or before values were loaded, has to
-train what acts afterwards.
+An optimizer holds parameters by identity: one that was made before the width was known, or before
+values were loaded, has to train what acts afterwards.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 
 class KeepsPrecision(nn.Module):
-    """`.to()`, `.half()` and `.bfloat16()` of a surrounding model move the parameters but never change their dtype."""
+    """A module whose parameters move with the surrounding model, but never change their dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def move(tensor: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class KeepsPrecision(nn.Module):
 
 
 class Waiting(UninitializedParameter):
-    """torch's own, which can also be frozen and take part in a model's `.bfloat16()`."""
+    """A parameter without a shape yet, which a model may freeze or turn to bfloat16 meanwhile."""
 
     _allowed_methods = (
         *UninitializedParameter._allowed_methods,  # type: ignore[attr-defined]
@@ -34,11 +34,16 @@ class Waiting(UninitializedParameter):
 
 
 def wait_for(module: nn.Module, names: Iterable[str]) -> None:
-    """Register a parameter without a shape at each dotted name, with modules that hold nothing else between."""
+    """Register parameters whose shape is not known yet.
+
+    Args:
+        module: What holds them.
+        names: Dotted names; missing modules between are made, and hold nothing else.
+    """
     for name in names:
-        owner, leaf = _owner(name)
+        parent, leaf = _parent_and_leaf(name)
         holder = module
-        for part in owner.split(".") if owner else ():
+        for part in parent.split(".") if parent else ():
             if not isinstance(getattr(holder, part, None), nn.Module):
                 holder.add_module(part, nn.Module())
             holder = holder.get_submodule(part)
@@ -47,22 +52,27 @@ def wait_for(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def keep_objects(module: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
-    """Put the parameters `before` back in the place of those of their names, with these ones' values and shapes."""
-    for name, kept in before.items():
-        owner, leaf = _owner(name)
-        holder = dict(module.named_modules()).get(owner)
-        made = None if holder is None else holder._parameters.get(leaf)
-        if holder is None or made is None or made is kept:
+    """Put earlier parameter objects back, with the values and shapes that are there now.
+
+    Args:
+        module: What holds the parameters.
+        before: The earlier objects by their dotted names; names that are gone are left out.
+    """
+    for name, earlier in before.items():
+        parent, leaf = _parent_and_leaf(name)
+        holder = dict(module.named_modules()).get(parent)
+        current = None if holder is None else holder._parameters.get(leaf)
+        if holder is None or current is None or current is earlier:
             continue
-        device = torch.device("cpu") if kept.device.type == "meta" else kept.device
-        if is_lazy(kept):
-            kept.materialize(made.shape, device=device, dtype=made.dtype)
-        elif kept.shape != made.shape:
-            kept.grad = None
-        kept.data = made.data.to(device)
-        holder._parameters[leaf] = kept
+        device = torch.device("cpu") if earlier.device.type == "meta" else earlier.device
+        if is_lazy(earlier):
+            earlier.materialize(current.shape, device=device, dtype=current.dtype)
+        elif earlier.shape != current.shape:
+            earlier.grad = None
+        earlier.data = current.data.to(device)
+        holder._parameters[leaf] = earlier
 
 
-def _owner(name: str) -> tuple[str, str]:
-    owner, _, leaf = name.rpartition(".")
-    return owner, leaf
+def _parent_and_leaf(name: str) -> tuple[str, str]:
+    parent, _, leaf = name.rpartition(".")
+    return parent, leaf

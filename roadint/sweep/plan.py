@@ -14,7 +14,7 @@ from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.evaluate import DEV
 from roadint.evaluation.language import check_language
-from roadint.files.local import is_file, path_of
+from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
 from roadint.recipes.edit import written_all

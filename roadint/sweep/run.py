@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from roadint.data.sources import load_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.evaluate import evaluate
-from roadint.files.local import write_whole
+from roadint.files.atomic import write_whole
 from roadint.model.pretrained import load
 from roadint.recipes.recipe import Recipe
 from roadint.sweep.plan import Changes, Plan, key

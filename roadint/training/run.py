@@ -15,7 +15,8 @@ from roadint.data.collate import Collator
 from roadint.data.prompts import check_template, check_tokenizer
 from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
-from roadint.files.local import make_folder, path_of, write_whole
+from roadint.files.atomic import write_whole
+from roadint.files.paths import make_folder, path_of
 from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
 from roadint.recipes.names import nested

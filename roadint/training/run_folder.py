@@ -23,8 +23,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from roadint.data.collate import Example
 from roadint.errors import RoadError
-from roadint.files.jsonable import plain
-from roadint.files.local import write_whole
+from roadint.files.atomic import write_whole
+from roadint.files.plain_json import plain
 from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
 from roadint.recipes.names import flat

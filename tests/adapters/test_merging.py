@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from roadint import RoadError, RoadIntervention, RoadModel
+from roadint import RoadError, RoadIntervention, RoadLinear, RoadModel, Rotation
+from roadint.adapters import merging
 from roadint.interop.peft import export
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
@@ -107,23 +109,25 @@ def test_embeddings_and_heads() -> None:
     assert same(tied, before)
 
 
-def test_large_and_odd_shapes_in_chunks() -> None:
-    """More than one chunk, and groups larger than a chunk."""
-    from roadint.adapters import merging as merge
-    from roadint.rotation.rotation import rotation
-
-    for group in (2, 6, 96):
-        layer = nn.Linear(50, 96)
-        theta, alpha = torch.randn(48, 2, 2), torch.rand(48, 2, 2) + 0.5
-        turned = rotation(theta, alpha, variant="road_4", group=group)
-        expected = turned.dense() @ layer.weight, turned.dense() @ layer.bias
-        before, merge._CHUNK = merge._CHUNK, 700
-        try:
-            merge._turn(layer, turned)
-        finally:
-            merge._CHUNK = before
-        torch.testing.assert_close(layer.weight, expected[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(layer.bias, expected[1], rtol=0, atol=1e-5)
+@pytest.mark.parametrize("group", [2, 6, 96])
+@pytest.mark.parametrize("layer", [nn.Linear(50, 96), Conv1D(96, 50)], ids=["linear", "conv1d"])
+def test_large_and_odd_shapes_in_chunks(
+    layer: nn.Module, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one chunk, and groups larger than a chunk: as the dense matrix."""
+    torch.manual_seed(0)
+    road = RoadLinear(layer, variant="road_4", pairing=group)
+    randomised(road.road)
+    rotation = road.road.rotation()
+    dense = Rotation(rotation.u, rotation.v, group).dense().detach()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    monkeypatch.setattr(merging, "_CHUNK", 700)
+    road.merge()
+    expected = dense @ weight if isinstance(layer, nn.Linear) else weight @ dense.T
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.bias.detach(), dense @ bias, rtol=0, atol=1e-5)
+    road.unmerge()
+    torch.testing.assert_close(layer.weight.detach(), weight, rtol=0, atol=1e-4)
 
 
 def test_tells_what_the_dtype_loses() -> None:

@@ -30,7 +30,8 @@ from transformers import (
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.architecture.layers import device_of, find_layers, inner_model, site_path
+from roadint.architecture.layers import find_layers, inner_model, site_path
+from roadint.architecture.properties import device_of
 from tests.helpers import LAYERS, SIZES, WIDTH, build, randomised, scaled, trained
 
 IDS = torch.arange(10, 28).reshape(2, 9)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.architecture.layers import counts_padding
+from roadint.architecture.properties import counts_padding
 from tests.architectures import oracle
 from tests.architectures.oracle import COLUMNS, ROWS, Site
 from tests.architectures.tiny import WIDTH, extra_inputs

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.architecture.layers import cache_name
+from roadint.architecture.properties import cache_name
 from tests.helpers import SIZES, own, padded, prompts, scaled, trained
 
 IDS = torch.arange(10, 28).reshape(2, 9)

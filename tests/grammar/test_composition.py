@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition, parse_rows
+from roadint.grammar.subspace import Partition
 
 NAMES = ["german", "english", "french"]
 
@@ -202,6 +203,32 @@ def test_time_grows_with_the_length_alone(text: str) -> None:
     with pytest.raises(RoadError):
         Composition.parse(text, NAMES)
     assert time.perf_counter() - started < 0.5
+
+
+def test_names_of_a_mapping_are_those_of_text() -> None:
+    """The same names, those of checkpoints and "all" among them, and names that map to something."""
+    partition = Partition({"german": "[0, d/2)", "english": "[d/2, d)"}, 16)
+    assert Composition.parse({"english": 1, "german": 0.5}, partition) == Composition.parse(
+        "0.5*german + english", partition
+    )
+    loaded = dict.fromkeys(["german@a", "english@a", "german@b"], "anything")
+    for mapping, text in (
+        ({"a": 0.5}, "0.5*german@a + 0.5*english@a"),
+        ({"german@b": -1, "a": 2}, "2*a - german@b"),
+        ({"all": 0.5, "german@a": 0.5}, "german@a + 0.5*english@a + 0.5*german@b"),
+        ({"all": 1, "b": -1}, "a"),
+        ({}, "none"),
+    ):
+        assert Composition.parse(mapping, loaded) == Composition.parse(text, loaded)
+    for mapping, message in (
+        ({"germn@a": 1}, "unknown subspace 'germn@a'.*did you mean 'german@a'"),
+        ({"german": 1}, "unknown subspace 'german'"),
+        ({"none": 1}, "unknown subspace 'none'"),
+        ({"german@a + b": 1}, "unknown subspace"),
+        ({"": 1}, "unknown subspace ''"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            Composition.parse(mapping, loaded)
 
 
 PIECES = [

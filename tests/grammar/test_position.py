@@ -38,6 +38,22 @@ def test_selected_tokens(text: str, phase: str, edited: list[str]) -> None:
     assert ["".join(str(int(flag)) for flag in row) for row in flags] == edited
 
 
+@pytest.mark.parametrize(
+    ("text", "phase", "indices"),
+    [
+        ("last", "prompt", [3]),
+        ("last(9)", "both", [0, 1, 2, 3]),
+        ("first(2)", "prompt", [0, 1]),
+        ("at(-1, 1)", "prompt", [1, 3]),
+        ("all", "generated", []),
+    ],
+)
+def test_indices_of_a_prompt(text: str, phase: Any, indices: list[int]) -> None:
+    assert Position.parse(text, phase).indices(4) == indices
+    with pytest.raises(RoadError, match=r"at\(4\) is outside a prompt of 4 tokens"):
+        Position.parse("at(4)").indices(4)
+
+
 @pytest.mark.parametrize("text", ["last", "last(3)", "first(2)", "all", "at(0, -1)"])
 def test_text_round_trip(text: str) -> None:
     position = Position.parse(text)

@@ -50,7 +50,7 @@ def with_field(name: str, value: Any) -> list[list[Any]]:
         "helper_beside_it.Cls",
         "os.system",
         "builtins.exec",
-        "roadint.files.local.write_whole",
+        "roadint.files.atomic.write_whole",
         "roadint.RoadModel",
         "subprocess.Popen",
     ],

@@ -303,7 +303,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
     def full(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("roadint.files.local.os.fsync", full)
+    monkeypatch.setattr("roadint.files.atomic.os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         trained(llama, RoadIntervention(layer=0)).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TextIteratorStreamer
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.architecture.layers import cache_name
+from roadint.architecture.properties import cache_name
 from tests.helpers import VOCABULARY, WIDTH, build, own, padded, prompts, trained
 
 COMPOSE = [None, "a", "b", "a + b", "0.5*a - b"]

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from roadint.architecture.layers import cached_columns, inner_model, text_config
+from roadint.architecture.layers import inner_model, text_config
+from roadint.architecture.properties import cached_columns
 from roadint.data.prompts import (
     Template,
     batch_prompts,

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from roadint.architecture.layers import CACHES, cached_columns, inner_model
+from roadint.architecture.layers import inner_model
+from roadint.architecture.properties import CACHES, cached_columns
 from roadint.engines.transformers.view import After, Copy, view
 from roadint.errors import RoadError
 

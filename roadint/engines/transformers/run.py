@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from roadint.architecture.layers import check_recomputation, device_of, text_config
+from roadint.architecture.layers import text_config
+from roadint.architecture.properties import check_recomputation, device_of
 from roadint.engines.attached import Attached, Compose, Lowered
 from roadint.engines.call import Call, Source
 from roadint.engines.interventions import Interventions

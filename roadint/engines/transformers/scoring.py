@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadint.architecture.layers import find_layers, positions_of, text_config
+from roadint.architecture.layers import find_layers, text_config
+from roadint.architecture.properties import positions_of
 from roadint.engines.transformers.partial import Enough, Resumed
 from roadint.engines.transformers.view import view
 from roadint.errors import RoadError

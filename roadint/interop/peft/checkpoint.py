@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
 from roadint.errors import RoadError, listing, quoted
-from roadint.files.local import is_file, make_folder, path_of, write_pair
+from roadint.files.atomic import write_pair
+from roadint.files.paths import is_file, make_folder, path_of
 from roadint.interop.peft.files import (
     CONFIG,
     PREFIX,

@@ -9,8 +9,8 @@ import safetensors.torch
 from torch import Tensor
 
 from roadint.errors import RoadError, first_line, listing, quoted
+from roadint.files.readers import read_header, read_json
 from roadint.files.rules import anything, either, fields, listed, one_of, text, whole
-from roadint.files.untrusted import read_header, read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from roadint.architecture.layers import check_model, site_path, width_of
+from roadint.architecture.layers import site_path
+from roadint.architecture.properties import check_model, width_of
 from roadint.engines.interventions import listed_interventions
 from roadint.errors import RoadError
 from roadint.interventions.base import SubspaceIntervention

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, quoted
-from roadint.files.local import path_of
+from roadint.files.paths import path_of
 from roadint.interop.pyvene.saved_config import SavedIntervention, read_saved_config
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
-from roadint.files.local import is_file
+from roadint.files.paths import is_file
 from roadint.interventions.pyvene.patches import pyvene
 from roadint.interventions.registry import kinds as registered
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.architecture.layers import find_layers, site_path, width_of
+from roadint.architecture.layers import find_layers, site_path
+from roadint.architecture.properties import width_of
 from roadint.errors import RoadError, quoted
 from roadint.interventions.arguments import index_of
 from roadint.interventions.pyvene.patches import pyvene

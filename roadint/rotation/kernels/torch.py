@@ -1,23 +1,46 @@
-"""The rotation as one operation: about what a copy costs, and one copy of the input kept for the gradient.
+"""The rotation as one operation in plain PyTorch.
 
-Each pair of dims is a complex number z. A real 2×2 matrix on a pair is `u·z + v·z̄`, and v is 0 where both rows rotate and scale
-alike, as in RoAd1: one complex product, instead of two real ones, a swap and a sum, each of which would read and write everything.
+Each pair of dims is a complex number z. A real 2×2 matrix on a pair is `u·z + v·z̄`, and v is 0
+where both matrix rows rotate and scale alike, as in RoAd1. That is one complex product in the place
+of two real ones, a swap and a sum, each of which would read and write everything: the operation
+costs about what a copy costs, and keeps one copy of the input for the gradient.
 """
 
 from typing import Any
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 
-def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
-    """`u·z + v·z̄` of the pairs z of h [..., width], in float32 at least. u, v: complex, of [..., width / 2]; None is 0."""
+def turn(
+    h: Float[Tensor, "*rows width"],
+    u: Complex[Tensor, "*rows blocks"],
+    v: Complex[Tensor, "*rows blocks"] | None,
+    group: int = 2,
+) -> Float[Tensor, "*rows width"]:
+    """Rotate hidden states: `u·z + v·z̄` of their pairs z.
+
+    Args:
+        h: The hidden states; an even width, two dims a block.
+        u: Leading dimensions broadcast against those of `h`.
+        v: As `u`; None where it is zero everywhere.
+        group: The group size of the pairing, 2 for adjacent dims.
+
+    Returns:
+        The rotated hidden states, in float32 at least.
+
+    Example:
+        >>> quarter_turn = torch.tensor([1j, 1j])
+        >>> turn(torch.tensor([1.0, 2.0, 3.0, 4.0]), quarter_turn, None)
+        tensor([-2.,  1., -4.,  3.])
+    """
     if (
         torch.is_grad_enabled()
         and not carries_tangents()
-        and any(each is not None and each.requires_grad for each in (h, u, v))
+        and any(tensor is not None and tensor.requires_grad for tensor in (h, u, v))
     ):
         turned: Tensor = _Turn.apply(h, u, v, group)  # type: ignore[no-untyped-call]
         return turned
@@ -25,14 +48,25 @@ def turn(h: Tensor, u: Tensor, v: Tensor | None, group: int = 2) -> Tensor:
 
 
 def carries_tangents() -> bool:
-    """Whether values may carry derivatives of forward mode (torch.func.jvp), without asking for gradients."""
+    """Whether values may carry derivatives of forward mode (torch.func.jvp)."""
     return forward_ad._current_level >= 0
 
 
-def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """`u·z` over adjacent pairs, written over h (contiguous), without gradients: the quickest way.
+def turn_(
+    h: Float[Tensor, "rows *columns width"],
+    u: Complex[Tensor, "rows *columns blocks"],
+    scratch: Float[Tensor, "some *columns width"] | None = None,
+) -> Float[Tensor, "rows *columns width"]:
+    """Rotate adjacent pairs in place, without gradients: `u·z`, the quickest way.
 
-    h: [rows, …, width]. scratch: to work in where h is no float32, float32 of h's shape or of fewer rows, which then take turns.
+    Args:
+        h: The hidden states, contiguous; they are written over.
+        u: One entry for each row, or one for all of them.
+        scratch: Float32 memory to work in where `h` is not float32; with fewer rows than `h`, the
+            rows take turns.
+
+    Returns:
+        `h` itself.
     """
     if scratch is None:
         h.view(torch.complex64).mul_(u)
@@ -41,9 +75,9 @@ def turn_(h: Tensor, u: Tensor, scratch: Tensor | None = None) -> Tensor:
     if few == len(h):
         scratch.copy_(h).view(torch.complex64).mul_(u)
         return h.copy_(scratch)
-    for place in range(0, len(h), few):
-        part = h[place : place + few]
-        turn_(part, u if len(u) == 1 else u[place : place + few], scratch[: len(part)])
+    for start in range(0, len(h), few):
+        part = h[start : start + few]
+        turn_(part, u if len(u) == 1 else u[start : start + few], scratch[: len(part)])
     return h
 
 
@@ -79,7 +113,7 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     if group != 2 or carries_tangents():
         return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
     shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
-    # Memory of its own, and no view of some: models write into a layer's output.
+    # A new tensor and no view: models write into the output of a layer.
     turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
     out = torch.view_as_complex(turned.view(*shape, 2))
     torch.mul(z, u, out=out)
@@ -88,8 +122,19 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     return turned
 
 
-def pairs(h: Tensor, group: int, like: Tensor | None = None) -> Tensor:
-    """The pairs of h [..., width] as complex numbers [..., width / 2]; of float32 parts, or float64 where h or `like` has such."""
+def pairs(
+    h: Float[Tensor, "*rows width"], group: int, like: Complex[Tensor, "..."] | None = None
+) -> Complex[Tensor, "*rows blocks"]:
+    """The pairs of dims as complex numbers.
+
+    Args:
+        h: The hidden states.
+        group: The group size of the pairing.
+        like: Numbers that the pairs will meet.
+
+    Returns:
+        The pairs, of float32 parts; of float64 parts where `h` or `like` has such.
+    """
     if h.dtype is not torch.float64:
         h = h.double() if like is not None and like.dtype is torch.complex128 else h.float()
     if group == 2:
@@ -98,8 +143,8 @@ def pairs(h: Tensor, group: int, like: Tensor | None = None) -> Tensor:
     return torch.complex(first, second).flatten(-2)
 
 
-def dims(z: Tensor, group: int) -> Tensor:
-    """Back from pairs [..., width / 2] to dims [..., width]."""
+def dims(z: Complex[Tensor, "*rows blocks"], group: int) -> Float[Tensor, "*rows width"]:
+    """The inverse of `pairs`."""
     if group == 2:
         return torch.view_as_real(z.resolve_conj()).flatten(-2)
     z = z.reshape(*z.shape[:-1], -1, group // 2)

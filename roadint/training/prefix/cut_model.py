@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
-from roadint.architecture.layers import cache_name, takes_positions
+from roadint.architecture.properties import cache_name, takes_positions
 from roadint.engines.transformers.partial import Resumed, output_after
 from roadint.model.road_model import RoadModel
 from roadint.training.prefix.key_values import KeyValueLayout, layout_of

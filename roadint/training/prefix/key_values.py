@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from roadint.architecture.layers import cache_name, text_config
+from roadint.architecture.layers import text_config
+from roadint.architecture.properties import cache_name
 from roadint.engines.transformers.partial import Enough, run_until_enough
 from roadint.training.prefix.reusable import CannotReuseError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from roadint.files.local import candidates, whole_folder, write_pair, write_whole
+from roadint.files.atomic import candidates, whole_folder, write_pair, write_whole
 from tests.helpers import counted
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were: a reader, or a kill, never meets half of one; and text, read or refused."""
+"""Files that are written whole or not at all: a reader, or a kill, never meets half of one."""
 
 import os
 import secrets
@@ -6,9 +6,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from roadint.errors import RoadError, first_line, quoted
 
 try:
     import fcntl
@@ -19,7 +16,12 @@ Content = bytes | str
 
 
 def write_whole(path: Path, content: Content) -> None:
-    """Write beside the file, then move over it: a reader sees the old file or the new one."""
+    """Write a file so that a reader sees the old one or the new one.
+
+    Args:
+        path: Of the file.
+        content: Of the new file; text is written as UTF-8.
+    """
     temporary = _written_beside(path, content)
     try:
         os.replace(temporary, path)
@@ -29,11 +31,19 @@ def write_whole(path: Path, content: Content) -> None:
 
 
 def write_pair(data: Path, data_content: Content, about: Path, about_content: Content) -> None:
-    """Write two files of one folder that belong together, of which `about` tells what `data` is (by its digest, say).
+    """Write two files of one folder that belong together.
 
-    Both are written before either is replaced, so a full disk changes nothing. Until `about` is replaced, the old `data` lies in
-    one of `candidates(data)`: whoever is killed between the two leaves a pair that can be told apart. What failed leaves the old
-    pair. What earlier kills left behind goes with the first write that succeeds. Writers of one folder wait for each other.
+    `about` tells what `data` is (by its digest, say). Both are written before either is replaced,
+    so a full disk changes nothing. Until `about` is replaced, the old `data` lies in one of
+    `candidates(data)`: whoever is killed between the two leaves a pair that can be told apart. What
+    failed leaves the old pair. What earlier kills left behind goes with the first write that
+    succeeds. Writers of one folder wait for each other.
+
+    Args:
+        data: The path of the first file.
+        data_content: Its new content.
+        about: The path of the second.
+        about_content: Its new content.
     """
     made: list[Path] = []  # the new data, the new about, and the old data under a second name
     with _alone(data.parent):
@@ -52,38 +62,39 @@ def write_pair(data: Path, data_content: Content, about: Path, about_content: Co
         _remove([*_beside(data), *_beside(about)])
 
 
-def make_folder(folder: Path) -> None:
-    """Raises RoadError where the folder is not there and can't be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise RoadError(
-            f"{quoted(str(folder))} can't be a folder to write to ({first_line(error)}): expected another one"
-        ) from None
-
-
 def candidates(data: Path) -> Iterator[Path]:
-    """Where the content of `data` may be: in its place or, after a kill, beside it; `about` tells which one it is."""
+    """Where the content of the first file of a pair may be.
+
+    Args:
+        data: Its path.
+
+    Yields:
+        The path itself and, after a kill, files beside it; the second file tells which one it is.
+    """
     yield data
     yield from sorted(_beside(data))  # looked for only now: a write may have replaced `data` since
 
 
 @contextmanager
 def whole_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A scratch folder inside a new or an empty one; its files move up at the end, and after an error there is nothing.
+    """Fill a new or an empty folder so that it has all of its files or, after an error, none.
 
-    last: the file without which the others are nothing to a reader; it comes last.
+    Args:
+        folder: The folder.
+        last: The file without which the others are nothing to a reader; it comes last.
+
+    Yields:
+        A scratch folder to write to; its files move up at the end.
     """
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(
-        parents=True, exist_ok=True
-    )  # it may be a mount point: a folder beside it could not take its place
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside of it: it may be a mount point, whose place a folder beside it could not take.
     scratch = folder / f".{secrets.token_hex(4)}"
     moved: list[Path] = []
     try:
         scratch.mkdir()
         yield scratch
-        for path in sorted(scratch.iterdir(), key=lambda each: each.name == last):
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == last):
             moved.append(folder / path.name)
             os.replace(path, moved[-1])
         scratch.rmdir()
@@ -95,7 +106,11 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Folders that were made for nothing, the innermost first."""
+    """Remove folders that were made for nothing, as far as they are empty.
+
+    Args:
+        folders: The innermost first.
+    """
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
@@ -107,15 +122,14 @@ def _name_beside(path: Path) -> Path:
 
 def _beside(path: Path) -> list[Path]:
     """What lies beside a file on its account."""
-    return [each for each in path.parent.iterdir() if each.name.startswith(f".{path.name}.")]
+    return [beside for beside in path.parent.iterdir() if beside.name.startswith(f".{path.name}.")]
 
 
 def _written_beside(path: Path, content: Content) -> Path:
     """A new file beside `path`, on the disk; the process's umask says who may read it."""
     temporary = _name_beside(path)
-    handle = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -160,7 +174,7 @@ def _remove(paths: list[Path]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other writer of this folder meanwhile, of this process or another, where the file system has locks."""
+    """No other writer of this folder meanwhile, in any process, where the file system has locks."""
     if fcntl is None:
         yield
         return
@@ -171,49 +185,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def path_of(what: str, given: Any) -> Path:
-    """A path that was given, as `what` ("out"). Raises RoadError for what is none, or blank."""
-    if not isinstance(given, (str, os.PathLike)) or not str(given).strip():
-        raise RoadError(
-            f"{what} {quoted(given)} is no path: expected a folder such as 'runs/german-english'"
-        )
-    return Path(given)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no file can have (too long, with NUL) is none, nor what may not be looked at."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_folder(path: Path) -> bool:
-    """As `is_file`, of a folder."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def read_text(path: Path, what: str, most: int) -> str:
-    """A text file of at most `most` bytes, with or without a byte-order mark; `what` ("recipe") is how a message calls it.
-
-    Raises RoadError where it can't be read, is longer, or is no text in UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise RoadError(
-                f"{what} {quoted(str(path))} has over {most:,} bytes: expected a shorter file"
-            )
-        return content.decode("utf-8-sig")
-    except RoadError:
-        raise
-    except (OSError, ValueError) as error:  # no UTF-8 is a ValueError, and so is a name with NUL
-        raise RoadError(
-            f"{what} {quoted(str(path))} can't be read ({first_line(error)}): expected a text file in UTF-8"
-        ) from None

@@ -1,0 +1,68 @@
+"""Paths that users give: checked, and never an error of the operating system."""
+
+import os
+from pathlib import Path
+
+from roadint.errors import RoadError, first_line, quoted
+
+
+def path_of(what: str, path: object) -> Path:
+    """A path that a user gave.
+
+    Args:
+        what: How the message calls it, such as "out".
+        path: Text or a path.
+
+    Returns:
+        The path.
+
+    Raises:
+        RoadError: for what is no path, or blank.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not str(path).strip():
+        raise RoadError(
+            f"{what} {quoted(path)} is no path: expected a folder such as 'runs/german-english'"
+        )
+    return Path(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Args:
+        path: Any; a name that no file can have (too long, with NUL) is none, nor is what may not be
+            looked at.
+
+    Returns:
+        Whether there is.
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, as `is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, where there is none yet.
+
+    Args:
+        folder: With those that it lies in.
+
+    Raises:
+        RoadError: where it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RoadError(
+            f"{quoted(str(folder))} can't be a folder to write to ({first_line(error)}): "
+            "expected another one"
+        ) from None
