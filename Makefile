@@ -11,6 +11,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
+COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
 .PHONY: run test lint types unit architectures quantised real browser chromium notebooks wheel house install-pyreft clean
@@ -32,10 +33,11 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# what the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on
+# what the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on;
+# make unit COVERAGE= goes without
 unit: $(VENV)/.installed
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-		$(BIN)/pytest -n auto --cov --cov-report term --doctest-modules roadint tests \
+		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests \
 		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md

@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 def _summary(lines: list[Line]) -> str:
     counts = Counter((component.split()[0], verdict) for _, _, component, verdict, _ in lines)
-    classes = {name for _, name, *_ in lines}
+    classes = {line[:2] for line in lines}
     of_classes = f"{len(classes)} model classes of transformers {transformers.__version__}"
     parts = [f"{of_classes}, {len(UNBUILT)} not built"]
     for component in sorted({component for component, _ in counts}):
