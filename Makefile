@@ -1,5 +1,7 @@
 # make run    environment, install, then the main job: learn German and English subspaces, compare four ways, measure
 # make test   everything that CI checks
+# make unit   the tests that need no real model, with the share of the code that they run
+# make house  draw the package: docs/house.png
 #
 # The torch requirement is a variable: on a machine without a GPU, a CPU build saves gigabytes, for example
 #   make run TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -9,9 +11,10 @@ TORCH ?= torch
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
+COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test lint types unit architectures quantised real browser chromium notebooks wheel install-pyreft clean
+.PHONY: run test lint types unit architectures quantised real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -25,16 +28,21 @@ test: lint types unit architectures quantised wheel real browser notebooks
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# what the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on;
+# make unit COVERAGE= goes without
 unit: $(VENV)/.installed
-	$(BIN)/pytest -n auto tests --ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
+	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
+		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests \
+		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
 architectures: $(VENV)/.installed
-	$(BIN)/pytest tests/architectures -q -rN -s
+	$(BIN)/pytest -n auto -q tests/architectures
 
 # bitsandbytes lies apart: where it is installed, everything that imports transformers' trainer imports it, with messages of its own
 quantised: $(VENV)/.installed
@@ -52,7 +60,7 @@ chromium: $(VENV)/.installed
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
 		|| { [ "$$(id -u)" = 0 ] && { $(APT) || { apt-get update -qq && $(APT); }; } } || $(BIN)/playwright install --with-deps chromium
 
-# the notebooks from top to bottom, on the offline model
+# the notebooks from top to bottom, on the offline model, and what they print beside what is stored
 notebooks: $(VENV)/.installed
 	$(BIN)/pytest tests/notebooks
 
@@ -63,6 +71,10 @@ wheel: $(VENV)/.installed
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
 		from roadint.model.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
+
+# the rooms of the package, their floors and what imports what, as a picture
+house: $(VENV)/.installed
+	$(BIN)/python docs/house.py
 
 # torch first and by itself, so that nothing else chooses another build of it
 $(VENV)/.installed: pyproject.toml

@@ -1,5 +1,7 @@
 """Tiny models of every architecture, built without a download, and a tokenizer of characters."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,14 @@ from tests.helpers import ARCHITECTURES, build, make_tokenizer, write_tsv
 settings.register_profile("roadint", deadline=None)  # a busy machine is no failure
 settings.load_profile("roadint")
 torch.set_num_threads(1)  # tiny models are quicker without hand-over between threads
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws is the same in every run, alone or among others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(params=ARCHITECTURES)

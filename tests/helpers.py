@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -272,6 +274,14 @@ def padded(rows: list[Tensor], side: str) -> dict[str, Tensor]:
 
 def own(logits: Tensor, row: Tensor, side: str) -> Tensor:
     return logits[-len(row) :] if side == "left" else logits[: len(row)]
+
+
+def check_drawn(picture: Path) -> None:
+    """Not a blank page: several colours, of which none fills it."""
+    pixels = imread(picture)[..., :3].reshape(-1, 3)
+    colours, counts = np.unique((15 * pixels).round(), axis=0, return_counts=True)
+    assert len(colours) > 20, f"{len(colours)} colours"
+    assert counts.max() < 0.98 * len(pixels), f"{counts.max() / len(pixels):.1%} of one colour"
 
 
 def rows(output: str, count: int = 12) -> list[dict[str, str]]:

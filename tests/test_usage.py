@@ -1,4 +1,4 @@
-"""What a wrong use of the command line says: one line on stderr, nothing loaded."""
+"""What a wrong use of the command line says: one line on stderr, nothing loaded. And that the package stays a house."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+import roadint
 from roadint.cli.main import main
+
+PACKAGE = Path(roadint.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -70,3 +73,23 @@ def test_a_run_may_go_into_the_working_directory(monkeypatch: Any, tmp_path: Pat
 
     monkeypatch.chdir(tmp_path)
     check_folder("--out", Path("."))
+
+
+def test_the_top_of_the_package_holds_few_rooms() -> None:
+    """`make lint` checks that no import points up; this is their number."""
+    rooms = [
+        path
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith("_") and path.name != "py.typed"
+    ]
+    assert len(rooms) <= 26, sorted(path.name for path in rooms)
+    files = {path.name for path in rooms if path.is_file()}
+    assert files <= {"errors.py", "progress.py", "version.py"}
+
+
+def test_files_are_short() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert not {path: count for path, count in lines.items() if count > 400}

@@ -1,10 +1,7 @@
 """Every decoder type that transformers offers: each component, and adapters, are right or refused by name; nothing is silent."""
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ import transformers
 from tests.architectures.sweep import Fault, Outcome, sweep
 from tests.architectures.tiny import UNBUILT, Case, build, cases
 
-TABLE = Path("build/architectures.md")
 CASES = [case for case in cases() if case.class_name not in UNBUILT]
 
 # What must not be refused: all three components of these types ...
@@ -48,32 +44,31 @@ MAY_REFUSE: dict[str, str] = {
     "ZambaForCausalLM": "layers share their weights",
     "Zamba2ForCausalLM": "layers share their weights",
 }
-found: dict[Case, list[Outcome]] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    """Writes what was found, for readers, when all is done; quiet meanwhile."""
+def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     yield
     logging.disable(logging.NOTSET)
-    TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(_table(), encoding="utf-8")
-    print(f"\n{_summary()}\n{TABLE} has the table")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_component_is_right_or_refused(case: Case) -> None:
+def test_each_component_is_right_or_refused(
+    case: Case, record_property: Callable[[str, object], None]
+) -> None:
     try:
-        found[case] = sweep(build(case))
+        outcomes = sweep(build(case))
     except Fault as fault:
-        found[case] = [Outcome("model", "FAULT", str(fault))]
-    faults = [f"{each.component}: {each.text}" for each in found[case] if each.verdict == "FAULT"]
+        outcomes = [Outcome("model", "FAULT", str(fault))]
+    record_property("case", [case.model_type, case.class_name])
+    record_property("outcomes", [[each.component, each.verdict, each.text] for each in outcomes])
+    faults = [f"{each.component}: {each.text}" for each in outcomes if each.verdict == "FAULT"]
     assert not faults, "\n".join(faults)
-    refused = {each.component: each.text for each in found[case] if each.verdict == "refused"}
-    wanted = _wanted(case)
+    refused = {each.component: each.text for each in outcomes if each.verdict == "refused"}
+    wanted = _wanted(case, outcomes)
     assert not wanted & set(refused), {name: refused[name] for name in wanted & set(refused)}
 
 
@@ -82,47 +77,12 @@ def test_the_sweep_is_of_nearly_all_types() -> None:
     assert {case.class_name for case in cases()} >= set(UNBUILT) | set(MAY_REFUSE)
 
 
-def _wanted(case: Case) -> set[str]:
-    if all(each.verdict == "refused" and each.text for each in found[case]) and "adapters" not in {
-        c.component for c in found[case]
+def _wanted(case: Case, outcomes: Sequence[Outcome]) -> set[str]:
+    if all(each.verdict == "refused" and each.text for each in outcomes) and "adapters" not in {
+        each.component for each in outcomes
     }:
         return set()  # an encoder-decoder
     wanted = set() if case.class_name in MAY_REFUSE else {"block_output", "adapters"}
     return wanted | (
         {"attention_output", "mlp_output"} if case.model_type in _WHOLE.split() else set()
     )
-
-
-def _summary() -> str:
-    counts = Counter(
-        (each.component.split()[0], each.verdict)
-        for outcomes in found.values()
-        for each in outcomes
-    )
-    components = dict.fromkeys(component for component, _ in counts)
-    lines = [
-        f"{component}: "
-        + ", ".join(
-            f"{counts[component, verdict]} {verdict}" for verdict in ("right", "refused", "FAULT")
-        )
-        for component in components
-    ]
-    return "\n".join(
-        [
-            f"{len(found)} model classes of transformers {transformers.__version__}, {len(UNBUILT)} not built",
-            *lines,
-        ]
-    )
-
-
-def _table() -> str:
-    lines = ["# Decoder types", "", *(f"- {line}" for line in _summary().splitlines()), ""]
-    lines += ["| type | class | component | verdict | where or why |", "|---|---|---|---|---|"]
-    for case, outcomes in found.items():
-        for each in outcomes:
-            text = " ".join(each.text.split()).replace("|", "\\|")
-            lines.append(
-                f"| {case.model_type} | {case.class_name} | {each.component} | {each.verdict} | {text} |"
-            )
-    lines += ["", "Not built:", "", *(f"- {name}: {why}" for name, why in UNBUILT.items())]
-    return "\n".join(lines) + os.linesep

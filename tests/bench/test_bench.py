@@ -16,7 +16,7 @@ from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
 from roadint.bench.workers import in_turns, workers
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix.cache import PrefixCache
-from tests.helpers import VOCABULARY, WIDTH, build, call
+from tests.helpers import VOCABULARY, WIDTH, build, call, check_drawn
 
 
 def rows(count: int = 5) -> list[Example]:
@@ -97,7 +97,7 @@ def test_bench_train_reports_what_tools_read(
     assert code == 0
     report = json.loads(shown)
     assert report == json.loads(out.read_text())
-    assert plot.stat().st_size > 1000
+    check_drawn(plot)
     assert {"processor", "cores", "matmul_gflops", "dtype", "torch"} <= set(report["machine"])
     assert [(each["name"], each["system"]) for each in report["cases"]] == [
         (name, system)

@@ -405,7 +405,7 @@ def test_adapters_and_checkpoints_come_and_go_beside_calls(tmp_path: Any) -> Non
 
 
 def test_scored_calls_overlap() -> None:
-    road = trained(build("llama"))
+    road = everywhere(build("llama"))
     where = torch.tensor([[0, 1, 1], [3, 4, 8]]), torch.tensor([5, 6, 7])
     seen = churning(
         road,
