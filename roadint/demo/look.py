@@ -16,7 +16,7 @@ from roadint.plots import block_figure
 
 def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence[str]) -> list[Any]:
     """HTML of the prompt's tokens, of the next tokens, of the lens and of the blocks. Raises RoadError for bad input."""
-    engine = service.engine
+    engine = service.batcher
     road, tokenizer = engine.road, engine.tokenizer
     engine.check(prompt)
     parsed = list(dict.fromkeys(service.parse(each, labels) for each in texts))
@@ -40,7 +40,7 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     lowest = min((site.layer for site in own), default=0)
     turning = [site for site in own if isinstance(site, RoadIntervention)]
     return [
-        views.prompt_tokens([tokenizer.decode([token]) for token in ids], sorted(edited)),
+        views.prompt_tokens([str(tokenizer.decode([token])) for token in ids], sorted(edited)),
         views.next_token_tables(moved),
         views.lens_table(names, lens, lowest),
         views.picture(

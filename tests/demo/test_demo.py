@@ -1,4 +1,4 @@
-"""The app without a browser: the service's refusals, the views, and the engine's shared batches on a tiny model."""
+"""The app without a browser: the service's refusals, the views, and the batcher's shared batches on a tiny model."""
 
 import logging
 import shutil
@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.demo import exports, views
 from roadint.demo import service as service_module
-from roadint.demo import views
 from roadint.demo.app import build as build_page
-from roadint.demo.checks import UNEXPECTED
-from roadint.demo.engine import Engine, Settings, Update
-from roadint.demo.handlers import CONTROLS, Handlers
+from roadint.demo.batching import Batcher
+from roadint.demo.controls import CONTROLS
+from roadint.demo.failures import UNEXPECTED
+from roadint.demo.handlers import Handlers
 from roadint.demo.look import inside
+from roadint.demo.requests import AnswerSettings, Update
 from roadint.demo.service import SHIPPED, Service
 from roadint.grammar.composition import Composition
 from roadint.inspection.lens import NextToken
@@ -31,25 +33,27 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def last_of(
-    engine: Engine, road: RoadModel, text: str, prompt: str = "say it", length: int = 4
+    batcher: Batcher, road: RoadModel, text: str, prompt: str = "say it", length: int = 4
 ) -> list[str]:
-    *_, last = engine.answers(prompt, [Composition.parse(text, road.names)], Settings(length))
+    *_, last = batcher.answers(
+        prompt, [Composition.parse(text, road.names)], AnswerSettings(length)
+    )
     return last.texts
 
 
-def at_once(engine: Engine, road: RoadModel, texts: Sequence[str]) -> dict[str, Any]:
+def at_once(batcher: Batcher, road: RoadModel, texts: Sequence[str]) -> dict[str, Any]:
     """What each gets, or is told, when all of them wait for one batch."""
     found: dict[str, Any] = {}
 
     def ask(text: str) -> None:
         try:
-            found[text] = last_of(engine, road, text)
+            found[text] = last_of(batcher, road, text)
         except Exception as error:
             found[text] = error
 
-    first = threading.Thread(target=last_of, args=(engine, road, "none"))
+    first = threading.Thread(target=last_of, args=(batcher, road, "none"))
     threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
-    with engine.lock:  # as when the model is busy
+    with batcher.lock:  # as when the model is busy
         first.start()
         time.sleep(0.2)
         for thread in threads:
@@ -93,14 +97,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch, size: int | None = None) -> None
 def test_requests_of_one_moment_share_a_batch_and_keep_their_own(tokenizer: Any) -> None:
     """Twelve callers at once, other prompts, compositions and lengths: what each gets alone."""
     road = trained(build("llama")).eval()
-    engine = Engine(road, tokenizer)
+    batcher = Batcher(road, tokenizer)
     asked = [(f"say {n}", [None, "a", "a + b"][: 1 + n % 3], 3 + n % 4) for n in range(12)]
     found: dict[int, Update] = {}
 
     def ask(number: int) -> None:
         prompt, compositions, length = asked[number]
         parsed = [Composition.parse(each, road.names) for each in compositions]
-        *_, found[number] = engine.answers(prompt, parsed, Settings(length))
+        *_, found[number] = batcher.answers(prompt, parsed, AnswerSettings(length))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for thread in threads:
@@ -114,11 +118,11 @@ def test_requests_of_one_moment_share_a_batch_and_keep_their_own(tokenizer: Any)
 
 
 def test_closing_frees_the_engine(tokenizer: Any) -> None:
-    engine = Engine(trained(build("llama")).eval(), tokenizer)
-    long = engine.answers("say", [Composition()], Settings(500))
+    batcher = Batcher(trained(build("llama")).eval(), tokenizer)
+    long = batcher.answers("say", [Composition()], AnswerSettings(500))
     next(long)
     long.close()
-    *_, last = engine.answers("say", [Composition()], Settings(2))
+    *_, last = batcher.answers("say", [Composition()], AnswerSettings(2))
     assert last.done
 
 
@@ -141,7 +145,7 @@ def test_a_page_opens_what_it_may_and_no_more(
         with pytest.raises(RoadError, match=message):
             service.open(name)
     with pytest.raises(RoadError, match="could not be loaded"):
-        service.engine  # noqa: B018
+        service.batcher  # noqa: B018
     with pytest.raises(RoadError, match="no road.json"):
         Service(str(tmp_path))
 
@@ -152,10 +156,10 @@ def test_texts_are_escaped_and_differences_marked() -> None:
     assert "a &lt;b&gt; c\nd" in shown
     assert "a <mark>&lt;i&gt;</mark> c\nd <mark>e</mark>" in shown
     assert "3.5 tokens a second" in shown
-    record = views.record(
-        "x | y", ["none", "german"], update, Settings(), {"model": "m", "checkpoint": "c"}
+    record = exports.record(
+        "x | y", ["none", "german"], update, AnswerSettings(), {"model": "m", "checkpoint": "c"}
     )
-    assert "x \\| y" in views.as_markdown(record)
+    assert "x \\| y" in exports.as_markdown(record)
 
 
 def test_bad_options_are_told(capsys: Any, monkeypatch: Any) -> None:
@@ -191,12 +195,12 @@ def test_what_the_model_refuses_is_told_to_who_asked_for_it(tokenizer: Any, tmp_
     road.add_checkpoint(
         saved("three", RoadIntervention(layer=1, subspaces={"p": "[0, d)"})), "three"
     )
-    engine = Engine(road, tokenizer)
-    expected = last_of(engine, road, "a")
+    batcher = Batcher(road, tokenizer)
+    expected = last_of(batcher, road, "a")
     sent: list[int] = []
     generate = road.generate
     road.generate = lambda **given: sent.append(len(given["compose"])) or generate(**given)  # type: ignore[method-assign]
-    found = at_once(engine, road, ["a", "q@two + p@three", "f@far", "-z@zero"])
+    found = at_once(batcher, road, ["a", "q@two + p@three", "f@far", "-z@zero"])
     assert found["a"] == expected
     for text, message in {
         "q@two + p@three": "different bases",
@@ -213,8 +217,8 @@ def test_a_batch_that_fails_is_run_one_by_one(
 ) -> None:
     """Whatever the reason: the others are answered as if alone, and who is told reads nothing of the machine's insides."""
     road = trained(build("llama")).eval()
-    engine = Engine(road, tokenizer)
-    expected = {text: last_of(engine, road, text) for text in ("a", "a + b")}
+    batcher = Batcher(road, tokenizer)
+    expected = {text: last_of(batcher, road, text) for text in ("a", "a + b")}
     generate = road.generate
 
     def failing(**given: Any) -> Any:
@@ -224,30 +228,30 @@ def test_a_batch_that_fails_is_run_one_by_one(
 
     road.generate = failing  # type: ignore[method-assign]
     with caplog.at_level(logging.ERROR, "roadint.demo"):
-        found = at_once(engine, road, ["a", "b", "a + b"])
+        found = at_once(batcher, road, ["a", "b", "a + b"])
     assert {text: found[text] for text in expected} == expected
     assert str(found["b"]) == UNEXPECTED
     assert "secret.py" in caplog.text
-    assert last_of(engine, road, "a") == expected["a"]
+    assert last_of(batcher, road, "a") == expected["a"]
 
 
 def test_waiting_requests_are_bounded_and_freed(tokenizer: Any) -> None:
     """For a visitor and for all; whoever goes leaves a place at once, also from a batch that has not begun."""
-    engine = Engine(trained(build("llama")).eval(), tokenizer)
+    batcher = Batcher(trained(build("llama")).eval(), tokenizer)
 
     def started(visitor: str | None) -> Any:
-        updates = engine.answers("say", [Composition()], Settings(1), visitor)
+        updates = batcher.answers("say", [Composition()], AnswerSettings(1), visitor)
         next(updates)
         return updates
 
-    with engine.lock:
+    with batcher.lock:
         first = threading.Thread(
-            target=lambda: list(engine.answers("say", [Composition()], Settings(1)))
+            target=lambda: list(batcher.answers("say", [Composition()], AnswerSettings(1)))
         )
         first.start()
-        time.sleep(0.2)  # it holds the engine's thread
+        time.sleep(0.2)  # it holds the batcher's thread
         blocker = threading.Thread(
-            target=lambda: list(engine.answers("say", [Composition()], Settings(1)))
+            target=lambda: list(batcher.answers("say", [Composition()], AnswerSettings(1)))
         )
         blocker.start()
         time.sleep(0.2)
@@ -268,23 +272,23 @@ def test_waiting_requests_are_bounded_and_freed(tokenizer: Any) -> None:
             each.close()
     first.join()
     blocker.join()
-    *_, last = engine.answers("say", [Composition()], Settings(2), "me")
+    *_, last = batcher.answers("say", [Composition()], AnswerSettings(2), "me")
     assert last.done
 
 
 def test_nobodys_second_request_comes_before_anothers_first(tokenizer: Any) -> None:
     """Sampled requests run by themselves: eight of one visitor, then one of another, which is the next."""
     road = trained(build("llama")).eval()
-    engine = Engine(road, tokenizer)
+    batcher = Batcher(road, tokenizer)
     done: list[str] = []
 
     def ask(visitor: str, seed: int) -> None:
-        list(engine.answers("say", [Composition()], Settings(2, 1.0, seed), visitor))
+        list(batcher.answers("say", [Composition()], AnswerSettings(2, 1.0, seed), visitor))
         done.append(visitor)
 
     threads = [threading.Thread(target=ask, args=("many", seed)) for seed in range(8)]
     threads.append(threading.Thread(target=ask, args=("one", 0)))
-    with engine.lock:
+    with batcher.lock:
         for thread in threads:
             thread.start()
             time.sleep(0.1)
@@ -294,19 +298,19 @@ def test_nobodys_second_request_comes_before_anothers_first(tokenizer: Any) -> N
 
 
 def test_what_nobody_wants_any_more_stops(tokenizer: Any) -> None:
-    engine = Engine(trained(build("llama")).eval(), tokenizer)
+    batcher = Batcher(trained(build("llama")).eval(), tokenizer)
     asked: list[int] = []
     updates = list(
-        engine.answers(
+        batcher.answers(
             "say",
             [Composition()],
-            Settings(500),
+            AnswerSettings(500),
             wanted=lambda: len(asked) < 3 and not asked.append(1),
         )
     )
     assert len(updates) <= 4
     assert not updates[-1].done
-    *_, last = engine.answers("say", [Composition()], Settings(2))
+    *_, last = batcher.answers("say", [Composition()], AnswerSettings(2))
     assert last.done
 
 
@@ -381,7 +385,7 @@ def test_more_tokens_than_possible_are_as_many_as_are_and_numbers_of_links_are_c
 )
 def test_prompts_that_are_none_are_told(small: Service, prompt: Any, told: str) -> None:
     """Before the tokenizer sees them, which takes seconds for megabytes; what is told can be sent as UTF-8."""
-    small.engine.tokenizer = None
+    small.batcher.tokenizer = None
     do = Handlers(small)
     with pytest.raises(gr.Error, match=told):
         do.answers(prompt, ["a"])
@@ -459,14 +463,14 @@ def test_names_from_the_page_open_below_the_folder_alone(
             small.open(name)
         assert str(tmp_path) not in str(told.value).replace(name, "")
         assert len(str(told.value)) < 600
-    assert len(small.engine.road.sites) == 1
+    assert len(small.batcher.road.sites) == 1
     assert (
         small.open(" second ")
         == small.open("./second")
         == small.open(str(runs / "second"))
         == "second"
     )
-    assert len(small.engine.road.sites) == 2
+    assert len(small.batcher.road.sites) == 2
 
 
 def test_a_hub_id_is_the_hubs_whatever_lies_in_the_working_directory(
@@ -491,7 +495,7 @@ def test_a_hub_id_is_the_hubs_whatever_lies_in_the_working_directory(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert small.open("me/road") == small.open("me/road") == "road"
     assert small.names(["road"]) == ["a", "b", "hub@road"]
-    assert small.sources(["road"]) == ["me/road"]
+    assert small.origins(["road"]) == ["me/road"]
     assert asked == ["me/road"]
     for number in range(100):
         with pytest.raises(RoadError, match="not in the allowed folder"):
@@ -515,7 +519,7 @@ def test_checkpoints_that_no_request_needs_make_room(small: Service, tmp_path: P
     """Sixteen are on the model; the least recently used one goes, comes back when a page composes with it, and the first stays."""
     for number in range(20):
         shutil.copytree(tmp_path / "runs" / "second", tmp_path / "runs" / f"c{number}")
-    road, do = small.engine.road, Handlers(small)
+    road, do = small.batcher.road, Handlers(small)
     labels = [small.open("c0")]
     expected = do_compose(do, "a@c0", labels)
     with small.using([small.parse("a@c0", labels)]):
@@ -585,17 +589,17 @@ def test_nothing_is_opened_twice_and_others_are_answered_meanwhile(
         thread.join()
     assert found == ["slow"] * 6
     assert asked == ["me/slow"]
-    assert len(small.engine.road.sites) == 3
+    assert len(small.batcher.road.sites) == 3
 
 
 def test_opening_waits_for_the_batch_that_runs(small: Service) -> None:
     """And runs beside no other: the model's parts change between batches."""
     opened = threading.Event()
-    with small.engine.lock:
+    with small.batcher.lock:
         thread = threading.Thread(target=lambda: (small.open("second"), opened.set()))
         thread.start()
         assert not opened.wait(0.3)
-        assert len(small.engine.road.sites) == 1
+        assert len(small.batcher.road.sites) == 1
     assert opened.wait(10)
     thread.join()
 
@@ -624,7 +628,7 @@ def test_unexpected_errors_are_one_neutral_line(
         raise KeyError("/home/somebody/token")
 
     monkeypatch.setattr(small, "parse", broken)
-    monkeypatch.setattr(small.engine.road, "add_checkpoint", broken)
+    monkeypatch.setattr(small.batcher.road, "add_checkpoint", broken)
     with caplog.at_level(logging.ERROR, "roadint.demo"):
         told = [
             next(do.compose("say", "a", 4, 0, 0, [])),
@@ -651,8 +655,8 @@ def test_the_machines_folders_are_not_told(small: Service, tmp_path: Path) -> No
     ) as told:
         small.open("second")
     assert str(tmp_path) not in str(told.value)
-    small.engine.road.model.config._name_or_path = str(tmp_path / "models" / "tiny")
-    small.engine.road.model.name_or_path = str(tmp_path / "models" / "tiny")
+    small.batcher.road.model.config._name_or_path = str(tmp_path / "models" / "tiny")
+    small.batcher.road.model.name_or_path = str(tmp_path / "models" / "tiny")
     assert small.status.startswith("tiny, ")
     assert Handlers(small).answers("say", ["a"], 4)["model"] == "tiny"
 
@@ -670,9 +674,9 @@ def test_everything_shown_is_escaped() -> None:
         views.next_token_tables([NextToken(HOSTILE, [token], 0.5, [(HOSTILE, 0.5, 0.1)])]),
         views.lens_table([HOSTILE], [[token]], 0),
         views.picture(b"", f'"{HOSTILE}'),
-        views.as_markdown(
-            views.record(
-                HOSTILE, ["none", "a"], update, Settings(), {"model": "m", "checkpoint": "c"}
+        exports.as_markdown(
+            exports.record(
+                HOSTILE, ["none", "a"], update, AnswerSettings(), {"model": "m", "checkpoint": "c"}
             )
         ),
     ]
