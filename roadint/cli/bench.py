@@ -69,8 +69,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Time training steps: the same weights, rows, order, optimizer and dtype in every system, each in a process of its own."""
-    from roadint.bench.systems import BUNDLED, SYSTEMS, Job
     from roadint.bench.train import bench_train
+    from roadint.bench.train_systems import BUNDLED, SYSTEMS
+    from roadint.bench.train_systems import TrainingJob as Job
     from roadint.data.sources import check_sources
 
     for each in system or ():

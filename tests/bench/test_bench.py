@@ -10,10 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.bench import rival
-from roadint.bench.measure import case, matmul_rate, ratio
-from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
-from roadint.bench.workers import in_turns, workers
+from roadint.bench.flops import needed_flops
+from roadint.bench.halves import HALVES, block_strengths
+from roadint.bench.machine import matmul_rate
+from roadint.bench.pyvene_road import pyreft_loss, wrap_in_pyvene
+from roadint.bench.report import case, ratio
+from roadint.bench.train_systems import PyveneTraining, TrainingJob, labelled_batch
+from roadint.bench.turns import in_turns, rounds
+from roadint.bench.workers import workers
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix_cache import PrefixCache
 from tests.helpers import VOCABULARY, WIDTH, build, call
@@ -31,19 +35,19 @@ def rows(count: int = 5) -> list[Example]:
     ]
 
 
-def test_the_rival_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
+def test_plain_pyvene_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
     model = build("gemma3").requires_grad_(False)
     road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
     ours = road.interventions[0]
-    intervenable, theirs = rival.wrapped(model, 1, WIDTH)
+    intervenable, theirs = wrap_in_pyvene(model, 1, WIDTH)
+    draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            one.add_(0.3 * torch.randn_like(one))
-            other.copy_(one)
-    system = Pyvene.__new__(Pyvene)
-    system.width = WIDTH
-    strengths = [system._strengths(row.composition) for row in rows()]
-    loss = rival.loss(intervenable, rows(), strengths, rival.batch(rows(), 0, torch.device("cpu")))
+        for mine, plain in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.add_(0.3 * torch.randn(mine.shape, generator=draw))
+            plain.copy_(mine)
+    strengths = [block_strengths(row.composition, WIDTH) for row in rows()]
+    batch = labelled_batch(rows(), 0, torch.device("cpu"))
+    loss = pyreft_loss(intervenable, rows(), strengths, batch)
     loss.backward()
     expected = completion_nll(road, Collator(tokenizer)(rows()))[0].mean()
     expected.backward()
@@ -206,10 +210,10 @@ def test_bad_input_is_told_before_anything_is_measured(
 
 def test_a_failing_system_is_named_with_its_error(tmp_path: Path) -> None:
     with (
-        workers({"pyvene": Pyvene}, Job(str(tmp_path / "no-model"))) as (worker,),
+        workers({"pyvene": PyveneTraining}, TrainingJob(str(tmp_path / "no-model"))) as (worker,),
         pytest.raises(RoadError, match=r"(?s)of pyvene failed:.*no-model"),
     ):
-        worker.ask("prepare")
+        worker.ask("prepare_job")
 
 
 def test_figures_of_merit() -> None:
@@ -218,4 +222,6 @@ def test_figures_of_merit() -> None:
     }  # fmt: skip
     assert ratio("step", "pyvene", 6.0, 2.0) == {"name": "step", "over": "pyvene", "value": 3.0}
     assert [in_turns(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    taken = list(rounds(["a", "b"], 2, "", quiet=True))
+    assert taken == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
     assert matmul_rate(torch.device("cpu"), torch.float32, runs=1) > 1e8

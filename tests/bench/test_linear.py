@@ -7,21 +7,26 @@ from typing import Any
 import pytest
 import torch
 
-from roadint.bench.linear import Holder
-from roadint.bench.linear_systems import bare, bmm, peft, roadint
+from roadint.bench.linear_systems import (
+    SingleLinear,
+    base_system,
+    bmm_lora_system,
+    peft_lora_system,
+    peft_road_system,
+    road_system,
+)
 from tests.helpers import call
 
 
-@pytest.mark.parametrize(
-    "make", [roadint, bmm, lambda *args: peft("road", *args), lambda *args: peft("lora", *args)]
-)
+@pytest.mark.parametrize("make", [road_system, bmm_lora_system, peft_road_system, peft_lora_system])
 def test_rows_have_adapters_of_their_own(make: Any) -> None:
     """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
-    holder = Holder(16, torch.float32).eval()
+    torch.manual_seed(0)
+    layer = SingleLinear(16, torch.float32).eval()
     x = torch.randn(4, 3, 16)
     with torch.no_grad():
-        system = make(holder, ["layer"], 3)
-        base = bare(holder).module(x)
+        system = make(layer, ["layer"], 3)
+        base = base_system(layer, ["layer"], 3).module(x)
 
         def run(rows: list[int]) -> torch.Tensor:
             with system.context(rows) as module:
