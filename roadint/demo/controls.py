@@ -9,7 +9,7 @@ from roadint.demo.checks import check_number
 from roadint.grammar.composition import Composition
 
 CONTROLS = 12  # toggles and sliders; further subspaces go through the expression
-MAX_STRENGTH = 2.0  # of a slider; the least is its negative
+MAX_STRENGTH = 2  # of a slider; the least is its negative
 
 
 def offered(names: Sequence[str]) -> list[str]:

@@ -20,7 +20,6 @@ _QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
-PICTURES = Path(os.environ.get("ROADINT_PICTURES", "build/pictures"))
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +83,3 @@ def open_page(browser: Browser, address: str) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert not complaints, complaints
-
-
-def picture(page: Page, name: str) -> None:
-    """Keep a picture of the whole page."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)

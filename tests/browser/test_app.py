@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import picture
+from tests.browser.helpers import picture
 
 QUESTION = "How can I learn English?"
 FOUR = ["none", "german", "english", "german + english"]
