@@ -80,8 +80,8 @@ def bench_align(
         "task_accuracy": task_accuracy,
     }
     ratios = [
-        ratio("step", name, each["median_s"], cases[ours]["median_s"])
-        for name, each in cases.items()
+        ratio("step", name, timed["median_s"], cases[ours]["median_s"])
+        for name, timed in cases.items()
         if "pyvene" in name
     ]
     return {

@@ -35,7 +35,7 @@ class AlignmentSystem:
     @property
     def trained(self) -> int:
         """How many numbers train."""
-        return sum(each.numel() for each in self.modules.parameters() if each.requires_grad)
+        return sum(value.numel() for value in self.modules.parameters() if value.requires_grad)
 
 
 def interchange_systems(width: int, device: torch.device) -> list[AlignmentSystem]:

@@ -85,9 +85,9 @@ def bench_generate(
         systems[_name_of(count), "roadint"] = through(min(count, batch_size))
     systems[_name_of(1), "pyvene"] = _pyvene(base, layer, inputs, length)
     cases = _time(systems, runs, device, quiet)
-    ours = [each for each in cases if each["system"] == "roadint"]
+    ours = [timed for timed in cases if timed["system"] == "roadint"]
     bare, pyvene = cases[0]["median_s"], cases[-1]["median_s"]
-    ratios = [ratio(each["name"], "bare model", bare, each["median_s"]) for each in ours]
+    ratios = [ratio(timed["name"], "bare model", bare, timed["median_s"]) for timed in ours]
     ratios += [ratio(ours[0]["name"], "pyvene", pyvene, ours[0]["median_s"])]
     job = {
         "model": model,

@@ -81,7 +81,7 @@ def bench_linear(
         "memory": lambda: memory_cases(widths[0]),
     }
     with torch.no_grad():
-        cases = [each for part in parts for each in measure[part]()]
+        cases = [row for part in parts for row in measure[part]()]
     job = {"model": model, "parts": list(parts), "rows": ROWS, "rank": RANK}
     return {"machine": machine(torch.device("cpu"), torch.float32), "job": job, "cases": cases}
 
@@ -207,7 +207,8 @@ def _timed(
             refused = {"name": name, "system": system_name, "error": errors[system_name]}
             cases.append({**refused, **about})
             continue
-        over = [own / base for own, base in zip(seconds_of_runs, times["base"], strict=True)]
+        pairs = zip(seconds_of_runs, times["base"], strict=True)
+        over = [seconds / base for seconds, base in pairs]
         timed = case(name, system_name, seconds_of_runs, None)
         cases.append({**timed, "over_base": round(median(over), 3), **about})
     return cases

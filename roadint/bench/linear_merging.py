@@ -25,7 +25,7 @@ def merging_cases(runs: int) -> list[dict[str, Any]]:
     Returns:
         Cases "merge" and "unmerge"; seconds are a layer's.
     """
-    return [each for layers in (1, 8) for each in _merge_stack(layers, runs)]
+    return [*_merge_stack(1, runs), *_merge_stack(8, runs)]
 
 
 def _merge_stack(layers: int, runs: int) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _scaling(started: list[Worker], quiet: bool, runs: int = 3) -> list[dict[str
 def _ratios(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ratios = []
     for name, key in (("step", "mean_s"), ("whole job", "median_s")):
-        seconds = {each["system"]: each[key] for each in cases if each["name"] == name}
+        seconds = {timed["system"]: timed[key] for timed in cases if timed["name"] == name}
         for system, value in seconds.items():
             if system != "roadint":
                 ratios.append(ratio(name, system, value, seconds["roadint"]))

@@ -181,8 +181,9 @@ class Batcher:
             **sampling,
             "max_new_tokens": max(request.settings.max_new_tokens for request in requests),
         }
+        compositions = [text for request in requests for text in request.compositions]
         self.road.generate(
-            compose=[each for request in requests for each in request.compositions],
+            compose=compositions,
             **inputs,
             pad_token_id=pad_id(self.tokenizer),
             streamer=streamer,

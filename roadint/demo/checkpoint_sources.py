@@ -92,10 +92,10 @@ class CheckpointSources:
             return None
         try:
             path = (self.folder / name).resolve()
-            inside = [path, *((path / file).resolve() for file in CHECKPOINT_FILES)]
+            files = [path, *((path / name).resolve() for name in CHECKPOINT_FILES)]
         except (OSError, ValueError, RuntimeError):  # impossible names, links in a circle
             return None
-        return path if all(each.is_relative_to(self.folder) for each in inside) else None
+        return path if all(file.is_relative_to(self.folder) for file in files) else None
 
     def _expected(self, name: str) -> str:
         known = self.in_folder()

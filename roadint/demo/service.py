@@ -153,8 +153,8 @@ class Service:
         Raises:
             RoadError: On entering, if a checkpoint is gone.
         """
-        labels = {name.partition("@")[2] for each in compositions for name, _ in each.terms}
-        return self._opened.using(labels, self.batcher)
+        names = [name for composition in compositions for name, _ in composition.terms]
+        return self._opened.using({name.partition("@")[2] for name in names}, self.batcher)
 
     def _load(self) -> None:
         try:

@@ -45,7 +45,7 @@ def address(allowed: Path) -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next(
+    path_of_chromium = next(
         (
             path
             for name in ("chromium", "chromium-browser", "google-chrome")
@@ -55,7 +55,9 @@ def browser() -> Iterator[Browser]:
     )
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=[*_QUIET, *sandbox])
+        browser = playwright.chromium.launch(
+            executable_path=path_of_chromium, args=[*_QUIET, *sandbox]
+        )
         yield browser
         browser.close()
 

@@ -26,14 +26,16 @@ class App:
     def __init__(self, service: Service, url: str) -> None:
         self.service, self.url = service, url
         config = httpx.get(f"{url}config", timeout=60).json()
-        self.functions = {each["api_name"]: each["id"] for each in config["dependencies"]}
+        self.functions = {
+            function["api_name"]: function["id"] for function in config["dependencies"]
+        }
 
     def join(self, name: str, data: list[Any], session: str, client: Any = httpx) -> httpx.Response:
         body = json.dumps({"data": data, "fn_index": self.functions[name], "session_hash": session})
-        found: httpx.Response = client.post(
+        response: httpx.Response = client.post(
             f"{self.url}gradio_api/queue/join", content=body, headers=JSON, timeout=60
         )
-        return found
+        return response
 
     def shown(self, name: str, data: list[Any], session: str) -> list[Any]:
         """What the page would show in the end."""
@@ -113,14 +115,14 @@ def test_no_files_and_no_long_bodies_come_in(app: App, tmp_path: Path) -> None:
 )
 def test_bodies_that_are_no_request_are_refused(app: App, body: bytes) -> None:
     for path in ("queue/join", "call/answers"):
-        found = httpx.post(f"{app.url}gradio_api/{path}", content=body, headers=JSON, timeout=60)
-        assert found.status_code == 400
-        assert found.json()["detail"]
+        response = httpx.post(f"{app.url}gradio_api/{path}", content=body, headers=JSON, timeout=60)
+        assert response.status_code == 400
+        assert response.json()["detail"]
 
 
 def test_the_page_is_told_what_is_wrong(app: App) -> None:
     """The same as the endpoint for programs, over the whole way there and back."""
-    for number, (data, told) in enumerate(
+    for number, (data, message) in enumerate(
         [
             (compare("a\0b"), "NUL"),
             (compare("a\ud800b"), "surrogate"),
@@ -132,7 +134,7 @@ def test_the_page_is_told_what_is_wrong(app: App) -> None:
     ):
         session = f"told{number}"
         shown = app.shown("compare", data, session)[0]
-        assert told in shown
+        assert message in shown
         assert "<img" not in shown
     assert "in all" in app.shown("compare", compare("say"), "fine")[0]
     client = Client(app.url, verbose=False)
@@ -192,8 +194,8 @@ def test_a_flood_does_not_stop_the_others(app: App) -> None:
         time.sleep(1)
         started = time.monotonic()
         for _ in range(2):
-            found = client.predict("say", ["none", "a"], 4, api_name="/answers")
-            assert len(found["answers"]) == 2
+            record = client.predict("say", ["none", "a"], 4, api_name="/answers")
+            assert len(record["answers"]) == 2
             most = max(most, len(batcher.requests))
         assert time.monotonic() - started < 60
     finally:
