@@ -1,1 +1,1 @@
-"""roadint against pyvene and the bare model, on one machine in one run."""
+"""roadint beside pyvene, PEFT and the bare model, on one machine in one run: `roadint bench`."""

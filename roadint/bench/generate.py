@@ -1,4 +1,9 @@
-"""`roadint bench generate`: the model's own `generate`, with and without compositions, in one process and in turns."""
+"""`roadint bench generate`: the model's own `generate`, with and without compositions, in turns.
+
+Measured is the wall-clock time of answering a batch of bundled prompts greedily, all to the same
+length, in one process: by the bare model, through 1, 8, … different compositions in the batch, and
+by pyvene through one composition for all.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,19 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import width_of
-from roadint.bench import rival
-from roadint.bench.measure import case, forget_peak, machine, peak_mb, ratio, wait_for
-from roadint.bench.systems import HALVES
-from roadint.bench.workers import in_turns
+from roadint.bench.halves import HALVES
+from roadint.bench.machine import forget_peak, machine, peak_mb, wait_for
+from roadint.bench.pyvene_road import wrap_in_pyvene
+from roadint.bench.report import case, ratio
+from roadint.bench.turns import rounds
 from roadint.data.prompts import batch_prompts
 from roadint.data.sources import load_prompts
 from roadint.interventions.road import RoadIntervention
 from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
-from roadint.progress import track
 
 
 def bench_generate(
@@ -32,26 +38,35 @@ def bench_generate(
     dtype: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Answer the bundled prompts, greedily, all to the same length, through no, 1, 8, … different compositions in the batch.
+    """Time `generate`.
 
-    Returns {"machine", "job", "cases", "ratios"}: roadint's time for each number of compositions over the bare model's, and
-    pyvene's with one composition for all. Raises RoadError for bad input.
+    Args:
+        model: Hub id, folder or short name.
+        layer: From 0; the middle one by default.
+        batch_size: Prompts in the batch.
+        new_tokens: The length of every answer.
+        compositions: How many different ones are in the batch; one case each.
+        runs: Of every system.
+        dtype: Of the model.
+        quiet: Whether there is no progress bar.
+
+    Returns:
+        {"machine", "job", "cases", "ratios"}: roadint over the bare model for each number of
+        compositions, and over pyvene for the first.
+
+    Raises:
+        RoadError: For bad input.
     """
     base, tokenizer = load(model, dtype=dtype)
     base.eval()
     device = next(base.parameters()).device
     layer = len(find_layers(base)[1]) // 2 if layer is None else layer
-    road = RoadModel(base, RoadIntervention(layer=layer, subspaces=HALVES))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in road.interventions.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(device))
-    prompts = load_prompts("bundled:prompts")
-    inputs = batch_prompts(
-        tokenizer, "alpaca", [prompts[index % len(prompts)] for index in range(batch_size)]
-    )
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    length = {
+    road = _random_road(base, layer)
+    bundled = load_prompts("bundled:prompts")
+    prompts = [bundled[index % len(bundled)] for index in range(batch_size)]
+    batch = batch_prompts(tokenizer, "alpaca", prompts)
+    inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch.items()}
+    length: dict[str, Any] = {
         "max_new_tokens": new_tokens,
         "min_new_tokens": new_tokens,
         "do_sample": False,
@@ -62,33 +77,19 @@ def bench_generate(
         composed = [
             f"{1 - 0.5 * (index % count) / count:g}*german + english" for index in range(batch_size)
         ]
-        return lambda: road.generate(compose=composed, **inputs, **length)  # type: ignore[arg-type]
+        return lambda: road.generate(compose=composed, **inputs, **length)
 
     systems: dict[tuple[str, str], Callable[[], Any]] = {
         ("untouched", "bare model"): lambda: base.generate(**inputs, **length)
     }
     for count in compositions:
-        systems[(_named(count), "roadint")] = through(min(count, batch_size))
-    systems[(_named(1), "pyvene")] = _pyvene(base, layer, inputs, length)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in systems}
-    peaks = dict.fromkeys(systems, 0.0)
-    for index in track(range(runs + 1), runs + 1, "runs", quiet=quiet):
-        for key in in_turns(list(systems), index):
-            forget_peak(device)
-            started = time.perf_counter()
-            with torch.no_grad():
-                systems[key]()
-            wait_for(device)
-            if index:  # the first round warms up
-                times[key].append(time.perf_counter() - started)
-                peaks[key] = max(peaks[key], peak_mb(device))
-    cases = [
-        case(name, system, times[name, system], peaks[name, system]) for name, system in systems
-    ]
-    bare = cases[0]["median_s"]
-    ours = [each for each in cases if each["system"] == "roadint"]
-    ratios = [ratio(each["name"], "bare model", bare, each["median_s"]) for each in ours]
-    ratios += [ratio(ours[0]["name"], "pyvene", cases[-1]["median_s"], ours[0]["median_s"])]
+        systems[_name_of(count), "roadint"] = through(min(count, batch_size))
+    systems[_name_of(1), "pyvene"] = _pyvene(base, layer, inputs, length)
+    cases = _time(systems, runs, device, quiet)
+    ours = [timed for timed in cases if timed["system"] == "roadint"]
+    bare, pyvene = cases[0]["median_s"], cases[-1]["median_s"]
+    ratios = [ratio(timed["name"], "bare model", bare, timed["median_s"]) for timed in ours]
+    ratios += [ratio(ours[0]["name"], "pyvene", pyvene, ours[0]["median_s"])]
     job = {
         "model": model,
         "layer": layer,
@@ -99,26 +100,50 @@ def bench_generate(
     return {"machine": machine(device, base.dtype), "job": job, "cases": cases, "ratios": ratios}
 
 
-def _named(compositions: int) -> str:
+def _random_road(base: PreTrainedModel, layer: int) -> RoadModel:
+    road = RoadModel(base, RoadIntervention(layer=layer, subspaces=HALVES))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in road.interventions.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * noise.to(parameter.device))
+    return road
+
+
+def _time(
+    systems: dict[tuple[str, str], Callable[[], Any]], runs: int, device: torch.device, quiet: bool
+) -> list[dict[str, Any]]:
+    """systems: (case, system) → what is timed."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in systems}
+    peaks = dict.fromkeys(systems, 0.0)
+    for number, key in rounds(list(systems), runs, "runs", quiet=quiet):
+        forget_peak(device)
+        started = time.perf_counter()
+        with torch.no_grad():
+            systems[key]()
+        wait_for(device)
+        if number:
+            times[key].append(time.perf_counter() - started)
+            peaks[key] = max(peaks[key], peak_mb(device))
+    return [case(*key, times[key], peaks[key]) for key in systems]
+
+
+def _name_of(compositions: int) -> str:
     return "1 composition" if compositions == 1 else f"{compositions} compositions"
 
 
 def _pyvene(
-    base: Any, layer: int, inputs: dict[str, Tensor], length: dict[str, Any]
+    base: PreTrainedModel, layer: int, inputs: dict[str, Tensor], length: dict[str, Any]
 ) -> Callable[[], Any]:
-    intervenable, _ = rival.wrapped(base, layer, width_of(base))
-    # It froze the model for all systems; on a CPU torch would then copy the head once for every row of a prefill.
+    width = width_of(base)
+    intervenable, _ = wrap_in_pyvene(base, layer, width)
+    # pyvene froze the model for all systems; torch on a CPU would then copy the head for every row.
     base.requires_grad_(True)
     rows, columns = inputs["input_ids"].shape
-    strengths = [torch.ones(width_of(base) // 2)] * rows
-
-    def run() -> Any:
-        return intervenable.generate(
-            inputs,
-            unit_locations={"sources->base": (None, [[[columns - 1]] * rows])},
-            subspaces=[strengths],
-            intervene_on_prompt=True,
-            **length,
-        )
-
-    return run
+    return lambda: intervenable.generate(
+        inputs,
+        unit_locations={"sources->base": (None, [[[columns - 1]] * rows])},
+        subspaces=[[torch.ones(width // 2)] * rows],
+        intervene_on_prompt=True,
+        **length,
+    )

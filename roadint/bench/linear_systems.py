@@ -1,73 +1,95 @@
-"""What `roadint bench linear` compares: adapters on the linear layers of a module, a batch of rows with adapters of their own."""
+"""What `roadint bench linear` compares: adapters on linear layers, where rows choose their own."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
-from roadint.bench.learn import import_peft
+from roadint.bench.peft_library import import_peft
 from roadint.engines.adapters import Adapters
 from roadint.engines.call import Call
 from roadint.engines.transformers.linear_edits import LinearEdits
 from roadint.engines.transformers.passes import Passes, edited
 from roadint.grammar.composition import Composition
 
-RANK = 8
-Entered = Callable[
-    [Sequence[int]], AbstractContextManager[nn.Module]
-]  # the adapter of each row → what to call in a context
+RANK = 8  # of LoRA
+
+Maker = Callable[[nn.Module, Sequence[str], int], "LinearSystem"]
 
 
-class System:
-    """A module with `count` adapters on the linear layers at `paths`.
+class SingleLinear(nn.Module):
+    """One linear layer, as a module that PEFT can wrap.
 
-    context: for an assignment of adapters to rows, what is called and runs in it; keywords: of its call.
+    Args:
+        width: Of inputs and outputs.
+        dtype: Of the weights.
     """
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        context: Entered,
-        keywords: Callable[[Sequence[int]], dict[str, Any]],
-    ) -> None:
-        self.name, self.module, self.context, self.keywords = name, module, context, keywords
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width, bias=False, dtype=dtype).requires_grad_(False)
 
-    def through(self, rows: Sequence[int], label: str) -> "System":
-        """The same with the adapter of each row settled."""
-        context, keywords = self.context, self.keywords
-        return System(
-            f"{self.name}, {label}", self.module, lambda _: context(rows), lambda _: keywords(rows)
-        )
+    def forward(self, x: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows tokens width"]:
+        """The layer's output."""
+        output: Tensor = self.layer(x)
+        return output
 
 
-def bare(module: nn.Module) -> System:
+@dataclass(frozen=True)
+class LinearSystem:
+    """A module with adapters on some of its linear layers.
+
+    Attributes:
+        name: As reports have it.
+        module: The module.
+        context: Given the adapter of every row, a context with what is called in it.
+        keywords: Given the adapter of every row, what the call needs beside its inputs.
+    """
+
+    name: str
+    module: nn.Module
+    context: Callable[[Sequence[int]], AbstractContextManager[nn.Module]]
+    keywords: Callable[[Sequence[int]], dict[str, Any]] = lambda rows: {}
+
+
+def base_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
     """The module as it is."""
-    return System("base", module, lambda rows: nullcontext(module), lambda rows: {})
+    return LinearSystem("base", module, lambda rows: nullcontext(module))
 
 
-def roadint(module: nn.Module, paths: Sequence[str], count: int) -> System:
-    """RoAd1, a composition a row; the edit of a call is made anew for every context, as RoadModel does."""
+def road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
+    """RoAd1; as in RoadModel, every context makes the edit of its call anew.
+
+    Args:
+        module: A transformers model, or a layer.
+        paths: Of the linear layers.
+        count: How many adapters.
+
+    Returns:
+        The system.
+    """
     layout = layout_of(module, paths)
-    adapters = Adapters(random_road(f"a{number}", layout) for number in range(count))
-    passes_of = Passes if isinstance(module, PreTrainedModel) else _OfLayers
+    adapters = Adapters(random_adapter(f"a{number}", layout) for number in range(count))
+    make_passes = Passes if isinstance(module, PreTrainedModel) else _LayerPasses
 
-    def act(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
+    def context(rows: Sequence[int]) -> AbstractContextManager[nn.Module]:
         compositions = tuple(Composition(((f"a{number}", 1.0),)) for number in rows)
         lowered = adapters.lower(Call(compositions, torch.ones(len(rows), 1, dtype=torch.bool)))
         edits = [] if lowered is None else [LinearEdits(lowered)]
-        return nullcontext(edited(module, edits, passes_of()))
+        return nullcontext(edited(module, edits, make_passes()))
 
-    return System("roadint", module, act, lambda rows: {})
+    return LinearSystem("roadint", module, context)
 
 
-class _OfLayers(Passes):
+class _LayerPasses(Passes):
     """Of layers by themselves, whose input says rows and columns."""
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -75,24 +97,47 @@ class _OfLayers(Passes):
         self.number += 1
 
 
-def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> System:
-    """PEFT's RoAd ("road") or LoRA ("lora"), which tell the rows of a batch apart by `adapter_names`."""
-    library = import_peft()
-    config = (
-        library.RoadConfig(variant="road_1", group_size=2, target_modules=list(paths))
-        if kind == "road"
-        else library.LoraConfig(r=RANK, target_modules=list(paths))
-    )
-    model = library.get_peft_model(copy.deepcopy(module), config, adapter_name="a0").eval()
+def peft_road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
+    """PEFT's RoAd1.
+
+    Args:
+        module: The module, which is copied.
+        paths: Of the linear layers.
+        count: How many adapters.
+
+    Returns:
+        The system.
+    """
+    config = import_peft().RoadConfig(variant="road_1", group_size=2, target_modules=list(paths))
+    return _peft_system("PEFT RoAd", config, module, count)
+
+
+def peft_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
+    """PEFT's LoRA.
+
+    Args:
+        module: The module, which is copied.
+        paths: Of the linear layers.
+        count: How many adapters.
+
+    Returns:
+        The system.
+    """
+    config = import_peft().LoraConfig(r=RANK, target_modules=list(paths))
+    return _peft_system(f"PEFT LoRA r={RANK}", config, module, count)
+
+
+def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> LinearSystem:
+    """PEFT tells the rows of a batch apart by `adapter_names`."""
+    model = import_peft().get_peft_model(copy.deepcopy(module), config, adapter_name="a0").eval()
     for number in range(1, count):
         model.add_adapter(f"a{number}", config)
-    for name, parameter in model.named_parameters():
-        if any(each in name for each in ("road_theta", "lora_A", "lora_B")):
+    for path, parameter in model.named_parameters():
+        if any(part in path for part in ("road_theta", "lora_A", "lora_B")):
             nn.init.normal_(parameter, 0, 0.05)
-    name = "PEFT RoAd" if kind == "road" else f"PEFT LoRA r={RANK}"
 
     @contextmanager
-    def tidy(rows: Sequence[int]) -> Iterator[nn.Module]:
+    def context(rows: Sequence[int]) -> Iterator[nn.Module]:
         try:
             yield model
         except BaseException:
@@ -100,32 +145,39 @@ def peft(kind: str, module: nn.Module, paths: Sequence[str], count: int) -> Syst
                 layer._forward_pre_hooks.clear()
             raise
 
-    # The first adapter for all rows is PEFT's plain, quicker way.
-    return System(
-        name,
-        model,
-        tidy,
-        lambda rows: {"adapter_names": [f"a{n}" for n in rows]} if any(rows) else {},
-    )
+    def keywords(rows: Sequence[int]) -> dict[str, Any]:
+        # The first adapter for all rows is PEFT's plain, quicker way.
+        return {"adapter_names": [f"a{number}" for number in rows]} if any(rows) else {}
+
+    return LinearSystem(name, model, context, keywords)
 
 
-def bmm(module: nn.Module, paths: Sequence[str], count: int) -> System:
-    """LoRA with a matrix a row, gathered once and multiplied as batches: the quickest way that plain torch has."""
+def bmm_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
+    """LoRA with a matrix a row, gathered once, by batched products: plain torch's quickest way.
+
+    Args:
+        module: The module, which is copied.
+        paths: Of the linear layers.
+        count: How many adapters.
+
+    Returns:
+        The system.
+    """
     model = copy.deepcopy(module)
     layers = [_BmmLora(model, path, count) for path in paths]
 
     @contextmanager
-    def act(rows: Sequence[int]) -> Iterator[nn.Module]:
+    def context(rows: Sequence[int]) -> Iterator[nn.Module]:
         index = torch.tensor(rows)
         for layer in layers:
             layer.gather(index)
         yield model
 
-    return System(f"bmm LoRA r={RANK}", model, act, lambda rows: {})
+    return LinearSystem(f"bmm LoRA r={RANK}", model, context)
 
 
 class _BmmLora:
-    """In place of a layer's forward; its own output, and B A x with the matrices of each row."""
+    """Replaces a layer's forward by its output and B A x, with the matrices of every row."""
 
     def __init__(self, model: nn.Module, path: str, count: int) -> None:
         layer: Any = model.get_submodule(path)
@@ -135,22 +187,28 @@ class _BmmLora:
         self._b = torch.randn(count, RANK, outputs, dtype=weight.dtype) * 0.05
         layer.forward = self.forward
 
-    def gather(self, index: Tensor) -> None:
-        one = bool((index == index[0]).all())
-        self.a, self.b = (
-            (self._a[index[0]], self._b[index[0]]) if one else (self._a[index], self._b[index])
-        )
+    def gather(self, index: Int[Tensor, " rows"]) -> None:
+        alike = bool((index == index[0]).all())
+        chosen = index[0] if alike else index
+        self.a, self.b = self._a[chosen], self._b[chosen]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.a.ndim == 2:
-            return torch.addmm(
-                self._base(x).flatten(0, -2), x.flatten(0, -2) @ self.a, self.b
-            ).view(*x.shape[:-1], -1)
-        return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
+    def forward(self, x: Float[Tensor, "rows tokens inputs"]) -> Tensor:
+        if self.a.ndim == 3:
+            return torch.baddbmm(self._base(x), torch.bmm(x, self.a), self.b)
+        base, flat = self._base(x).flatten(0, -2), x.flatten(0, -2)
+        return torch.addmm(base, flat @ self.a, self.b).view(*x.shape[:-1], -1)
 
 
-def random_road(name: str, layout: Layout) -> RoadAdapter:
-    """RoAd1 with values of some size, and no gradients."""
+def random_adapter(name: str, layout: Layout) -> RoadAdapter:
+    """Make a RoAd1 adapter with values of some size, and no gradients.
+
+    Args:
+        name: Of the adapter.
+        layout: Its layers.
+
+    Returns:
+        The adapter.
+    """
     adapter = RoadAdapter(name, layout).requires_grad_(False)
     nn.init.normal_(adapter.theta, 0, 0.05)
     nn.init.normal_(adapter.alpha, 1, 0.05)

@@ -1,64 +1,81 @@
-"""`roadint bench train`: the same job through roadint, through pyvene, and through the bare model, in turns."""
+"""`roadint bench train`: one training job through roadint, pyvene and the bare model, in turns.
+
+Measured is the wall-clock time of an optimizer step on the same rows, each system in a process of
+its own. "whole job" is the mean step times all steps, and what a system computes before the first.
+Before anything counts, the losses of all systems must agree on the first batch.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from roadint.bench.measure import case, ratio
-from roadint.bench.systems import SYSTEMS, Job
-from roadint.bench.workers import Worker, in_turns, workers
+from roadint.bench.report import case, ratio
+from roadint.bench.train_systems import SYSTEMS, TrainingJob
+from roadint.bench.turns import in_turns
+from roadint.bench.workers import Worker, workers
 from roadint.errors import RoadError
 from roadint.progress import track
 
+_SHAPE = {"prompt": 128, "completion": 32, "rows": 8, "compositions": 2}
+_AXES: dict[str, Sequence[int]] = {
+    "prompt": (32, 128, 480),
+    "completion": (8, 32, 128),
+    "rows": (2, 8, 16),
+    "compositions": (1, 2, 8),
+}
+
 
 def bench_train(
-    job: Job,
+    job: TrainingJob,
     systems: Sequence[str],
     *,
     steps: int | None = 20,
     scaling: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Measure; see the module. steps: how many of the job's steps, evenly over an epoch; None for the whole job, all epochs.
+    """Time training steps.
 
-    Returns {"machine", "job", "cases", "ratios"}. Raises RoadError where the systems' losses disagree, or one fails.
+    Args:
+        job: What is trained.
+        systems: Names of SYSTEMS.
+        steps: How many of the job's steps, evenly over an epoch; None for all of all epochs.
+        scaling: Whether to time steps of random rows by their shape, too.
+        quiet: Whether there is no progress bar.
+
+    Returns:
+        {"machine", "job", "cases", "ratios"}.
+
+    Raises:
+        RoadError: If the systems' losses disagree, or one of them fails.
     """
-    makes = {name: SYSTEMS[name] for name in systems}
     cases: list[dict[str, Any]] = []
-    with workers(makes, job) as each:
-        prepared = {worker.name: worker.ask("prepare") for worker in each}
-        about = each[0].ask("machine")
-        epoch = next(iter(prepared.values()))["steps"]
+    with workers({name: SYSTEMS[name] for name in systems}, job) as started:
+        prepared = {worker.name: worker.ask("prepare_job") for worker in started}
+        about = started[0].ask("machine")
+        epoch = prepared[started[0].name]["steps"]
         total = epoch * job.epochs
-        numbers = (
-            list(range(total))
-            if steps is None
-            else [round(index * epoch / steps) for index in range(min(steps, epoch))]
-        )
-        times = _run(each, numbers, quiet)
-        for worker in each:
-            seconds, before = times[worker.name], prepared[worker.name]["seconds"]
-            peak = worker.ask("peak")
-            more = {}
+        numbers = list(range(total))
+        if steps is not None:
+            numbers = [round(index * epoch / steps) for index in range(min(steps, epoch))]
+        times = _time_steps(started, numbers, quiet)
+        for worker in started:
+            seconds, preparation = times[worker.name], prepared[worker.name]["seconds"]
+            peak, mean = worker.ask("peak_mb"), fmean(seconds)
+            more = {"mean_s": round(mean, 5)}
             if worker.name.startswith("roadint"):
-                flops = [worker.ask("flops", number) for number in numbers]
-                more = {
-                    "matmul_fraction": round(
-                        sum(flops) / sum(seconds) / (about["matmul_gflops"] * 1e9), 3
-                    )
-                }
-            cases.append(
-                case("step", worker.name, seconds, peak, mean_s=round(fmean(seconds), 5), **more)
-            )
-            whole = before + fmean(seconds) * total
-            about_whole = {
+                flops = sum(worker.ask("flops", number) for number in numbers)
+                rate = about["matmul_gflops"] * 1e9
+                more["matmul_fraction"] = round(flops / sum(seconds) / rate, 3)
+            cases.append(case("step", worker.name, seconds, peak, **more))
+            whole = {
                 "steps": total,
-                "preparation_s": round(before, 2),
+                "preparation_s": round(preparation, 2),
                 "measured_steps": len(numbers),
             }
-            cases.append(case("whole job", worker.name, [whole], peak, **about_whole))
+            seconds_of_all = [preparation + mean * total]
+            cases.append(case("whole job", worker.name, seconds_of_all, peak, **whole))
         if scaling:
-            cases += _scaling(each, quiet)
+            cases += _scaling(started, quiet)
     return {
         "machine": about,
         "job": {**vars(job), "data": dict(job.data)},
@@ -67,57 +84,48 @@ def bench_train(
     }
 
 
-def _run(each: list[Worker], numbers: Sequence[int], quiet: bool) -> dict[str, list[float]]:
-    """The steps, all systems in turns. The first is done twice, and its first time not counted."""
-    times: dict[str, list[float]] = {worker.name: [] for worker in each}
-    losses = {worker.name: worker.ask("step", numbers[0])[1] for worker in each}
+def _time_steps(
+    started: list[Worker], numbers: Sequence[int], quiet: bool
+) -> dict[str, list[float]]:
+    """The steps' seconds. The first is made twice, and its first time not counted."""
+    losses = {worker.name: worker.ask("step", numbers[0])[1] for worker in started}
+    first = started[0].name
     for name, loss in losses.items():
-        if abs(loss - losses[each[0].name]) > 0.02 * loss:
+        if abs(loss - losses[first]) > 0.02 * loss:
             raise RoadError(
-                f"{name} starts at a loss of {loss:.4f}, {each[0].name} at {losses[each[0].name]:.4f}: not the same job"
+                f"{name} starts at a loss of {loss:.4f}, {first} at {losses[first]:.4f}: "
+                "not the same job"
             )
+    times: dict[str, list[float]] = {worker.name: [] for worker in started}
     for index, number in enumerate(track(numbers, len(numbers), "steps", quiet=quiet)):
-        for worker in in_turns(each, index):
+        for worker in in_turns(started, index):
             times[worker.name].append(worker.ask("step", number)[0])
     return times
 
 
-_BASE = {"prompt": 128, "completion": 32, "rows": 8, "compositions": 2}
-_CURVES: dict[str, Sequence[int]] = {
-    "prompt": (32, 128, 480),
-    "completion": (8, 32, 128),
-    "rows": (2, 8, 16),
-    "compositions": (1, 2, 8),
-}
-
-
-def _scaling(each: list[Worker], quiet: bool, runs: int = 3) -> list[dict[str, Any]]:
+def _scaling(started: list[Worker], quiet: bool, runs: int = 3) -> list[dict[str, Any]]:
     """Step times of rows of random tokens along one axis at a time."""
-    points = [(axis, value) for axis, values in _CURVES.items() for value in values]
-    cases, known = [], {}
+    points = [(axis, value) for axis, values in _AXES.items() for value in values]
+    cases = []
+    known: dict[tuple[int, ...], dict[str, list[float]]] = {}
     for axis, value in track(points, len(points), "scaling", quiet=quiet):
-        shape = {**_BASE, axis: value}
-        key = tuple(shape.items())
-        if key not in known:
-            for worker in each:
-                worker.ask("prepare", shape)
-            known[key] = _run(each, [0] * runs, quiet=True)
-        for worker in each:
-            cases.append(
-                case(f"step by {axis}", worker.name, known[key][worker.name], None, **{axis: value})
-            )
+        shape = tuple({**_SHAPE, axis: value}.values())
+        if shape not in known:
+            for worker in started:
+                worker.ask("prepare_random", *shape)
+            known[shape] = _time_steps(started, [0] * runs, quiet=True)
+        cases += [
+            case(f"step by {axis}", name, seconds, None, **{axis: value})
+            for name, seconds in known[shape].items()
+        ]
     return cases
 
 
 def _ratios(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ratios = []
-    for ours in (
-        each
-        for each in cases
-        if each["system"] == "roadint" and not each["name"].startswith("step by")
-    ):
-        for theirs in cases:
-            if theirs["name"] == ours["name"] and theirs["system"] != "roadint":
-                key = "mean_s" if "mean_s" in ours else "median_s"
-                ratios.append(ratio(ours["name"], theirs["system"], theirs[key], ours[key]))
+    for name, key in (("step", "mean_s"), ("whole job", "median_s")):
+        seconds = {timed["system"]: timed[key] for timed in cases if timed["name"] == name}
+        for system, value in seconds.items():
+            if system != "roadint":
+                ratios.append(ratio(name, system, value, seconds["roadint"]))
     return ratios

@@ -6,33 +6,49 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any
 
 from roadint.errors import RoadError
 
-System = Callable[[str, Any], Any]  # (task, argument) → result
-
 
 class Worker:
-    """A system in a process of its own, asked one thing at a time."""
+    """A system in a process of its own, asked one thing at a time.
 
-    def __init__(self, name: str, make: Callable[..., System], arguments: tuple[Any, ...]) -> None:
-        """make: a function of a module, called with `arguments` in the new process."""
+    Args:
+        name: Of the system, for error messages.
+        make: A class or function of a module; makes the system in the new process.
+        arguments: Of `make`.
+    """
+
+    def __init__(self, name: str, make: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._pipe, remote = context.Pipe()
+        self._process = context.Process(target=_serve, args=(remote, make, arguments), daemon=True)
         self._process.start()
-        theirs.close()
+        remote.close()
 
-    def ask(self, task: str, argument: Any = None) -> Any:
-        """The system's result. Raises RoadError with the other process' error where it fails."""
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the system.
+
+        Args:
+            method: Its name.
+            *arguments: Its arguments.
+
+        Returns:
+            Its result.
+
+        Raises:
+            RoadError: If the system fails, with the error of its process.
+        """
         try:
-            self._pipe.send((task, argument))
+            self._pipe.send((method, arguments))
             done, result = self._pipe.recv()
         except (EOFError, BrokenPipeError):
             raise RoadError(
-                f"benchmark of {self.name} ended early: its process died, perhaps for want of memory"
+                f"benchmark of {self.name} ended early: "
+                "its process died, perhaps for want of memory"
             ) from None
         if not done:
             raise RoadError(f"benchmark of {self.name} failed:\n{result}")
@@ -40,14 +56,22 @@ class Worker:
 
     def stop(self) -> None:
         """End the process and give its memory back."""
-        self._pipe.close()  # it waits for the next task, and takes this as the end
+        self._pipe.close()  # it waits for the next question, and takes this as the end
         self._process.join(timeout=5)
         self._process.terminate()
 
 
 @contextmanager
-def workers(makes: Mapping[str, Callable[..., System]], *arguments: Any) -> Iterator[list[Worker]]:
-    """A worker for each system, all with the same arguments."""
+def workers(makes: Mapping[str, Callable[..., object]], *arguments: Any) -> Iterator[list[Worker]]:
+    """Start a worker for each system, and stop them at the end.
+
+    Args:
+        makes: What makes a system, by its name.
+        *arguments: Of all of them.
+
+    Yields:
+        The workers.
+    """
     started: list[Worker] = []
     try:
         for name, make in makes.items():
@@ -58,24 +82,20 @@ def workers(makes: Mapping[str, Callable[..., System]], *arguments: Any) -> Iter
             worker.stop()
 
 
-def in_turns(items: list[Any], round_number: int) -> list[Any]:
-    """The items, another one first in each round: none always runs in the wake of the same other."""
-    first = round_number % len(items)
-    return items[first:] + items[:first]
-
-
-def _serve(pipe: Any, make: Callable[..., System], arguments: tuple[Any, ...]) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (four times the same line about the model; errors go through the pipe)
-    system: System | None = None
+def _serve(pipe: Connection, make: Callable[..., object], make_arguments: tuple[Any, ...]) -> None:
+    # All systems would say the same about the model; errors go through the pipe.
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    system: object | None = None
     while True:
         try:
-            task, argument = pipe.recv()
+            method, arguments = pipe.recv()
         except EOFError:
             return
         try:
-            system = system or make(*arguments)
-            pipe.send((True, system(task, argument)))
+            if system is None:
+                system = make(*make_arguments)
+            pipe.send((True, getattr(system, method)(*arguments)))
         except RoadError as error:  # says it all by itself
             pipe.send((False, str(error)))
-        except Exception:
+        except Exception:  # whatever a system raises: the parent process tells it
             pipe.send((False, traceback.format_exc(limit=-4)))

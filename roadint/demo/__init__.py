@@ -1,1 +1,1 @@
-"""The app: compare compositions side by side, turn subspaces on and off, look inside. `roadint demo`, or demos/app.py."""
+"""The app, `roadint demo`: compositions side by side, subspaces on and off, a look inside."""

@@ -30,16 +30,16 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     Raises:
         RoadError: for bad input.
     """
-    engine = service.engine
-    road, tokenizer = engine.road, engine.tokenizer
-    engine.check(prompt)
+    batcher = service.batcher
+    road, tokenizer = batcher.road, batcher.tokenizer
+    batcher.check(prompt)
     parsed = list(dict.fromkeys(service.parse(text, labels) for text in texts))
     if not parsed:
         raise RoadError("nothing to look at: tick a composition on the first page")
     used = {name.partition("@")[2] for composition in parsed for name, _ in composition.terms}
     with service.using(parsed):
-        engine.check(prompt, parsed)
-        with engine.lock:
+        batcher.check(prompt, parsed)
+        with batcher.lock:
             acting = [site for site in road.interventions if label_of(site) in ("", *used)]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
             moved = next_tokens(road, tokenizer, prompt, parsed)

@@ -1,22 +1,25 @@
-"""What the page holds, in order; what it does is in roadint.demo.handlers."""
+"""What the page holds, in order; what it does is in roadint.demo.app and its handlers."""
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 from roadint.data.sources import load_prompts
 from roadint.demo import views
-from roadint.demo.handlers import CONTROLS, offered
+from roadint.demo.controls import CONTROLS, MAX_STRENGTH, offered
 from roadint.demo.service import Service
 
 _COPY = """element.addEventListener('click', event => {
   const button = event.target.closest('.ri-copy');
   if (!button) return;
-  navigator.clipboard.writeText(button.closest('article').querySelector('.ri-text').innerText).then(
-    () => { button.textContent = 'Copied'; setTimeout(() => { button.textContent = 'Copy'; }, 1500); },
+  const text = button.closest('article').querySelector('.ri-text').innerText;
+  navigator.clipboard.writeText(text).then(
+    () => {
+      button.textContent = 'Copied';
+      setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+    },
     () => { button.textContent = 'Copying is not allowed here'; });
 });"""
 _EXAMPLES = [
@@ -27,56 +30,99 @@ _EXAMPLES = [
 ]
 
 
-@dataclass
-class Page:
-    """The components, by what they are for."""
+@dataclass(frozen=True)
+class CompareTab:
+    """Answers side by side. query, json and markdown are hidden: what a link and files hold."""
 
-    labels: Any  # state: the checkpoints that this page has opened
-    last: Any  # state: names and update of the comparison that is shown
-    status: Any
-    prompt: Any
-    settings: list[Any]
-    highlight: Any
-    chosen: Any = None
-    further: Any = None
-    compare: Any = None
-    stop: Any = None
-    retry: Any = None
-    answers: Any = None
-    to_json: Any = None
-    to_markdown: Any = None
-    link: Any = None
-    query: Any = None
-    exports: list[Any] = field(default_factory=list)
-    toggles: list[Any] = field(default_factory=list)
-    sliders: list[Any] = field(default_factory=list)
-    expression: Any = None
-    trouble: Any = None
-    answer: Any = None
-    stop_answer: Any = None
-    composed: Any = None
-    look: Any = None
-    seen: list[Any] = field(default_factory=list)
-    source: Any = None
-    open: Any = None
-    opened: Any = None
+    ticked: gr.CheckboxGroup
+    further: gr.Textbox
+    compare: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    answers: gr.HTML
+    save_json: gr.Button
+    save_markdown: gr.Button
+    link: gr.Textbox
+    query: gr.Textbox
+    json: gr.Textbox
+    markdown: gr.Textbox
+
+
+@dataclass(frozen=True)
+class ComposeTab:
+    """One expression, by toggles and sliders or written."""
+
+    toggles: list[gr.Checkbox]
+    sliders: list[gr.Slider]
+    expression: gr.Textbox
+    trouble: gr.HTML
+    answer: gr.Button
+    stop: gr.Button
+    composed: gr.HTML
 
     @property
-    def controls(self) -> list[Any]:
+    def controls(self) -> list[gr.Checkbox | gr.Slider]:
         """Toggles, then sliders."""
         return [*self.toggles, *self.sliders]
 
+
+@dataclass(frozen=True)
+class LookTab:
+    """What is edited, and what that does. shown: tokens, next tokens, lens, blocks."""
+
+    look: gr.Button
+    shown: list[gr.HTML]
+
+
+@dataclass(frozen=True)
+class CheckpointsTab:
+    """Further checkpoints."""
+
+    source: gr.Dropdown
+    open: gr.Button
+    opened: gr.HTML
+
+
+@dataclass(frozen=True)
+class Page:
+    """The components, by what they are for.
+
+    Attributes:
+        labels: State: the checkpoints that this page has opened.
+        last: State: the comparison that is shown.
+        settings: New tokens, temperature and seed.
+    """
+
+    labels: gr.State
+    last: gr.State
+    status: gr.HTML
+    prompt: gr.Textbox
+    settings: list[gr.Slider | gr.Number]
+    highlight: gr.Checkbox
+    comparing: CompareTab
+    composing: ComposeTab
+    looking: LookTab
+    opening: CheckpointsTab
+
     @property
-    def actions(self) -> list[Any]:
-        """The buttons that wait for the model."""
-        return [self.compare, self.answer, self.look, self.open]
+    def buttons(self) -> list[gr.Button]:
+        """Those that wait for the model."""
+        return [self.comparing.compare, self.composing.answer, self.looking.look, self.opening.open]
 
 
 def layout(service: Service) -> Page:
-    """Lay out the page, inside of a gr.Blocks."""
+    """Lay out the page.
+
+    Args:
+        service: The model and its checkpoints.
+
+    Returns:
+        The components, in the gr.Blocks that is open.
+    """
     labels, last = gr.State([]), gr.State(None)
     gr.HTML(
-        "<h1 class='ri-title'>roadint <small>subspaces of a language model, turned on and off</small></h1>"
+        "<h1 class='ri-title'>roadint "
+        "<small>subspaces of a language model, turned on and off</small></h1>"
     )
     status = gr.HTML(views.notice(service.status), elem_id="status")
     prompt = gr.Textbox(
@@ -87,13 +133,12 @@ def layout(service: Service) -> Page:
         elem_id="prompt",
         placeholder="An instruction, in English",
     )
-    examples = [[each] for each in [*load_prompts("bundled:prompts_paper"), *_EXAMPLES]]
-    gr.Examples(
-        examples, [prompt], label="The paper's nine prompts, and some of ours", examples_per_page=6
-    )
+    examples = [[text] for text in [*load_prompts("bundled:prompts_paper"), *_EXAMPLES]]
+    label = "The paper's nine prompts, and some of ours"
+    gr.Examples(examples, [prompt], label=label, examples_per_page=6)
     with gr.Accordion("Generation settings", open=False):
         with gr.Row():
-            settings = [
+            settings: list[gr.Slider | gr.Number] = [
                 gr.Slider(4, 256, 48, step=4, label="New tokens", elem_id="length"),
                 gr.Slider(
                     0, 1.5, 0, step=0.1, label="Temperature (0: greedy)", elem_id="temperature"
@@ -103,103 +148,103 @@ def layout(service: Service) -> Page:
         highlight = gr.Checkbox(
             True, label="Mark what differs from the untouched answer", elem_id="highlight"
         )
-    page = Page(labels, last, status, prompt, settings, highlight)
     with gr.Tabs():
         with gr.Tab("Compare", id="compare"):
-            _compare(page, service)
+            comparing = _compare_tab(service)
         with gr.Tab("Compose", id="compose"):
-            _compose(page, service)
+            composing = _compose_tab(service)
         with gr.Tab("Look inside", id="inside"):
-            _look(page, service)
+            looking = _look_tab(service)
         with gr.Tab("Checkpoints", id="checkpoints"):
-            _checkpoints(page, service)
-    return page
+            opening = _checkpoints_tab(service)
+    shared = (labels, last, status, prompt, settings, highlight)
+    return Page(*shared, comparing, composing, looking, opening)
 
 
-def _compare(page: Page, service: Service) -> None:
-    ticked = offered(service.names([]))
-    page.chosen = gr.CheckboxGroup(ticked, value=ticked, label="Compositions", elem_id="chosen")
-    page.further = gr.Textbox(
+def _action(text: str, elem_id: str, service: Service) -> gr.Button:
+    """A button that waits for the model."""
+    return gr.Button(text, variant="primary", elem_id=elem_id, interactive=service.ready)
+
+
+def _compare_tab(service: Service) -> CompareTab:
+    choices = offered(service.names([]))
+    ticked = gr.CheckboxGroup(choices, value=choices, label="Compositions", elem_id="chosen")
+    further = gr.Textbox(
         label="Further expressions, separated by commas",
         placeholder="0.5*german + english, english - german",
         elem_id="further",
     )
     with gr.Row():
-        page.compare = gr.Button(
-            "Compare", variant="primary", elem_id="compare", interactive=service.ready
-        )
-        page.stop = gr.Button("Stop", variant="stop", elem_id="stop")
-        page.retry = gr.Button("Retry", elem_id="retry")
-    page.answers = gr.HTML(elem_id="answers", js_on_load=_COPY)
+        compare = _action("Compare", "compare", service)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop")
+        retry = gr.Button("Retry", elem_id="retry")
+    answers = gr.HTML(elem_id="answers", js_on_load=_COPY)
     with gr.Row():
-        page.to_json = gr.Button("Save as JSON", size="sm", elem_id="save-json")
-        page.to_markdown = gr.Button("Save as Markdown", size="sm", elem_id="save-markdown")
-    page.link = gr.Textbox(
+        save_json = gr.Button("Save as JSON", size="sm", elem_id="save-json")
+        save_markdown = gr.Button("Save as Markdown", size="sm", elem_id="save-markdown")
+    link = gr.Textbox(
         label="Link to this comparison", interactive=False, buttons=["copy"], elem_id="link"
     )
-    page.query = gr.Textbox(visible="hidden")
-    page.exports = [gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")]
+    query, json, markdown = (gr.Textbox(visible="hidden") for _ in range(3))
+    choosing = (ticked, further, compare, stop, retry, answers)
+    return CompareTab(*choosing, save_json, save_markdown, link, query, json, markdown)
 
 
-def _compose(page: Page, service: Service) -> None:
+def _compose_tab(service: Service) -> ComposeTab:
     names = service.names([])
+    toggles, sliders = [], []
     with gr.Column(elem_classes="ri-controls"):
-        for place in range(CONTROLS):
-            name = names[place] if place < len(names) else None
+        for index in range(CONTROLS):
+            shown = index < len(names)
+            name = names[index] if shown else None
             with gr.Row():
-                shown = name is not None
-                page.toggles.append(
-                    gr.Checkbox(False, label=name or "", visible=shown, elem_id=f"toggle-{place}")
+                toggle = gr.Checkbox(
+                    False, label=name or "", visible=shown, elem_id=f"toggle-{index}"
                 )
                 slider = gr.Slider(
-                    -2,
-                    2,
+                    -MAX_STRENGTH,
+                    MAX_STRENGTH,
                     1,
                     step=0.05,
                     label=f"strength of {name}",
                     visible=shown,
-                    elem_id=f"strength-{place}",
+                    elem_id=f"strength-{index}",
                     buttons=[],
                 )
-                page.sliders.append(slider)
-    page.expression = gr.Textbox(
+            toggles.append(toggle)
+            sliders.append(slider)
+    expression = gr.Textbox(
         "none",
         label="Expression",
         elem_id="expression",
         info="In step with the controls; can be written too: 0.5*german - english",
     )
-    page.trouble = gr.HTML(elem_id="trouble")
+    trouble = gr.HTML(elem_id="trouble")
     with gr.Row():
-        page.answer = gr.Button(
-            "Answer", variant="primary", elem_id="answer", interactive=service.ready
-        )
-        page.stop_answer = gr.Button("Stop", variant="stop", elem_id="stop-answer")
-    page.composed = gr.HTML(elem_id="composed", js_on_load=_COPY)
+        answer = _action("Answer", "answer", service)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop-answer")
+    composed = gr.HTML(elem_id="composed", js_on_load=_COPY)
+    return ComposeTab(toggles, sliders, expression, trouble, answer, stop, composed)
 
 
-def _look(page: Page, service: Service) -> None:
+def _look_tab(service: Service) -> LookTab:
     gr.Markdown(
-        "For the prompt above and the compositions of the first page: what is edited, and what that does."
+        "For the prompt above and the compositions of the first page: "
+        "what is edited, and what that does."
     )
-    page.look = gr.Button(
-        "Look inside", variant="primary", elem_id="inside", interactive=service.ready
-    )
-    page.seen = [
-        gr.HTML(elem_id="edited"),
-        gr.HTML(elem_id="moved"),
-        gr.HTML(elem_id="lens"),
-        gr.HTML(elem_id="angles"),
-    ]
+    look = _action("Look inside", "inside", service)
+    return LookTab(look, [gr.HTML(elem_id=name) for name in ("edited", "moved", "lens", "angles")])
 
 
-def _checkpoints(page: Page, service: Service) -> None:
+def _checkpoints_tab(service: Service) -> CheckpointsTab:
     first, folder = html.escape(Path(service.first).name), html.escape(service.folder.name)
     gr.HTML(
         f"<p>Beside <code>{first}</code>: one of <code>{folder}/</code>, or a hub id. "
         "Its subspaces are called <code>NAME@LABEL</code>.</p>"
     )
-    page.source = gr.Dropdown(
-        service.found(), label="Checkpoint", allow_custom_value=True, elem_id="source"
+    source = gr.Dropdown(
+        service.checkpoints(), label="Checkpoint", allow_custom_value=True, elem_id="source"
     )
-    page.open = gr.Button("Open", variant="primary", elem_id="open", interactive=service.ready)
-    page.opened = gr.HTML(views.notice("No further checkpoint is open."), elem_id="opened")
+    open_button = _action("Open", "open", service)
+    opened = gr.HTML(views.notice("No further checkpoint is open."), elem_id="opened")
+    return CheckpointsTab(source, open_button, opened)

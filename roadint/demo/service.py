@@ -8,59 +8,52 @@ from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
+from roadint.demo.batching import Batcher
+from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.checks import check_text
-from roadint.demo.engine import Engine
-from roadint.demo.shelf import Shelf
+from roadint.demo.open_checkpoints import OpenCheckpoints
 from roadint.errors import RoadError, first_line
 from roadint.grammar.composition import Composition
 from roadint.model import checkpoint
 from roadint.model.opening import open_checkpoint
 
 SHIPPED = Path(str(files("roadint.demo") / "checkpoint"))
-_PATH = re.compile(
-    r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\][^\s'\",:;()]+"
-)  # an absolute one, in a message
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\][^\s'\",:;()]+")  # in a message
 _log = logging.getLogger("roadint.demo")
 
 
 class Service:
-    """Loads in the background. first: the checkpoint to begin with, the one that ships with roadint by default.
+    """The model and its checkpoints, loaded in the background.
 
-    folder: where checkpoints may be opened from the page; a hub id may always. model: another base model than the checkpoint's.
+    Args:
+        first: The checkpoint to begin with, a folder or a hub id; by default the one that ships
+            with roadint.
+        folder: Where checkpoints may be opened from the page; those of the hub always may.
+        model: Another base model than the checkpoint's.
+
+    Raises:
+        RoadError: If the first checkpoint cannot be read.
+
+    Attributes:
+        first_names: The subspaces of the first checkpoint.
     """
 
     def __init__(
         self, first: str | None = None, *, folder: str | Path = "runs", model: str | None = None
     ) -> None:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
-        self.names_at_first = self._check_first()
-        self._engine: Engine | None = None
+        self.first_names = checkpoint.read(checkpoint.folder_of(self.first)).names()
+        self._sources = CheckpointSources(self.folder)
+        self._opened = OpenCheckpoints(self._sources, self.first_names)
+        self._batcher: Batcher | None = None
         self._failure: str | None = None
-        self._shelf = Shelf(self.folder, self.names_at_first)
         self._loaded = threading.Event()
         threading.Thread(target=self._load, daemon=True, name="roadint-demo-load").start()
 
     @property
     def ready(self) -> bool:
-        """Whether answers can be had."""
-        return self._engine is not None
-
-    @property
-    def status(self) -> str:
-        """One line for people."""
-        if self._failure:
-            return f"The model could not be loaded: {self._failure}"
-        if self._engine is None:
-            return "The model is loading. The first time, it is prepared for about a minute; answers come as soon as it is ready."
-        road = self._engine.road
-        count = sum(each.numel() for each in road.model.parameters())
-        return f"{self.model_name}, {count / 1e6:,.0f} million parameters, {str(road.model.dtype).removeprefix('torch.')}"
-
-    @property
-    def model_name(self) -> str:
-        """The base model's, without the folders of this machine."""
-        name = str(self.engine.road.model.name_or_path)
-        return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+        """Whether the model can answer."""
+        return self._batcher is not None
 
     @property
     def failed(self) -> bool:
@@ -68,60 +61,109 @@ class Service:
         return self._failure is not None
 
     @property
-    def engine(self) -> Engine:
-        """Raises RoadError while the model is loading, and where it could not be loaded."""
-        if self._engine is None:
+    def status(self) -> str:
+        """One line for people."""
+        if self._failure:
+            return f"The model could not be loaded: {self._failure}"
+        if self._batcher is None:
+            return (
+                "The model is loading. The first time, it is prepared for about a minute; "
+                "answers come as soon as it is ready."
+            )
+        model = self._batcher.road.model
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"{self.model_name}, {millions:,.0f} million parameters, {dtype}"
+
+    @property
+    def model_name(self) -> str:
+        """The base model's, without the folders of this machine."""
+        name = str(self.batcher.road.model.name_or_path)
+        return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+    @property
+    def batcher(self) -> Batcher:
+        """What runs the model.
+
+        Raises:
+            RoadError: If the model is loading, or could not be loaded.
+        """
+        if self._batcher is None:
             raise RoadError(self.status)
-        return self._engine
+        return self._batcher
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Until the model is loaded, or could not be; returns whether it is ready."""
+        """Wait until the model is loaded, or could not be; returns whether it is ready."""
         self._loaded.wait(seconds)
         return self.ready
 
     def names(self, labels: Sequence[str]) -> list[str]:
-        """What a page that has opened these checkpoints may compose."""
-        return [*self.names_at_first, *self._shelf.names(labels)]
+        """The subspaces that a page which has opened these checkpoints may compose."""
+        return [*self.first_names, *self._opened.names(labels)]
 
     def parse(self, text: str, labels: Sequence[str]) -> Composition:
-        """A page's expression, over its own names alone. Raises RoadError."""
+        """Read a page's expression.
+
+        Args:
+            text: The expression.
+            labels: The checkpoints that the page has opened: it sees no others.
+
+        Returns:
+            The composition.
+
+        Raises:
+            RoadError: If the expression is not understood, or names what the page does not see.
+        """
         return Composition.parse(check_text("the expression", text), self.names(labels))
 
-    def sources(self, labels: Sequence[str]) -> list[str]:
+    def origins(self, labels: Sequence[str]) -> list[str]:
         """What was opened as these labels, as `open` takes it again."""
-        return self._shelf.sources(labels)
+        return self._opened.origins(labels)
 
-    def found(self) -> list[str]:
-        """The checkpoints in the folder, by their path in it."""
-        return self._shelf.found()
+    def checkpoints(self) -> list[str]:
+        """The checkpoints in the folder, by their paths relative to it."""
+        return self._sources.in_folder()
 
     def open(self, name: str) -> str:
-        """Load a checkpoint, from the folder or the hub, beside what is there; returns its label, the same for the same one.
+        """Put a checkpoint on the model, beside those that are there.
 
-        One that no request needs makes room where there is none. Raises RoadError, and changes nothing, for one that is not
-        allowed, damaged or does not fit the model.
+        One that no request needs makes room where there is none.
+
+        Args:
+            name: A path in the folder, or a hub id.
+
+        Returns:
+            The label, the same for the same checkpoint.
+
+        Raises:
+            RoadError: If it is not allowed, damaged or does not fit the model; nothing changes.
         """
-        source = self._shelf.source(name)
-        return self._shelf.open(source, self.engine)
+        source = self._sources.source_of(name)
+        return self._opened.open(source, self.batcher)
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
-        """Have what these compositions need on the model, inside. Raises RoadError where it is gone."""
-        return self._shelf.using(
-            {name.partition("@")[2] for each in compositions for name, _ in each.terms}, self.engine
-        )
+        """Keep what compositions need on the model inside of a context.
 
-    def _check_first(self) -> list[str]:
-        """The names of the first checkpoint; raises RoadError before a model is loaded."""
-        return checkpoint.read(checkpoint.folder_of(self.first)).names()
+        Args:
+            compositions: What will run.
+
+        Returns:
+            The context.
+
+        Raises:
+            RoadError: On entering, if a checkpoint is gone.
+        """
+        names = [name for composition in compositions for name, _ in composition.terms]
+        return self._opened.using({name.partition("@")[2] for name in names}, self.batcher)
 
     def _load(self) -> None:
         try:
             road, tokenizer = open_checkpoint(self.first, self._model, None)
-            engine = Engine(road, tokenizer)
-            engine.warm_up()
-            self._engine = engine
-        except Exception as error:  # told on the page, but for the names of this machine's folders
+            batcher = Batcher(road, tokenizer)
+            batcher.warm_up()
+            self._batcher = batcher
+        except Exception as error:  # the page tells it, but for the names of this machine's folders
             _log.error("the model could not be loaded", exc_info=error)
-            self._failure = _PATH.sub("…", first_line(error))
+            self._failure = _ABSOLUTE_PATH.sub("…", first_line(error))
         finally:
             self._loaded.set()

@@ -1,14 +1,12 @@
-"""What the pages show, as HTML: answers side by side, the tokens of a prompt, next tokens, the logit lens; and exports."""
+"""What the pages show, as HTML: answers side by side, a prompt's tokens, next tokens, the lens."""
 
 import base64
 import difflib
 import html
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from roadint.demo.engine import Settings, Update
+from roadint.demo.requests import Update
 from roadint.evaluation.language import EMPTY, language_of
 from roadint.inspection.lens import NextToken, Token
 
@@ -24,43 +22,52 @@ _LANGUAGES = {
 
 
 def notice(text: str, kind: str = "info") -> str:
-    """A line for people; kind: "info" or "error"."""
-    return f'<div class="ri-notice ri-{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</div>'
+    """Show a line for people.
+
+    Args:
+        text: The line.
+        kind: "info" or "error".
+
+    Returns:
+        HTML.
+    """
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="ri-notice ri-{kind}" role="{role}">{html.escape(text)}</div>'
 
 
 def cards(names: Sequence[str], update: Update, highlight: bool, stopped: bool = False) -> str:
-    """The answers side by side, each with its language, rate and what differs from the untouched answer."""
-    base = update.texts[list(names).index("none")] if "none" in names and highlight else None
-    busy = not update.done and not stopped
-    rate = update.tokens / update.seconds if update.seconds else 0.0
-    found = []
-    for name, text in zip(names, update.texts, strict=True):
-        state = (
-            ""
-            if not busy
-            else f"waiting for {update.waiting} before you"
-            if update.waiting
-            else "writing"
+    """Show answers side by side, with their languages and how fast they came.
+
+    Args:
+        names: The compositions.
+        update: Their answers so far.
+        highlight: Whether to mark what differs from the untouched answer, if that is one of them.
+        stopped: Whether no more will come.
+
+    Returns:
+        HTML.
+    """
+    base = update.texts[list(names).index("none")] if highlight and "none" in names else None
+    if update.done or stopped:
+        busy, state = False, ""
+    else:
+        busy, state = (
+            True,
+            f"waiting for {update.waiting} before you" if update.waiting else "writing",
         )
-        badge = language_badge(text) if not busy else ""
-        shown = (
-            _marked(base, text)
-            if base is not None and name != "none" and not busy
-            else html.escape(text)
+    articles = [
+        _card(name, text, busy, state, None if name == "none" else base)
+        for name, text in zip(names, update.texts, strict=True)
+    ]
+    footer = ""
+    if update.tokens:
+        when = "stopped after" if stopped else "so far" if busy else "in all"
+        rate = update.tokens / update.seconds if update.seconds else 0.0
+        footer = (
+            f"{update.tokens} tokens {when}, {update.seconds:.1f} s, "
+            f"{rate:.1f} tokens a second, one batch"
         )
-        found.append(
-            f'<article class="ri-card" data-composition="{html.escape(name)}" aria-busy="{str(busy).lower()}">'
-            f'<header><h3>{html.escape(name)}</h3>{badge}<span class="ri-state">{state}</span>'
-            f'<button class="ri-copy" type="button" aria-label="Copy the answer of {html.escape(name)}">Copy</button></header>'
-            f'<p class="ri-text">{shown or "&nbsp;"}</p></article>'
-        )
-    word = "stopped after" if stopped else "so far" if busy else "in all"
-    foot = (
-        f"{update.tokens} tokens {word}, {update.seconds:.1f} s, {rate:.1f} tokens a second, one batch"
-        if update.tokens
-        else ""
-    )
-    return f'<div class="ri-cards">{"".join(found)}</div><p class="ri-foot">{foot}</p>'
+    return f'{_side_by_side(articles)}<p class="ri-foot">{footer}</p>'
 
 
 def language_badge(text: str) -> str:
@@ -71,128 +78,122 @@ def language_badge(text: str) -> str:
 
 
 def prompt_tokens(tokens: Sequence[str], edited: Sequence[int]) -> str:
-    """The prompt's tokens, the edited ones marked."""
+    """Show a prompt with its edited tokens marked.
+
+    Args:
+        tokens: The texts of the tokens.
+        edited: The indices of those that are edited.
+
+    Returns:
+        HTML.
+    """
     marked = set(edited)
-    pieces = [
-        f'<span class="{"ri-edited" if place in marked else "ri-token"}">{html.escape(token).replace(chr(10), "↵")}</span>'
-        for place, token in enumerate(tokens)
-    ]
-    return f'<div class="ri-prompt">{"".join(pieces)}</div><p class="ri-foot">{len(marked)} of {len(tokens)} tokens are edited.</p>'
+    spans = []
+    for index, token in enumerate(tokens):
+        kind = "ri-edited" if index in marked else "ri-token"
+        spans.append(f'<span class="{kind}">{html.escape(token).replace(chr(10), "↵")}</span>')
+    footer = f"{len(marked)} of {len(tokens)} tokens are edited."
+    return f'<div class="ri-prompt">{"".join(spans)}</div><p class="ri-foot">{footer}</p>'
 
 
-def next_token_tables(found: Sequence[NextToken]) -> str:
-    """How the distribution of the first token of the answer moves."""
-    parts = []
-    for each in found:
-        top = "".join(
-            f"<tr><td>{_token(text)}</td><td>{probability:.1%}</td></tr>"
-            for text, probability in each.top
+def next_token_tables(next_tokens: Sequence[NextToken]) -> str:
+    """Show how the distribution of an answer's first token moves.
+
+    Args:
+        next_tokens: One a composition.
+
+    Returns:
+        HTML.
+    """
+    articles = []
+    for token in next_tokens:
+        top = [(_token(text), f"{probability:.1%}") for text, probability in token.top]
+        tables = _table("likeliest first tokens", top)
+        if token.kl > 1e-9:
+            moved = [(_token(text), f"{old:.1%}", f"{new:.1%}") for text, old, new in token.moved]
+            tables += _table("most moved: untouched, with it", moved)
+        articles.append(
+            f'<article class="ri-card"><header><h3>{html.escape(token.composition)}</h3>'
+            f'<span class="ri-state">KL {token.kl:.3f} nats</span></header>{tables}</article>'
         )
-        moved = "".join(
-            f"<tr><td>{_token(text)}</td><td>{before:.1%}</td><td>{after:.1%}</td></tr>"
-            for text, before, after in each.moved
-        )
-        parts.append(
-            f'<article class="ri-card"><header><h3>{html.escape(each.composition)}</h3><span class="ri-state">KL {each.kl:.3f} nats'
-            f"</span></header><table><caption>likeliest first tokens</caption>{top}</table>"
-            + (
-                f"<table><caption>most moved: untouched, with it</caption>{moved}</table></article>"
-                if each.kl > 1e-9
-                else "</article>"
-            )
-        )
-    return f'<div class="ri-cards">{"".join(parts)}</div>'
+    return _side_by_side(articles)
 
 
 def lens_table(names: Sequence[str], rows: Sequence[Sequence[Token]], first: int) -> str:
-    """What each layer's output would say next, from layer `first` on; marked where it differs from the first composition's."""
+    """Show what the output of every layer would say next, marked where compositions differ.
+
+    Args:
+        names: The compositions.
+        rows: For each composition, the token and its probability after each layer.
+        first: The layer to begin with.
+
+    Returns:
+        HTML.
+    """
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in names)
     body = []
     for layer in range(first, len(rows[0])):
-        base = rows[0][layer][0]
-        tokens = [(*row[layer], "ri-changed" if row[layer][0] != base else "") for row in rows]
-        cells = "".join(
-            f'<td class="{kind}">{_token(text)} {probability:.0%}</td>'
-            for text, probability, kind in tokens
-        )
-        body.append(f"<tr><th scope='row'>{layer}</th>{cells}</tr>")
+        cells = []
+        for text, probability in (row[layer] for row in rows):
+            kind = "ri-changed" if text != rows[0][layer][0] else ""
+            cells.append(f'<td class="{kind}">{_token(text)} {probability:.0%}</td>')
+        body.append(f"<tr><th scope='row'>{layer}</th>{''.join(cells)}</tr>")
     top = f'<thead><tr><th scope="col">after layer</th>{head}</tr></thead>'
-    return f'<div class="ri-scroll"><table class="ri-lens">{top}<tbody>{"".join(body)}</tbody></table></div>'
+    table = f'<table class="ri-lens">{top}<tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="ri-scroll">{table}</div>'
 
 
 def picture(png: bytes, description: str) -> str:
-    """A PNG in the page itself."""
-    return f'<img class="ri-picture" alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    """Show a picture that is in the page itself.
+
+    Args:
+        png: The file's bytes.
+        description: For those who do not see it.
+
+    Returns:
+        HTML.
+    """
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<img class="ri-picture" alt="{html.escape(description)}" src="{source}">'
 
 
-def record(
-    prompt: str, names: Sequence[str], update: Update, settings: Settings, about: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A comparison as plain values, for an export."""
-    answers = [
-        {"composition": name, "text": text, "language": language_of(text)}
-        for name, text in zip(names, update.texts, strict=True)
-    ]
-    return {
-        **about,
-        "prompt": prompt,
-        "settings": vars(settings),
-        "answers": answers,
-        "tokens": update.tokens,
-        "seconds": round(update.seconds, 2),
-    }
-
-
-def as_json(comparison: Mapping[str, Any]) -> str:
-    """An export for machines."""
-    return json.dumps(comparison, indent=2, ensure_ascii=False) + "\n"
-
-
-def as_markdown(comparison: Mapping[str, Any]) -> str:
-    """An export for people."""
-    lines = [
-        f"**{_cell(comparison['prompt'])}**",
-        "",
-        "| composition | language | answer |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| `{each['composition']}` | {each['language']} | {_cell(each['text'])} |"
-        for each in comparison["answers"]
-    ]
-    settings = ", ".join(f"{name} {value}" for name, value in comparison["settings"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{comparison['model']}, checkpoint {comparison['checkpoint']}; {settings}",
-            "",
-        ]
+def _card(name: str, text: str, busy: bool, state: str, base: str | None) -> str:
+    """One answer; while it grows, its language is not told, nor what differs from `base`."""
+    name = html.escape(name)
+    shown = html.escape(text) if busy or base is None else _marked(base, text)
+    return (
+        f'<article class="ri-card" data-composition="{name}" aria-busy="{str(busy).lower()}">'
+        f"<header><h3>{name}</h3>{'' if busy else language_badge(text)}"
+        f'<span class="ri-state">{state}</span><button class="ri-copy" type="button" '
+        f'aria-label="Copy the answer of {name}">Copy</button></header>'
+        f'<p class="ri-text">{shown or "&nbsp;"}</p></article>'
     )
 
 
-def _cell(text: str) -> str:
-    return html.escape(
-        " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|"), quote=False
-    )
+def _side_by_side(articles: Sequence[str]) -> str:
+    return f'<div class="ri-cards">{"".join(articles)}</div>'
+
+
+def _table(caption: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{caption}</caption>{body}</table>"
 
 
 def _token(text: str) -> str:
     shown = html.escape(text).replace(" ", "␣").replace("\n", "↵") or "∅"
-    return f"<bdi><code>{shown}</code></bdi>"  # a token of a script from right to left turns nothing around
+    return f"<bdi><code>{shown}</code></bdi>"  # right-to-left scripts turn nothing around
 
 
 def _marked(base: str, text: str) -> str:
-    """Words of `text` that are not where `base` has them, marked; its spaces and lines as they are."""
+    """Words of `text` that are not where `base` has them, marked; its spaces and lines stay."""
     words = re.findall(r"\S+\s*", text)
+    stripped = [word.strip() for word in words]
+    matcher = difflib.SequenceMatcher(None, base.split(), stripped, autojunk=False)
     pieces = []
-    matcher = difflib.SequenceMatcher(
-        None, base.split(), [word.strip() for word in words], autojunk=False
-    )
     for kind, _, _, start, end in matcher.get_opcodes():
         run = "".join(words[start:end])
         shown, space = html.escape(run.rstrip()), run[len(run.rstrip()) :]
-        pieces.append(
-            shown + space if kind == "equal" or not shown else f"<mark>{shown}</mark>{space}"
-        )
+        same = kind == "equal" or not shown
+        pieces.append(shown + space if same else f"<mark>{shown}</mark>{space}")
     return "".join(pieces)

@@ -10,10 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.bench import rival
-from roadint.bench.measure import case, matmul_rate, ratio
-from roadint.bench.systems import HALVES, Job, Pyvene, needed_flops
-from roadint.bench.workers import in_turns, workers
+from roadint.bench.flops import needed_flops
+from roadint.bench.halves import HALVES, block_strengths
+from roadint.bench.machine import matmul_rate
+from roadint.bench.pyvene_road import pyreft_loss, wrap_in_pyvene
+from roadint.bench.report import case, ratio
+from roadint.bench.train_systems import PyveneTraining, TrainingJob, labelled_batch
+from roadint.bench.turns import in_turns, rounds
+from roadint.bench.workers import workers
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import VOCABULARY, WIDTH, build, call, check_drawn
@@ -31,25 +35,25 @@ def rows(count: int = 5) -> list[Example]:
     ]
 
 
-def test_the_rival_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
+def test_plain_pyvene_computes_the_same_loss_and_gradients(tokenizer: Any) -> None:
     model = build("gemma3").requires_grad_(False)
     road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
     ours = road.interventions[0]
-    intervenable, theirs = rival.wrapped(model, 1, WIDTH)
+    intervenable, plain = wrap_in_pyvene(model, 1, WIDTH)
+    draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            one.add_(0.3 * torch.randn_like(one))
-            other.copy_(one)
-    system = Pyvene.__new__(Pyvene)
-    system.width = WIDTH
-    strengths = [system._strengths(row.composition) for row in rows()]
-    loss = rival.loss(intervenable, rows(), strengths, rival.batch(rows(), 0, torch.device("cpu")))
+        for value, copy in zip(ours.parameters(), plain.parameters(), strict=True):
+            value.add_(0.3 * torch.randn(value.shape, generator=draw))
+            copy.copy_(value)
+    strengths = [block_strengths(row.composition, WIDTH) for row in rows()]
+    batch = labelled_batch(rows(), 0, torch.device("cpu"))
+    loss = pyreft_loss(intervenable, rows(), strengths, batch)
     loss.backward()
     expected = completion_nll(road, Collator(tokenizer)(rows()))[0].mean()
     expected.backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(theirs.theta.grad, ours.theta.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(theirs.alpha.grad, ours.alpha.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(plain.theta.grad, ours.theta.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(plain.alpha.grad, ours.alpha.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -62,7 +66,7 @@ def test_operations_are_counted_as_torch_counts_them(
     """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
     model = build(architecture).requires_grad_(False)
     road, row = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES)), rows(1)
-    cache = PrefixCache.build(road, row, Collator(tokenizer), folder=tmp_path)
+    cache = PrefixCache(road, row, Collator(tokenizer), folder=tmp_path)
     batch = cache(row)
     with FlopCounterMode(display=False) as counter:
         cache.nll(road, batch)[0].sum().backward()
@@ -70,10 +74,10 @@ def test_operations_are_counted_as_torch_counts_them(
     linear = sum(value for key, value in counted.items() if "bmm" not in key)
     attention = counter.get_total_flops() - linear
     pairs = len(row[0].completion) * (len(row[0].inputs))
-    mine = needed_flops(model, 1, row)
+    needed = needed_flops(model, 1, row)
     masked = len(row[0].completion) * (len(row[0].completion) - 1) / 2
     assert attention == 12 * pairs * WIDTH * 2
-    assert mine == linear + attention - 12 * masked * WIDTH * 2
+    assert needed == linear + attention - 12 * masked * WIDTH * 2
 
 
 def test_bench_train_reports_what_tools_read(
@@ -99,27 +103,28 @@ def test_bench_train_reports_what_tools_read(
     assert report == json.loads(out.read_text())
     check_drawn(plot)
     assert {"processor", "cores", "matmul_gflops", "dtype", "torch"} <= set(report["machine"])
-    assert [(each["name"], each["system"]) for each in report["cases"]] == [
+    assert [(entry["name"], entry["system"]) for entry in report["cases"]] == [
         (name, system)
         for system in ("roadint", "pyvene", "bare model, forward only")
         for name in ("step", "whole job")
     ]
-    for each in report["cases"]:
-        assert 0 < each["min_s"] <= each["median_s"] <= each["max_s"]
-        assert each["peak_mb"] > 10
-        assert each["runs"] == (2 if each["name"] == "step" else 1)
+    for entry in report["cases"]:
+        assert 0 < entry["min_s"] <= entry["median_s"] <= entry["max_s"]
+        assert entry["peak_mb"] > 10
+        assert entry["runs"] == (2 if entry["name"] == "step" else 1)
     ours, whole = report["cases"][0], report["cases"][1]
     assert 0 <= ours["matmul_fraction"] < 1
     assert whole["steps"] == 3 * 2
     assert whole["median_s"] == pytest.approx(whole["preparation_s"] + 6 * ours["mean_s"], abs=0.02)
-    theirs = {(each["name"], each["system"]): each for each in report["cases"]}
-    assert {(each["name"], each["over"]) for each in report["ratios"]} == {
-        key for key in theirs if key[1] != "roadint"
+    cases = {(entry["name"], entry["system"]): entry for entry in report["cases"]}
+    assert {(entry["name"], entry["over"]) for entry in report["ratios"]} == {
+        key for key in cases if key[1] != "roadint"
     }
-    for each in report["ratios"]:
-        key = "mean_s" if each["name"] == "step" else "median_s"
-        assert each["value"] == pytest.approx(
-            theirs[each["name"], each["over"]][key] / theirs[each["name"], "roadint"][key], rel=0.01
+    for entry in report["ratios"]:
+        key = "mean_s" if entry["name"] == "step" else "median_s"
+        assert entry["value"] == pytest.approx(
+            cases[entry["name"], entry["over"]][key] / cases[entry["name"], "roadint"][key],
+            rel=0.01,
         )
 
 
@@ -140,9 +145,9 @@ def test_bench_generate_reports_what_tools_read(
         ("4 compositions", "roadint"),
         ("1 composition", "pyvene"),
     ]
-    assert [(each["name"], each["system"]) for each in report["cases"]] == expected
-    assert all(each["runs"] == 2 for each in report["cases"])
-    assert [each["over"] for each in report["ratios"]] == ["bare model", "bare model", "pyvene"]
+    assert [(entry["name"], entry["system"]) for entry in report["cases"]] == expected
+    assert all(entry["runs"] == 2 for entry in report["cases"])
+    assert [entry["over"] for entry in report["ratios"]] == ["bare model", "bare model", "pyvene"]
 
 
 def test_bench_align_finds_the_variables(
@@ -157,17 +162,17 @@ def test_bench_align_finds_the_variables(
     assert "interchange accuracy" in shown
     report = json.loads((tmp_path / "align.json").read_text())
     assert report["job"]["task_accuracy"] > 0.97
-    one, several, twice, full, low, boundless = report["cases"]
-    assert [each["numbers"] for each in (one, several, twice, full)] == [
+    single, stages, twice, full, low, boundless = report["cases"]
+    assert [entry["numbers"] for entry in (single, stages, twice, full)] == [
         32,
         6 * 32,
         12 * 32,
         64 * 64,
     ]
-    assert several["accuracy"] > one["accuracy"] + 0.05
+    assert stages["accuracy"] > single["accuracy"] + 0.05
     assert twice["accuracy"] > max(0.8, full["accuracy"] - 0.03)
-    assert [each["over"] for each in report["ratios"]] == [
-        each["system"] for each in (full, low, boundless)
+    assert [entry["over"] for entry in report["ratios"]] == [
+        entry["system"] for entry in (full, low, boundless)
     ]
 
 
@@ -206,10 +211,10 @@ def test_bad_input_is_told_before_anything_is_measured(
 
 def test_a_failing_system_is_named_with_its_error(tmp_path: Path) -> None:
     with (
-        workers({"pyvene": Pyvene}, Job(str(tmp_path / "no-model"))) as (worker,),
+        workers({"pyvene": PyveneTraining}, TrainingJob(str(tmp_path / "no-model"))) as (worker,),
         pytest.raises(RoadError, match=r"(?s)of pyvene failed:.*no-model"),
     ):
-        worker.ask("prepare")
+        worker.ask("prepare_job")
 
 
 def test_figures_of_merit() -> None:
@@ -218,4 +223,6 @@ def test_figures_of_merit() -> None:
     }  # fmt: skip
     assert ratio("step", "pyvene", 6.0, 2.0) == {"name": "step", "over": "pyvene", "value": 3.0}
     assert [in_turns(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    taken = list(rounds(["a", "b"], 2, "", quiet=True))
+    assert taken == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
     assert matmul_rate(torch.device("cpu"), torch.float32, runs=1) > 1e8

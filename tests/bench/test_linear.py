@@ -7,21 +7,26 @@ from typing import Any
 import pytest
 import torch
 
-from roadint.bench.linear import Holder
-from roadint.bench.linear_systems import bare, bmm, peft, roadint
+from roadint.bench.linear_systems import (
+    SingleLinear,
+    base_system,
+    bmm_lora_system,
+    peft_lora_system,
+    peft_road_system,
+    road_system,
+)
 from tests.helpers import call, check_drawn
 
 
-@pytest.mark.parametrize(
-    "make", [roadint, bmm, lambda *args: peft("road", *args), lambda *args: peft("lora", *args)]
-)
+@pytest.mark.parametrize("make", [road_system, bmm_lora_system, peft_road_system, peft_lora_system])
 def test_rows_have_adapters_of_their_own(make: Any) -> None:
     """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
-    holder = Holder(16, torch.float32).eval()
+    torch.manual_seed(0)
+    layer = SingleLinear(16, torch.float32).eval()
     x = torch.randn(4, 3, 16)
     with torch.no_grad():
-        system = make(holder, ["layer"], 3)
-        base = bare(holder).module(x)
+        system = make(layer, ["layer"], 3)
+        base = base_system(layer, ["layer"], 3).module(x)
 
         def run(rows: list[int]) -> torch.Tensor:
             with system.context(rows) as module:
@@ -54,19 +59,21 @@ def test_linear_reports_every_part(
     assert code == 0, errors
     report = json.loads(out.read_text())
     cases = report["cases"]
-    assert {each["name"] for each in cases} == {"layer", "decode", "merge", "unmerge", "memory"}
+    assert {entry["name"] for entry in cases} == {"layer", "decode", "merge", "unmerge", "memory"}
     kept = {
-        (each["system"], each["dtype"]): each["copies_kept"]
-        for each in cases
-        if each["name"] == "memory"
+        (entry["system"], entry["dtype"]): entry["copies_kept"]
+        for entry in cases
+        if entry["name"] == "memory"
     }
     assert kept["roadint", "float32"] <= 1.05
     assert kept["roadint", "bfloat16"] <= 1.05
     assert all(
-        each["over_base"] == 1 for each in cases if each["system"] == "base" and "over_base" in each
+        entry["over_base"] == 1
+        for entry in cases
+        if entry["system"] == "base" and "over_base" in entry
     )
     failed = {
-        (each["system"].partition(",")[0], each["dtype"]) for each in cases if "error" in each
+        (entry["system"].partition(",")[0], entry["dtype"]) for entry in cases if "error" in entry
     }
     assert failed == {("PEFT RoAd", "bfloat16")}  # its mixed batches
     check_drawn(plot)
@@ -101,9 +108,9 @@ def test_learn_reports_every_method(
         "--method", "lora", "--method", "ia3", "--method", "head", "--out", str(out),
     )  # fmt: skip
     assert code == 0, errors
-    cases = {each["method"]: each for each in json.loads(out.read_text())["cases"]}
+    cases = {entry["method"]: entry for entry in json.loads(out.read_text())["cases"]}
     assert list(cases) == ["road_2", "lora", "ia3", "head"]
-    assert {each["head"] for each in cases.values()} == {66}
+    assert {entry["head"] for entry in cases.values()} == {66}
     assert cases["head"]["numbers"] == 0
     widths = 2 * (4 * 32 + 48 + 32) + 32
     assert (cases["road_2"]["numbers"], cases["ia3"]["numbers"]) == (2 * widths, widths)

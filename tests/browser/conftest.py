@@ -20,7 +20,6 @@ _QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
-PICTURES = Path(os.environ.get("ROADINT_PICTURES", "build/pictures"))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +45,7 @@ def address(allowed: Path) -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next(
+    path_of_chromium = next(
         (
             path
             for name in ("chromium", "chromium-browser", "google-chrome")
@@ -56,7 +55,9 @@ def browser() -> Iterator[Browser]:
     )
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=[*_QUIET, *sandbox])
+        browser = playwright.chromium.launch(
+            executable_path=path_of_chromium, args=[*_QUIET, *sandbox]
+        )
         yield browser
         browser.close()
 
@@ -84,9 +85,3 @@ def open_page(browser: Browser, address: str) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert not complaints, complaints
-
-
-def picture(page: Page, name: str) -> None:
-    """Keep a picture of the whole page."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import picture
+from tests.browser.helpers import picture
 
 QUESTION = "How can I learn English?"
 FOUR = ["none", "german", "english", "german + english"]
@@ -39,9 +39,9 @@ def test_four_ways_side_by_side(open_page: Any) -> None:
     """The shipped checkpoint speaks the expected languages; the link and both exports hold the comparison."""
     page = open_page()
     ask(page)
-    found = wait_for_answers(page)
-    assert list(found) == FOUR
-    assert len(set(found.values())) == 4
+    answers = wait_for_answers(page)
+    assert list(answers) == FOUR
+    assert len(set(answers.values())) == 4
     assert badges(page) == {
         "none": "English",
         "german": "German",
@@ -52,7 +52,7 @@ def test_four_ways_side_by_side(open_page: Any) -> None:
     picture(page, "compare-light-wide")
     page.locator("#answers .ri-copy").nth(1).click()
     expect(page.locator("#answers .ri-copy").nth(1)).to_have_text("Copied")
-    assert page.evaluate("navigator.clipboard.readText()") == found["german"]
+    assert page.evaluate("navigator.clipboard.readText()") == answers["german"]
     for button, suffix in (("#save-json", ".json"), ("#save-markdown", ".md")):
         with page.expect_download() as download:
             page.locator(button).click()
@@ -61,15 +61,15 @@ def test_four_ways_side_by_side(open_page: Any) -> None:
         assert QUESTION in text
         if suffix == ".json":
             assert {
-                each["composition"]: each["text"] for each in json.loads(text)["answers"]
-            } == found
+                entry["composition"]: entry["text"] for entry in json.loads(text)["answers"]
+            } == answers
     expect(page.locator("#link input, #link textarea").first).to_have_value(
         re.compile(r"prompt=How\+can.*c=german")
     )
     other = open_page("?" + page.url.partition("?")[2])
     expect(other.locator("#prompt textarea")).to_have_value(QUESTION)
     other.locator("#compare").click()
-    assert wait_for_answers(other) == found
+    assert wait_for_answers(other) == answers
 
 
 def test_toggles_sliders_and_the_expression_agree(open_page: Any) -> None:
@@ -156,8 +156,8 @@ def test_checkpoints_are_opened_and_bad_ones_refused(open_page: Any) -> None:
         "german@second, german@second + english"
     )
     ask(page)
-    found = wait_for_answers(page, 3)
-    assert list(found) == ["none", "german@second", "english + german@second"]
+    answers = wait_for_answers(page, 3)
+    assert list(answers) == ["none", "german@second", "english + german@second"]
     assert badges(page)["german@second"] == "German"
     # What one page opened is not another page's.
     other = open_page()
@@ -244,8 +244,8 @@ def test_ten_people_at_once(open_page: Any) -> None:
         page.locator("#compare").click()
     together = [wait_for_answers(page, 2 if index % 2 else 4) for index, page in enumerate(pages)]
     picture(pages[0], "one-of-ten")
-    for index, found in enumerate(together):
-        assert list(found) == (FOUR[:2] if index % 2 else FOUR)
+    for index, answers in enumerate(together):
+        assert list(answers) == (FOUR[:2] if index % 2 else FOUR)
     # Alone again: rounding may turn a word where two are as likely, another's answer would be all different.
     for index in (0, 3, 8):
         pages[index].locator("#compare").click()
@@ -284,7 +284,7 @@ def test_phone_dark_and_keyboard(open_page: Any) -> None:
     picture(narrow, "compare-light-narrow")
     for card in narrow.locator("#answers .ri-badge").all():
         colours = card.evaluate(
-            "each => { const style = getComputedStyle(each); return [style.backgroundColor, style.color]; }"
+            "badge => { const style = getComputedStyle(badge); return [style.backgroundColor, style.color]; }"
         )
         assert contrast(*colours) > 4.5
 
@@ -322,23 +322,23 @@ def test_the_endpoint_for_programs(address: str) -> None:
     from gradio_client import Client
 
     client = Client(address, verbose=False)
-    found = client.predict(QUESTION, ["none", "german"], 16, api_name="/answers")
-    assert [each["composition"] for each in found["answers"]] == ["none", "german"]
-    assert found["settings"]["max_new_tokens"] == 16
+    answers = client.predict(QUESTION, ["none", "german"], 16, api_name="/answers")
+    assert [entry["composition"] for entry in answers["answers"]] == ["none", "german"]
+    assert answers["settings"]["max_new_tokens"] == 16
     public = set(client.view_api(return_format="dict")["named_endpoints"])
     assert public == {"/answers"}
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(text: str, background: str) -> float:
     """WCAG's contrast ratio of two CSS colours."""
 
     def luminance(colour: str) -> float:
-        channels = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
+        channels = [int(channel) / 255 for channel in re.findall(r"\d+", colour)[:3]]
         linear = [
             value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
             for value in channels
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    high, low = sorted((luminance(text), luminance(background)), reverse=True)
     return (high + 0.05) / (low + 0.05)

@@ -13,7 +13,7 @@ from gradio_client import Client
 
 from roadint.demo import service as service_module
 from roadint.demo.app import launch
-from roadint.demo.guard import MOST_BYTES
+from roadint.demo.guard import MAX_BODY_BYTES
 from roadint.demo.service import Service
 from tests.helpers import build, make_tokenizer, trained
 
@@ -26,14 +26,16 @@ class App:
     def __init__(self, service: Service, url: str) -> None:
         self.service, self.url = service, url
         config = httpx.get(f"{url}config", timeout=60).json()
-        self.functions = {each["api_name"]: each["id"] for each in config["dependencies"]}
+        self.functions = {
+            function["api_name"]: function["id"] for function in config["dependencies"]
+        }
 
     def join(self, name: str, data: list[Any], session: str, client: Any = httpx) -> httpx.Response:
         body = json.dumps({"data": data, "fn_index": self.functions[name], "session_hash": session})
-        found: httpx.Response = client.post(
+        response: httpx.Response = client.post(
             f"{self.url}gradio_api/queue/join", content=body, headers=JSON, timeout=60
         )
-        return found
+        return response
 
     def shown(self, name: str, data: list[Any], session: str) -> list[Any]:
         """What the page would show in the end."""
@@ -84,12 +86,12 @@ def test_no_files_and_no_long_bodies_come_in(app: App, tmp_path: Path) -> None:
         assert httpx.get(api + path, timeout=60).status_code == 403
     for path in ("component_server", "process_recording", "vibe-edit", "stream/x", "nothing"):
         assert httpx.post(api + path, json={}, timeout=60).status_code == 403
-    long = app.join("compare", compare("x" * MOST_BYTES), "long")
+    long = app.join("compare", compare("x" * MAX_BODY_BYTES), "long")
     assert (long.status_code, "shorten" in long.json()["detail"]) == (413, True)
 
     def chunks() -> Iterator[bytes]:
         for _ in range(3):
-            yield b" " * (MOST_BYTES // 2)
+            yield b" " * (MAX_BODY_BYTES // 2)
 
     assert httpx.post(f"{api}queue/join", content=chunks(), timeout=60).status_code == 413
 
@@ -113,14 +115,14 @@ def test_no_files_and_no_long_bodies_come_in(app: App, tmp_path: Path) -> None:
 )
 def test_bodies_that_are_no_request_are_refused(app: App, body: bytes) -> None:
     for path in ("queue/join", "call/answers"):
-        found = httpx.post(f"{app.url}gradio_api/{path}", content=body, headers=JSON, timeout=60)
-        assert found.status_code == 400
-        assert found.json()["detail"]
+        response = httpx.post(f"{app.url}gradio_api/{path}", content=body, headers=JSON, timeout=60)
+        assert response.status_code == 400
+        assert response.json()["detail"]
 
 
 def test_the_page_is_told_what_is_wrong(app: App) -> None:
     """The same as the endpoint for programs, over the whole way there and back."""
-    for number, (data, told) in enumerate(
+    for number, (data, message) in enumerate(
         [
             (compare("a\0b"), "NUL"),
             (compare("a\ud800b"), "surrogate"),
@@ -132,7 +134,7 @@ def test_the_page_is_told_what_is_wrong(app: App) -> None:
     ):
         session = f"told{number}"
         shown = app.shown("compare", data, session)[0]
-        assert told in shown
+        assert message in shown
         assert "<img" not in shown
     assert "in all" in app.shown("compare", compare("say"), "fine")[0]
     client = Client(app.url, verbose=False)
@@ -156,21 +158,21 @@ def test_pages_have_their_own_names(app: App) -> None:
 
 def test_whoever_goes_frees_the_rows(app: App) -> None:
     """A page that is closed while its answers are written."""
-    engine = app.service.engine
+    batcher = app.service.batcher
     app.join("compare", compare("say it", 512, ["a", "b", "none"]), "gone")
     with httpx.stream(
         "GET", f"{app.url}gradio_api/queue/data", params={"session_hash": "gone"}, timeout=60
     ) as stream:
         next(line for line in stream.iter_lines() if "process_generating" in line)
     started = time.monotonic()
-    while engine._running or engine._waiting:
+    while len(batcher.requests):
         assert time.monotonic() - started < 20
         time.sleep(0.05)
 
 
 def test_a_flood_does_not_stop_the_others(app: App) -> None:
     """Hundreds of long requests by one who reads none of the answers: another one is answered, before and after it ends."""
-    engine, stop = app.service.engine, threading.Event()
+    batcher, stop = app.service.batcher, threading.Event()
     codes: list[int] = []
     most = 0
 
@@ -192,9 +194,9 @@ def test_a_flood_does_not_stop_the_others(app: App) -> None:
         time.sleep(1)
         started = time.monotonic()
         for _ in range(2):
-            found = client.predict("say", ["none", "a"], 4, api_name="/answers")
-            assert len(found["answers"]) == 2
-            most = max(most, len(engine._waiting) + len(engine._running))
+            record = client.predict("say", ["none", "a"], 4, api_name="/answers")
+            assert len(record["answers"]) == 2
+            most = max(most, len(batcher.requests))
         assert time.monotonic() - started < 60
     finally:
         stop.set()
@@ -202,7 +204,7 @@ def test_a_flood_does_not_stop_the_others(app: App) -> None:
             thread.join(60)
     assert most <= 64
     assert set(codes) <= {200, 503}
-    while engine._running or engine._waiting:  # what nobody reads is not gone on with
+    while len(batcher.requests):  # what nobody reads is not gone on with
         assert time.monotonic() - started < 120
         time.sleep(0.1)
     assert client.predict("say", ["none"], 4, api_name="/answers")["tokens"] > 0

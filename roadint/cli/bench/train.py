@@ -44,8 +44,8 @@ def train(
 
     Each system runs in a process of its own.
     """
-    from roadint.bench.systems import BUNDLED, SYSTEMS, Job
     from roadint.bench.train import bench_train
+    from roadint.bench.train_systems import BUNDLED, SYSTEMS, TrainingJob
     from roadint.data.sources import check_sources
 
     for name in system or ():
@@ -59,7 +59,7 @@ def train(
             "are trained"
         )
     check_sources(sources, rows)
-    job = Job(model, layer, sources, rows, max_completion, batch_size, epochs=epochs)
+    job = TrainingJob(model, layer, sources, rows, max_completion, batch_size, epochs=epochs)
     report = bench_train(
         job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json
     )

@@ -1,0 +1,102 @@
+"""The machine that a benchmark runs on: what it is, its matrix-multiply rate, its peak memory."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+_SIZE = 2048  # of the square matrices whose product is the machine's rate
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Describe what the figures of a report belong to.
+
+    Args:
+        device: Where the benchmark computes.
+        dtype: What it computes in.
+
+    Returns:
+        Names and sizes; "matmul_gflops" is the rate of `matmul_rate` in 10⁹ operations a second.
+    """
+    return {
+        "processor": _processor(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "matmul_gflops": round(matmul_rate(device, dtype) / 1e9, 1),
+    }
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> float:
+    """Measure how fast matrices of 2048 × 2048 numbers are multiplied.
+
+    Args:
+        device: Where.
+        dtype: Of the matrices.
+        runs: How many products, beside one that warms up.
+
+    Returns:
+        Floating-point operations a second, by the quickest product.
+    """
+    left, right = (torch.randn(_SIZE, _SIZE, dtype=dtype, device=device) for _ in range(2))
+    times = []
+    for _ in range(runs + 1):
+        started = time.perf_counter()
+        left @ right
+        wait_for(device)
+        times.append(time.perf_counter() - started)
+    return 2 * _SIZE**3 / min(times[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start a new measurement of this process' peak memory, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Read the most memory that this process has had since `forget_peak`.
+
+    Args:
+        device: A GPU, whose memory is counted; the process' own for any other device.
+
+    Returns:
+        10⁶ bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peaks = _lines_of("/proc/self/status", "VmHWM")
+    if peaks:
+        return int(peaks[0].split()[0]) * 1024 / 1e6
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = _lines_of("/proc/cpuinfo", "model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lines_of(path: str, field: str) -> list[str]:
+    """What a file of /proc says of a field; empty where the system has no such file."""
+    if not Path(path).is_file():
+        return []
+    lines = Path(path).read_text().splitlines()
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(field)]

@@ -1,0 +1,192 @@
+"""One thread that runs the model for everybody: the waiting requests of all visitors, in batches.
+
+Rows of a batch do not see each other: each has its own prompt, composition and length. Texts come
+as they grow; a request that is closed frees its rows' time at the next token.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+
+from roadint.adapters.products import check_products
+from roadint.data.prompts import batch_prompts, generation_inputs, pad_id
+from roadint.demo.checks import check_text
+from roadint.demo.failures import message_for_visitors
+from roadint.demo.requests import AnswerRequest, AnswerSettings, Update
+from roadint.demo.streaming import AnswerStreamer, FinishedRows
+from roadint.demo.waiting import MAX_ROWS, RequestQueue
+from roadint.errors import RoadError, quoted
+from roadint.grammar.composition import Composition
+from roadint.interventions.sums import check_sums
+from roadint.model.road_model import PAPER_DECODING, RoadModel
+
+MAX_PROMPT_TOKENS = 512  # the template's included
+# A longer prompt is refused before its tokens are counted, which takes long for megabytes.
+_MAX_PROMPT_CHARACTERS = 20 * MAX_PROMPT_TOKENS
+
+
+class Batcher:
+    """Answers of one RoadModel, for many callers at once.
+
+    Args:
+        road: The model; nothing else should run it.
+        tokenizer: Its tokenizer.
+
+    Attributes:
+        lock: Held while a batch runs. Whatever changes or runs the RoadModel takes it too.
+        requests: Those that wait or run.
+    """
+
+    def __init__(self, road: RoadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.road, self.tokenizer = road, tokenizer
+        self.requests, self.lock = RequestQueue(), threading.Lock()
+        threading.Thread(target=self._serve, daemon=True, name="roadint-demo").start()
+
+    def answers(
+        self,
+        prompt: str,
+        compositions: Sequence[Composition],
+        settings: AnswerSettings,
+        visitor: str | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Generator[Update, None, None]:
+        """Answer one prompt through some compositions.
+
+        Args:
+            prompt: The instruction.
+            compositions: One an answer.
+            settings: How the answers are generated.
+            visitor: Whose requests are counted together.
+            wanted: Asked again and again whether anybody still waits; False stops the answers.
+
+        Yields:
+            The answers as they grow, at least twice a second, so that the iterator can be closed;
+            closing it stops them.
+
+        Raises:
+            RoadError: If the prompt or a composition does not fit, or too many requests wait.
+        """
+        self.check(prompt, compositions)
+        if not compositions:
+            raise RoadError("nothing to compare: tick a composition, or write an expression")
+        request = AnswerRequest(prompt, list(compositions), settings, visitor)
+        ahead = self.requests.join(request)
+        try:
+            update = Update([""] * len(request.compositions), waiting=ahead)
+            if ahead:
+                yield update
+            while wanted():
+                try:
+                    update = request.newest_update()
+                except queue.Empty:
+                    if update.waiting:
+                        update = replace(update, waiting=self.requests.ahead_of(request))
+                yield update
+                if update.done:
+                    return
+        finally:
+            self.requests.leave(request)
+
+    def warm_up(self) -> None:
+        """Generate one token, so that the first answer is as quick as the others."""
+        for _ in self.answers("Hello", [Composition()], AnswerSettings(max_new_tokens=1)):
+            pass
+
+    def check(self, prompt: str, compositions: Sequence[Composition] = ()) -> None:
+        """Check a request before it waits.
+
+        Args:
+            prompt: The instruction.
+            compositions: One an answer.
+
+        Raises:
+            RoadError: If the prompt is empty or too long, or a composition cannot run on it.
+        """
+        if not check_text("the prompt", prompt, _MAX_PROMPT_CHARACTERS).strip():
+            raise RoadError("the prompt is empty: write an instruction, or choose an example")
+        if len(compositions) > MAX_ROWS:
+            raise RoadError(
+                f"{len(compositions)} compositions at once: expected at most {MAX_ROWS}"
+            )
+        length = len(batch_prompts(self.tokenizer, self.road.template, [prompt])["input_ids"][0])
+        if length > MAX_PROMPT_TOKENS:
+            raise RoadError(
+                f"the prompt has {length} tokens, the template's included: "
+                f"expected at most {MAX_PROMPT_TOKENS}; shorten it"
+            )
+        try:
+            self._check_compositions(compositions, length)
+        except Exception as error:  # whatever an intervention's own arithmetic raises
+            raise RoadError(message_for_visitors(error)) from None
+
+    def _check_compositions(self, compositions: Sequence[Composition], length: int) -> None:
+        """What the model would refuse, before a batch is shared with others."""
+        known = set(self.road.names)
+        for name in (name for composition in compositions for name, _ in composition.terms):
+            if name not in known:
+                raise RoadError(
+                    f"{quoted(name)} is not on the model: "
+                    "open its checkpoint, or write another composition"
+                )
+        interventions = list(self.road.interventions)
+        check_sums(interventions, compositions)
+        check_products(self.road.adapters, compositions)
+        for intervention in interventions:
+            acting = [
+                composition
+                for composition in compositions
+                if any(name in intervention.partition for name, _ in composition.terms)
+            ]
+            if acting:
+                intervention.strengths(acting)
+                intervention.position.check(torch.tensor([length]))
+
+    def _serve(self) -> None:
+        while True:
+            self._answer(self.requests.next_batch())
+            self.requests.finish_batch()
+
+    def _answer(self, requests: Sequence[AnswerRequest]) -> None:
+        """Run a batch; if it fails, one request at a time, so that only the failing ones fail."""
+        requests = [request for request in requests if not request.closed.is_set()]
+        if not requests:
+            return
+        try:
+            with self.lock:
+                self._generate(requests)
+        except Exception as error:  # whatever the model raises: the thread goes on for the others
+            if len(requests) == 1:
+                requests[0].updates.put(RoadError(message_for_visitors(error)))
+                return
+            for request in requests:
+                self._answer([request])
+
+    def _generate(self, requests: Sequence[AnswerRequest]) -> None:
+        settings = requests[0].settings
+        sampling: dict[str, Any] = {"do_sample": bool(settings.temperature)}
+        if settings.temperature:
+            torch.manual_seed(settings.seed)
+            sampling["temperature"] = settings.temperature
+        prompts = [request.prompt for request in requests for _ in request.compositions]
+        batch = generation_inputs(self.tokenizer, self.road.template, prompts)
+        streamer = AnswerStreamer(self.tokenizer, requests)
+        inputs: dict[str, Any] = {name: value.to(self.road.device) for name, value in batch.items()}
+        inputs |= {
+            **PAPER_DECODING,
+            **sampling,
+            "max_new_tokens": max(request.settings.max_new_tokens for request in requests),
+        }
+        compositions = [text for request in requests for text in request.compositions]
+        self.road.generate(
+            compose=compositions,
+            **inputs,
+            pad_token_id=pad_id(self.tokenizer),
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([FinishedRows(streamer)]),
+        )
+        streamer.end()

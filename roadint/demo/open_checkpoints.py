@@ -1,0 +1,156 @@
+"""The checkpoints beside the first one: put on the model when a page needs them, and taken off.
+
+The model holds a few at once. One that has gone comes back, under the label that it had, when a
+page composes with it again; one that a request waits for or runs with stays.
+"""
+
+import itertools
+import re
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from roadint.demo.batching import Batcher
+from roadint.demo.checkpoint_sources import CheckpointSources
+from roadint.demo.failures import message_for_visitors
+from roadint.errors import RoadError
+from roadint.model import checkpoint
+
+_MAX_CHECKPOINTS = 16  # on the model at once, beside the first one
+
+
+class OpenCheckpoints:
+    """Checkpoints that pages have opened, each with a label, which is for good.
+
+    Args:
+        sources: Where checkpoints come from.
+        taken: Labels that none may have.
+    """
+
+    def __init__(self, sources: CheckpointSources, taken: Collection[str]) -> None:
+        self._sources, self._taken = sources, {*taken, "all", "none"}
+        self._labels: dict[str, str] = {}  # source → label
+        self._names: dict[str, list[str]] = {}  # label → the subspaces that it adds
+        self._on_model: dict[str, None] = {}  # labels, the least recently used one first
+        self._uses: Counter[str] = Counter()  # label → requests that wait or run with it
+        self._records, self._moving = threading.Lock(), threading.Lock()
+
+    def names(self, labels: Sequence[str]) -> list[str]:
+        """The subspaces that these checkpoints add, as NAME@LABEL."""
+        with self._records:
+            return [name for label in dict.fromkeys(labels) for name in self._names.get(label, ())]
+
+    def origins(self, labels: Sequence[str]) -> list[str]:
+        """What was opened as these labels, as `CheckpointSources.source_of` takes it again."""
+        with self._records:
+            by_label = {label: source for source, label in self._labels.items()}
+        return [self._sources.name_of(by_label[label]) for label in labels if label in by_label]
+
+    def open(self, source: str, batcher: Batcher) -> str:
+        """Put a checkpoint on the model.
+
+        Args:
+            source: What `CheckpointSources.source_of` returned.
+            batcher: What runs the model.
+
+        Returns:
+            The label, the same for the same checkpoint.
+
+        Raises:
+            RoadError: If it is damaged or does not fit the model; nothing changes.
+        """
+        with self._records:
+            label = self._labels.get(source)
+        if label is not None:
+            with self.using([label], batcher):
+                return label
+        path = self._sources.path_of(source)  # may take long; nobody else waits for it
+        with self._moving:
+            return self._labels.get(source) or self._open_first_time(source, path, batcher)
+
+    @contextmanager
+    def using(self, labels: Collection[str], batcher: Batcher) -> Iterator[None]:
+        """Keep checkpoints on the model inside of a context.
+
+        Args:
+            labels: Which; those that were never opened are ignored.
+            batcher: What runs the model.
+
+        Raises:
+            RoadError: If one is gone for good, or the model has no room.
+        """
+        with self._records:
+            used = [label for label in dict.fromkeys(labels) if label in self._names]
+            self._uses.update(used)  # from now on none of them goes
+        try:
+            self._bring_back(used, batcher)
+            yield
+        finally:
+            with self._records:
+                self._uses.subtract(used)
+                self._uses += Counter()  # drops the zeros
+
+    def _bring_back(self, labels: Sequence[str], batcher: Batcher) -> None:
+        with self._records:
+            away = [label for label in labels if label not in self._on_model]
+            for label in labels:
+                if label in self._on_model:
+                    self._on_model[label] = self._on_model.pop(label)
+            sources = {label: source for source, label in self._labels.items() if label in away}
+        for label in away:
+            path = self._sources.path_of(sources[label])
+            with self._moving:
+                if label not in self._on_model:
+                    self._add(label, sources[label], path, batcher)
+
+    def _open_first_time(self, source: str, path: Path, batcher: Batcher) -> str:
+        label = self._new_label(source)
+        self._add(label, source, path, batcher)
+        with self._records:
+            self._labels[source] = label
+        return label
+
+    def _add(self, label: str, source: str, path: Path, batcher: Batcher) -> None:
+        """Put it on the model, instead of another one where there is no room; holds `_moving`."""
+        try:
+            checkpoint.read(path)  # a damaged one is refused before the running batch is waited for
+            with batcher.lock:
+                # Before another one goes: where this one does not fit, nothing has changed.
+                batcher.road.add_checkpoint(path, label)
+                try:
+                    leaving = self._make_room()
+                except RoadError:
+                    batcher.road.remove_checkpoint(label)
+                    raise
+                if leaving is not None:
+                    batcher.road.remove_checkpoint(leaving)
+                names = [name for name in batcher.road.names if name.partition("@")[2] == label]
+                with self._records:
+                    self._on_model[label], self._names[label] = None, names
+        except Exception as error:  # whatever reading or adding a foreign file raises
+            folder = self._sources.folder
+            hidden = [(str(path), self._sources.name_of(source)), (str(folder), folder.name)]
+            raise RoadError(message_for_visitors(error, hidden)) from None
+
+    def _make_room(self) -> str | None:
+        """The label that must leave the model, gone from the records already; None for none."""
+        with self._records:
+            if len(self._on_model) < _MAX_CHECKPOINTS:
+                return None
+            leaving = next((label for label in self._on_model if not self._uses[label]), None)
+            if leaving is None:
+                raise RoadError(
+                    f"{_MAX_CHECKPOINTS} checkpoints are in use at this moment: "
+                    "try again in a minute"
+                )
+            del self._on_model[leaving]
+            return leaving
+
+    def _new_label(self, source: str) -> str:
+        plain = re.sub(r"\W+", "_", Path(source).name[:60]).strip("_") or "other"
+        with self._records:
+            taken = self._taken | set(self._labels.values())
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        return next(label for label in itertools.chain([plain], numbered) if label not in taken)

@@ -1,0 +1,83 @@
+"""Checkpoints of the Hugging Face hub that anybody may read, fetched a few at a time."""
+
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from roadint.errors import RoadError, first_line
+from roadint.model import checkpoint
+
+CHECKPOINT_FILES = (checkpoint.CONFIG, checkpoint.TENSORS)
+_MAX_BYTES = 256 << 20  # of one checkpoint
+_MAX_LOOKUPS, _PERIOD = 32, 3600.0  # in so many seconds
+_MAX_DOWNLOADS = 256  # while the app runs
+
+
+class PublicHub:
+    """Fetches each checkpoint once; a local folder of the same name is never looked at."""
+
+    def __init__(self) -> None:
+        self._lookups: deque[float] = deque()
+        self._folders: dict[str, Path] = {}
+        self._fetching = threading.Lock()
+
+    def folder_of(self, repository: str) -> Path:
+        """Fetch a checkpoint.
+
+        Args:
+            repository: Its id, OWNER/NAME.
+
+        Returns:
+            The folder of the local copy.
+
+        Raises:
+            RoadError: If there is none, it is too large, or too many were asked for.
+        """
+        if repository in self._folders:
+            return self._folders[repository]
+        if not self._fetching.acquire(timeout=30):
+            raise RoadError("another one is being fetched from the hub: try again in a minute")
+        try:
+            if repository not in self._folders:
+                self._count_lookup()
+                self._folders[repository] = _download(repository)
+            return self._folders[repository]
+        finally:
+            self._fetching.release()
+
+    def _count_lookup(self) -> None:
+        now = time.monotonic()
+        while self._lookups and now - self._lookups[0] > _PERIOD:
+            self._lookups.popleft()
+        if len(self._lookups) >= _MAX_LOOKUPS or len(self._folders) >= _MAX_DOWNLOADS:
+            raise RoadError("too many were asked of the hub lately, try again later")
+        self._lookups.append(now)
+
+
+def _download(repository: str) -> Path:
+    # token=False: what only this machine's owner may read is none of a visitor's business.
+    reason = ""
+    try:
+        about = huggingface_hub.HfApi(token=False).model_info(
+            repository, files_metadata=True, timeout=10
+        )
+    except (RepositoryNotFoundError, GatedRepoError):
+        raise RoadError("the hub has none of that name that anybody may read") from None
+    except Exception as error:  # without a connection, a copy from before will do
+        reason = first_line(error)
+    else:
+        files = [file for file in about.siblings or () if file.rfilename in CHECKPOINT_FILES]
+        size = sum(file.size or 0 for file in files)
+        if size > _MAX_BYTES:
+            raise RoadError(f"that of the hub has {size >> 20} MiB, more than {_MAX_BYTES >> 20}")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=list(CHECKPOINT_FILES), token=False
+        )
+    except Exception as error:  # whatever the hub, the network or the name's validation raise
+        raise RoadError(f"no reachable hub repository ({reason or first_line(error)})") from None
+    return Path(folder)

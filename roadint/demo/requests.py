@@ -1,0 +1,108 @@
+"""What a visitor asks of the model and what comes back: settings, requests, growing answers."""
+
+import queue
+import threading
+from dataclasses import dataclass, field
+
+from roadint.demo.checks import check_number, check_whole
+from roadint.errors import RoadError
+from roadint.grammar.composition import Composition
+
+MAX_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: The length at which an answer ends.
+        temperature: 0 is greedy decoding.
+        seed: Of sampling; a request that runs alone gets the same answers again.
+
+    Raises:
+        RoadError: If a setting is not a number, or is out of range; the message names it.
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        length = check_whole("the number of new tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
+        temperature = float(check_number("the temperature", self.temperature, 0, 100))
+        if 0 < temperature < 0.01:
+            raise RoadError(
+                f"the temperature {temperature:g} is too near to 0: "
+                "expected 0, which is greedy, or at least 0.01"
+            )
+        seed = check_whole("the seed", self.seed, -(2**63), 2**63 - 1)
+        checked = {"max_new_tokens": length, "temperature": temperature, "seed": seed}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass
+class Update:
+    """The answers so far.
+
+    Attributes:
+        texts: One a composition.
+        tokens: How many new tokens the answers have, all together.
+        seconds: Since the request began to run.
+        done: Whether the answers are whole.
+        waiting: How many requests are ahead, before this one runs.
+    """
+
+    texts: list[str]
+    tokens: int = 0
+    seconds: float = 0.0
+    done: bool = False
+    waiting: int = 0
+
+
+@dataclass(eq=False)
+class AnswerRequest:
+    """One prompt through some compositions, for one visitor.
+
+    Attributes:
+        prompt: The instruction, without the template.
+        compositions: One an answer.
+        settings: How the answers are generated.
+        visitor: Whose requests are counted together; None for those that nobody counts.
+        updates: What the model's thread has to say: updates, or the error that ended the request.
+        closed: Set when nobody wants the answers any more.
+    """
+
+    prompt: str
+    compositions: list[Composition]
+    settings: AnswerSettings
+    visitor: str | None = None
+    updates: "queue.Queue[Update | Exception]" = field(default_factory=queue.Queue)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def shares_batch_with(self, other: "AnswerRequest") -> bool:
+        """Whether both can be in a batch: sampling draws from one generator, so it runs alone."""
+        return not self.settings.temperature and not other.settings.temperature
+
+    def newest_update(self, timeout: float = 0.5) -> Update:
+        """Wait for updates, and skip all but the last.
+
+        Args:
+            timeout: Seconds to wait for the first one.
+
+        Returns:
+            The newest update.
+
+        Raises:
+            queue.Empty: If none has come in time.
+            Exception: What ended the request, if that is what has come.
+        """
+        newest = self.updates.get(timeout=timeout)
+        while not isinstance(newest, Exception):
+            try:
+                following = self.updates.get_nowait()
+            except queue.Empty:
+                return newest
+            newest = following
+        raise newest

@@ -1,0 +1,23 @@
+"""Which answers somebody reads: the streams that browsers and clients hold open."""
+
+from collections import Counter
+
+
+class OpenStreams:
+    """Sessions of pages, or calls of the endpoint, with somebody who reads what they are sent."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def __contains__(self, key: object) -> bool:
+        return self._open[str(key)] > 0
+
+    def begin(self, key: str) -> None:
+        """Somebody has begun to read."""
+        self._open[key] += 1
+
+    def end(self, key: str) -> None:
+        """Somebody has stopped reading."""
+        self._open[key] -= 1
+        if self._open[key] <= 0:
+            del self._open[key]
