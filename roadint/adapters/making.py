@@ -50,7 +50,7 @@ def make_adapter(model: nn.Module, name: str, **arguments: Unpack[AdapterArgumen
     heads = names_of("heads", arguments.pop("heads", ()))
     rank = arguments.get("lora_rank", 0)
     for path in layout.paths:
-        if rank and isinstance(rank, int) and isinstance(model.get_submodule(path), nn.Embedding):
+        if isinstance(rank, int) and rank and isinstance(model.get_submodule(path), nn.Embedding):
             raise RoadError(
                 f"{path} is an embedding, beside which no LoRA is possible: expected linear layers "
                 "alone"

@@ -47,7 +47,7 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     lowest = min((site.layer for site in acting), default=0)
     return [
         views.prompt_tokens(
-            [tokenizer.decode([token]) for token in ids], _edited_indices(acting, len(ids))
+            [str(tokenizer.decode([token])) for token in ids], _edited_indices(acting, len(ids))
         ),
         views.next_token_tables(moved),
         views.lens_table([str(composition) for composition in parsed], lens, lowest),

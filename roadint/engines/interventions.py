@@ -176,7 +176,10 @@ def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
         return [interventions]
     listed: list[Any] = []
     if isinstance(interventions, Iterable) and not isinstance(interventions, (str, bytes, Mapping)):
-        listed = list(interventions)
+        try:
+            listed = list(interventions)
+        except TypeError:  # an array without a dimension says that it is iterable
+            listed = [interventions]
         if all(isinstance(item, SubspaceIntervention) for item in listed):
             return listed
     wrong = [item for item in listed if not isinstance(item, SubspaceIntervention)]

@@ -46,7 +46,8 @@ class ReasoningTask:
         self.recipe = recipe
         if "test" not in sources:
             raise RoadError(
-                f"task {recipe.task.name!r} has nothing to be measured on: expected {self.measured_on}"
+                f"task {recipe.task.name!r} has nothing to be measured on: "
+                f"expected {self.measured_on}"
             )
         rows = load_questions(sources["train"])
         train = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]

@@ -49,7 +49,8 @@ def finetune(
     task = task_of(recipe, data)
     if recipe.edit.kind != "linear":
         raise RoadError(
-            f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind 'linear'; "
+            f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind "
+            "'linear'; "
             "data sets alone train the others"
         )
     set_seed(recipe.optimisation.seed)

@@ -42,7 +42,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     for name in sources:
         if name not in _SPLITS:
             raise RoadError(
-                f"data {quoted(name)} of task {recipe.task.name!r}: expected some of {listing(_SPLITS)}"
+                f"data {quoted(name)} of task {recipe.task.name!r}: expected some of "
+                f"{listing(_SPLITS)}"
             )
     if "train" not in sources:
         raise RoadError(
@@ -51,7 +52,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
         )
     if recipe.data.rows_seed is not None:
         raise RoadError(
-            f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first rows of its data; "
+            f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first "
+            "rows of its data; "
             "expected no seed for them"
         )
     return task(recipe, sources)

@@ -66,7 +66,7 @@ def test_operations_are_counted_as_torch_counts_them(
     """One row, so that there is no padding; torch counts all pairs of query and key, also those that the mask forbids."""
     model = build(architecture).requires_grad_(False)
     road, row = RoadModel(model, RoadIntervention(layer=0, subspaces=HALVES)), rows(1)
-    cache = PrefixCache(road, row, Collator(tokenizer), folder=tmp_path)
+    cache = PrefixCache.build(road, row, Collator(tokenizer), folder=tmp_path)
     batch = cache(row)
     with FlopCounterMode(display=False) as counter:
         cache.nll(road, batch)[0].sum().backward()

@@ -207,13 +207,21 @@ def test_it_is_described_and_inspected(
     assert "only 'made-up-gain'" in errors
 
 
-def test_a_recipe_makes_it(gain: Any) -> None:
-    try:
-        settings = {"kind": "made-up-gain", "start": 0.5, "layers": [1, 2], "subspaces": HALVES}
-        recipe = roadint.Recipe.load("composition", {**settings, "lrs": {}, "strengths": {}})
-    except RoadError:
-        pytest.skip("recipes take the arguments of roadint's own kinds alone")
-    assert [each.spec()["start"] for each in recipe.interventions()] == [0.5, 0.5]
+def test_a_recipe_makes_and_trains_it(gain: Any, llama: PreTrainedModel, tokenizer: Any) -> None:
+    settings = {"kind": "made-up-gain", "start": 0.5, "layers": [1, 2], "subspaces": HALVES}
+    settings |= {"lrs": {}, "strengths": {}, "template": "plain", "eos": [], "companions": {}}
+    settings |= {"epochs": 1, "batch_size": 4, "lr": 1e-2, "max_completion": 8}
+    recipe = roadint.Recipe.load("composition", settings)
+    assert [intervention.start for intervention in recipe.interventions()] == [0.5, 0.5]
+    road = recipe.on(llama)
+    rows = [{"instruction": f"say {number}", "output": "yes!"} for number in range(8)]
+    roadint.train(road, tokenizer, {"a": rows}, recipe, quiet=True)
+    for intervention in road.interventions:
+        a, b = intervention.gains.detach().split(WIDTH // 4)
+        assert bool((a != 0.5).any())
+        assert torch.equal(b, torch.full_like(b, 0.5))
+    with pytest.raises(RoadError, match="stat=1.0: expected|unknown|no setting 'stat'"):
+        recipe.override({"stat": 1.0})
 
 
 def test_a_name_is_taken_once(gain: Any) -> None:

@@ -91,9 +91,9 @@ def test_blocks_are_points_of_their_angle_and_scale(llama: PreTrainedModel) -> N
         for layer in (0, 1)
     ]
     road = trained(llama, *interventions)
-    figure = block_figure(road.sites)
+    figure = block_figure(road.interventions)
     assert len(figure.axes) == 6
-    for row, site in enumerate(road.sites):
+    for row, site in enumerate(road.interventions):
         angles, scales, plane = figure.axes[3 * row : 3 * row + 3]
         assert angles.get_title() == f"angle of each block: layer {row}, road_1, basis identity"
         assert scales.get_title() == "scale of each block (1 = unchanged)"

@@ -324,7 +324,7 @@ def test_names_in_sections_are_checked(settings: dict, message: str) -> None:
 
 def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
     for settings, message in (
-        ({"rank": 4}, "rank=4 is not of kind 'road', which takes .*, but of 'loreft', 'direft'"),
+        ({"rank": 4}, "rank=4 is not of kind 'road', which takes .*, but of 'direft', 'loreft'"),
         ({"kind": "loreft", "variant": "road_2"}, "variant='road_2' is not of kind 'loreft'"),
         ({"kind": "linear", "position": "last"}, "position='last' is not of kind 'linear'"),
         ({"lora_rank": 2}, "lora_rank=2 is not of kind 'road', .*but of 'linear'"),
@@ -344,9 +344,8 @@ def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
 
 
 def test_a_new_kind_brings_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    from roadint.interventions.baselines import SteeringIntervention
-
     from roadint.interventions import registry
+    from roadint.interventions.steering import SteeringIntervention
 
     class Louder(SteeringIntervention):
         def __init__(self, *, gain: float = 1.0, how: Literal["a", "b"] = "a", **site: Any) -> None:
