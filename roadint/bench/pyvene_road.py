@@ -18,9 +18,9 @@ from roadint.interventions.pyvene.patches import (
 
 
 class PyveneRoad(
-    SourcelessIntervention,  # type: ignore[misc]
-    TrainableIntervention,  # type: ignore[misc]
-    DistributedRepresentationIntervention,  # type: ignore[misc]
+    SourcelessIntervention,
+    TrainableIntervention,
+    DistributedRepresentationIntervention,
 ):
     """RoAd1 on adjacent pairs with a mask of blocks a row, straight from the paper's equation 4.
 

@@ -53,8 +53,8 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
     return template  # type: ignore[return-value]
 
 
-def check_tokenizer(tokenizer: object) -> None:
-    """Check that something can tokenise.
+def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
+    """The tokenizer, known to be one.
 
     Raises:
         RoadError: if it is no tokenizer.
@@ -64,6 +64,7 @@ def check_tokenizer(tokenizer: object) -> None:
             f"tokenizer {quoted(tokenizer)} is none: "
             "expected the model's, as roadint.load returns it"
         )
+    return tokenizer  # type: ignore[return-value]  # whatever tokenises
 
 
 def render(

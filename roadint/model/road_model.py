@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
@@ -276,7 +277,7 @@ class RoadModel(Hosted):
 
     def answer(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: str | Sequence[str],
         compose: Compose = ALL,
         *,
@@ -317,7 +318,7 @@ class RoadModel(Hosted):
 
     def collect(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
         prompts: Prompts,
         positions: PositionLike | None = None,
         *,
@@ -346,7 +347,7 @@ class RoadModel(Hosted):
 
     def interchange(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
         base: Prompts,
         source: Prompts | Sequence[Prompts | None],
         *,
@@ -399,11 +400,13 @@ class RoadModel(Hosted):
                 )
             return self(compose=compose, positions=positions, sources=taken, **inputs)
 
-    def describe(self, tokenizer: Any, prompt: str, template: Template | None = None) -> str:
+    def describe(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: str, template: Template | None = None
+    ) -> str:
         """The sites, the subspaces and a prompt's tokens with the edited ones marked, as text."""
         chosen = self._template(tokenizer, template)
         ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0].tolist()
-        return describe(list(self.interventions), [tokenizer.decode([token]) for token in ids])
+        return describe(list(self.interventions), [str(tokenizer.decode([token])) for token in ids])
 
     def running(self) -> AbstractContextManager[None]:
         """A context in which, as in any call, adapters are neither merged nor unmerged.
@@ -663,7 +666,7 @@ class RoadModel(Hosted):
             return Attached(self.interventions, self.adapters)
 
     def _tokens(
-        self, tokenizer: Any, prompts: Prompts, template: Template | None
+        self, tokenizer: PreTrainedTokenizerBase | None, prompts: Prompts, template: Template | None
     ) -> dict[str, Tensor]:
         chosen = self.template if template is None else template
         return self._with_positions(tokens_of(tokenizer, prompts, chosen, self.device))
@@ -671,7 +674,7 @@ class RoadModel(Hosted):
     def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return with_own_positions(inputs) if self._counts_padding else inputs
 
-    def _template(self, tokenizer: Any, template: Template | None) -> Template:
+    def _template(self, tokenizer: PreTrainedTokenizerBase, template: Template | None) -> Template:
         check_tokenizer(tokenizer)
         return check_template(self.template if template is None else template, tokenizer)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.data.prompts import pad_id
 from roadint.errors import RoadError, quoted
@@ -13,7 +14,7 @@ _LENGTHS = ("max_new_tokens", "max_length", "max_time")
 
 
 def generation_settings(
-    tokenizer: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments for transformers' `generate`.
 

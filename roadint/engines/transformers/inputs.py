@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.architecture.layers import inner_model, text_config
 from roadint.architecture.properties import cached_columns
@@ -24,7 +25,10 @@ Prompts = str | Sequence[str] | Mapping[str, Tensor]
 
 
 def tokens_of(
-    tokenizer: Any, prompts: Prompts, template: Template, device: torch.device
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: Prompts,
+    template: Template,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """The model's inputs for prompts, padded on the left; a mapping of inputs as it is.
 
@@ -34,8 +38,8 @@ def tokens_of(
     if isinstance(prompts, Mapping):
         return dict(prompts)
     listed = listed_prompts(prompts)
-    check_tokenizer(tokenizer)
-    batch = batch_prompts(tokenizer, check_template(template, tokenizer), listed)
+    known = check_tokenizer(tokenizer)
+    batch = batch_prompts(known, check_template(template, known), listed)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
