@@ -1,6 +1,15 @@
 """The adapters of a model, and what a call lowers them to: rows of rotations at linear layers."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Hashable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +89,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         merged: Merged | None = None,
     ) -> None:
         super().__init__()
-        self._by_name = {adapter.name: adapter for adapter in adapters}
-        for index, adapter in enumerate(self._by_name.values()):
+        for index, adapter in enumerate(adapters):
             self.add_module(str(index), adapter)
         self.tables = Tables() if tables is None else tables
         self.merged = merged
@@ -156,7 +164,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         Raises:
             RoadError: where they do.
         """
-        check_products(self, compositions)
+        check_products(self._by_name, compositions)
 
     def lower(self, call: Call) -> LoweredAdapters | None:
         """What a call does at linear layers; None where no adapter acts.
@@ -165,7 +173,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
             RoadError: where a batch has more different compositions than the tables have slots, and
                 where values are not finite.
         """
-        usable = set(self.names)
+        usable = {} if self.merged else self._by_name
         terms = [
             tuple(term for term in composition.terms if term[0] in usable)
             for composition in call.compositions
@@ -176,7 +184,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         learning: list[frozenset[str] | None] = [None] * len(terms)
         if call.learning is not None:
             learning = [frozenset(name for name, _ in row.terms) for row in call.learning]
-        acting = [self[name] for name in names]
+        acting = [usable[name] for name in names]
         rotations = [self._rotations(members, terms, learning) for members in by_layout(acting)]
         return LoweredAdapters(acting, rotations, terms, learning)
 
@@ -207,6 +215,11 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
             index,
         )
 
+    @property
+    def _by_name(self) -> dict[str, RoadAdapter]:
+        """By the names that they have now: a caller may give an adapter another one."""
+        return {adapter.name: adapter for adapter in self._modules.values()}  # type: ignore[misc, union-attr]
+
     def __getitem__(self, name: str) -> RoadAdapter:
         return self._by_name[name]
 
@@ -215,6 +228,18 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def keys(self) -> KeysView[str]:
+        """The names."""
+        return self._by_name.keys()
+
+    def values(self) -> ValuesView[RoadAdapter]:
+        """The adapters."""
+        return self._by_name.values()
+
+    def items(self) -> ItemsView[str, RoadAdapter]:
+        """Names and adapters."""
+        return self._by_name.items()
 
     # A module is what it is, not what it holds: a mapping's equality would leave it without a hash.
     __eq__ = object.__eq__

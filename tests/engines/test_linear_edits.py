@@ -409,3 +409,14 @@ def test_one_copy_of_each_output_is_kept_for_the_gradient(llama: PreTrainedModel
         - kept(lambda: llama(input_ids=ids))
         <= outputs + vectors
     )
+
+
+def test_an_adapter_acts_by_the_name_that_it_has_now(llama: PreTrainedModel) -> None:
+    road = with_adapters(llama, "a", "b")
+    with torch.no_grad():
+        expected = road(IDS, compose="a").logits
+        road.adapters["a"].name = "c"
+        assert road.names == ["c", "b"]
+        assert torch.equal(road(IDS, compose="c").logits, expected)
+        with pytest.raises(RoadError, match="unknown subspace 'a'"):
+            road(IDS, compose="a")
