@@ -140,6 +140,18 @@ def test_a_parameter_that_the_values_have_none_of_goes() -> None:
     assert masked.mask.shape == (8,)
 
 
+def test_a_constant_source_comes_and_goes_with_the_values() -> None:
+    constant = trained(RoadInterchange, source_representation=torch.arange(8.0))
+    given = trained(RoadInterchange, stages=2)
+    interchange = copy.deepcopy(constant)
+    interchange.load_state_dict(given.state_dict())
+    assert interchange.source_representation is None
+    assert not interchange.is_source_constant
+    interchange.load_state_dict(constant.state_dict())
+    assert torch.equal(interchange.source_representation, torch.arange(8.0))
+    assert interchange.is_source_constant
+
+
 def test_what_is_refused_changes_nothing() -> None:
     intervention = trained(variant="road_4", basis="hadamard")
     before, spec = copy.deepcopy(intervention.state_dict()), intervention.spec()

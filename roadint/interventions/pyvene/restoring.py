@@ -91,7 +91,7 @@ def take_over(module: nn.Module, settled: nn.Module) -> None:
     for name, value in vars(settled).items():
         if name not in _MACHINERY:
             setattr(module, name, value)
-    for name, buffer in settled.named_buffers(recurse=False):
+    for name, buffer in settled._buffers.items():  # None too, where one has gone
         module.register_buffer(name, buffer)
     expected = dict(settled.named_parameters())
     for name in [name for name, _ in module.named_parameters() if name not in expected]:
