@@ -27,13 +27,18 @@ def register(name: str) -> Callable[[_Kind], _Kind]:
     """
 
     def named(kind: _Kind) -> _Kind:
-        if _KINDS.get(name, kind).__qualname__ != kind.__qualname__:
+        if _place_of(_KINDS.get(name, kind)) != _place_of(kind):
             raise RoadError(f"two kinds of intervention are called {name!r}: expected another name")
         kind.kind = name
         _KINDS[name] = kind
         return kind
 
     return named
+
+
+def _place_of(kind: type) -> tuple[str, str]:
+    """What stays the same where a module or a notebook's cell runs once more."""
+    return kind.__module__, kind.__qualname__
 
 
 @cache

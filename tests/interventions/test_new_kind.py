@@ -20,7 +20,7 @@ from roadint.interventions.additive import Strengths
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.entry import EditIntervention
 from roadint.interventions.pyvene.patches import pyvene as pv
-from roadint.interventions.registry import register
+from roadint.interventions.registry import kind_of, register
 from tests.helpers import HALVES, IDS, SHORT, WIDTH, call, rows
 
 
@@ -230,3 +230,9 @@ def test_a_name_is_taken_once(gain: Any) -> None:
         @register("made-up-gain")
         class Other(EditIntervention):
             pass
+
+
+def test_a_name_is_taken_by_a_class_of_the_same_name_elsewhere_too(gain: Any) -> None:
+    with pytest.raises(RoadError, match="two kinds of intervention are called 'road'"):
+        register("road")(type("RoadIntervention", (EditIntervention,), {"__module__": "another"}))
+    assert kind_of("road") is roadint.RoadIntervention
