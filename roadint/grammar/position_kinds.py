@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from roadint.errors import RoadError
+
 Numbers = tuple[int, ...]
 
 
@@ -86,9 +88,16 @@ def position_kind(name: str, *forms: str) -> Callable[[type[PositionKind]], type
 
     Returns:
         The decorator.
+
+    Raises:
+        RoadError: where another kind has the name.
     """
 
     def add(kind: type[PositionKind]) -> type[PositionKind]:
+        other = type(_KINDS[name]) if name in _KINDS else kind
+        # The same class again where a module or a notebook's cell runs once more.
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise RoadError(f"two kinds of position are called {name!r}: expected another name")
         kind.name, kind.forms = name, forms
         _KINDS[name] = kind()
         return kind

@@ -70,3 +70,15 @@ def test_a_new_kind_of_position(tmp_path: Path) -> None:
 def test_it_is_gone_again() -> None:
     with pytest.raises(RoadError, match="unknown position 'every.2.'"):
         Position.parse("every(2)")
+
+
+def test_a_name_is_taken_once() -> None:
+    before = position_kinds.position_kinds()["last"]
+    with pytest.raises(RoadError, match="two kinds of position are called 'last'"):
+
+        @position_kind("last", "last(n)")
+        class Last(PositionKind):
+            def selects(self, numbers: Any, index: Any, length: Any) -> Any:
+                return index == 0
+
+    assert position_kinds.position_kinds()["last"] is before
