@@ -236,6 +236,17 @@ def test_without_any_room_it_says_so_in_one_line(
     assert "0 MB allowed in memory" in caplog.text
 
 
+def test_without_a_folder_for_files_it_says_so(
+    collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    road = road_on(build("llama"), [{"layer": 0}])
+    for folder, free in ((tmp_path / "missing", "0 MB on disk"), (tmp_path / "file", "no file of")):
+        (tmp_path / "file").touch()
+        caplog.clear()
+        assert reusable_prefix(road, examples(), collator, memory=0, folder=folder) is None
+        assert free in caplog.text
+
+
 def test_where_it_cannot_be_used_it_says_why(
     collator: Collator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

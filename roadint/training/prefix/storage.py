@@ -110,8 +110,11 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that each of the processes of this machine can take."""
-    return shutil.disk_usage(folder).free // _processes()
+    """Bytes that each of the processes of this machine can take; 0 where there is no folder."""
+    try:
+        return shutil.disk_usage(folder).free // _processes()
+    except OSError:
+        return 0
 
 
 def _size(cut: CutModel, plan: TokenPlan) -> int:
@@ -136,14 +139,15 @@ def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Shaped[Tensor, " co
     if not count:
         return torch.empty(0, dtype=dtype)
     size = count * dtype.itemsize
-    handle, name = tempfile.mkstemp(prefix="prefix-", suffix=".bin", dir=folder)
     try:
-        # A sparse file on a full disk would kill the process when it is written to.
-        os.posix_fallocate(handle, 0, size)
-        return torch.from_file(name, shared=True, size=count, dtype=dtype)
+        handle, name = tempfile.mkstemp(prefix="prefix-", suffix=".bin", dir=folder)
+        try:
+            # A sparse file on a full disk would kill the process when it is written to.
+            os.posix_fallocate(handle, 0, size)
+            return torch.from_file(name, shared=True, size=count, dtype=dtype)
+        finally:
+            os.close(handle)
+            os.unlink(name)  # the mapping keeps it; a killed process leaves nothing
     except OSError as error:
         reason = f"no file of {size / 1e6:.0f} MB in {folder} ({error})"
         raise CannotReuseError(reason) from error
-    finally:
-        os.close(handle)
-        os.unlink(name)  # the mapping keeps it; a killed process leaves nothing
