@@ -162,14 +162,17 @@ class _Bound(functools.partial[Any]):
     def __signature__(self) -> inspect.Signature:
         parameters = inspect.signature(self.func).parameters
         beneath = inspect.signature(self.args[0].model.forward).parameters
+        wanted = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         of_model = [
             parameter
             for name, parameter in beneath.items()
-            if name not in parameters and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if name not in parameters and parameter.kind in wanted
         ]
         kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
         of_road = [parameter for parameter in parameters.values() if parameter.kind in kinds]
-        return inspect.Signature([*of_model, *of_road])
+        # The order that Python asks for: by position first, the rest of the keywords last.
+        ordered = sorted([*of_model, *of_road], key=lambda parameter: parameter.kind)
+        return inspect.Signature(ordered)
 
 
 class _Forward:

@@ -1,5 +1,6 @@
 """What the model counts: positions, masks, prompts, places; an edit that changes nothing leaves the model's own numbers."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MiniMaxConfig,
@@ -314,3 +317,23 @@ def test_answers_fit_a_model_of_few_positions(tokenizer: Any) -> None:
     ):
         with pytest.raises(RoadError, match=message):
             road.answer(tokenizer, "hello" if given else "hello" * 6, "a", **given)
+
+
+class NamesMasks(LlamaForCausalLM):
+    """A model that takes its mask by name alone."""
+
+    def forward(self, input_ids: Any = None, *, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return super().forward(input_ids, attention_mask, **kwargs)
+
+
+def test_arguments_that_a_model_takes_by_name_alone() -> None:
+    torch.manual_seed(0)
+    road = trained(scaled(NamesMasks(LlamaConfig(**SIZES, num_key_value_heads=2))))
+    shown = inspect.signature(road.forward).parameters
+    assert list(shown)[:2] == ["input_ids", "attention_mask"]  # what Trainer keeps of a data set
+    assert shown["attention_mask"].kind is inspect.Parameter.KEYWORD_ONLY
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
+    named = road(input_ids=IDS, attention_mask=mask, compose="a").logits
+    assert torch.equal(road(IDS, attention_mask=mask, compose="a").logits, named)
+    with pytest.raises(RoadError, match="2 arguments without a name: the model's forward has 1"):
+        road(IDS, mask, compose="a")

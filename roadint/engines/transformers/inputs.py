@@ -51,7 +51,11 @@ def with_names(model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any])
     """
     if not args:
         return dict(inputs)
-    names = list(inspect.signature(inner_model(model).forward).parameters)
+    names = [
+        parameter.name
+        for parameter in inspect.signature(inner_model(model).forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
     if len(args) > len(names):
         raise RoadError(
             f"{len(args)} arguments without a name: the model's forward has {len(names)}"
