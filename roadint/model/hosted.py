@@ -208,9 +208,12 @@ def as_tokens(inputs: Any, generation: dict[str, Any]) -> dict[str, Any]:
     """
     arguments = dict(generation)
     if inputs is not None:
-        arguments["inputs"] = inputs
-    if arguments.get("inputs") is not None:
-        arguments["input_ids"] = arguments.pop("inputs")
+        if arguments.get("input_ids") is not None:
+            raise RoadError(
+                "input_ids are given twice, by their place (or as inputs) and by their name: "
+                "expected them once"
+            )
+        arguments["input_ids"] = inputs
     if not any(torch.is_tensor(arguments.get(name)) for name in ("input_ids", "inputs_embeds")):
         raise RoadError(
             "generate takes tokens, generate(input_ids=…), as tokenizer(prompt, "

@@ -337,3 +337,11 @@ def test_arguments_that_a_model_takes_by_name_alone() -> None:
     assert torch.equal(road(IDS, attention_mask=mask, compose="a").logits, named)
     with pytest.raises(RoadError, match="2 arguments without a name: the model's forward has 1"):
         road(IDS, mask, compose="a")
+
+
+def test_arguments_that_are_given_twice_are_named(llama: PreTrainedModel) -> None:
+    road = trained(llama)
+    with pytest.raises(RoadError, match="input_ids is given twice"):
+        road(IDS, input_ids=IDS)
+    with pytest.raises(RoadError, match="input_ids are given twice"):
+        road.generate(IDS, input_ids=IDS[:1], **GREEDY)
