@@ -13,10 +13,10 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
     """The items in turn, with a bar on stderr that shows how many are done.
 
     Args:
-        items: what the loop is over.
-        total: how many there are.
-        description: what the bar is called.
-        quiet: whether there is no bar.
+        items: What the loop is over.
+        total: How many there are.
+        description: What the bar is called.
+        quiet: Whether there is no bar.
 
     Returns:
         The items, unchanged.

@@ -47,7 +47,7 @@ def bench_align(
         the interchange accuracy on 4,096 new pairs a variable.
 
     Raises:
-        RoadError: If a rival is unknown, or the width has no halves of whole pairs.
+        RoadError: where a rival is unknown, or the width has no halves of whole pairs.
     """
     for name in rivals or ():
         check_known("rival", name, RIVALS)

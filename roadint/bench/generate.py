@@ -55,7 +55,7 @@ def bench_generate(
         compositions, and over pyvene for the first.
 
     Raises:
-        RoadError: For bad input.
+        RoadError: for bad input.
     """
     base, tokenizer = load(model, dtype=dtype)
     base.eval()

@@ -48,7 +48,7 @@ def bench_learn(
         is.
 
     Raises:
-        RoadError: For bad input.
+        RoadError: for bad input.
     """
     chosen = list(methods) or [name for name in RATES if name != "head"]
     for name in [*chosen, *(rates or {})]:

@@ -46,7 +46,7 @@ def bench_train(
         {"machine", "job", "cases", "ratios"}.
 
     Raises:
-        RoadError: If the systems' losses disagree, or one of them fails.
+        RoadError: where the systems' losses disagree, or one of them fails.
     """
     cases: list[dict[str, Any]] = []
     with workers({name: SYSTEMS[name] for name in systems}, job) as started:

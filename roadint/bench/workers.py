@@ -40,7 +40,7 @@ class Worker:
             Its result.
 
         Raises:
-            RoadError: If the system fails, with the error of its process.
+            RoadError: where the system fails, with the error of its process.
         """
         try:
             self._pipe.send((method, arguments))

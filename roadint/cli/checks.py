@@ -16,7 +16,7 @@ def check_file(option: str, path: Path | None) -> None:
         path: The file, where there is one.
 
     Raises:
-        RoadError: It can't.
+        RoadError: where it can't.
     """
     if path is None:
         return
@@ -49,7 +49,7 @@ def check_picture(option: str, path: Path | None) -> None:
         path: The file, where there is one.
 
     Raises:
-        RoadError: It can't.
+        RoadError: where it can't.
     """
     check_file(option, path)
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
@@ -65,7 +65,7 @@ def check_folder(option: str, path: Path, *, new: bool = False) -> None:
         new: Whether it has to be empty, where it exists.
 
     Raises:
-        RoadError: It can't, or is not empty.
+        RoadError: where it can't, or is not empty.
     """
     try:
         lowest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
@@ -102,7 +102,7 @@ def check_adapters(checkpoint: str, name: str | None = None) -> None:
         name: An adapter that it must have.
 
     Raises:
-        RoadError: It has none, or not that one.
+        RoadError: where it has none, or not that one.
     """
     from roadint.model.checkpoint import folder_of, read
 

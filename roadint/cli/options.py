@@ -62,7 +62,7 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
         option: The option, for messages.
 
     Raises:
-        RoadError: A text has another form, or a name is there twice.
+        RoadError: where a text has another form, or a name is there twice.
     """
     values: dict[str, str] = {}
     for text in texts or ():
@@ -87,7 +87,7 @@ def overrides(settings: Sequence[str] | None, **options: Any) -> Mapping[str, An
         options: Settings with an option of their own; None changes nothing.
 
     Raises:
-        RoadError: Both say the same setting.
+        RoadError: where both say the same setting.
     """
     changes: dict[str, Any] = dict(pairs(settings, "--set"))
     for name, value in options.items():

@@ -20,9 +20,9 @@ class Example:
     """One tokenised row.
 
     Attributes:
-        prompt: token ids.
-        completion: token ids.
-        composition: what the row goes through; None for the base model.
+        prompt: Token ids.
+        completion: Token ids.
+        composition: What the row goes through; None for the base model.
     """
 
     prompt: list[int]
@@ -51,17 +51,17 @@ def tokenize(
     """Tokenise rows.
 
     Args:
-        rows: instructions and outputs.
-        tokenizer: the model's.
-        composition: what the rows go through.
-        template: makes the prompt of an instruction (`roadint.data.prompts.render`).
-        max_length: of an example, in tokens; the prompt is cut so that the completion fits.
-        max_completion: of a completion, in tokens, which is cut first; half of `max_length` by
+        rows: Instructions and outputs.
+        tokenizer: The model's.
+        composition: What the rows go through.
+        template: Makes the prompt of an instruction (`roadint.data.prompts.render`).
+        max_length: Of an example, in tokens; the prompt is cut so that the completion fits.
+        max_completion: Of a completion, in tokens, which is cut first; half of `max_length` by
             default.
-        eos: whether a completion that was not cut ends with the end-of-sequence token.
+        eos: Whether a completion that was not cut ends with the end-of-sequence token.
 
     Raises:
-        RoadError: if nothing fits or a text has no tokens, or the tokenizer has no
+        RoadError: where nothing fits or a text has no tokens, or the tokenizer has no
             end-of-sequence token and one is asked for.
     """
     if eos and tokenizer.eos_token_id is None:
@@ -106,13 +106,13 @@ def check_fits(examples: Sequence[Example], model: nn.Module, fill: int = 0) -> 
     Models that compute their positions (rotary ones) read any length.
 
     Args:
-        examples: at least one.
-        model: a transformers model.
-        fill: the id of the padding.
+        examples: At least one.
+        model: A transformers model.
+        fill: The id of the padding.
 
     Raises:
-        RoadError: if an example has more tokens than the model has positions, or an id is outside
-            its embeddings.
+        RoadError: where an example has more tokens than the model has positions, or an id is
+            outside its embeddings.
     """
     embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     largest = max(max(example.prompt + example.completion) for example in examples)
@@ -142,7 +142,7 @@ class Collator:
     - places, Int[Tensor, "2 tokens"], the row and the column of the token that predicts each label.
 
     Args:
-        tokenizer: names the padding.
+        tokenizer: Names the padding.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -162,8 +162,8 @@ def targets(examples: Sequence[Example], starts: Int[Tensor, " rows"]) -> dict[s
     """What a batch has besides its inputs.
 
     Args:
-        examples: one a row.
-        starts: which token of its example a row begins with.
+        examples: One a row.
+        starts: Which token of its example a row begins with.
 
     Returns:
         prompt_length, compose, labels and places, as in `Collator`.
@@ -184,8 +184,8 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Batches of examples that are about as long as one another.
 
     Args:
-        lengths: of the examples.
-        size: of a batch, at most.
+        lengths: Of the examples.
+        size: Of a batch, at most.
 
     Returns:
         For each batch the indices of its examples, the shortest first.
@@ -211,8 +211,8 @@ def completion_nll(
     """The negative log-likelihood of every token of the completions.
 
     Args:
-        model: a RoadModel, or a wrapper of one.
-        batch: what a Collator made, on the model's device.
+        model: A RoadModel, or a wrapper of one.
+        batch: What a Collator made, on the model's device.
 
     Returns:
         The values in nats, float32, and the row of each token.
@@ -230,8 +230,8 @@ def row_sums(
     """The sum of every row's values.
 
     Args:
-        values: of the tokens.
-        rows: of the tokens; no row is without tokens.
+        values: Of the tokens.
+        rows: Of the tokens; no row is without tokens.
 
     Example:
         >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()

@@ -29,12 +29,12 @@ def read_rows(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -
     """The rows of a file, mappings where the file is in order.
 
     Args:
-        path: a file whose suffix is one of FORMATS.
-        needed: columns. A Parquet file that has all of them is read without its other columns.
-        optional: columns that are read beside them.
+        path: A file whose suffix is one of FORMATS.
+        needed: Columns. A Parquet file that has all of them is read without its other columns.
+        optional: Columns that are read beside them.
 
     Raises:
-        RoadError: if the file can't be read.
+        RoadError: where the file can't be read.
     """
     kind, read = FORMATS[path.suffix.lower()]
     try:
@@ -51,7 +51,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Lines end with \n, \r\n or \r, and nothing else; the ends are left out.
 
     Raises:
-        UNREADABLE: if it is no such file.
+        UNREADABLE: where it is no such file.
     """
     with path.open(encoding="utf-8-sig") as file:
         while line := file.readline(_LONGEST):
@@ -66,7 +66,7 @@ def json_rows(path: Path) -> Iterator[Any]:
     """The values of a JSON list or of JSON Lines, whichever the file is.
 
     Raises:
-        UNREADABLE: if it is neither.
+        UNREADABLE: where it is neither.
     """
     with path.open(encoding="utf-8-sig") as file:
         while (first := file.read(1)).isspace():

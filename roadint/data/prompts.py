@@ -34,14 +34,14 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
     """Check the name of a template.
 
     Args:
-        template: the name.
-        tokenizer: checked as well where "chat" is to be used with it.
+        template: The name.
+        tokenizer: Checked as well where "chat" is to be used with it.
 
     Returns:
         The name.
 
     Raises:
-        RoadError: if it is unknown, or "chat" and the tokenizer has no chat template.
+        RoadError: where it is unknown, or "chat" and the tokenizer has no chat template.
     """
     check_known("template", template, get_args(Template))
     lacks = tokenizer is not None and not getattr(tokenizer, "chat_template", None)
@@ -57,7 +57,7 @@ def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
     """The tokenizer, known to be one.
 
     Raises:
-        RoadError: if it is no tokenizer.
+        RoadError: where it is no tokenizer.
     """
     if not callable(tokenizer):
         raise RoadError(
@@ -75,13 +75,13 @@ def render(
     Args:
         template: "plain" leaves the instruction as it is, "alpaca" puts it into the Alpaca
             project's prompt, "chat" into the tokenizer's own chat template.
-        instruction: what is asked.
-        tokenizer: used by "chat" alone.
-        input_text: what the instruction is about, Alpaca's "input". Templates other than "alpaca"
+        instruction: What is asked.
+        tokenizer: Used by "chat" alone.
+        input_text: What the instruction is about, Alpaca's "input". Templates other than "alpaca"
             have it in the line after the instruction.
 
     Raises:
-        RoadError: if the chat template is missing or fails.
+        RoadError: where the chat template is missing or fails.
 
     Example:
         >>> render("plain", "Translate.", tokenizer=None, input_text="Guten Tag")
@@ -116,15 +116,15 @@ def prompt_ids(
     """The token ids of a prompt.
 
     Args:
-        tokenizer: the model's.
-        template: as in `render`.
-        instruction: as in `render`.
-        max_length: in tokens. A longer prompt loses the end of its input, then the end of its
+        tokenizer: The model's.
+        template: As in `render`.
+        instruction: As in `render`.
+        max_length: In tokens. A longer prompt loses the end of its input, then the end of its
             instruction, never the template's text.
-        input_text: as in `render`.
+        input_text: As in `render`.
 
     Raises:
-        RoadError: if instruction or input are no text, or the template alone is too long.
+        RoadError: where instruction or input are no text, or the template alone is too long.
     """
     check_text("prompt", instruction)
     check_text("prompt", input_text)
@@ -175,10 +175,10 @@ def completion_ids(
     Both are tokenised together where this leaves the prompt's own ids as they are.
 
     Args:
-        tokenizer: the model's.
-        template: what the prompt was rendered with.
-        prompt: the rendered prompt.
-        completion: what comes after it.
+        tokenizer: The model's.
+        template: What the prompt was rendered with.
+        prompt: The rendered prompt.
+        completion: What comes after it.
     """
     prompt_alone = _tokenised(tokenizer, template, prompt)
     together = _tokenised(tokenizer, template, prompt + completion)
@@ -201,10 +201,10 @@ def listed_prompts(prompts: Any) -> list[Any]:
     """The prompts as a list, of one or many.
 
     Args:
-        prompts: a text, or an iterable of texts, which are not checked themselves.
+        prompts: A text, or an iterable of texts, which are not checked themselves.
 
     Raises:
-        RoadError: if it is neither, or empty.
+        RoadError: where it is neither, or empty.
     """
     listed = [prompts] if isinstance(prompts, str) else prompts
     if (
@@ -225,11 +225,11 @@ def check_text(what: str, text: object) -> None:
     """Check that a tokenizer can read something.
 
     Args:
-        what: what the message calls it.
-        text: the text.
+        what: What the message calls it.
+        text: The text.
 
     Raises:
-        RoadError: if it is no text, or holds half a letter (a lone surrogate).
+        RoadError: where it is no text, or holds half a letter (a lone surrogate).
     """
     if not isinstance(text, str):
         raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
@@ -255,10 +255,10 @@ def batch_prompts(
     """The prompts of a batch, padded on the left, as a model's forward takes them.
 
     Args:
-        tokenizer: the model's.
-        template: as in `render`.
-        instructions: one a row.
-        max_length: as in `prompt_ids`.
+        tokenizer: The model's.
+        template: As in `render`.
+        instructions: One a row.
+        max_length: As in `prompt_ids`.
 
     Returns:
         "input_ids" and "attention_mask".
@@ -284,9 +284,9 @@ def generation_inputs(
     Padding repeats the first token of its own row, which the row holds anyway.
 
     Args:
-        tokenizer: as in `batch_prompts`.
-        template: as in `batch_prompts`.
-        instructions: as in `batch_prompts`.
+        tokenizer: As in `batch_prompts`.
+        template: As in `batch_prompts`.
+        instructions: As in `batch_prompts`.
 
     Returns:
         "input_ids" and "attention_mask".
@@ -306,9 +306,9 @@ def pad(
     """The rows as one tensor, as wide as the longest.
 
     Args:
-        rows: of any lengths.
-        fill: what the shorter ones are filled up with.
-        side: where they are filled up.
+        rows: Of any lengths.
+        fill: What the shorter ones are filled up with.
+        side: Where they are filled up.
 
     Example:
         >>> pad([[5, 6], [7]], 0, "left").tolist()

@@ -21,15 +21,15 @@ def checked_row(raw: Any, form: Form | None = None) -> Row:
     """One row with nothing but its text.
 
     Args:
-        raw: the row as its source has it.
-        form: makes the fields of one of another form.
+        raw: The row as its source has it.
+        form: Makes the fields of one of another form.
 
     Returns:
         The row; an input without an instruction becomes the instruction.
 
     Raises:
-        UnusableRow: if its text is missing.
-        RoadError: if it is no row; the message goes on after the row's name.
+        UnusableRow: where its text is missing.
+        RoadError: where it is no row; the message goes on after the row's name.
     """
     if not isinstance(raw, Mapping):
         raise RoadError(f"is {type(raw).__name__}: expected fields 'instruction' and 'output'")
@@ -48,7 +48,7 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
     """The value of a field.
 
     Raises:
-        RoadError: if the row has no such field; the message goes on after the row's name.
+        RoadError: where the row has no such field; the message goes on after the row's name.
     """
     if name not in row:
         raise RoadError(

@@ -41,16 +41,16 @@ def load_rows(source: DataSource, limit: int | None = None, seed: int | None = N
     """The rows of a source.
 
     Args:
-        source: where they come from.
-        limit: how many to take, of those that can be used; all by default. Nothing is read beyond
+        source: Where they come from.
+        limit: How many to take, of those that can be used; all by default. Nothing is read beyond
             the first ones, unless a sample is drawn.
-        seed: draws so many at random instead, the same ones every time.
+        seed: Draws so many at random instead, the same ones every time.
 
     Returns:
         At least one row; one line of the log says how many were skipped, and why.
 
     Raises:
-        RoadError: if the source or a row can't be read, or no row is left.
+        RoadError: where the source or a row can't be read, or no row is left.
 
     Example:
         >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
@@ -66,8 +66,8 @@ def check_sources(sources: Mapping[str, DataSource], limit: int | None = None) -
     """Check that `load_rows` can read every source; what it skips is not logged.
 
     Args:
-        sources: by name.
-        limit: as in `load_rows`.
+        sources: By name.
+        limit: As in `load_rows`.
 
     Raises:
         RoadError: as `load_rows`.
@@ -80,11 +80,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
     """The prompts of a text file, one a line.
 
     Args:
-        source: the file, or "bundled:prompts", or "bundled:prompts_paper", the paper's nine.
-        limit: how many to take, from the first; all by default.
+        source: The file, or "bundled:prompts", or "bundled:prompts_paper", the paper's nine.
+        limit: How many to take, from the first; all by default.
 
     Raises:
-        RoadError: if the file can't be read or has no prompt.
+        RoadError: where the file can't be read or has no prompt.
     """
     _check_limit("max_prompts", limit)
     path_of("prompts", source)

@@ -69,7 +69,7 @@ class Batcher:
             closing it stops them.
 
         Raises:
-            RoadError: If the prompt or a composition does not fit, or too many requests wait.
+            RoadError: where the prompt or a composition does not fit, or too many requests wait.
         """
         self.check(prompt, compositions)
         if not compositions:
@@ -105,7 +105,7 @@ class Batcher:
             compositions: One an answer.
 
         Raises:
-            RoadError: If the prompt is empty or too long, or a composition cannot run on it.
+            RoadError: where the prompt is empty or too long, or a composition cannot run on it.
         """
         if not check_text("the prompt", prompt, _MAX_PROMPT_CHARACTERS).strip():
             raise RoadError("the prompt is empty: write an instruction, or choose an example")

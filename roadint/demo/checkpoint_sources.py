@@ -45,7 +45,7 @@ class CheckpointSources:
             The source.
 
         Raises:
-            RoadError: If the name leads anywhere else.
+            RoadError: where the name leads anywhere else.
         """
         name = check_text("the checkpoint's name", name, 300).strip()
         if not name:
@@ -74,7 +74,7 @@ class CheckpointSources:
             A folder.
 
         Raises:
-            RoadError: If the hub does not have it, or not for visitors.
+            RoadError: where the hub does not have it, or not for visitors.
         """
         if Path(source).is_absolute():
             return Path(source)

@@ -37,7 +37,7 @@ def expression_of(names: Sequence[str], values: Sequence[Any]) -> str:
         The expression.
 
     Raises:
-        RoadError: If the strength of a subspace that is on is not a number, or is out of range.
+        RoadError: where the strength of a subspace that is on is not a number, or is out of range.
     """
     controls = zip(names, values[:CONTROLS], values[CONTROLS:], strict=False)
     strengths = {

@@ -253,7 +253,7 @@ class Handlers:
             "answers" is a list of {"composition", "text", "language"}.
 
         Raises:
-            gr.Error: If something is refused; the message says what.
+            gr.Error: where something is refused; the message says what.
         """
         try:
             settings = read_settings(max_new_tokens, temperature, seed)

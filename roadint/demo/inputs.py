@@ -24,7 +24,7 @@ def read_compositions(ticked: Any, further: Any = None) -> list[str]:
         All of them, as texts.
 
     Raises:
-        RoadError: If something is not a text, or there are too many.
+        RoadError: where something is not a text, or there are too many.
     """
     written = check_text("the further expressions", further, MAX_COMPOSITIONS * 100).split(",")
     texts = check_texts("compositions", ticked, MAX_COMPOSITIONS)
@@ -44,7 +44,7 @@ def read_settings(length: Any, temperature: Any, seed: Any) -> AnswerSettings:
         The settings.
 
     Raises:
-        RoadError: If one of them is not a number, or is out of range.
+        RoadError: where one of them is not a number, or is out of range.
     """
     is_number = isinstance(length, (int, float)) and not isinstance(length, bool)
     if is_number and MAX_NEW_TOKENS < length < math.inf:

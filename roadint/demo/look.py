@@ -18,10 +18,10 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     """What compositions do to a prompt, as HTML.
 
     Args:
-        service: the app's.
-        prompt: what the model reads.
-        texts: compositions.
-        labels: of the checkpoints that they may name.
+        service: The app's.
+        prompt: What the model reads.
+        texts: Compositions.
+        labels: Of the checkpoints that they may name.
 
     Returns:
         The prompt's tokens, the next tokens, the lens, and the picture of the blocks (empty where

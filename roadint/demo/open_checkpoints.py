@@ -59,7 +59,7 @@ class OpenCheckpoints:
             The label, the same for the same checkpoint.
 
         Raises:
-            RoadError: If it is damaged or does not fit the model; nothing changes.
+            RoadError: where it is damaged or does not fit the model; nothing changes.
         """
         with self._records:
             label = self._labels.get(source)
@@ -79,7 +79,7 @@ class OpenCheckpoints:
             batcher: What runs the model.
 
         Raises:
-            RoadError: If one is gone for good, or the model has no room.
+            RoadError: where one is gone for good, or the model has no room.
         """
         with self._records:
             used = [label for label in dict.fromkeys(labels) if label in self._names]

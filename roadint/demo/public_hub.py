@@ -35,7 +35,7 @@ class PublicHub:
             The folder of the local copy.
 
         Raises:
-            RoadError: If there is none, it is too large, or too many were asked for.
+            RoadError: where there is none, it is too large, or too many were asked for.
         """
         if repository in self._folders:
             return self._folders[repository]

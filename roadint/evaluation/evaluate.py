@@ -46,21 +46,21 @@ def evaluate(
     """Measure compositions: likelihood of references; language, topic and form of answers.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        data: name → source of references (`roadint.data.sources`); the bundled development samples
+        road: The model.
+        tokenizer: The model's.
+        data: Name → source of references (`roadint.data.sources`); the bundled development samples
             by default.
-        prompts: what is to be answered, all different; the paper's nine by default.
-        compose: what to compare; none, each subspace and all of them by default.
-        rows: the first rows of each source; all by default.
-        language: the one that a success is in, as ISO 639-1 code.
-        max_completion: of a reference, in tokens; it is cut.
-        max_new_tokens: of an answer.
-        batch_size: rows of a batch; answers come in batches of eight times as many.
-        quiet: whether there are no progress bars.
+        prompts: What is to be answered, all different; the paper's nine by default.
+        compose: What to compare; none, each subspace and all of them by default.
+        rows: The first rows of each source; all by default.
+        language: The one that a success is in, as ISO 639-1 code.
+        max_completion: Of a reference, in tokens; it is cut.
+        max_new_tokens: Of an answer.
+        batch_size: Rows of a batch; answers come in batches of eight times as many.
+        quiet: Whether there are no progress bars.
 
     Raises:
-        RoadError: if a source or a composition can't be read, or there is nothing to evaluate.
+        RoadError: where a source or a composition can't be read, or there is nothing to evaluate.
     """
     _check_arguments(road, tokenizer, data, language)
     compositions = _compositions(road, compose)

@@ -12,7 +12,7 @@ def check_language(code: object) -> None:
     """Check that answers can be in a language.
 
     Raises:
-        RoadError: if the code is none of ISO 639-1.
+        RoadError: where the code is none of ISO 639-1.
     """
     if not isinstance(code, str) or not (len(code) == 2 and code.isascii() and code.islower()):
         raise RoadError(

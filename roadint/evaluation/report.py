@@ -72,8 +72,8 @@ class Evaluation(Measures):
     """What `roadint.evaluate` found out about the compositions of a RoadModel.
 
     Attributes:
-        intervals: how sure the numbers are.
-        answers: every prompt's answer through every composition, prompt by prompt.
+        intervals: How sure the numbers are.
+        answers: Every prompt's answer through every composition, prompt by prompt.
     """
 
     intervals: Intervals
@@ -91,8 +91,8 @@ class SeedsEvaluation(Measures):
     """The mean over checkpoints that differ in their seed.
 
     Attributes:
-        spread: the sample standard deviation of every number.
-        checkpoints: the single evaluations, by the checkpoints' names.
+        spread: The sample standard deviation of every number.
+        checkpoints: The single evaluations, by the checkpoints' names.
     """
 
     spread: Measures
@@ -113,10 +113,10 @@ def over_seeds(evaluations: Mapping[str, Evaluation]) -> SeedsEvaluation:
     """Put the evaluations of checkpoints that differ in their seed into one.
 
     Args:
-        evaluations: by the checkpoints' names, two or more.
+        evaluations: By the checkpoints' names, two or more.
 
     Raises:
-        RoadError: if compositions or data sets differ.
+        RoadError: where compositions or data sets differ.
     """
     measured = {
         (tuple(evaluation.compositions), tuple(evaluation.data_sets))

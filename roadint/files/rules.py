@@ -38,9 +38,9 @@ def text(pattern: str = r"(?s:.)*", most: int = 4096, what: str = "text") -> Rul
     """Text of bounded length.
 
     Args:
-        pattern: what all of it matches; a regular expression that takes linear time.
-        most: how many characters at most.
-        what: what the text is, for the message.
+        pattern: What all of it matches; a regular expression that takes linear time.
+        most: How many characters at most.
+        what: What the text is, for the message.
     """
     compiled = re.compile(pattern)
 

@@ -20,7 +20,7 @@ def read_yaml(path: Path, what: str) -> Any:
         what: How a message calls it, such as "recipe".
 
     Raises:
-        RoadError: The file can't be read or is too long, or `parse_yaml` refuses its text.
+        RoadError: where the file can't be read or is too long, or `parse_yaml` refuses its text.
     """
     return parse_yaml(read_text(path, what, _MOST), f"{what} {quoted(str(path))}")
 
@@ -33,8 +33,8 @@ def parse_yaml(text: str, what: str) -> Any:
         what: How a message calls it.
 
     Raises:
-        RoadError: The text is too long or no YAML, holds an alias or a tag that is not plain, or
-            has a mapping with a name that is no text or is there twice.
+        RoadError: where the text is too long or no YAML, holds an alias or a tag that is not plain,
+            or has a mapping with a name that is no text or is there twice.
 
     Example:
         >>> parse_yaml("{lr: 1e-2, layers: [6, 9]}", "recipe")

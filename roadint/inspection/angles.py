@@ -49,9 +49,9 @@ def adapter_values(
     """How far the blocks of an adapter turn and scale, for each kind of layer ("q_proj").
 
     Args:
-        spec: the adapter's arguments.
-        theta: angles in radians of all its targets, end to end.
-        alpha: scales, likewise.
+        spec: The adapter's arguments.
+        theta: Angles in radians of all its targets, end to end.
+        alpha: Scales, likewise.
 
     Returns:
         The spec with "kinds": {name: {"layers", "blocks", "mean_abs_angle", "max_abs_angle",

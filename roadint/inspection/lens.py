@@ -39,10 +39,10 @@ class NextToken:
     """How a composition moves the distribution of the token after a prompt.
 
     Attributes:
-        composition: its text.
-        top: its likeliest tokens.
-        kl: nats, from the base model's distribution.
-        moved: the tokens whose probability rose the most, then those whose fell the most.
+        composition: Its text.
+        top: Its likeliest tokens.
+        kl: Nats, from the base model's distribution.
+        moved: The tokens whose probability rose the most, then those whose fell the most.
     """
 
     composition: str
@@ -63,18 +63,18 @@ def next_tokens(
     """The distribution of the token after a prompt, beside the base model's, in one batch.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompt: an instruction.
-        compositions: one or a list.
-        count: how many of the likeliest tokens to return, and of the moved ones.
-        template: makes the prompt of the instruction; the model's by default.
+        road: The model.
+        tokenizer: The model's.
+        prompt: An instruction.
+        compositions: One or a list.
+        count: How many of the likeliest tokens to return, and of the moved ones.
+        template: Makes the prompt of the instruction; the model's by default.
 
     Returns:
         One entry a composition, in order.
 
     Raises:
-        RoadError: if `count`, a composition or the prompt is not understood.
+        RoadError: where `count`, a composition or the prompt is not understood.
     """
     listed = _listed(compositions)
     most = int(text_config(road.model).vocab_size)
@@ -135,17 +135,18 @@ def logit_lens(
     Layers' outputs go through the model's own final norm and head.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompt: an instruction.
-        compositions: one or a list.
-        template: makes the prompt of the instruction; the model's by default.
+        road: The model.
+        tokenizer: The model's.
+        prompt: An instruction.
+        compositions: One or a list.
+        template: Makes the prompt of the instruction; the model's by default.
 
     Returns:
         For each composition the likeliest token after each layer, the last one included.
 
     Raises:
-        RoadError: if the model has no final norm, or a composition or the prompt is not understood.
+        RoadError: where the model has no final norm, or a composition or the prompt is not
+            understood.
     """
     listed = _listed(compositions)
     norm, head = _final_norm(road.model), road.model.get_output_embeddings()  # type: ignore[operator]

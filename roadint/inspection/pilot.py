@@ -57,14 +57,14 @@ class PilotClassifier(nn.Module):
     the output layer.
 
     Args:
-        width: of the hidden states.
-        classes: how many there are.
+        width: Of the hidden states.
+        classes: How many there are.
         reads: "both" is Wᵀx, "magnitude" ‖W_i‖·‖x‖ and "angle" cos(W_i, x).
-        hidden: the width of the first layer's output; that of the hidden states by default.
-        dropout: a probability.
+        hidden: The width of the first layer's output; that of the hidden states by default.
+        dropout: A probability.
 
     Raises:
-        RoadError: if `reads` is unknown.
+        RoadError: where `reads` is unknown.
     """
 
     def __init__(

@@ -69,23 +69,23 @@ def make_data_module(
     """Training data, as pyreft's `make_last_position_supervised_data_module` returns them.
 
     Args:
-        tokenizer: the model's; it gets a padding token if it has none.
-        model: the model that is trained.
-        instructions: what is asked, one an example.
-        outputs: what is answered, one an example.
-        subspaces: for each example indices into the interventions' partition, as many for every
+        tokenizer: The model's; it gets a padding token if it has none.
+        model: The model that is trained.
+        instructions: What is asked, one an example.
+        outputs: What is answered, one an example.
+        subspaces: For each example indices into the interventions' partition, as many for every
             example; all subspaces by default.
-        position: which tokens are edited, of the prompt alone, so that training and inference edit
+        position: Which tokens are edited, of the prompt alone, so that training and inference edit
             the same ones.
-        template: makes the prompt of an instruction; "plain" if it is one already.
-        num_interventions: how many interventions the model has.
-        stop: whether completions end with the end-of-sequence token, for all examples or for each.
+        template: Makes the prompt of an instruction; "plain" if it is one already.
+        num_interventions: How many interventions the model has.
+        stop: Whether completions end with the end-of-sequence token, for all examples or for each.
 
     Returns:
         "train_dataset", "eval_dataset" (None) and "data_collator".
 
     Raises:
-        RoadError: if lengths differ.
+        RoadError: where lengths differ.
     """
     from datasets import Dataset
 
@@ -146,9 +146,9 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     As `pyreft.ReftModel.load`, also for model types that pyvene does not know.
 
     Args:
-        folder: what was saved.
-        model: the model that the interventions are for.
-        classes: as in `roadint.interop.pyvene.load`; pyreft's own are known.
+        folder: What was saved.
+        model: The model that the interventions are for.
+        classes: As in `roadint.interop.pyvene.load`; pyreft's own are known.
 
     Returns:
         A `pyreft.ReftModel`.
@@ -171,11 +171,11 @@ def load_intervention(reft_model: Any, folder: str | Path) -> None:
     Values of the model itself that were saved with them come back too.
 
     Args:
-        reft_model: with the same interventions.
-        folder: what was saved.
+        reft_model: With the same interventions.
+        folder: What was saved.
 
     Raises:
-        RoadError: if a file is missing, damaged or does not fit.
+        RoadError: where a file is missing, damaged or does not fit.
     """
     for key, intervention in reft_model.interventions.items():
         try:
@@ -194,12 +194,12 @@ def loreft_from(reft_model: Any, position: str | Position = "last") -> list[Lore
     """roadint's LoReFT with the values of pyreft's, for a RoadModel.
 
     Args:
-        reft_model: a pyreft model, all of whose interventions are LoreftInterventions (linear, in
+        reft_model: A pyreft model, all of whose interventions are LoreftInterventions (linear, in
             eval mode).
-        position: which tokens they edit; pyreft's `unit_locations` say it there.
+        position: Which tokens they edit; pyreft's `unit_locations` say it there.
 
     Raises:
-        RoadError: if an intervention is of another kind.
+        RoadError: where an intervention is of another kind.
     """
     interventions = []
     for key, original in reft_model.interventions.items():

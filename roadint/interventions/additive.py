@@ -39,8 +39,8 @@ class AdditiveIntervention(EditIntervention):
     """`h + (s ⊙ e(h)) D`: an edit of `rank` numbers e(h), times the strengths s, along D's rows.
 
     Args:
-        rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half).
-        **site: those of `PyveneEntry`.
+        rank: How many units; the subspaces are ranges of them ("[0, d/2)" is the first half).
+        **site: Those of `PyveneEntry`.
 
     Raises:
         RoadError: where an argument does not fit.

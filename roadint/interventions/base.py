@@ -55,13 +55,13 @@ class SubspaceIntervention(KeepsPrecision):
     without being replaced.
 
     Args:
-        layer: the layer, from 0; the first where nobody says it.
+        layer: The layer, from 0; the first where nobody says it.
         component: "block_output" (the default), "attention_output", "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`.
+        position: Which tokens; see `roadint.grammar.position.Position`.
         phase: "prompt", "generated" or "both".
-        subspace: the one subspace, named "road"; the whole width by default.
-        subspaces: named subspaces, in its place.
-        embed_dim: the width of the hidden states; where it is None, a model tells it later.
+        subspace: The one subspace, named "road"; the whole width by default.
+        subspaces: Named subspaces, in its place.
+        embed_dim: The width of the hidden states; where it is None, a model tells it later.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -114,7 +114,7 @@ class SubspaceIntervention(KeepsPrecision):
         """Settle the width: check the subspaces against it and make the parameters.
 
         Args:
-            width: dims of the hidden states.
+            width: Dims of the hidden states.
 
         Returns:
             The intervention itself.
@@ -177,7 +177,7 @@ class SubspaceIntervention(KeepsPrecision):
         """How strongly each unit acts in each row, on the parameters' device.
 
         Args:
-            compositions: one a row.
+            compositions: One a row.
 
         Raises:
             RoadError: for a strength at which the intervention is not defined.
@@ -216,8 +216,8 @@ class SubspaceIntervention(KeepsPrecision):
         """What the rows of a batch are edited with.
 
         Args:
-            strengths: as `strengths` makes them.
-            learning: the units that get a row's gradient; all of them by default.
+            strengths: As `strengths` makes them.
+            learning: The units that get a row's gradient; all of them by default.
         """
         raise NotImplementedError
 
@@ -230,9 +230,9 @@ class SubspaceIntervention(KeepsPrecision):
         """The edited hidden states, in the dtype of `h`.
 
         Args:
-            h: the hidden states.
-            rows: what they are edited with, of the same leading shape.
-            source: hidden states of another input, where the kind takes them.
+            h: The hidden states.
+            rows: What they are edited with, of the same leading shape.
+            source: Hidden states of another input, where the kind takes them.
         """
         raise NotImplementedError
 
@@ -273,8 +273,8 @@ class SubspaceIntervention(KeepsPrecision):
         """The tensors that a checkpoint has to hold of an intervention.
 
         Args:
-            spec: its arguments, each of which has passed its rule.
-            where: what it is called in messages.
+            spec: Its arguments, each of which has passed its rule.
+            where: What it is called in messages.
 
         Raises:
             RoadError: where arguments disagree with each other.
@@ -287,7 +287,7 @@ class SubspaceIntervention(KeepsPrecision):
         """Make a strength the new strength 1, in place.
 
         Args:
-            strengths: one of all subspaces, or of each that is named.
+            strengths: One of all subspaces, or of each that is named.
 
         Raises:
             RoadError: for an unknown name, or a strength at which a value is not defined.
@@ -327,9 +327,9 @@ class SubspaceIntervention(KeepsPrecision):
         """Why this edit and another one at its site do not commute; None where they do.
 
         Args:
-            names: the subspaces of this one that act.
-            other: the other edit, of another checkpoint.
-            other_names: the subspaces of that one that act.
+            names: The subspaces of this one that act.
+            other: The other edit, of another checkpoint.
+            other_names: The subspaces of that one that act.
         """
         return f"{self.kind} and {other.kind} edits do not commute"
 

@@ -35,7 +35,7 @@ class Projection:
     """`P u = Rᵀ (w ⊙ R u)`, with the weights w of each row of a batch.
 
     Attributes:
-        stages: the rotations of which R is the product, the first acting first.
+        stages: The rotations of which R is the product, the first acting first.
         weights: w.
     """
 
@@ -67,16 +67,16 @@ class RoadInterchange(PairedIntervention):
     A strength multiplies what is exchanged; 1 is the whole interchange.
 
     Args:
-        layer: the layer, from 0.
+        layer: The layer, from 0.
         component: "block_output" (the default), "attention_output" or "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`.
+        position: Which tokens; see `roadint.grammar.position.Position`.
         phase: "prompt", "generated" or "both".
-        subspace: the one subspace of blocks, named "road"; all blocks by default.
-        subspaces: named subspaces in its place, {"left": "[0, d/2)", …}.
-        stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from
+        subspace: The one subspace of blocks, named "road"; all blocks by default.
+        subspaces: Named subspaces in its place, {"left": "[0, d/2)", …}.
+        stages: Of how many rotations R is the product. In stage i, dims 2^i apart are paired (from
             1 again where the width is no longer divisible). log2(d) stages come close to any
             rotation; 1 turns pairs of neighbours alone.
-        rows: which rows of R a subspace takes in each of its blocks, "first", "second" or "both",
+        rows: Which rows of R a subspace takes in each of its blocks, "first", "second" or "both",
             or a mapping of names to these. With both and one stage, a block's rotation cancels and
             its raw pair is swapped: θ matters where one row is taken. So the default is "first"
             for one stage, "both" for more. "explicit": the subspaces, or pyvene's
@@ -85,20 +85,20 @@ class RoadInterchange(PairedIntervention):
         learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of
             a subspace's rows, from its first, that is taken: Boundless DAS). Gates are soft while
             training, at `temperature`, which the user lowers; 0 or 1 in eval().
-        embed_dim: the width of the hidden states; where it is None, a model tells it later.
-        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
+        embed_dim: The width of the hidden states; where it is None, a model tells it later.
+        basis: The orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random one.
         subspace_partition: pyvene's way to say subspaces, as sets of rows of R.
         max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
-        source_representation: hidden states that are the source wherever none is given, as pyvene's
+        source_representation: Hidden states that are the source wherever none is given, as pyvene's
             constant sources.
-        **kwargs: further fields of pyvene's configuration, which say nothing here.
+        **kwargs: Further fields of pyvene's configuration, which say nothing here.
 
     Attributes:
-        theta: angles in radians, float32 (stages, blocks). They start at 0 for one stage, for more
+        theta: Angles in radians, float32 (stages, blocks). They start at 0 for one stage, for more
             at random, which learns faster (torch.manual_seed makes them again).
-        mask: logits, float32 (width,), of `learn="mask"`.
-        boundary: shares, float32 (subspaces,), of `learn="boundary"`.
+        mask: Logits, float32 (width,), of `learn="mask"`.
+        boundary: Shares, float32 (subspaces,), of `learn="boundary"`.
 
     Raises:
         RoadError: where an argument does not fit.

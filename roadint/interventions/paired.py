@@ -16,9 +16,9 @@ class PairedIntervention(PyveneEntry):
     """The base class of the kinds that turn pairs of coordinates of a fixed orthogonal basis.
 
     Args:
-        basis: the basis; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
-        **site: those of `PyveneEntry`.
+        basis: The basis; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random one.
+        **site: Those of `PyveneEntry`.
     """
 
     def __init__(self, *, basis: BasisKind = "identity", basis_seed: int = 0, **site: Any) -> None:
@@ -57,7 +57,7 @@ class PairedIntervention(PyveneEntry):
         roadint.train does so by itself, once, before the first step.
 
         Args:
-            hidden: hidden states, or a list of such: what `RoadModel.collect` has of a site.
+            hidden: Hidden states, or a list of such: what `RoadModel.collect` has of a site.
 
         Raises:
             RoadError: for another basis and for another width.

@@ -40,31 +40,31 @@ class RoadIntervention(PairedIntervention, EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
     Args:
-        layer: the layer, from 0. A pyvene configuration may say layer and component in its place;
+        layer: The layer, from 0. A pyvene configuration may say layer and component in its place;
             where nobody says the layer, it is 0.
         component: "block_output" (the default), "attention_output" or "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`. pyvene's own
+        position: Which tokens; see `roadint.grammar.position.Position`. pyvene's own
             `unit_locations` say it there.
         phase: "prompt", "generated" or "both".
         variant: "road_1", "road_2" or "road_4".
-        subspace: the one subspace, named "road"; the whole width by default.
-        subspaces: named subspaces in its place, {"german": "[0, d/2)", …}.
-        embed_dim: the width of the hidden states. Without it the parameters wait, without a shape,
+        subspace: The one subspace, named "road"; the whole width by default.
+        subspaces: Named subspaces in its place, {"german": "[0, d/2)", …}.
+        embed_dim: The width of the hidden states. Without it the parameters wait, without a shape,
             until a model tells the width; they stay the same objects then, so that an optimizer
             may be made before.
         pairing: "adjacent" (the paper's), "half" or a group size.
-        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
+        basis: The orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random one.
         form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only
             while α = 1, else, for RoAd1, `R h + (1 − α²) h`.
         subspace_partition: pyvene's way to say subspaces.
         max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
-        **kwargs: further fields of pyvene's configuration, which say nothing here.
+        **kwargs: Further fields of pyvene's configuration, which say nothing here.
 
     Attributes:
-        theta: angles in radians, float32 of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for
+        theta: Angles in radians, float32 of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for
             RoAd1, 2 and 4; 0, the identity, at the start. Float32 whatever the model's dtype.
-        alpha: scales, likewise; 1 at the start. Blocks outside all subspaces never move.
+        alpha: Scales, likewise; 1 at the start. Blocks outside all subspaces never move.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -214,8 +214,8 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         """The Rotation at these strengths; see `roadint.rotation.rotation.rotation`.
 
         Args:
-            strengths: a number, or one a block for each leading row.
-            learning: the blocks that get a row's gradient; all of them by default.
+            strengths: A number, or one a block for each leading row.
+            learning: The blocks that get a row's gradient; all of them by default.
 
         Raises:
             RoadError: before the width is known.

@@ -24,8 +24,8 @@ def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str
     """Sites, subspaces and the prompt's tokens.
 
     Args:
-        interventions: those of a model.
-        tokens: the texts of the prompt's tokens. In the result an edited one stands in »…« and
+        interventions: Those of a model.
+        tokens: The texts of the prompt's tokens. In the result an edited one stands in »…« and
             names its layers.
 
     Raises:
@@ -61,10 +61,10 @@ def model_card(
     """The README of a checkpoint on the hub.
 
     Args:
-        repo_id: where it is.
-        base_model: the id of the model that it was trained on.
-        names: what a composition may use.
-        specs: the arguments of its interventions and adapters.
+        repo_id: Where it is.
+        base_model: The id of the model that it was trained on.
+        names: What a composition may use.
+        specs: The arguments of its interventions and adapters.
     """
     listed = ", ".join(repr(name) for name in (None, *names))
     sites = "\n".join(f"- `{dict(spec)}`" for spec in specs)

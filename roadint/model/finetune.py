@@ -17,7 +17,7 @@ def add_linear_road(
             but the adapter: `road.trained_parameters()` are for an optimizer, or give the RoadModel
             to RoadTrainer or transformers' Trainer.
         name: What a composition calls the adapter.
-        arguments: targets, "all-linear", "fc1", names or a regular expression; variant "road_1" (a
+        arguments: Targets, "all-linear", "fc1", names or a regular expression; variant "road_1" (a
             number an output), "road_2" (two) or "road_4" (four); layers and exclude, which layers;
             lora_rank, a LoRA beside it; heads, modules that train with it, such as "classifier";
             the rest as in `RoadModel.add_adapter`.

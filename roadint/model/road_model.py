@@ -422,7 +422,7 @@ class RoadModel(Hosted):
 
         Args:
             name: What rows call it in their compositions.
-            arguments: targets, exclude and layers (which layers; all of the language model's by
+            arguments: Targets, exclude and layers (which layers; all of the language model's by
                 default), heads, variant, pairing, subspace, lora_rank, lora_alpha; see
                 `roadint.adapters.making.AdapterArguments`.
 

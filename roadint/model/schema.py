@@ -87,8 +87,8 @@ def check_config(config: Any, what: str) -> dict[str, Shapes]:
     """Check a checkpoint's JSON, whole.
 
     Args:
-        config: what the JSON holds.
-        what: its name in messages.
+        config: What the JSON holds.
+        what: Its name in messages.
 
     Returns:
         The tensors that it needs, prefix → name → shape.
@@ -162,9 +162,9 @@ def check_tensors(
     The adapters' heads are whatever the base model makes of them.
 
     Args:
-        header: dtype and shape of the file's tensors, by name.
-        needed: what `check_config` returned.
-        what: the file's name in messages.
+        header: Dtype and shape of the file's tensors, by name.
+        needed: What `check_config` returned.
+        what: The file's name in messages.
 
     Raises:
         RoadError: where a tensor is missing, unknown, or of another dtype or shape.

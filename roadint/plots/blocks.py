@@ -79,7 +79,7 @@ def adapter_figure(adapter: RoadAdapter) -> Figure:
     """How far an adapter turns: the mean |θ| (degrees) of each linear layer, by layer of the model.
 
     Args:
-        adapter: one on linear layers.
+        adapter: One on linear layers.
     """
     angles: dict[str, dict[int, float]] = {}
     for path in adapter.layout.paths:

@@ -15,7 +15,7 @@ def composition_figure(report: Report) -> Figure:
     deviation to either side.
 
     Args:
-        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
+        report: What `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
     """
     sets, names = report.data_sets, report.compositions
     figure = Figure(figsize=(5.5 + 1.1 * len(sets), 1.6 + 0.55 * len(names)), layout="constrained")
@@ -83,7 +83,7 @@ def interference_figure(report: Measures) -> Figure:
     In nats a token; a composition that is without the subspace stays white.
 
     Args:
-        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
+        report: What `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
     """
     worse = report.interference
     names = list(

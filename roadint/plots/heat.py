@@ -23,12 +23,12 @@ def heat_figure(
     """Numbers as a labelled heat map.
 
     Args:
-        grid: the numbers; what is not a number (NaN) stays white.
-        rows: the names of the grid's rows.
-        columns: the names of its columns.
-        rows_are: what the rows are, beside the axis.
-        columns_are: what the columns are.
-        values_are: what the numbers are, with their unit, beside the scale of colours.
+        grid: The numbers; what is not a number (NaN) stays white.
+        rows: The names of the grid's rows.
+        columns: The names of its columns.
+        rows_are: What the rows are, beside the axis.
+        columns_are: What the columns are.
+        values_are: What the numbers are, with their unit, beside the scale of colours.
     """
     known = [value for row in grid for value in row if value == value]
     middle = (min(known) + max(known)) / 2 if known else 0.0
@@ -53,12 +53,12 @@ def draw_heat(
     """Draw numbers as colours with the numbers written on them.
 
     Args:
-        panel: where to.
-        grid: the numbers; what is not a number (NaN) stays white.
-        rows: the names of the grid's rows.
-        columns: the names of its columns.
-        dark: whether a number's colour is dark, so that it is written in white.
-        form: how a number is written.
+        panel: Where to.
+        grid: The numbers; what is not a number (NaN) stays white.
+        rows: The names of the grid's rows.
+        columns: The names of its columns.
+        dark: Whether a number's colour is dark, so that it is written in white.
+        form: How a number is written.
         **colours: cmap, vmin and vmax, as `Axes.imshow` takes them.
 
     Returns:

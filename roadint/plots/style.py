@@ -24,8 +24,8 @@ def draw_line(panel: Axes, points: Iterable[tuple[float, float]], **style: Any) 
     """Draw a line with a small dot at each of its points.
 
     Args:
-        panel: where to.
+        panel: Where to.
         points: (x, y), at least one.
-        **style: as `Axes.plot` takes it.
+        **style: As `Axes.plot` takes it.
     """
     panel.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)

@@ -13,11 +13,11 @@ def sweep_figure(
     """A sweep as a heat map of two settings.
 
     Args:
-        rows: of `roadint.sweep.run.sweep`; runs that failed are left white.
-        x: the setting that columns differ in.
-        y: the setting that rows differ in.
-        composition: whose numbers are shown.
-        value: a share of the answers ("success", "on_topic", …), or a data set for its nats.
+        rows: Of `roadint.sweep.run.sweep`; runs that failed are left white.
+        x: The setting that columns differ in.
+        y: The setting that rows differ in.
+        composition: Whose numbers are shown.
+        value: A share of the answers ("success", "on_topic", …), or a data set for its nats.
     """
     columns, lines = (
         sorted({str(row["settings"][name]) for row in rows}, key=_number_first) for name in (x, y)

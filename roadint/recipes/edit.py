@@ -95,7 +95,7 @@ def arguments_of(kind: str) -> type[Section]:
         kind: A registered kind of intervention, or "linear" for adapters.
 
     Raises:
-        RoadError: There is no such kind.
+        RoadError: where there is no such kind.
     """
     check_known("kind of intervention", kind, all_kinds())
     if kind == LINEAR:

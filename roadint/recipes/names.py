@@ -29,7 +29,7 @@ def nested(settings: Mapping[str, Any]) -> Nested:
         settings: What a file or a user says.
 
     Raises:
-        RoadError: A name is unknown, or two names mean the same setting.
+        RoadError: where a name is unknown, or two names mean the same setting.
 
     Example:
         >>> nested({"lr": 1e-2, "model": "gemma-3-270m", "edit": {"layers": 9}})["optimisation"]

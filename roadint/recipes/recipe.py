@@ -30,7 +30,7 @@ class Recipe(BaseModel):
         settings: Any of them, see `roadint.recipes.names.nested`; texts are read as YAML.
 
     Raises:
-        RoadError: A setting is unknown or does not fit.
+        RoadError: where a setting is unknown or does not fit.
 
     Example:
         >>> Recipe(lr=1e-2, layers=[6, 9]).optimisation.lr
@@ -62,7 +62,7 @@ class Recipe(BaseModel):
             overrides: Settings that are changed, see `override`.
 
         Raises:
-            RoadError: There is no such recipe, or a setting is unknown or does not fit.
+            RoadError: where there is no such recipe, or a setting is unknown or does not fit.
         """
         recipe = name if isinstance(name, Recipe) else cls().override(_read(name))
         return recipe.override({} if overrides is None else overrides)
@@ -76,8 +76,8 @@ class Recipe(BaseModel):
             settings: By short name, dotted name or section; texts are read as YAML.
 
         Raises:
-            RoadError: A name is unknown, a value does not fit, or a setting is of another kind of
-                edit than the chosen one.
+            RoadError: where a name is unknown, a value does not fit, or a setting is of another
+                kind of edit than the chosen one.
         """
         if not isinstance(settings, Mapping):
             raise RoadError(
@@ -106,7 +106,7 @@ class Recipe(BaseModel):
             model: A transformers model.
 
         Raises:
-            RoadError: A setting does not fit, or not this model.
+            RoadError: where a setting does not fit, or not this model.
         """
         road = RoadModel(model, self.interventions())
         for name in self.adapter_names():
@@ -127,7 +127,7 @@ class Recipe(BaseModel):
         """New interventions, one a layer, untrained; none of kind "linear".
 
         Raises:
-            RoadError: A setting does not fit.
+            RoadError: where a setting does not fit.
         """
         if self.edit.kind == LINEAR:
             return []

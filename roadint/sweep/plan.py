@@ -68,7 +68,7 @@ class Plan(Section):
                 joined with the file's.
 
         Raises:
-            RoadError: Something does not fit; found before anything runs.
+            RoadError: where something does not fit; found before anything runs.
         """
         content = _read(source)
         shared = _mapping("set", content.get("set")) | _mapping("set", changes.pop("set", None))
@@ -88,7 +88,7 @@ class Plan(Section):
         """Check what can be known before anything runs; the hub is not asked.
 
         Raises:
-            RoadError: A run would fail.
+            RoadError: where a run would fail.
         """
         if self.compose is not None and not self.compose:
             raise RoadError(
@@ -145,7 +145,7 @@ class Plan(Section):
             changes: Its settings, one of `runs`.
 
         Raises:
-            RoadError: A setting does not fit.
+            RoadError: where a setting does not fit.
         """
         return Recipe.load(self.recipe, self.set).override(changes)
 

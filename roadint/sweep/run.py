@@ -50,7 +50,7 @@ def sweep(
         again by the next call.
 
     Raises:
-        RoadError: The plan does not fit, or `out` has another plan's table.
+        RoadError: where the plan does not fit, or `out` has another plan's table.
     """
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)

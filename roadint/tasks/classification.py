@@ -18,7 +18,7 @@ class ClassificationTask:
     """A GLUE task: the dev set is halved into validation and test, as in the paper (appendix C.1).
 
     Args:
-        recipe: names the task, and says how many rows train.
+        recipe: Names the task, and says how many rows train.
         sources: "train", and "dev" or else "validation" and "test"; files, or "hub".
 
     Raises:

@@ -27,14 +27,14 @@ class GlueFormat:
     """How a task's files look, and how it is measured.
 
     Attributes:
-        texts: the columns that hold a row's one or two texts.
-        label: the column that holds its label.
-        labels: what that column holds, in the order of the classes; None where it holds a number,
+        texts: The columns that hold a row's one or two texts.
+        label: The column that holds its label.
+        labels: What that column holds, in the order of the classes; None where it holds a number,
             to be predicted.
-        metric: the score.
-        header: the columns of a file that has no header.
-        hub_texts: the names of `texts` on the hub, where they differ.
-        dev: the name of the dev set on the hub.
+        metric: The score.
+        header: The columns of a file that has no header.
+        hub_texts: The names of `texts` on the hub, where they differ.
+        dev: The name of the dev set on the hub.
     """
 
     texts: tuple[str, ...]
@@ -74,8 +74,8 @@ class GlueRow:
     """One example of a task.
 
     Attributes:
-        texts: one or two.
-        label: the index of the class, or a number.
+        texts: One or two.
+        label: The index of the class, or a number.
     """
 
     texts: tuple[str, ...]
@@ -90,10 +90,10 @@ def load_glue(
     Rows without a text or a label are skipped, as the usual readers do, and counted in the log.
 
     Args:
-        task: a name in FORMATS.
-        source: a tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
+        task: A name in FORMATS.
+        source: A tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
         split: "train" or "dev", on the hub.
-        limit: how many, the first ones; all by default.
+        limit: How many, the first ones; all by default.
 
     Returns:
         The rows.
@@ -137,8 +137,8 @@ def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[G
     """Split a dev set at random, as the paper does (appendix C.1).
 
     Args:
-        rows: the dev set.
-        seed: of the draw.
+        rows: The dev set.
+        seed: Of the draw.
 
     Returns:
         Validation and test: 1,000 rows and the rest where there are over 2,000, else two halves.
@@ -154,9 +154,9 @@ def measure(
     """Accuracy, Matthews' or Pearson's correlation, as is a task's metric.
 
     Args:
-        task: a name in FORMATS.
-        predicted: the classes, or the numbers.
-        labels: the right ones.
+        task: A name in FORMATS.
+        predicted: The classes, or the numbers.
+        labels: The right ones.
 
     Returns:
         The metric; a correlation with a constant is 0.

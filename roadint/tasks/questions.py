@@ -25,9 +25,9 @@ class Question:
     """One row of a file.
 
     Attributes:
-        instruction: what is asked, for the template.
-        output: what training shows.
-        answer: what counts.
+        instruction: What is asked, for the template.
+        output: What training shows.
+        answer: What counts.
     """
 
     instruction: str
@@ -39,8 +39,8 @@ def load_questions(source: str | Path, limit: int | None = None) -> list[Questio
     """Read questions.
 
     Args:
-        source: a file, a JSON list or JSON Lines.
-        limit: how many, the first ones; all by default.
+        source: A file, a JSON list or JSON Lines.
+        limit: How many, the first ones; all by default.
 
     Returns:
         The questions.
@@ -92,8 +92,8 @@ def answered(text: str, answer: str) -> bool:
     That is the first choice that the text names, its last number, or the letter after "answer is".
 
     Args:
-        text: what a model wrote.
-        answer: the right one.
+        text: What a model wrote.
+        answer: The right one.
 
     Example:
         >>> answered("4 * 3 = 12 kids. The answer is 1,250.", "1250")
@@ -122,9 +122,9 @@ class ChoiceQuestion:
     likelier than the others.
 
     Attributes:
-        prompt: what the choices continue.
-        choices: the continuations.
-        right: the index of the answer.
+        prompt: What the choices continue.
+        choices: The continuations.
+        right: The index of the answer.
     """
 
     prompt: str
@@ -136,7 +136,7 @@ class ChoiceQuestion:
         """Read the choices that a question numbers.
 
         Args:
-            question: ends with "Answer1: … Answer2: …", or endings, options, solutions.
+            question: Ends with "Answer1: … Answer2: …", or endings, options, solutions.
 
         Returns:
             The question without its choices.

@@ -31,7 +31,7 @@ class ReasoningTask:
     Where no rows are for validation, a tenth of the training rows is (200 at most).
 
     Args:
-        recipe: says how many rows train and are scored, and how prompts are made.
+        recipe: Says how many rows train and are scored, and how prompts are made.
         sources: "train" and "test", and maybe "validation"; files.
 
     Raises:

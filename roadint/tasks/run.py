@@ -33,11 +33,11 @@ def finetune(
     """Train an adapter for a recipe's task.
 
     Args:
-        recipe: of kind "linear", with a task.
+        recipe: Of kind "linear", with a task.
         data: "train" and "dev", or "validation" and "test", by default the recipe's; see
             roadint.tasks.glue and .questions.
-        out: where the checkpoint goes.
-        quiet: no progress bar.
+        out: Where the checkpoint goes.
+        quiet: No progress bar.
 
     Returns:
         The RoadModel, with the values of the best epoch, and the summary: the metric on the
@@ -70,8 +70,8 @@ def load_for(task: Task, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTok
     """The base model that a task needs, and its tokenizer.
 
     Args:
-        task: says whether it is a classifier, which gets a new head, or a language model.
-        recipe: names the model.
+        task: Says whether it is a classifier, which gets a new head, or a language model.
+        recipe: Names the model.
 
     Returns:
         The model and the tokenizer, which has a padding token.
@@ -97,12 +97,12 @@ def fit(
     """Train what asks for gradients in a model, and measure it.
 
     Args:
-        system: a RoadModel, or another method's model that is called as one. Afterwards it has the
+        system: A RoadModel, or another method's model that is called as one. Afterwards it has the
             values of the epoch with the best validation score.
-        tokenizer: of its base model.
-        task: what it learns.
-        recipe: the optimisation.
-        quiet: no progress bar.
+        tokenizer: Of its base model.
+        task: What it learns.
+        recipe: The optimisation.
+        quiet: No progress bar.
 
     Returns:
         The figures.

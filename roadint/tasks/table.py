@@ -22,8 +22,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     """The task of a recipe, with its data read.
 
     Args:
-        recipe: names the task.
-        data: split → file, by default the recipe's: "train" and what the task is measured on.
+        recipe: Names the task.
+        data: Split → file, by default the recipe's: "train" and what the task is measured on.
 
     Returns:
         The task.

@@ -18,8 +18,8 @@ class Task(Protocol):
     """A task with its data, read and checked before a model is loaded.
 
     Args:
-        recipe: its settings.
-        sources: split → file; "train", and what the task is measured on.
+        recipe: Its settings.
+        sources: Split → file; "train", and what the task is measured on.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -45,8 +45,8 @@ class Task(Protocol):
         """Measure a model.
 
         Args:
-            model: a RoadModel, or what is called as one.
-            tokenizer: its own.
+            model: A RoadModel, or what is called as one.
+            tokenizer: Its own.
             split: "validation" or "test".
 
         Returns:
@@ -63,8 +63,8 @@ def check_examples(
     """Check that a model can read what a task prepared.
 
     Args:
-        system: a RoadModel, or what is called as one.
-        tokenizer: its own.
+        system: A RoadModel, or what is called as one.
+        tokenizer: Its own.
         examples: Examples, or mappings with input_ids.
 
     Raises:
@@ -81,7 +81,7 @@ def check_splits(splits: Mapping[str, Sequence[Any]]) -> None:
     """Check that every split has rows.
 
     Args:
-        splits: the rows by the split's name.
+        splits: The rows by the split's name.
 
     Raises:
         RoadError: where one has none.

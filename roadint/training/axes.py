@@ -27,10 +27,10 @@ def fit_axes(
     in them.
 
     Args:
-        road: the model and its interventions.
-        examples: tokenized rows.
-        collate: makes batches of them.
-        quiet: no progress bar.
+        road: The model and its interventions.
+        examples: Tokenized rows.
+        collate: Makes batches of them.
+        quiet: No progress bar.
     """
     for intervention in road.interventions:
         axes = intervention.unmeasured_axes()

@@ -14,9 +14,9 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
     """The optimisation of a recipe, as Trainer takes it.
 
     Args:
-        recipe: its settings.
-        folder: where Trainer writes.
-        settings: other fields of TrainingArguments, such as when it saves and evaluates.
+        recipe: Its settings.
+        folder: Where Trainer writes.
+        settings: Other fields of TrainingArguments, such as when it saves and evaluates.
 
     Returns:
         Arguments without weight decay, which would pull α to 0.

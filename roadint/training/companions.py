@@ -29,9 +29,9 @@ class Companions:
         """Read companions.
 
         Args:
-            road: the model, whose names compositions use.
-            companions: composition → composition, or several.
-            rate: the share of a composition's examples that have a companion, from 0 to 1.
+            road: The model, whose names compositions use.
+            companions: Composition → composition, or several.
+            rate: The share of a composition's examples that have a companion, from 0 to 1.
 
         Returns:
             The companions.
@@ -57,7 +57,7 @@ class Companions:
         """Draw companions for a batch, from torch's generator, which a resumed run restores.
 
         Args:
-            compositions: one a row.
+            compositions: One a row.
 
         Returns:
             The arguments of `RoadModel.forward` that say what acts and what learns in each row;

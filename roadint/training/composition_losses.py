@@ -27,9 +27,9 @@ class CompositionLosses:
         """Add a batch.
 
         Args:
-            compositions: one a row.
-            nll: the loss of each token, in nats.
-            rows: the row of each token.
+            compositions: One a row.
+            nll: The loss of each token, in nats.
+            rows: The row of each token.
         """
         by_row = torch.zeros(len(compositions), 2, device=nll.device)
         by_row.index_add_(0, rows, torch.stack([nll.detach(), torch.ones_like(nll)], dim=1))

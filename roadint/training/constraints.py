@@ -29,11 +29,11 @@ class Constraints:
     """What a training asks for beside its optimizer.
 
     Attributes:
-        rates: subspace → learning rate, as a multiple of the run's own; for kinds whose units have
+        rates: Subspace → learning rate, as a multiple of the run's own; for kinds whose units have
             parameters apart, as RoAd's blocks have.
-        decay: each step shrinks every edit by the rate times this, as a strength of 1 − rate·decay
+        decay: Each step shrinks every edit by the rate times this, as a strength of 1 − rate·decay
             does: toward the identity, where weight decay would pull α to 0.
-        max_log_scale: the bound of |log α|, 0 for pure rotations; for kinds that have scales.
+        max_log_scale: The bound of |log α|, 0 for pure rotations; for kinds that have scales.
     """
 
     rates: Mapping[str, float]

@@ -29,7 +29,7 @@ def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """A digest of tensors: of their names, shapes, types and values, whatever their device.
 
     Args:
-        named: names and tensors, such as `model.named_parameters()`.
+        named: Names and tensors, such as `model.named_parameters()`.
 
     Returns:
         The digest, in hexadecimal; None where some values are not there (offloaded).
@@ -76,9 +76,9 @@ class ModelState:
     """Everything that a model's forward pass depends on.
 
     Attributes:
-        values: the fingerprint of parameters and buffers; None where some are not there.
-        settings: a digest of the modules' kinds, modes and plain settings.
-        functions: the hooks, and what stands in the place of a module's own methods.
+        values: The fingerprint of parameters and buffers; None where some are not there.
+        settings: A digest of the modules' kinds, modes and plain settings.
+        functions: The hooks, and what stands in the place of a module's own methods.
     """
 
     values: str | None

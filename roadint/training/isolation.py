@@ -23,7 +23,7 @@ def unchanged(system: nn.Module) -> Iterator[None]:
     That is modes, configurations, and a forward in half precision.
 
     Args:
-        system: a RoadModel, or what else holds a transformers model as its `model`.
+        system: A RoadModel, or what else holds a transformers model as its `model`.
     """
     modes = {module: module.training for module in system.modules()}
     forwards = {name: vars(system)[name] for name in _SET_BY_ACCELERATE if name in vars(system)}
@@ -60,7 +60,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter of a model ask for gradients, inside; afterwards, those that did do again.
 
     Args:
-        model: the base model.
+        model: The base model.
     """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:

@@ -24,13 +24,13 @@ class PreparedRun:
     """A training that fits its model.
 
     Attributes:
-        recipe: its settings.
-        sources: the names of the data sets' sources, by composition.
-        examples: the tokens of all data sets.
-        template: of the prompts.
-        constraints: what happens to the values around each step.
-        strengths: subspace → the strength, after training, that becomes its 1.
-        companions: composition → what acts beside it.
+        recipe: Its settings.
+        sources: The names of the data sets' sources, by composition.
+        examples: The tokens of all data sets.
+        template: Of the prompts.
+        constraints: What happens to the values around each step.
+        strengths: Subspace → the strength, after training, that becomes its 1.
+        companions: Composition → what acts beside it.
     """
 
     recipe: Recipe
@@ -52,11 +52,11 @@ def prepare(
     """Read the data and check that all fits the model.
 
     Args:
-        road: the model that is to train.
-        tokenizer: of its base model.
-        data: composition → source; the recipe's by default.
-        recipe: the settings.
-        chosen: the settings that the caller names. The rates, strengths and companions of a preset
+        road: The model that is to train.
+        tokenizer: Of its base model.
+        data: Composition → source; the recipe's by default.
+        recipe: The settings.
+        chosen: The settings that the caller names. The rates, strengths and companions of a preset
             are for its own data sets and subspaces, so those of others are dropped; a caller's are
             not.
 

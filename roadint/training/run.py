@@ -46,18 +46,18 @@ def train(
     """Train all subspaces of a RoadModel at once, each data set through its own composition.
 
     Args:
-        road: its interventions and adapters learn, in place. Its base model stays as it is.
-        tokenizer: of the base model.
-        data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
+        road: Its interventions and adapters learn, in place. Its base model stays as it is.
+        tokenizer: Of the base model.
+        data: Composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
             the recipe's by default.
-        recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the
+        recipe: A preset, a YAML file or a Recipe, for the data and the optimisation; the
             interventions are those of `road`.
-        out: a folder, for checkpoints while the run goes on, and the result when it is done.
-        resume: go on from the last checkpoint in `out`. A run of the same settings and data that is
+        out: A folder, for checkpoints while the run goes on, and the result when it is done.
+        resume: Go on from the last checkpoint in `out`. A run of the same settings and data that is
             done is taken up as it is.
-        quiet: no progress bar.
-        shared_prefix: lets the next run take what prefix reuse stored in this one, where it fits.
-        overrides: single settings of the recipe, such as lr=1e-2.
+        quiet: No progress bar.
+        shared_prefix: Lets the next run take what prefix reuse stored in this one, where it fits.
+        overrides: Single settings of the recipe, such as lr=1e-2.
 
     Returns:
         The summary, also `road.training_summary`: "recipe", "rows" of each composition, "steps",

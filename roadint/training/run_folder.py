@@ -42,9 +42,9 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
     """What must be the same for a run to go on.
 
     Args:
-        road: the model that trains.
-        recipe: its settings; where the data comes from does not matter, its tokens do.
-        examples: the tokens.
+        road: The model that trains.
+        recipe: Its settings; where the data comes from does not matter, its tokens do.
+        examples: The tokens.
 
     Returns:
         What JSON can hold of the optimisation, the interventions and adapters, the tokens and the
@@ -132,10 +132,10 @@ def check_same_recipe(
     """Check that a finished result is one of this recipe.
 
     Args:
-        out: the folder that it is in.
-        saved: the result.
-        recipe: the settings.
-        data: composition → source, by default the recipe's.
+        out: The folder that it is in.
+        saved: The result.
+        recipe: The settings.
+        data: Composition → source, by default the recipe's.
 
     Raises:
         RoadError: where it is of other settings, or of data of other names.
@@ -163,11 +163,11 @@ def last_checkpoint(
     Checkpoints that a kill left half-written, or half-removed, are removed.
 
     Args:
-        out: the output folder.
-        identity: of the run.
-        resume: whether a run may go on.
-        processes: how many train together.
-        writes: whether this one does.
+        out: The output folder.
+        identity: Of the run.
+        resume: Whether a run may go on.
+        processes: How many train together.
+        writes: Whether this one does.
 
     Returns:
         Its folder, or None where the run starts anew, for which `out` is made ready.
@@ -213,8 +213,8 @@ def is_whole(path: Path, processes: int = 1) -> bool:
     """Whether a checkpoint has all that a training needs to go on as if it had not stopped.
 
     Args:
-        path: its folder.
-        processes: how many train together; each has random states and sums of its own.
+        path: Its folder.
+        processes: How many train together; each has random states and sums of its own.
     """
     ranks = range(processes)
     random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]

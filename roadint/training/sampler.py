@@ -22,13 +22,13 @@ class MixedLengthSampler(Sampler[int]):
     so that its parts (the micro-batches of gradient accumulation) hardly need padding.
 
     Args:
-        examples: of any number of compositions.
-        step_rows: how many rows an optimizer step has, over all processes.
-        seed: the order depends on it and the epoch alone.
-        processes: how many train together. Batches go to them in turn, and each process sees the
+        examples: Of any number of compositions.
+        step_rows: How many rows an optimizer step has, over all processes.
+        seed: The order depends on it and the epoch alone.
+        processes: How many train together. Batches go to them in turn, and each process sees the
             examples of its `shard` alone, all of them in every epoch (a few twice, so that all
             processes have as many batches).
-        micro_batch: how many rows a batch has; all rows of a process's step by default.
+        micro_batch: How many rows a batch has; all rows of a process's step by default.
 
     Example:
         >>> rows = [Example([1] * length, [2], "ab"[length % 2]) for length in range(1, 9)]

@@ -38,23 +38,23 @@ class RoadTrainer(BaseTrainer):
     `loss/german`.
 
     Args:
-        model: the RoadModel.
+        model: The RoadModel.
         args: Trainer's settings.
-        companions: composition → composition, or several. A share `companion_rate` of the examples
+        companions: Composition → composition, or several. A share `companion_rate` of the examples
             of the first runs with the second (one of them, at random) acting too, without gradients
             for it, so that the first learns to work beside it.
-        companion_rate: from 0 to 1.
-        constraints: what happens to the values around each step; see roadint.training.constraints.
-        prefix_reuse: compute once what the edit can't change (roadint.training.prefix), where the
+        companion_rate: From 0 to 1.
+        constraints: What happens to the values around each step; see roadint.training.constraints.
+        prefix_reuse: Compute once what the edit can't change (roadint.training.prefix), where the
             data_collator is roadint's.
-        prefix_memory: the budget of that in bytes; a quarter of what is free by default.
-        shared_prefix: lets the next training take what this one stored.
-        quiet: no progress bar for the pass over the data that stores it.
+        prefix_memory: The budget of that in bytes; a quarter of what is free by default.
+        shared_prefix: Lets the next training take what this one stored.
+        quiet: No progress bar for the pass over the data that stores it.
         kwargs: Trainer's other arguments; the data sets are sequences of Example
             (roadint.data.collate).
 
     Attributes:
-        prefix_report: what prefix reuse stored in the last training; None without it.
+        prefix_report: What prefix reuse stored in the last training; None without it.
 
     Raises:
         RoadError: for weight decay, which would pull α to 0, not to the identity, and for what
@@ -99,7 +99,7 @@ class RoadTrainer(BaseTrainer):
         A training waits for the others of this process.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the last whole one in the
+            resume_from_checkpoint: A checkpoint's folder, or True for the last whole one in the
                 output folder.
             args: Trainer's other arguments.
             kwargs: Trainer's other arguments.
@@ -171,10 +171,10 @@ class RoadTrainer(BaseTrainer):
         """The mean over the tokens of the (accumulated) batch; it is noted for the logs.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            inputs: a batch.
-            return_outputs: whether the tokens' losses are wanted.
-            num_items_in_batch: how many tokens there are in all of the accumulated batches.
+            model: The RoadModel, or a wrapper of it.
+            inputs: A batch.
+            return_outputs: Whether the tokens' losses are wanted.
+            num_items_in_batch: How many tokens there are in all of the accumulated batches.
 
         Returns:
             The loss, in nats a token, or a pair of it and {"nll": [tokens]}.
@@ -207,10 +207,10 @@ class RoadTrainer(BaseTrainer):
         """The loss of a batch, and what its completions' tokens are and cost.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            inputs: a batch.
-            prediction_loss_only: whether the loss is enough.
-            ignore_keys: as Trainer's.
+            model: The RoadModel, or a wrapper of it.
+            inputs: A batch.
+            prediction_loss_only: Whether the loss is enough.
+            ignore_keys: As Trainer's.
 
         Returns:
             The loss; for each row the negative log-likelihoods of its completion's tokens; and the

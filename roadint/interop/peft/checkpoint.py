@@ -35,15 +35,15 @@ def load(road: RoadModel, name_or_path: str | Path, name: str = "road") -> RoadA
     """Put a PEFT RoAd checkpoint on a RoadModel as an adapter; logits are PEFT's.
 
     Args:
-        road: the model.
-        name_or_path: a folder or a hub id; of any variant and group_size.
-        name: of the adapter.
+        road: The model.
+        name_or_path: A folder or a hub id; of any variant and group_size.
+        name: Of the adapter.
 
     Returns:
         The adapter; what `modules_to_save` kept are its heads.
 
     Raises:
-        RoadError: if it is no RoAd, is damaged, or does not fit the model, which nothing of it
+        RoadError: where it is no RoAd, is damaged, or does not fit the model, which nothing of it
             changes then.
     """
     _check_road(road)
@@ -76,10 +76,10 @@ def base_of(name_or_path: str | Path) -> str:
     """The base model that a PEFT checkpoint names; empty where it names none.
 
     Args:
-        name_or_path: a folder or a hub id.
+        name_or_path: A folder or a hub id.
 
     Raises:
-        RoadError: if it is no checkpoint, or is for another revision of the model than the hub's
+        RoadError: where it is no checkpoint, or is for another revision of the model than the hub's
             newest.
     """
     config = read_config(folder_of(name_or_path, (CONFIG, TENSORS)))
@@ -96,9 +96,9 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
     """Write an adapter as a PEFT checkpoint, for `PeftModel.from_pretrained(model, folder)`.
 
     Args:
-        road: the model.
-        folder: a new one, or one with an earlier export of the same adapter.
-        name: of the adapter; the only one by default.
+        road: The model.
+        folder: A new one, or one with an earlier export of the same adapter.
+        name: Of the adapter; the only one by default.
 
     Returns:
         The size of the checkpoint in bytes.

@@ -27,13 +27,13 @@ def saved_modules(
     """The model's modules that `modules_to_save` names and a checkpoint has, by path.
 
     Args:
-        model: the base model.
-        config: of the checkpoint.
-        shapes: of the checkpoint's tensors that are no values of a RoAd layer.
-        folder: what messages call the checkpoint.
+        model: The base model.
+        config: Of the checkpoint.
+        shapes: Of the checkpoint's tensors that are no values of a RoAd layer.
+        folder: What messages call the checkpoint.
 
     Raises:
-        RoadError: if a module is not the model's, or is inside another one that is saved.
+        RoadError: where a module is not the model's, or is inside another one that is saved.
     """
     modules: dict[str, nn.Module] = {}
     named = config.get("modules_to_save") or []
@@ -73,13 +73,13 @@ def check_targets(
     """Check that PEFT would put the adapter on the layers that have values, and on no others.
 
     Args:
-        model: the base model.
-        config: of the checkpoint.
-        paths: the layers that have values.
-        owner: what messages call the checkpoint or adapter.
+        model: The base model.
+        config: Of the checkpoint.
+        paths: The layers that have values.
+        owner: What messages call the checkpoint or adapter.
 
     Raises:
-        RoadError: if there is a difference.
+        RoadError: where there is a difference.
     """
     names = config.get("target_modules")
     if not isinstance(names, list):
@@ -109,7 +109,7 @@ def check_names(model: nn.Module, adapter: RoadAdapter) -> None:
     """Check that PEFT would take the names of an adapter's modules for them alone.
 
     Raises:
-        RoadError: if it would take a name for another module too.
+        RoadError: where it would take a name for another module too.
     """
     heads = list(adapter.head_paths)
     config = {"target_modules": list(adapter.layout.paths), "modules_to_save": heads}
@@ -128,13 +128,13 @@ def check_taken(
     """Check that every tensor of a checkpoint is taken.
 
     Args:
-        keys: the tensors' names in the base model.
-        paths: the RoAd layers.
-        heads: the modules that were saved.
-        folder: what messages call the checkpoint.
+        keys: The tensors' names in the base model.
+        paths: The RoAd layers.
+        heads: The modules that were saved.
+        folder: What messages call the checkpoint.
 
     Raises:
-        RoadError: if one belongs to none of them.
+        RoadError: where one belongs to none of them.
     """
     known = {f"{path}{ending}" for path in paths for ending in VALUES}
     inside = tuple(f"{path}." for path in heads)

@@ -17,7 +17,7 @@ def as_peft(
     """θ or α of a layer in PEFT's order.
 
     Args:
-        values: by block; with 2 entries a block for road_2, 2 × 2 for road_4.
+        values: By block; with 2 entries a block for road_2, 2 × 2 for road_4.
         variant: "road_1", "road_2" or "road_4".
         group: PEFT's group_size, in dims.
 

@@ -24,14 +24,14 @@ def pyvene_config(
     say the position.
 
     Args:
-        model: the model that they are for.
-        interventions: one or a list.
+        model: The model that they are for.
+        interventions: One or a list.
 
     Returns:
         A `pv.IntervenableConfig`.
 
     Raises:
-        RoadError: if there are none, or the model has no such layer, component or width.
+        RoadError: where there are none, or the model has no such layer, component or width.
     """
     check_model(model)
     listed = listed_interventions(interventions)

@@ -26,16 +26,16 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     pyvene's own `load`.
 
     Args:
-        folder: what `save` wrote.
-        model: the model that the interventions are for.
-        classes: intervention classes of your own that the folder may name. Those of roadint and
+        folder: What `save` wrote.
+        model: The model that the interventions are for.
+        classes: Intervention classes of your own that the folder may name. Those of roadint and
             pyvene are known.
 
     Returns:
         A `pv.IntervenableModel`.
 
     Raises:
-        RoadError: if the folder holds no such model, or it does not fit.
+        RoadError: where the folder holds no such model, or it does not fit.
     """
     path = path_of("folder", folder)
     saved, mode = read_saved_config(path, classes)
@@ -123,11 +123,11 @@ def state_of(folder: str | Path, key: str) -> dict[str, Tensor]:
     """What pyvene's `save` or `save_intervention` wrote of one intervention, on the CPU.
 
     Args:
-        folder: what was saved.
-        key: what pyvene calls the intervention.
+        folder: What was saved.
+        key: What pyvene calls the intervention.
 
     Raises:
-        RoadError: if it is not there, or damaged.
+        RoadError: where it is not there, or damaged.
     """
     path = _file_of(folder, key)
     if not path.is_file():
@@ -146,7 +146,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A file of named tensors that torch wrote, on the CPU; reading it can run nothing.
 
     Raises:
-        RoadError: if it is any other file.
+        RoadError: where it is any other file.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -22,9 +22,9 @@ class SavedIntervention:
     """What the configuration says of one intervention.
 
     Attributes:
-        kind: its class.
+        kind: Its class.
         representation: pyvene's RepresentationConfig of it.
-        key: what pyvene calls it, in its model and in the names of its files.
+        key: What pyvene calls it, in its model and in the names of its files.
         constant: True if its source is constant.
         width: pyvene's interchange dim, if the configuration has one.
     """
@@ -40,11 +40,11 @@ def read_saved_config(folder: Path, classes: Sequence[type]) -> tuple[list[Saved
     """The interventions that a folder holds, and pyvene's mode.
 
     Args:
-        folder: what `IntervenableModel.save` wrote.
-        classes: intervention classes that the folder may name beside pyvene's and roadint's.
+        folder: What `IntervenableModel.save` wrote.
+        classes: Intervention classes that the folder may name beside pyvene's and roadint's.
 
     Raises:
-        RoadError: if it is no such folder, or names any other class.
+        RoadError: where it is no such folder, or names any other class.
     """
     config = _read_json(folder)
     known = _by_name([*vars(pyvene).values(), *registered().values()])

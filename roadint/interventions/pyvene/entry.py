@@ -65,9 +65,9 @@ class PyveneEntry(
     Args:
         subspace_partition: pyvene's way to say subspaces: ranges [start, end] or lists of dims,
             which are called "subspace_0", "subspace_1", ….
-        embed_dim: the width of the hidden states, times `max_number_of_units`.
-        max_number_of_units: how many positions pyvene edits at once.
-        **arguments: those of `SubspaceIntervention`; further fields of pyvene's configuration say
+        embed_dim: The width of the hidden states, times `max_number_of_units`.
+        max_number_of_units: How many positions pyvene edits at once.
+        **arguments: Those of `SubspaceIntervention`; further fields of pyvene's configuration say
             nothing that an intervention of roadint needs.
 
     Raises:
@@ -134,7 +134,7 @@ class PyveneEntry(
         becomes the intervention's own.
 
         Args:
-            given: what the user's configuration says beside the intervention.
+            given: What the user's configuration says beside the intervention.
 
         Raises:
             RoadError: where they disagree, and for a field that would not be heeded.
@@ -193,9 +193,9 @@ class PyveneEntry(
         """Learn the width, where the model tells it, and move to the device of the module.
 
         Args:
-            model: the whole model.
+            model: The whole model.
             representation: pyvene's RepresentationConfig of this intervention.
-            module: the module whose hidden states are edited.
+            module: The module whose hidden states are edited.
         """
         if representation.component == "block_output":
             check_layer(model, representation.layer, module)
@@ -220,13 +220,13 @@ class PyveneEntry(
         Where the width was not known, it is that of `base` from now on.
 
         Args:
-            base: the hidden states, with any number of heads and positions; the dtype is kept.
-            source: those of another input, for a kind that takes them.
+            base: The hidden states, with any number of heads and positions; the dtype is kept.
+            source: Those of another input, for a kind that takes them.
             subspaces: None (all of them); a composition for all rows ("german", "a + 0.5*b"); or
                 one entry a row: a composition, or a list of names, of indices into the partition
                 or, where the intervention names no subspaces, of dims (whole blocks). None in a
                 row's place, and an empty list, leave the row as it is.
-            **kwargs: whatever else pyvene passes.
+            **kwargs: Whatever else pyvene passes.
 
         Raises:
             RoadError: for anything else.

@@ -53,7 +53,7 @@ class Sited:
         """The fields of pyvene's RepresentationConfig.
 
         Args:
-            given: those that the user's configuration says.
+            given: Those that the user's configuration says.
 
         Raises:
             RoadError: where they disagree with the intervention.
@@ -74,7 +74,7 @@ def representations_of(listed: Any) -> list[Any]:
     """pyvene's list of representations, of which the Sited ones have been asked.
 
     Args:
-        listed: whatever pyvene takes as representations, or interventions.
+        listed: Whatever pyvene takes as representations, or interventions.
 
     Raises:
         RoadError: where a configuration and its intervention disagree.

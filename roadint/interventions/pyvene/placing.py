@@ -22,8 +22,8 @@ def layer_in_path(path: str, wanted: int | None) -> int | None:
     """The layer that a path such as "model.layers[3].output" names; None where it names none.
 
     Args:
-        path: the component, as a path.
-        wanted: the layer that was said beside it, if any.
+        path: The component, as a path.
+        wanted: The layer that was said beside it, if any.
 
     Raises:
         RoadError: where the path is not in the wanted layer.
@@ -41,9 +41,9 @@ def position_width(embed_dim: Any, units: Any) -> int:
     """The width of one position.
 
     Args:
-        embed_dim: the width, which pyvene multiplies by the number of positions, although
+        embed_dim: The width, which pyvene multiplies by the number of positions, although
             keep_last_dim keeps them apart.
-        units: that number.
+        units: That number.
 
     Raises:
         RoadError: where they are no counts, or do not divide.

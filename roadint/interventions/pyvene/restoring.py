@@ -51,9 +51,9 @@ def check_fits(
     """Check, before anything large is made, that values have the shapes that arguments ask for.
 
     Args:
-        kind: the class of the intervention.
-        arguments: those of its __init__.
-        values: what was saved with them, by name.
+        kind: The class of the intervention.
+        arguments: Those of its __init__.
+        values: What was saved with them, by name.
 
     Raises:
         RoadError: where they have not, or the arguments make no intervention.

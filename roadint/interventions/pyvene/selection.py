@@ -39,9 +39,9 @@ def chosen_by(
     """What acts in a row: a composition or, where dims are counted, each unit's strength.
 
     Args:
-        entry: the row's, of pyvene's `subspaces`.
-        partition: the intervention's.
-        dims_of: the one subspace in which integers count dims; None where they are indices into
+        entry: The row's, of pyvene's `subspaces`.
+        partition: The intervention's.
+        dims_of: The one subspace in which integers count dims; None where they are indices into
             the partition.
 
     Raises:

@@ -31,11 +31,11 @@ class PrefixReport:
     """What was stored, and what it took.
 
     Attributes:
-        storage: where it lies.
-        examples: how many distinct ones.
-        skipped_layers: how many of the lowest layers no step runs.
-        megabytes: its size.
-        seconds: how long the pass over the data took.
+        storage: Where it lies.
+        examples: How many distinct ones.
+        skipped_layers: How many of the lowest layers no step runs.
+        megabytes: Its size.
+        seconds: How long the pass over the data took.
     """
 
     storage: StorageKind
@@ -88,14 +88,14 @@ class PrefixCache:
         """Run the base model over the data once and store what its steps would compute again.
 
         Args:
-            road: the model that is to train.
-            examples: of the training.
-            collator: makes plain batches of them.
-            memory: the budget in bytes, on the model's device; by default a quarter of what is
+            road: The model that is to train.
+            examples: Of the training.
+            collator: Makes plain batches of them.
+            memory: The budget in bytes, on the model's device; by default a quarter of what is
                 free. Beyond it only hidden states are stored (of all tokens), beyond that
                 everything in files.
-            folder: where files are put. They vanish with the process.
-            quiet: no progress bar.
+            folder: Where files are put. They vanish with the process.
+            quiet: No progress bar.
 
         Returns:
             A cache whose losses are the model's own.
@@ -122,7 +122,7 @@ class PrefixCache:
         """Make one batch: as `Collator` does, from each row's first needed token on.
 
         Args:
-            examples: its rows.
+            examples: Its rows.
 
         Returns:
             The batch, with "hidden" and "prefix", what is stored of its rows.
@@ -159,8 +159,8 @@ class PrefixCache:
         """`completion_nll` of a batch of this cache, or a plain one.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            batch: on the model's device.
+            model: The RoadModel, or a wrapper of it.
+            batch: On the model's device.
 
         Returns:
             The negative log-likelihood of each completion token, in nats, and its row.
@@ -178,9 +178,9 @@ class PrefixCache:
         """Whether a training can take what is stored, if its base model's values are the same.
 
         Args:
-            road: its model: the base model must be the same object, cut at the same layer.
-            examples: its data: all must be stored, from their first edited token on.
-            collator: its collator.
+            road: Its model: the base model must be the same object, cut at the same layer.
+            examples: Its data: all must be stored, from their first edited token on.
+            collator: Its collator.
         """
         fits = (
             self.cut.model is road.model
@@ -197,8 +197,8 @@ class PrefixCache:
         Whatever a model does that is not foreseen here shows in it.
 
         Args:
-            road: the model.
-            example: one that is stored.
+            road: The model.
+            example: One that is stored.
 
         Raises:
             CannotReuseError: where they differ by more than rounding does.

@@ -20,14 +20,14 @@ class CutModel:
     """The base model of a RoadModel: the layers below the cut give the same whatever is learned.
 
     Attributes:
-        model: the base model.
-        device: where it takes its inputs.
-        skipped: how many layers are below the cut.
-        width: of the hidden states that cross the cut; 0 where no layer is below it.
-        as_tuple: whether its layers return tuples.
-        takes_positions: whether its forward takes position_ids.
-        layout: of the keys and values of all layers.
-        upper: of those of the layers above the cut.
+        model: The base model.
+        device: Where it takes its inputs.
+        skipped: How many layers are below the cut.
+        width: Of the hidden states that cross the cut; 0 where no layer is below it.
+        as_tuple: Whether its layers return tuples.
+        takes_positions: Whether its forward takes position_ids.
+        layout: Of the keys and values of all layers.
+        upper: Of those of the layers above the cut.
     """
 
     model: nn.Module
@@ -44,8 +44,8 @@ class CutModel:
         """Learn what a model's layers give by running a few tokens.
 
         Args:
-            road: its interventions and adapters say where the cut is.
-            tokens: ids, two or so.
+            road: Its interventions and adapters say where the cut is.
+            tokens: Ids, two or so.
 
         Returns:
             The cut model.
@@ -87,10 +87,10 @@ class CutModel:
         """What the model takes to run tokens that follow a cache without padding.
 
         Args:
-            ids: the tokens.
-            rank: which tokens of their examples they are.
-            mask: which of them are no padding.
-            past: the cache.
+            ids: The tokens.
+            rank: Which tokens of their examples they are.
+            mask: Which of them are no padding.
+            past: The cache.
 
         Returns:
             Keyword arguments, on the model's device.

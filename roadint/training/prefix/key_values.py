@@ -76,9 +76,9 @@ class KeyValueLayout:
     """How the keys and values of one token lie in a row of numbers, layer by layer, keys first.
 
     Attributes:
-        shapes: of each layer (heads, key width, value width); None where they are not stored.
-        sliding: whether each layer has a sliding window.
-        dtype: of the numbers.
+        shapes: Of each layer (heads, key width, value width); None where they are not stored.
+        sliding: Whether each layer has a sliding window.
+        dtype: Of the numbers.
     """
 
     shapes: tuple[tuple[int, int, int] | None, ...]
@@ -101,8 +101,8 @@ class KeyValueLayout:
         """A cache that holds a prefix and forgets what is added to it.
 
         Args:
-            prefix: rows of at least `width` numbers, the last of which count.
-            recorder: is told what is added.
+            prefix: Rows of at least `width` numbers, the last of which count.
+            recorder: Is told what is added.
 
         Returns:
             A cache for one forward pass.
@@ -132,8 +132,8 @@ def layout_of(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout
     """The layout of all layers of a model.
 
     Args:
-        model: runs a few tokens.
-        ids: the tokens.
+        model: Runs a few tokens.
+        ids: The tokens.
 
     Returns:
         The layout.

@@ -19,10 +19,10 @@ class TokenPlan:
     """Where the tokens of all examples are stored, one example after the other.
 
     Attributes:
-        starts: the first token of each example that a step must run. Of it and what follows, hidden
+        starts: The first token of each example that a step must run. Of it and what follows, hidden
             states are stored; of what comes before, keys and values.
-        lengths: the number of tokens of each example.
-        shared: with how many equal tokens all examples begin (the template's). Their keys and
+        lengths: The number of tokens of each example.
+        shared: With how many equal tokens all examples begin (the template's). Their keys and
             values are stored once, in the first slots.
     """
 
@@ -56,8 +56,8 @@ class TokenPlan:
         """Where the hidden states of tokens are.
 
         Args:
-            index: the example of each row.
-            rank: tokens, counted from the beginning of their example.
+            index: The example of each row.
+            rank: Tokens, counted from the beginning of their example.
 
         Returns:
             The slots.
@@ -76,8 +76,8 @@ def first_needed(road: RoadModel, example: Example) -> int:
     """The first token of an example that a step must run.
 
     Args:
-        road: says where it edits.
-        example: its prompt counts; the completion follows the edit or is part of it.
+        road: Says where it edits.
+        example: Its prompt counts; the completion follows the edit or is part of it.
 
     Returns:
         The first edited token or, where it comes earlier, the one that predicts the completion's

@@ -25,11 +25,11 @@ def record(
     """Fill a storage, long examples first, in batches of like length.
 
     Args:
-        cut: the model that runs.
-        examples: the distinct ones that the storage is planned for, in its order.
-        storage: where what they give is put.
-        fill: the id of the padding.
-        quiet: no progress bar.
+        cut: The model that runs.
+        examples: The distinct ones that the storage is planned for, in its order.
+        storage: Where what they give is put.
+        fill: The id of the padding.
+        quiet: No progress bar.
     """
     plan = storage.plan
     header = _record_shared(cut, examples[0].prompt[: plan.shared], storage)

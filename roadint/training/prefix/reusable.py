@@ -11,7 +11,7 @@ def check_reusable(model: nn.Module) -> None:
     """Check that a model computes the same every time.
 
     Args:
-        model: the base model.
+        model: The base model.
 
     Raises:
         CannotReuseError: where the base model itself trains, gradient checkpointing computes its

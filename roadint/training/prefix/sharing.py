@@ -55,7 +55,7 @@ class SharedPrefix:
     values, and the lowest layer and the examples fit; else it makes a new one.
 
     Attributes:
-        cache: the last training's; None frees its memory.
+        cache: The last training's; None frees its memory.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class SharedPrefix:
         """The cache of the last training where it fits, else a new one.
 
         Args:
-            road: the model that is to train.
-            examples: of the training.
-            collator: makes plain batches of them.
-            build: makes the new one, see `reusable_prefix`.
+            road: The model that is to train.
+            examples: Of the training.
+            collator: Makes plain batches of them.
+            build: Makes the new one, see `reusable_prefix`.
 
         Returns:
             The cache; None where the prefix can't be reused.

@@ -44,10 +44,10 @@ class PrefixStorage:
     """What is stored of a data set.
 
     Attributes:
-        kind: where it lies; "hidden states in memory" is all of them, and no keys and values.
-        plan: which token lies where.
-        hidden: the hidden states that enter the layers above the cut.
-        prefix: the keys and values of the layers above the cut.
+        kind: Where it lies; "hidden states in memory" is all of them, and no keys and values.
+        plan: Which token lies where.
+        hidden: The hidden states that enter the layers above the cut.
+        prefix: The keys and values of the layers above the cut.
     """
 
     kind: StorageKind
@@ -62,11 +62,11 @@ class PrefixStorage:
         """Choose what is stored where, and make room for it.
 
         Args:
-            cut: says how wide hidden states and keys and values are, and of which dtype.
-            plan: what to store where there is room.
-            memory: the budget in bytes, on the model's device; by default a quarter of what is
+            cut: Says how wide hidden states and keys and values are, and of which dtype.
+            plan: What to store where there is room.
+            memory: The budget in bytes, on the model's device; by default a quarter of what is
                 free.
-            folder: of files that take it all where the budget is too small even for hidden states.
+            folder: Of files that take it all where the budget is too small even for hidden states.
 
         Returns:
             The storage, with nothing in it yet.
