@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.data.collate import Example
-from roadint.interop.pyvene import register
+from roadint.interop.pyvene import register_model
 from roadint.interventions.pyvene.patches import (
     DistributedRepresentationIntervention,
     SourcelessIntervention,
@@ -69,7 +69,7 @@ def wrap_in_pyvene(model: nn.Module, layer: int, width: int) -> tuple[Any, Pyven
     Returns:
         pyvene's IntervenableModel, and the intervention.
     """
-    register(model)
+    register_model(model)
     intervention = PyveneRoad(embed_dim=width)
     config = pyvene.IntervenableConfig(
         [{"layer": layer, "component": "block_output", "intervention": intervention}]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Base, Data, Json, Rows, Settings, overrides, pairs
+from roadint.cli.options import Base, Data, Json, Rows, Settings, overrides, named_values
 from roadint.cli.output import print_json, print_line
 from roadint.errors import RoadError, listing, quoted
 
@@ -39,7 +39,7 @@ def train(
     from roadint.training import run_folder
 
     check_folder("--out", out)
-    sources = pairs(data, "--data")
+    sources = named_values(data, "--data")
     changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
     chosen = Recipe.load(recipe, changes)
     chosen.interventions()  # what does not fit is refused before a model is loaded

@@ -233,11 +233,11 @@ def check_text(what: str, text: object) -> None:
     """
     if not isinstance(text, str):
         raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
-    if not is_whole(text):
+    if not is_valid_unicode(text):
         raise RoadError(f"{what} {quoted(text)} has half a letter in it, which no tokenizer reads")
 
 
-def is_whole(text: str) -> bool:
+def is_valid_unicode(text: str) -> bool:
     """Whether a text has no half letters (lone surrogates), which no tokenizer reads."""
     try:
         text.encode()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from roadint.data.prompts import is_whole
+from roadint.data.prompts import is_valid_unicode
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 Row = dict[str, str]
@@ -63,7 +63,7 @@ def _text(name: str, value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
-    if not is_whole(value):
+    if not is_valid_unicode(value):
         raise RoadError(
             f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}"
         )

@@ -110,7 +110,7 @@ class Page:
         return [self.comparing.compare, self.composing.answer, self.looking.look, self.opening.open]
 
 
-def layout(service: Service) -> Page:
+def lay_out(service: Service) -> Page:
     """Lay out the page.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from roadint.architecture.layers import site_path
 from roadint.architecture.properties import device_of, width_of
 from roadint.engines.call import Call, Source
-from roadint.engines.sources import AlignedSource, align, check_source
+from roadint.engines.interchange_sources import AlignedSource, align, check_source
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.grammar.position import Position, Tokens

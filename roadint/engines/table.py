@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roadint.engines.locks import Lock
-from roadint.engines.values import SeenValues
+from roadint.engines.seen_values import SeenValues
 from roadint.errors import RoadError, quoted
 from roadint.rotation.rotation import Rotation
 

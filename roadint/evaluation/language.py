@@ -34,11 +34,6 @@ def language_of(text: str) -> str:
     return str(py3langid.classify(text)[0])
 
 
-def language_shares(texts: Sequence[str]) -> dict[str, float]:
-    """The share of texts in each language, by code, the largest first."""
-    return shares_of([language_of(text) for text in texts])
-
-
 def shares_of(codes: Sequence[str]) -> dict[str, float]:
     """The share of each code, the largest first.
 

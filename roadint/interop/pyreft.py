@@ -104,7 +104,7 @@ def make_data_module(
         completion += [tokenizer.eos_token_id] * end
         columns["input_ids"].append(prompt + completion)
         columns["labels"].append([_IGNORED] * len(prompt) + completion)
-        edited = _edited(parsed, len(prompt))
+        edited = parsed.indices(len(prompt))
         columns["intervention_locations"].append([edited] * num_interventions)
     if subspaces is not None:
         columns["subspaces"] = [[list(indices)] * num_interventions for indices in subspaces]
@@ -128,16 +128,6 @@ def _check_lengths(
             raise RoadError(
                 f"{len(values)} {name} for {len(instructions)} instructions: expected one each"
             )
-
-
-def _edited(position: Position, length: int) -> list[int]:
-    """The edited tokens of a prompt of that length."""
-    lengths = torch.tensor([length])
-    position.check(lengths)
-    edited: list[int] = (
-        position.edited(torch.arange(length)[None], lengths)[0].nonzero()[:, 0].tolist()
-    )
-    return edited
 
 
 def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
@@ -205,11 +195,11 @@ def loreft_from(reft_model: Any, position: str | Position = "last") -> list[Lore
     for key, original in reft_model.interventions.items():
         if not isinstance(original, pyreft.LoreftIntervention):
             raise RoadError(f"{key} is a {type(original).__name__}: expected a LoreftIntervention")
-        site, source = reft_model.representations[key], original.learned_source
+        representation, source = reft_model.representations[key], original.learned_source
         rank, width = source.weight.shape
         intervention = LoreftIntervention(
-            layer=int(site.layer),
-            component=site.component,
+            layer=int(representation.layer),
+            component=representation.component,
             position=position,
             rank=rank,
             embed_dim=width,

@@ -19,7 +19,7 @@ from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, SubspaceLike
 from roadint.interventions.arguments import component_name, layer_index
 from roadint.rotation.basis import Axes
-from roadint.rotation.parameters import KeepsPrecision, keep_objects, wait_for
+from roadint.rotation.parameters import KeepsPrecision, keep_objects, register_waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -106,7 +106,7 @@ class SubspaceIntervention(KeepsPrecision):
     def _bind_first(self) -> None:
         """What a kind's __init__ does last: take the width, where it is known, or wait for it."""
         if self._first_width is None:
-            wait_for(self, self._parameter_names())
+            register_waiting(self, self._parameter_names())
         else:
             self.bind(self._first_width)
 

@@ -23,15 +23,15 @@ from roadint.rotation.rotation import Pairing, Variant
 LINEAR = "linear"
 
 
-def written(subspace: Any) -> Any:
+def plain_subspace(subspace: Any) -> Any:
     """A subspace as text and lists, which YAML and JSON can hold.
 
     Args:
         subspace: In any form that an intervention takes; slices, ranges and pairs become text.
 
     Example:
-        >>> written(slice(0, 16)), written((16, "d/2")), written([3, 4])
-        ('[0, 16)', '[16, d/2)', [3, 4])
+        >>> [plain_subspace(form) for form in (slice(0, 16), (16, "d/2"), [3, 4])]
+        ['[0, 16)', '[16, d/2)', [3, 4]]
     """
     if isinstance(subspace, range) and subspace.step == 1:
         subspace = slice(subspace.start, subspace.stop)
@@ -44,7 +44,7 @@ def written(subspace: Any) -> Any:
     if isinstance(subspace, tuple) and _is_range(subspace):
         start, end = subspace
         return f"[{start}, {end})"
-    return [written(part) for part in subspace]
+    return [plain_subspace(part) for part in subspace]
 
 
 def _is_range(pair: tuple[Any, ...]) -> bool:
@@ -54,29 +54,29 @@ def _is_range(pair: tuple[Any, ...]) -> bool:
     return not (isinstance(pair[0], int) and pair[1] == pair[0] + 1)
 
 
-def written_all(subspaces: Any) -> Any:
-    """Subspaces by name, each as `written`; what is no mapping stays.
+def plain_subspaces(subspaces: Any) -> Any:
+    """Subspaces by name, by `plain_subspace`; anything but a mapping is returned as it is.
 
     Args:
         subspaces: Name → subspace.
     """
     if not isinstance(subspaces, Mapping):
         return subspaces
-    return {name: written(subspace) for name, subspace in subspaces.items()}
+    return {name: plain_subspace(subspace) for name, subspace in subspaces.items()}
 
 
-class InterventionArguments(Section):
+class InterventionSettings(Section):
     """What every kind of intervention takes, the same at every layer of the recipe."""
 
     component: str = "block_output"
     position: str = "last"
     phase: Phase = "prompt"
-    subspaces: Annotated[dict[str, Any], BeforeValidator(written_all)] = Field(
+    subspaces: Annotated[dict[str, Any], BeforeValidator(plain_subspaces)] = Field(
         default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"}
     )
 
 
-class AdapterArguments(Section):
+class AdapterSettings(Section):
     """What `RoadModel.add_adapter` takes."""
 
     variant: Variant = "road_1"
@@ -88,7 +88,7 @@ class AdapterArguments(Section):
     heads: Names = Field(default_factory=list)
 
 
-def arguments_of(kind: str) -> type[Section]:
+def settings_of(kind: str) -> type[Section]:
     """The arguments that a recipe may say for a kind, as a section.
 
     Args:
@@ -99,9 +99,9 @@ def arguments_of(kind: str) -> type[Section]:
     """
     check_known("kind of intervention", kind, all_kinds())
     if kind == LINEAR:
-        return AdapterArguments
+        return AdapterSettings
     intervention: Any = kind_of(kind)  # mypy takes a class for unhashable where its objects are
-    return _arguments_of(intervention)
+    return _settings_of(intervention)
 
 
 def all_kinds() -> list[str]:
@@ -110,14 +110,14 @@ def all_kinds() -> list[str]:
 
 
 @cache
-def _arguments_of(kind: type[Any]) -> type[Section]:
-    shared = InterventionArguments.model_fields
+def _settings_of(kind: type[Any]) -> type[Section]:
+    shared = InterventionSettings.model_fields
     more: dict[str, Any] = {
         name: _constructor_argument(kind, name)
         for name in kind.recipe_fields()
         if name not in shared
     }
-    return create_model(f"{kind.__name__}Arguments", __base__=InterventionArguments, **more)
+    return create_model(f"{kind.__name__}Settings", __base__=InterventionSettings, **more)
 
 
 def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
@@ -148,11 +148,11 @@ class EditSection(Section):
     layers: Indices | None = None
 
     def __init__(self, kind: Any = "road", layers: Any = None, **arguments: Any) -> None:
-        takes = arguments_of(kind)
+        takes = settings_of(kind)
         for name, value in arguments.items():
             if name not in takes.model_fields:
                 others = [
-                    other for other in all_kinds() if name in arguments_of(other).model_fields
+                    other for other in all_kinds() if name in settings_of(other).model_fields
                 ]
                 raise RoadError(
                     f"recipe setting {name}={quoted(value)} is not of kind {quoted(kind)}, which "
@@ -174,7 +174,7 @@ class EditSection(Section):
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """The same with other values of some settings; another kind takes over what it has too."""
-        takes = arguments_of(settings.get("kind", self.kind)).model_fields
+        takes = settings_of(settings.get("kind", self.kind)).model_fields
         kept = {name: value for name, value in self.arguments.items() if name in takes}
         return type(self)(**{"kind": self.kind, "layers": self.layers, **kept, **settings})
 
@@ -183,5 +183,5 @@ def edit_names() -> list[str]:
     """Every setting that an edit may have, of whatever kind."""
     names = dict.fromkeys(EditSection.model_fields)
     for kind in all_kinds():
-        names |= dict.fromkeys(arguments_of(kind).model_fields)
+        names |= dict.fromkeys(settings_of(kind).model_fields)
     return list(names)

@@ -150,7 +150,7 @@ class Axes(Matrix):
         """Measure the axes, the largest variance first.
 
         Args:
-            hidden: The hidden states of some tokens, or a list of such.
+            hidden: Hidden states of any number of tokens, or a list of such tensors.
 
         Raises:
             RoadError: for another width, fewer than two tokens, or numbers that are not finite.
@@ -197,23 +197,6 @@ class Axes(Matrix):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self._measured = False  # until `measured` has looked at what is loaded
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def fit(frame: Frame | None, hidden: HiddenStates) -> None:
-    """Measure the axes of a frame.
-
-    Args:
-        frame: That of an intervention.
-        hidden: As for `Axes.fit`.
-
-    Raises:
-        RoadError: where the frame has no axes to measure, or the hidden states do not fit.
-    """
-    if not isinstance(frame, Axes):
-        raise RoadError(
-            "no basis to measure: expected an intervention with basis='pca' whose width is known"
-        )
-    frame.fit(hidden)
 
 
 class Hadamard(Frame):

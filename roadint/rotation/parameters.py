@@ -33,7 +33,7 @@ class Waiting(UninitializedParameter):
     )
 
 
-def wait_for(module: nn.Module, names: Iterable[str]) -> None:
+def register_waiting(module: nn.Module, names: Iterable[str]) -> None:
     """Register parameters whose shape is not known yet.
 
     Args:

@@ -17,7 +17,7 @@ from roadint.evaluation.language import check_language
 from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
-from roadint.recipes.edit import written_all
+from roadint.recipes.edit import plain_subspaces
 from roadint.recipes.recipe import Recipe
 from roadint.recipes.section import Count, Names, Section
 
@@ -187,7 +187,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> dict[str, Any]:
     """Settings as JSON can hold them, which the table is written in."""
     settings = {
-        setting: _written(each) if setting in ("subspaces", "edit.subspaces") else each
+        setting: _plain_subspaces(each) if setting in ("subspaces", "edit.subspaces") else each
         for setting, each in _mapping(name, value).items()
     }
     try:
@@ -199,8 +199,8 @@ def _plain(name: str, value: Any) -> dict[str, Any]:
     return settings
 
 
-def _written(subspaces: Any) -> Any:
+def _plain_subspaces(subspaces: Any) -> Any:
     """Subspaces as text, or a list of what they are in one run after the other."""
     if isinstance(subspaces, list):
-        return [_written(each) for each in subspaces]
-    return written_all(subspaces)
+        return [_plain_subspaces(each) for each in subspaces]
+    return plain_subspaces(subspaces)

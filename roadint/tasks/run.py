@@ -16,7 +16,7 @@ from roadint.errors import RoadError
 from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
-from roadint.tasks.table import task_of
+from roadint.tasks.registry import task_of
 from roadint.tasks.task import Task, check_examples
 from roadint.training.base_trainer import BaseTrainer, training_arguments
 from roadint.training.isolation import alone, unchanged
@@ -50,8 +50,7 @@ def finetune(
     if recipe.edit.kind != "linear":
         raise RoadError(
             f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind "
-            "'linear'; "
-            "data sets alone train the others"
+            "'linear'; data sets alone train the others"
         )
     set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(task, recipe)

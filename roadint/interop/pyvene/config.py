@@ -11,7 +11,7 @@ from roadint.engines.interventions import listed_interventions
 from roadint.errors import RoadError
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import pyvene
-from roadint.interventions.pyvene.placing import register
+from roadint.interventions.pyvene.placing import register_model
 
 
 def pyvene_config(
@@ -37,7 +37,7 @@ def pyvene_config(
     listed = listed_interventions(interventions)
     if not listed:
         raise RoadError("no interventions given: expected at least one RoadIntervention")
-    register(model)
+    register_model(model)
     device = next(model.parameters()).device
     for intervention in listed:
         site_path(model, intervention.layer, intervention.component)  # the model has it

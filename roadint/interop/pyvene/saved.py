@@ -12,7 +12,7 @@ from roadint.files.paths import path_of
 from roadint.interop.pyvene.saved_config import SavedIntervention, read_saved_config
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
-from roadint.interventions.pyvene.placing import register
+from roadint.interventions.pyvene.placing import register_model
 
 _MOST_UNITS, _MOST_DIMS = 8192, 1 << 24
 
@@ -39,7 +39,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     """
     path = path_of("folder", folder)
     saved, mode = read_saved_config(path, classes)
-    register(model)
+    register_model(model)
     try:
         loaded = _loaded(path, model, saved, mode)
     except RoadError:

@@ -27,13 +27,13 @@ from roadint.interventions.pyvene.patches import (
 )
 from roadint.interventions.pyvene.placing import (
     check_layer,
-    check_source,
+    check_source_fits,
     layer_in_path,
     position_width,
-    register,
+    register_model,
     width_at,
 )
-from roadint.interventions.pyvene.restoring import arguments_of, check_fits, check_shape, take_over
+from roadint.interventions.pyvene.restoring import arguments_of, check_values_fit, check_shape, take_over
 from roadint.interventions.pyvene.selection import chosen_by, entries_of, parts_of
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class PyveneEntry(
             RoadError: for a model without decoder layers.
         """
         if type(model) not in pyvene.type_to_module_mapping and "." not in str(component):
-            register(model)
+            register_model(model)
 
     def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
         """Learn the width, where the model tells it, and move to the device of the module.
@@ -264,7 +264,7 @@ class PyveneEntry(
                 f"expected .to({str(base.device)!r}) first"
             )
         if source is not None and self.takes_source:
-            check_source(source, base)
+            check_source_fits(source, base)
 
     def _strengths_of(self, subspaces: Any, rows: int) -> Float[Tensor, "rows units"]:
         if subspaces is None or isinstance(subspaces, (str, Mapping, Composition)):
@@ -346,7 +346,7 @@ class PyveneEntry(
             for name, value in state_dict.items()
             if name.startswith(prefix)
         }
-        check_fits(type(self), arguments, values)
+        check_values_fit(type(self), arguments, values)
         take_over(self, type(self)(**{**arguments, "embed_dim": None}))
         self._make(arguments["embed_dim"])
         self.bind(arguments["embed_dim"]).train(self.training)

@@ -82,7 +82,7 @@ def check_layer(model: nn.Module, layer: int, module: nn.Module) -> None:
         )
 
 
-def check_source(source: Any, base: Tensor) -> None:
+def check_source_fits(source: Any, base: Tensor) -> None:
     """Check that a source fits the hidden states that it is put into.
 
     Raises:
@@ -105,7 +105,7 @@ def check_source(source: Any, base: Tensor) -> None:
         )
 
 
-def register(model: nn.Module) -> None:
+def register_model(model: nn.Module) -> None:
     """Tell pyvene where this model's type keeps its layers, if it does not know.
 
     Raises:

@@ -45,7 +45,7 @@ def check_shape(name: str, saved: Any, value: Tensor) -> None:
         raise RoadError(f"{name} is {got}: expected {tuple(value.shape)}")
 
 
-def check_fits(
+def check_values_fit(
     kind: type[nn.Module], arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
     """Check, before anything large is made, that values have the shapes that arguments ask for.

@@ -42,7 +42,7 @@ def turn(
         and not carries_tangents()
         and any(tensor is not None and tensor.requires_grad for tensor in (h, u, v))
     ):
-        turned: Tensor = _Turn.apply(h, u, v, group)  # type: ignore[no-untyped-call]
+        turned: Tensor = _TurnWithGradient.apply(h, u, v, group)  # type: ignore[no-untyped-call]
         return turned
     return _turn(h, u, v, group)
 
@@ -81,7 +81,7 @@ def turn_(
     return h
 
 
-class _Turn(torch.autograd.Function):
+class _TurnWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
         return _turn(h, u, v, group)

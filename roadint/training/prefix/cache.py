@@ -17,7 +17,7 @@ from roadint.model.road_model import RoadModel
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cut_model import CutModel
 from roadint.training.prefix.plan import TokenPlan, first_needed
-from roadint.training.prefix.recording import record
+from roadint.training.prefix.recording import record_prefixes
 from roadint.training.prefix.reusable import CannotReuseError, check_reusable
 from roadint.training.prefix.storage import PrefixStorage, StorageKind
 
@@ -112,7 +112,7 @@ class PrefixCache:
         if not cut.skipped and not bool(plan.starts.any()):
             raise CannotReuseError("the edit begins at the first token of the lowest layer")
         storage = PrefixStorage.allocate(cut, plan, memory, folder)
-        record(cut, listed, storage, collator.fill, quiet=quiet)
+        record_prefixes(cut, listed, storage, collator.fill, quiet=quiet)
         index = {tokens: number for number, tokens in enumerate(distinct)}
         cache = cls(cut, collator, index, storage, time.perf_counter() - started)
         cache.check_likelihoods(road, longest)

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
+from roadint.architecture.outputs import hidden_of
 from roadint.architecture.properties import cache_name, takes_positions
 from roadint.engines.transformers.partial import Resumed, output_after
 from roadint.model.road_model import RoadModel
-from roadint.training.prefix.key_values import KeyValueLayout, layout_of
+from roadint.training.prefix.key_values import KeyValueLayout, key_value_layout
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class CutModel:
         """
         model, skipped = road.model, road.untouched_layers()
         ids = torch.tensor([list(tokens)], device=road.device)
-        layout = layout_of(model, ids)
+        layout = key_value_layout(model, ids)
         width, as_tuple = 0, False
         if skipped:
             output = output_after(model, skipped, input_ids=ids)
             as_tuple = isinstance(output, tuple)
-            width = (output[0] if as_tuple else output).shape[-1]
+            width = hidden_of(output).shape[-1]
         return cls(
             model=model,
             device=road.device,
@@ -104,8 +105,7 @@ class CutModel:
 
     def hidden_at_cut(self, **inputs: Any) -> Float[Tensor, "rows columns width"]:
         """The hidden states that cross the cut; the layers above don't run."""
-        output = output_after(self.model, self.skipped, **inputs)
-        return output[0] if self.as_tuple else output  # type: ignore[no-any-return]
+        return hidden_of(output_after(self.model, self.skipped, **inputs))
 
     def resumed(self, hidden: Float[Tensor, "rows columns width"] | None) -> Resumed:
         """A pass from the cut on, with these hidden states."""

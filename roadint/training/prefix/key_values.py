@@ -128,7 +128,7 @@ class KeyValueLayout:
         return torch.cat(parts, dim=-1)
 
 
-def layout_of(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout:
+def key_value_layout(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout:
     """The layout of all layers of a model.
 
     Args:

@@ -19,7 +19,7 @@ from roadint.training.prefix.storage import PrefixStorage
 _TOKENS = 2048  # of a batch, padding included
 
 
-def record(
+def record_prefixes(
     cut: CutModel, examples: Sequence[Example], storage: PrefixStorage, fill: int, *, quiet: bool
 ) -> None:
     """Fill a storage, long examples first, in batches of like length.

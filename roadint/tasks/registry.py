@@ -1,4 +1,4 @@
-"""The table of all tasks, by the names that recipes use."""
+"""All tasks, by the names that recipes give them."""
 
 from collections.abc import Mapping
 
@@ -53,7 +53,6 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     if recipe.data.rows_seed is not None:
         raise RoadError(
             f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first "
-            "rows of its data; "
-            "expected no seed for them"
+            "rows of its data; expected no seed for them"
         )
     return task(recipe, sources)
