@@ -66,6 +66,7 @@ class PairedIntervention(PyveneEntry):
         self._check_bound()
         if not isinstance(self.frame, Axes):
             raise RoadError(
-                "no basis to measure: expected an intervention with basis='pca' whose width is known"
+                "no basis to measure: expected an intervention with basis='pca' "
+                "whose width is known"
             )
         self.frame.fit(hidden)

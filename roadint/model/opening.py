@@ -1,4 +1,4 @@
-"""A checkpoint on its base model, opened by name."""
+"""Opening a checkpoint by name, on its base model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ def open_checkpoint(
 
     Args:
         name_or_path: A folder or hub id.
-        model: The base model, instead of the checkpoint's own.
-        compose: Compositions that will be asked for.
-        added: Other checkpoints beside it, by label.
-        base: A model and its tokenizer that are loaded already.
-        dtype: Of the base model; that of the training by default.
+        model: The name of a base model, in place of the checkpoint's.
+        compose: Compositions to check.
+        added: Further checkpoints, by label.
+        base: The base model and its tokenizer, where they are loaded already.
+        dtype: The dtype of the base model; that of the training by default.
 
     Returns:
-        (the RoadModel, the tokenizer).
+        The RoadModel and the tokenizer.
 
     Raises:
         RoadError: where a checkpoint or a composition does not fit.
