@@ -16,8 +16,8 @@ from roadint.bench.machine import machine
 from roadint.errors import check_known
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
-from roadint.tasks.run import fit, load_for
 from roadint.tasks.registry import task_of
+from roadint.tasks.run import fit, load_for
 from roadint.tasks.task import Task
 
 # Learning rates of the methods: RoAd's is of the paper's range (C.1), LoRA's the usual one.

@@ -9,7 +9,15 @@ import typer
 from rich.table import Table
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Compositions, Json, MaxPrompts, Prompts, Rows, Settings, named_values
+from roadint.cli.options import (
+    Compositions,
+    Json,
+    MaxPrompts,
+    Prompts,
+    Rows,
+    Settings,
+    named_values,
+)
 from roadint.cli.output import console, print_json
 from roadint.errors import quoted
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Base, Data, Json, Rows, Settings, overrides, named_values
+from roadint.cli.options import Base, Data, Json, Rows, Settings, named_values, overrides
 from roadint.cli.output import print_json, print_line
 from roadint.errors import RoadError, listing, quoted
 

@@ -1,6 +1,6 @@
 """The base class of LoReFT, DiReFT and steering, which add multiples of a few directions.
 
-RoAd is compared with these kinds: at the same sites, with the same trainer and the same expressions.
+RoAd is compared with these kinds, at the same sites, with the same trainer and expressions.
 The directions are the units of a partition, as in pyreft's composition experiment.
 """
 
@@ -62,15 +62,15 @@ class AdditiveIntervention(EditIntervention):
         self.rank = rank
         self._bind_first()
 
-    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def representation(self, configured: Mapping[str, Any]) -> dict[str, Any]:
         """As in the base class; pyvene's low_rank_dimension has to be the rank."""
-        wanted = given.get("low_rank_dimension")
+        wanted = configured.get("low_rank_dimension")
         if wanted is not None and wanted != self.rank:
             raise RoadError(
                 f"low_rank_dimension {quoted(wanted)} for an intervention of rank {self.rank}: "
                 "expected the same"
             )
-        return super().representation(given)
+        return super().representation(configured)
 
     def _parameter_names(self) -> Sequence[str]:
         return tuple(self._shapes(self.rank, 1))

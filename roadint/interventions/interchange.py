@@ -1,10 +1,10 @@
 """RoadInterchange: a distributed interchange intervention in O(d) (DAS, arXiv 2303.02536).
 
 `b + R_Sᵀ (R_S s − R_S b)` replaces the part of the base's hidden state b that lies in the matrix
-rows S of a rotation R by that of a source's hidden state s. R is orthogonal (α = 1) without a matrix
-and without an orthogonal parametrisation to update at every step. One rotation turns pairs of
-neighbouring dims. A product of log2(d) rotations, at strides 1, 2, 4, … like the butterflies of a
-fast Fourier transform, mixes every dim with every other, in O(d log d).
+rows S of a rotation R by that of a source's hidden state s. R is orthogonal (α = 1) without a
+matrix and without an orthogonal parametrisation to update at every step. One rotation turns pairs
+of neighbouring dims. A product of log2(d) rotations, at strides 1, 2, 4, … like the butterflies of
+a fast Fourier transform, mixes every dim with every other, in O(d log d).
 """
 
 import math
@@ -83,7 +83,7 @@ class RoadInterchange(PairedIntervention):
             rows of R, with any boundaries. Matrix row i gives coordinate i of R h.
         learn: None, "mask" (a gate for every matrix row that a subspace holds) or "boundary" (the
             share of a subspace's matrix rows, from the first, that is taken: Boundless DAS). Gates
-            are soft in training, at `temperature`, which the user lowers; in eval() they are 0 or 1.
+            are soft in training, at `temperature`, which the user lowers, and 0 or 1 in eval().
         embed_dim: The width of the hidden states; None where a model sets it later.
         basis: The orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
         basis_seed: The seed of a random basis.
@@ -304,7 +304,7 @@ class RoadInterchange(PairedIntervention):
         return [row for subspace in self.partition.values() for row in subspace.blocks]
 
     def taken(self) -> dict[str, Subspace | None]:
-        """The matrix rows of R that every subspace exchanges when gates are 0 or 1; None for none."""
+        """The matrix rows of R that subspaces exchange when gates are 0 or 1; None for none."""
         opened = self._logits() > 0
         left = {
             name: [row for row in subspace.blocks if bool(opened[row])]

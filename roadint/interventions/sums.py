@@ -23,10 +23,10 @@ def check_sums(
     Raises:
         RoadError: where the order would change the result.
     """
-    has_labels = len({label_of(intervention) for intervention in interventions}) > 1
+    is_mixed = len({label_of(intervention) for intervention in interventions}) > 1
     pairs = [
         (first, second)
-        for first, second in itertools.combinations(interventions if has_labels else (), 2)
+        for first, second in itertools.combinations(interventions if is_mixed else (), 2)
         if (first.layer, first.component) == (second.layer, second.component)
         and label_of(first) != label_of(second)
     ]

@@ -119,8 +119,7 @@ class RoadModel(Hosted):
 
     @property
     def names(self) -> list[str]:
-        """The names that a composition may use: all subspaces and all adapters that are not merged.
-        """
+        """The names that a composition may use: subspaces, and adapters that are not merged."""
         return self._attached().names
 
     @property

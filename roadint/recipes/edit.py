@@ -151,9 +151,7 @@ class EditSection(Section):
         takes = settings_of(kind)
         for name, value in arguments.items():
             if name not in takes.model_fields:
-                others = [
-                    other for other in all_kinds() if name in settings_of(other).model_fields
-                ]
+                others = [other for other in all_kinds() if name in settings_of(other).model_fields]
                 raise RoadError(
                     f"recipe setting {name}={quoted(value)} is not of kind {quoted(kind)}, which "
                     f"takes {listing(takes.model_fields)}, but of {listing(others)}"

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs
-from roadint.cli.options import Data, Json, ReportFile, Rows, Settings, overrides, named_values
+from roadint.cli.options import Data, Json, ReportFile, Rows, Settings, named_values, overrides
 from roadint.cli.output import console, report_json
 from roadint.errors import RoadError, first_line, quoted
 

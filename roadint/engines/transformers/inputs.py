@@ -161,8 +161,7 @@ def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
 
 
 def with_own_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs with position_ids that do not count padding on the left, as in `generate`.
-    """
+    """The inputs with position_ids that do not count padding on the left, as in `generate`."""
     mask = inputs.get("attention_mask")
     if inputs.get("position_ids") is not None or not torch.is_tensor(mask) or mask.ndim != 2:
         return dict(inputs)

@@ -23,8 +23,7 @@ class Enough(Exception):
 
 
 def run_until_enough(model: nn.Module, **inputs: Any) -> None:
-    """Run the model's forward without gradients, until a hook raises `Enough`; drop its output.
-    """
+    """Run the model's forward without gradients, until a hook raises `Enough`; drop its output."""
     with torch.no_grad(), suppress(Enough):
         model(**inputs, use_cache=False)
 
