@@ -1,4 +1,4 @@
-"""What `roadint bench linear` compares: adapters on linear layers, where rows choose their own."""
+"""What `roadint bench linear` compares: systems in which every row has an adapter."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ from roadint.grammar.composition import Composition
 RANK = 8  # of LoRA
 
 Maker = Callable[[nn.Module, Sequence[str], int], "LinearSystem"]
+"""(a model or a layer, the paths of its linear layers, how many adapters) → the system"""
 
 
 class SingleLinear(nn.Module):
@@ -50,8 +51,8 @@ class LinearSystem:
     Attributes:
         name: As reports have it.
         module: The module.
-        context: Given the adapter of every row, a context with what is called in it.
-        keywords: Given the adapter of every row, what the call needs beside its inputs.
+        context: The adapter of every row → a context, which gives what to call in it.
+        keywords: The adapter of every row → further keyword arguments of the call.
     """
 
     name: str
@@ -66,16 +67,7 @@ def base_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSy
 
 
 def road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """RoAd1; as in RoadModel, every context makes the edit of its call anew.
-
-    Args:
-        module: A transformers model, or a layer.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """RoAd1; as in RoadModel, every context makes the edit of its call anew."""
     layout = layout_of(module, paths)
     adapters = Adapters(random_adapter(f"a{number}", layout) for number in range(count))
     make_passes = Passes if isinstance(module, PreTrainedModel) else _LayerPasses
@@ -98,31 +90,13 @@ class _LayerPasses(Passes):
 
 
 def peft_road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """PEFT's RoAd1.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """PEFT's RoAd1, on a copy of the module."""
     config = import_peft().RoadConfig(variant="road_1", group_size=2, target_modules=list(paths))
     return _peft_system("PEFT RoAd", config, module, count)
 
 
 def peft_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """PEFT's LoRA.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """PEFT's LoRA, on a copy of the module."""
     config = import_peft().LoraConfig(r=RANK, target_modules=list(paths))
     return _peft_system(f"PEFT LoRA r={RANK}", config, module, count)
 
@@ -153,16 +127,7 @@ def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> Linea
 
 
 def bmm_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """LoRA with a matrix a row, gathered once, by batched products: plain torch's quickest way.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """LoRA with matrices a row, gathered once, by batched products, on a copy of the module."""
     model = copy.deepcopy(module)
     layers = [_BmmLora(model, path, count) for path in paths]
 
@@ -204,7 +169,7 @@ def random_adapter(name: str, layout: Layout) -> RoadAdapter:
 
     Args:
         name: Of the adapter.
-        layout: Its layers.
+        layout: The adapter's layers.
 
     Returns:
         The adapter.

@@ -1,4 +1,4 @@
-"""Data sets of the hub: the paper's two, in forms of their own (section 4.3), and any other."""
+"""Data sets of the hub: the paper's two, with their own fields (section 4.3), and any other."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -35,7 +35,7 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
 
     Args:
         template: The name.
-        tokenizer: Checked as well where "chat" is to be used with it.
+        tokenizer: The tokenizer, which has to have a chat template for "chat".
 
     Returns:
         The name.
@@ -54,7 +54,7 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
 
 
 def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
-    """The tokenizer, known to be one.
+    """Check a tokenizer, and return it.
 
     Raises:
         RoadError: where it is no tokenizer.
@@ -75,10 +75,10 @@ def render(
     Args:
         template: "plain" leaves the instruction as it is, "alpaca" puts it into the Alpaca
             project's prompt, "chat" into the tokenizer's own chat template.
-        instruction: What is asked.
-        tokenizer: Used by "chat" alone.
-        input_text: What the instruction is about, Alpaca's "input". Templates other than "alpaca"
-            have it in the line after the instruction.
+        instruction: The instruction.
+        tokenizer: The tokenizer, which only "chat" uses.
+        input_text: The input of the instruction, as in Alpaca. Templates other than "alpaca" put it
+            on the line after the instruction.
 
     Raises:
         RoadError: where the chat template is missing or fails.
@@ -119,8 +119,8 @@ def prompt_ids(
         tokenizer: The model's.
         template: As in `render`.
         instruction: As in `render`.
-        max_length: In tokens. A longer prompt loses the end of its input, then the end of its
-            instruction, never the template's text.
+        max_length: The largest length, in tokens. A longer prompt loses the end of its input, then
+            the end of its instruction, never text of the template.
         input_text: As in `render`.
 
     Raises:
@@ -156,7 +156,7 @@ def _cut(
     ids_of: Callable[[str], list[int]],
     max_length: int,
 ) -> list[int] | None:
-    """The ids with as much of the beginning of `text` as fits; None where nothing of it does."""
+    """The ids with as much of the beginning of `text` as fits; None where nothing fits."""
     words = tokenizer(text, add_special_tokens=False)["input_ids"]
     keep = len(words) - (len(ids_of(text)) - max_length)
     while keep > 0:
@@ -172,13 +172,13 @@ def completion_ids(
 ) -> list[int]:
     """The token ids of a completion after its prompt.
 
-    Both are tokenised together where this leaves the prompt's own ids as they are.
+    Both are tokenised together where that does not change the ids of the prompt.
 
     Args:
         tokenizer: The model's.
-        template: What the prompt was rendered with.
+        template: The template of the prompt.
         prompt: The rendered prompt.
-        completion: What comes after it.
+        completion: The text after the prompt.
     """
     prompt_alone = _tokenised(tokenizer, template, prompt)
     together = _tokenised(tokenizer, template, prompt + completion)
@@ -198,10 +198,10 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
 
 
 def listed_prompts(prompts: Any) -> list[Any]:
-    """The prompts as a list, of one or many.
+    """One prompt, or an iterable of prompts, as a list.
 
     Args:
-        prompts: A text, or an iterable of texts, which are not checked themselves.
+        prompts: A text, or an iterable of texts, which are not checked.
 
     Raises:
         RoadError: where it is neither, or empty.
@@ -222,10 +222,10 @@ def listed_prompts(prompts: Any) -> list[Any]:
 
 
 def check_text(what: str, text: object) -> None:
-    """Check that a tokenizer can read something.
+    """Check that a value is a text which a tokenizer can read.
 
     Args:
-        what: What the message calls it.
+        what: The name of the text in the message.
         text: The text.
 
     Raises:
@@ -279,9 +279,9 @@ def batch_prompts(
 def generation_inputs(
     tokenizer: PreTrainedTokenizerBase, template: Template, instructions: Sequence[str]
 ) -> dict[str, Int[Tensor, "rows columns"]]:
-    """A batch of prompts whose padding no penalty of a decoding sees.
+    """A batch of prompts whose padding does not count in penalties of decoding.
 
-    Padding repeats the first token of its own row, which the row holds anyway.
+    Padding repeats the first token of its row, which penalties count anyway.
 
     Args:
         tokenizer: As in `batch_prompts`.
@@ -307,8 +307,8 @@ def pad(
 
     Args:
         rows: Of any lengths.
-        fill: What the shorter ones are filled up with.
-        side: Where they are filled up.
+        fill: The id that fills up shorter rows.
+        side: The side on which they are filled up.
 
     Example:
         >>> pad([[5, 6], [7]], 0, "left").tolist()

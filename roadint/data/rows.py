@@ -9,20 +9,20 @@ from roadint.errors import RoadError, did_you_mean, listing, quoted
 Row = dict[str, str]
 """{"instruction": …, "output": …}, and "input" where it has one, as Alpaca's rows have."""
 Form = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Makes the fields of a row from one of a data set that has others."""
+"""Makes a Row's fields of a row with other fields."""
 NEEDED, OPTIONAL = ("instruction", "output"), ("input",)
 
 
 class UnusableRow(RoadError):
-    """A row that is skipped; the message says why in a few words, the same for all such rows."""
+    """Says why a row is skipped, in a few words that are the same for all such rows."""
 
 
 def checked_row(raw: Any, form: Form | None = None) -> Row:
-    """One row with nothing but its text.
+    """Check a row, and leave out other fields than those of a Row.
 
     Args:
-        raw: The row as its source has it.
-        form: Makes the fields of one of another form.
+        raw: The row of the source.
+        form: Makes the fields, where the source has others.
 
     Returns:
         The row; an input without an instruction becomes the instruction.
@@ -58,7 +58,7 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _text(name: str, value: Any) -> str:
-    # Tables have None or NaN where nothing is.
+    # Tables have None or NaN in empty cells.
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if not isinstance(value, str):

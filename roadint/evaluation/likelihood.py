@@ -1,4 +1,4 @@
-"""How likely references are under each composition."""
+"""The likelihood of references under compositions."""
 
 from collections.abc import Sequence
 
@@ -41,14 +41,14 @@ def reference_nll(
         road: The model.
         tokenizer: The model's.
         rows: Instructions and references.
-        compositions: What the rows go through.
-        max_length: Of prompt and reference, in tokens; the prompt is cut.
-        max_completion: Of a reference, in tokens; it is cut.
-        batch_size: Rows of a batch.
+        compositions: The compositions.
+        max_length: The largest length of prompt and reference, in tokens; longer prompts are cut.
+        max_completion: The length at which references are cut, in tokens.
+        batch_size: The number of rows in a batch.
         quiet: Whether there is no progress bar.
 
     Returns:
-        For each composition the value of every row: nats a token, the mean over its tokens.
+        For each composition, the value of every row: the mean over its tokens, in nats.
 
     Raises:
         RoadError: where a row has no text, or is longer than the model reads.

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals over references or answers, mean and spread over seeds."""
+"""Bootstrap intervals over references or answers; mean and spread over seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean.
 
     Args:
-        values: Resampled whole, 2,000 times.
-        seed: Of the draws.
+        values: The sample, which is resampled 2,000 times.
+        seed: The seed of resampling.
 
     Returns:
         The lower and the upper bound, in the unit of the values.

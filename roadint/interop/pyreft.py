@@ -1,7 +1,7 @@
-"""What pyreft 0.1.0 lacks beside today's transformers.
+"""What pyreft 0.1.0 lacks with today's transformers: a trainer, data with subspaces, loading.
 
-A trainer, data with subspaces and the prompt's own positions, loading without a GPU. pyreft's own
-requirements pin transformers 4.45; install it without them: `pip install --no-deps pyreft==0.1.0`.
+pyreft's requirements pin transformers 4.45; install it without them:
+`pip install --no-deps pyreft==0.1.0`.
 """
 
 import contextlib
@@ -71,15 +71,15 @@ def make_data_module(
     Args:
         tokenizer: The model's; it gets a padding token if it has none.
         model: The model that is trained.
-        instructions: What is asked, one an example.
-        outputs: What is answered, one an example.
-        subspaces: For each example indices into the interventions' partition, as many for every
-            example; all subspaces by default.
-        position: Which tokens are edited, of the prompt alone, so that training and inference edit
-            the same ones.
-        template: Makes the prompt of an instruction; "plain" if it is one already.
+        instructions: The instructions, one an example.
+        outputs: The outputs, one an example.
+        subspaces: For each example, indices into the interventions' partition, the same number for
+            all examples; all subspaces by default.
+        position: The tokens of the prompt that are edited, in training as in inference.
+        template: The template of prompts; "plain" where instructions are prompts already.
         num_interventions: How many interventions the model has.
-        stop: Whether completions end with the end-of-sequence token, for all examples or for each.
+        stop: Whether completions end with the end-of-sequence token, for all examples or one an
+            example.
 
     Returns:
         "train_dataset", "eval_dataset" (None) and "data_collator".
@@ -136,8 +136,8 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     As `pyreft.ReftModel.load`, also for model types that pyvene does not know.
 
     Args:
-        folder: What was saved.
-        model: The model that the interventions are for.
+        folder: The folder that was saved.
+        model: The base model.
         classes: As in `roadint.interop.pyvene.load`; pyreft's own are known.
 
     Returns:
@@ -161,8 +161,8 @@ def load_intervention(reft_model: Any, folder: str | Path) -> None:
     Values of the model itself that were saved with them come back too.
 
     Args:
-        reft_model: With the same interventions.
-        folder: What was saved.
+        reft_model: A ReftModel with the same interventions.
+        folder: The folder that was saved.
 
     Raises:
         RoadError: where a file is missing, damaged or does not fit.
@@ -186,7 +186,7 @@ def loreft_from(reft_model: Any, position: str | Position = "last") -> list[Lore
     Args:
         reft_model: A pyreft model, all of whose interventions are LoreftInterventions (linear, in
             eval mode).
-        position: Which tokens they edit; pyreft's `unit_locations` say it there.
+        position: The tokens that are edited, which pyreft takes as `unit_locations`.
 
     Raises:
         RoadError: where an intervention is of another kind.

@@ -1,7 +1,9 @@
 """Opening a checkpoint by name, on its base model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.grammar.composition import Composition
 from roadint.model import pretrained
@@ -15,9 +17,9 @@ def open_checkpoint(
     model: str | None = None,
     compose: Sequence[str] | None = None,
     added: Mapping[str, str] | None = None,
-    base: tuple[Any, Any] | None = None,
+    base: tuple[nn.Module, PreTrainedTokenizerBase] | None = None,
     dtype: str | None = None,
-) -> tuple[RoadModel, Any]:
+) -> tuple[RoadModel, PreTrainedTokenizerBase]:
     """Open a checkpoint on its base model; compositions are checked before the model is loaded.
 
     Args:

@@ -18,7 +18,13 @@ from typing import Any, Literal, get_args
 
 import huggingface_hub
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
@@ -79,7 +85,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     labels: int | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, ready for inference.
 
     The log (logger "roadint", level INFO) says what was loaded, and from where.

@@ -1,4 +1,4 @@
-"""The two files of a PEFT checkpoint, read without trust in them."""
+"""Reading the two files of a PEFT checkpoint, without trust in them."""
 
 import os
 from pathlib import Path
@@ -39,8 +39,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of a checkpoint, checked.
 
     Raises:
-        RoadError: where it is none of a RoAd, or has a setting that roadint does not know and that
-            says anything (a later PEFT may add some).
+        RoadError: where it is not that of a RoAd, or has a setting that roadint does not know (a
+            later PEFT may add some).
     """
     path = folder / CONFIG
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""To pyvene and back: interventions as its configuration, and the folders that it saves."""
+"""Conversion to pyvene's configuration, and loading of folders that pyvene saved."""
 
 from roadint.interop.pyvene.config import pyvene_config
 from roadint.interop.pyvene.saved import load, read_tensors, state_of

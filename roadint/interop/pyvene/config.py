@@ -20,12 +20,12 @@ def pyvene_config(
     """The configuration of interventions, as `pv.IntervenableModel(config, model)` takes it.
 
     Interventions without a width get the model's, and a model type that pyvene does not know
-    (Gemma 3, Qwen 3, …) is registered. Layers count from 0, as in pyvene, whose `unit_locations`
-    say the position.
+    (Gemma 3, Qwen 3, …) is registered. Layers count from 0, as in pyvene; `unit_locations` give the
+    positions.
 
     Args:
-        model: The model that they are for.
-        interventions: One or a list.
+        model: The base model.
+        interventions: One intervention, or a list.
 
     Returns:
         A `pv.IntervenableConfig`.

@@ -1,4 +1,4 @@
-"""What pyvene saved, read back without running any of it."""
+"""Loading folders that pyvene saved, without running any code of theirs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +26,10 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     pyvene's own `load`.
 
     Args:
-        folder: What `save` wrote.
-        model: The model that the interventions are for.
-        classes: Intervention classes of your own that the folder may name. Those of roadint and
-            pyvene are known.
+        folder: The folder that `save` wrote.
+        model: The base model.
+        classes: Further intervention classes that the folder may name, beside roadint's and
+            pyvene's.
 
     Returns:
         A `pv.IntervenableModel`.
@@ -51,7 +51,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         ) from error
     device = next(model.parameters()).device
     for intervention in loaded.interventions.values():
-        if not isinstance(intervention, SubspaceIntervention):  # those are where their layer is
+        if not isinstance(intervention, SubspaceIntervention):  # those are on their layer's device
             intervention.to(device)
     return loaded
 
@@ -71,7 +71,7 @@ def _loaded(folder: Path, model: nn.Module, saved: Sequence[SavedIntervention], 
 
 
 def _fill(folder: Path, key: str, intervention: Any, saved: SavedIntervention) -> None:
-    """The values of an intervention, and what pyvene keeps of its own ones beside them."""
+    """Load an intervention's values, and attributes that pyvene saves of its own classes."""
     if isinstance(intervention, SubspaceIntervention):
         intervention.load_state_dict(state_of(folder, key))
         return
@@ -91,7 +91,7 @@ def _fill(folder: Path, key: str, intervention: Any, saved: SavedIntervention) -
 
 
 def _check_sizes(folder: Path, model: nn.Module, saved: SavedIntervention) -> None:
-    """Before memory is taken: a representation asks for no more numbers than are saved."""
+    """Check, before memory is allocated, that no more numbers are needed than were saved."""
     representation = saved.representation
     for part in representation.subspace_partition or ():
         if not isinstance(part, str) and any(number > _MOST_DIMS for number in part):
@@ -123,8 +123,8 @@ def state_of(folder: str | Path, key: str) -> dict[str, Tensor]:
     """What pyvene's `save` or `save_intervention` wrote of one intervention, on the CPU.
 
     Args:
-        folder: What was saved.
-        key: What pyvene calls the intervention.
+        folder: The folder that was saved.
+        key: The intervention's name in pyvene.
 
     Raises:
         RoadError: where it is not there, or damaged.

@@ -18,17 +18,17 @@ from roadint.training.prefix.key_values import KeyValueLayout, key_value_layout
 
 @dataclass(frozen=True)
 class CutModel:
-    """The base model of a RoadModel: the layers below the cut give the same whatever is learned.
+    """The base model of a RoadModel, whose layers below the cut do not depend on what is learned.
 
     Attributes:
         model: The base model.
-        device: Where it takes its inputs.
-        skipped: How many layers are below the cut.
-        width: Of the hidden states that cross the cut; 0 where no layer is below it.
-        as_tuple: Whether its layers return tuples.
-        takes_positions: Whether its forward takes position_ids.
-        layout: Of the keys and values of all layers.
-        upper: Of those of the layers above the cut.
+        device: The device on which it takes its inputs.
+        skipped: The number of layers below the cut.
+        width: The width of the hidden states at the cut; 0 where no layer is below it.
+        as_tuple: Whether layers return tuples.
+        takes_positions: Whether the forward takes position_ids.
+        layout: The layout of keys and values of all layers.
+        upper: The layout of keys and values above the cut.
     """
 
     model: nn.Module
@@ -42,17 +42,17 @@ class CutModel:
 
     @classmethod
     def probe(cls, road: RoadModel, tokens: Sequence[int]) -> "CutModel":
-        """Learn what a model's layers give by running a few tokens.
+        """Cut a model, and measure its layers by running a few tokens.
 
         Args:
-            road: Its interventions and adapters say where the cut is.
-            tokens: Ids, two or so.
+            road: The model; its interventions and adapters decide where the cut is.
+            tokens: The ids of about two tokens.
 
         Returns:
             The cut model.
 
         Raises:
-            CannotReuseError: where the model keeps something else than keys and values.
+            CannotReuseError: where the model caches something else than keys and values.
         """
         model, skipped = road.model, road.untouched_layers()
         ids = torch.tensor([list(tokens)], device=road.device)
@@ -85,12 +85,12 @@ class CutModel:
         mask: Bool[Tensor, "rows columns"],
         past: Cache,
     ) -> dict[str, Any]:
-        """What the model takes to run tokens that follow a cache without padding.
+        """The arguments to run tokens after those in a cache without padding.
 
         Args:
             ids: The tokens.
-            rank: Which tokens of their examples they are.
-            mask: Which of them are no padding.
+            rank: The index of every token in its example.
+            mask: False for padding.
             past: The cache.
 
         Returns:
@@ -104,7 +104,7 @@ class CutModel:
         return {**moved, self.cache_name: past}
 
     def hidden_at_cut(self, **inputs: Any) -> Float[Tensor, "rows columns width"]:
-        """The hidden states that cross the cut; the layers above don't run."""
+        """The hidden states at the cut, without running the layers above."""
         return hidden_of(output_after(self.model, self.skipped, **inputs))
 
     def resumed(self, hidden: Float[Tensor, "rows columns width"] | None) -> Resumed:
