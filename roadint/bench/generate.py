@@ -1,8 +1,8 @@
 """`roadint bench generate`: the model's own `generate`, with and without compositions, in turns.
 
-Measured is the wall-clock time of answering a batch of bundled prompts greedily, all to the same
+It measures the wall-clock time of answering a batch of bundled prompts greedily, all to the same
 length, in one process: by the bare model, through 1, 8, … different compositions in the batch, and
-by pyvene through one composition for all.
+by pyvene through one composition for all rows.
 """
 
 import time
@@ -46,8 +46,8 @@ def bench_generate(
         batch_size: Prompts in the batch.
         new_tokens: The length of every answer.
         compositions: Numbers of different compositions in the batch; a case for each number.
-        runs: Of every system.
-        dtype: Of the model.
+        runs: The runs of every system.
+        dtype: The dtype of the model.
         quiet: Whether there is no progress bar.
 
     Returns:

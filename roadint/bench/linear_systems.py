@@ -30,8 +30,8 @@ class SingleLinear(nn.Module):
     """One linear layer, as a module that PEFT can wrap.
 
     Args:
-        width: Of inputs and outputs.
-        dtype: Of the weights.
+        width: The width of inputs and outputs.
+        dtype: The dtype of the weights.
     """
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -82,7 +82,7 @@ def road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSy
 
 
 class _LayerPasses(Passes):
-    """Of layers by themselves, whose input says rows and columns."""
+    """The passes of a single layer, whose input gives rows and columns."""
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.rows, self.columns = args[0].shape[:2]
@@ -102,7 +102,7 @@ def peft_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> Lin
 
 
 def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> LinearSystem:
-    """PEFT tells the rows of a batch apart by `adapter_names`."""
+    """PEFT takes a batch's adapters as `adapter_names`."""
     model = import_peft().get_peft_model(copy.deepcopy(module), config, adapter_name="a0").eval()
     for number in range(1, count):
         model.add_adapter(f"a{number}", config)
@@ -115,12 +115,12 @@ def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> Linea
         try:
             yield model
         except BaseException:
-            for layer in model.modules():  # what PEFT leaves behind when a mixed batch fails
+            for layer in model.modules():  # PEFT leaves hooks behind when a mixed batch fails
                 layer._forward_pre_hooks.clear()
             raise
 
     def keywords(rows: Sequence[int]) -> dict[str, Any]:
-        # The first adapter for all rows is PEFT's plain, quicker way.
+        # Without names, PEFT uses the first adapter for all rows, which is quicker.
         return {"adapter_names": [f"a{number}" for number in rows]} if any(rows) else {}
 
     return LinearSystem(name, model, context, keywords)
@@ -165,10 +165,10 @@ class _BmmLora:
 
 
 def random_adapter(name: str, layout: Layout) -> RoadAdapter:
-    """Make a RoAd1 adapter with values of some size, and no gradients.
+    """Make a RoAd1 adapter with random values, and without gradients.
 
     Args:
-        name: Of the adapter.
+        name: The name of the adapter.
         layout: The adapter's layers.
 
     Returns:

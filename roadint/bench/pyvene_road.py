@@ -25,7 +25,7 @@ class PyveneRoad(
     """RoAd1 on adjacent pairs with a mask of blocks a row, straight from the paper's equation 4.
 
     Args:
-        **kwargs: Of pyvene's interventions; embed_dim is the width of the hidden states.
+        **kwargs: Arguments of pyvene's interventions; embed_dim is the width of the hidden states.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ def wrap_in_pyvene(model: nn.Module, layer: int, width: int) -> tuple[Any, Pyven
     Args:
         model: The model, whose parameters are frozen.
         layer: From 0.
-        width: Of the hidden states.
+        width: The width of the hidden states.
 
     Returns:
         pyvene's IntervenableModel, and the intervention.
@@ -90,7 +90,7 @@ def pyreft_loss(
     Args:
         intervenable: What `wrap_in_pyvene` returned.
         examples: The rows, edited at their last prompt tokens.
-        strengths: Of the blocks, for each row.
+        strengths: The strengths of the blocks, for each row.
         inputs: The rows as `roadint.bench.train_systems.labelled_batch` makes them.
 
     Returns:

@@ -306,7 +306,7 @@ def pad(
     """The rows as one tensor, as wide as the longest.
 
     Args:
-        rows: Of any lengths.
+        rows: Ids, in rows of any lengths.
         fill: The id that fills up shorter rows.
         side: The side on which they are filled up.
 

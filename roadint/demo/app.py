@@ -65,7 +65,7 @@ def launch(service: Service, **arguments: Any) -> Any:
 
     Args:
         service: The model and its checkpoints.
-        **arguments: Of Gradio's launch.
+        **arguments: The arguments of Gradio's launch.
 
     Returns:
         What Gradio's launch returns: the server, its local address and the shared one.

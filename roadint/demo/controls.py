@@ -31,7 +31,7 @@ def expression_of(names: Sequence[str], values: Sequence[Any]) -> str:
 
     Args:
         names: The subspaces that the page sees.
-        values: Of the toggles, then of the sliders.
+        values: The values of the toggles, then of the sliders.
 
     Returns:
         The expression.
@@ -53,7 +53,7 @@ def controls_of(names: Sequence[str], strengths: Mapping[str, float]) -> list[gr
 
     Args:
         names: The subspaces that the page sees.
-        strengths: Of those that act.
+        strengths: The strengths of those that act.
 
     Returns:
         What Gradio changes: toggles, then sliders; those without a subspace are hidden.

@@ -110,7 +110,7 @@ class Handlers:
             further: Expressions, separated by commas.
             length: How many new tokens.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             highlight: Whether to mark what differs from the untouched answer.
             labels: The checkpoints that the page has opened.
             request: Gradio's.
@@ -151,7 +151,7 @@ class Handlers:
             expression: The composition.
             length: How many new tokens.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             labels: The checkpoints that the page has opened.
             request: Gradio's.
 
@@ -245,7 +245,7 @@ class Handlers:
             compositions: Expressions over the first checkpoint's subspaces, one an answer.
             max_new_tokens: The length at which an answer ends.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             request: Gradio's.
 
         Returns:

@@ -38,7 +38,7 @@ def read_settings(length: Any, temperature: Any, seed: Any) -> AnswerSettings:
     Args:
         length: How many new tokens; more than are possible count as as many as are.
         temperature: 0 is greedy decoding.
-        seed: Of sampling.
+        seed: The seed of sampling.
 
     Returns:
         The settings.

@@ -18,7 +18,7 @@ class AnswerSettings:
     Attributes:
         max_new_tokens: The length at which an answer ends.
         temperature: 0 is greedy decoding.
-        seed: Of sampling; a request that runs alone gets the same answers again.
+        seed: The seed of sampling; a request that runs alone gets the same answers again.
 
     Raises:
         RoadError: where a setting is not a number, or is out of range; the message names it.

@@ -19,8 +19,8 @@ def write_whole(path: Path, content: Content) -> None:
     """Write a file so that a reader sees the old one or the new one.
 
     Args:
-        path: Of the file.
-        content: Of the new file; text is written as UTF-8.
+        path: The path of the file.
+        content: The content of the new file; text is written as UTF-8.
     """
     temporary = _written_beside(path, content)
     try:

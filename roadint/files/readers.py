@@ -26,7 +26,7 @@ def read_text(path: Path, what: str, most: int) -> str:
     """Read a text file, with or without a byte-order mark.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
         what: How the message calls it, such as "recipe".
         most: How many bytes are allowed.
 
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
 
     Returns:
         Its value.
@@ -110,7 +110,7 @@ def read_header(file: BinaryIO, size: int, what: str) -> Header:
 
     Args:
         file: At its beginning.
-        size: Of the file, in bytes.
+        size: The size of the file, in bytes.
         what: How the message calls it.
 
     Returns:

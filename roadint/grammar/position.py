@@ -168,7 +168,7 @@ class Position(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: Of the prompts that matter, in tokens.
+            lengths: The lengths of the prompts that matter, in tokens.
 
         Raises:
             RoadError: where `at(i)` names a token that a prompt does not have.
@@ -182,7 +182,7 @@ class Position(_EditedTokens):
         """The edited tokens of a prompt.
 
         Args:
-            length: Of the prompt, in tokens.
+            length: The length of the prompt, in tokens.
 
         Returns:
             Their indices, in order; none where the position is of generated tokens alone.
@@ -210,7 +210,8 @@ class Tokens(_EditedTokens):
     """Which tokens of each row's prompt are edited, row by row, for one call.
 
     Args:
-        indices: Of each row, from 0; negative ones count from the end of the row's prompt.
+        indices: The indices of each row, from 0; negative ones count from the end of the row's
+            prompt.
 
     Raises:
         RoadError: for anything else.
@@ -253,7 +254,7 @@ class Tokens(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: Of each row's prompt, in tokens.
+            lengths: The lengths of each row's prompt, in tokens.
 
         Raises:
             RoadError: where a prompt does not have a token, or there are other rows than these.

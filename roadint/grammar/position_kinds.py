@@ -50,8 +50,8 @@ class PositionKind(ABC):
 
         Args:
             numbers: Those of the position.
-            index: Of each token in that part, from 0.
-            length: Of the part, in tokens; None where it has no end yet.
+            index: The index of each token in that part, from 0.
+            length: The length of the part, in tokens; None where it has no end yet.
 
         Returns:
             True where a token is selected.
@@ -62,7 +62,7 @@ class PositionKind(ABC):
 
         Args:
             numbers: Those of the position.
-            lengths: Of the prompts, in tokens; at least one.
+            lengths: The lengths of the prompts, in tokens; at least one.
 
         Returns:
             None where nothing is wrong.

@@ -96,7 +96,7 @@ class Subspace:
         Args:
             spec: Text, a tuple, slice, range or list; or a Subspace, which must have this unit, and
                 fit.
-            width: Of the hidden states, in dims.
+            width: The width of the hidden states, in dims.
             unit: Dims in a block.
 
         Returns:
@@ -128,7 +128,7 @@ class Subspace:
 
         Args:
             dims: In any order; they must make up whole blocks.
-            width: Of the hidden states, in dims.
+            width: The width of the hidden states, in dims.
             unit: Dims in a block.
 
         Returns:
@@ -169,7 +169,7 @@ class Partition(Mapping[str, Subspace]):
 
     Args:
         subspaces: By name, in any form that Subspace.parse reads.
-        width: Of the hidden states, in dims.
+        width: The width of the hidden states, in dims.
         unit: Dims in a block.
 
     Raises:
@@ -246,7 +246,7 @@ def check_name(name: object) -> str:
     """Return a name that a composition can use.
 
     Args:
-        name: Of a subspace; "name@checkpoint" is that of a loaded checkpoint.
+        name: The name of a subspace; "name@checkpoint" is that of a loaded checkpoint.
 
     Returns:
         The same.

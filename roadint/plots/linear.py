@@ -14,8 +14,8 @@ def linear_figure(report: Mapping[str, Any]) -> Figure:
     """A layer's time over its own by the number of adapters, and a model's decoding step.
 
     Args:
-        report: Of `roadint bench linear`. Every dtype becomes a row of panels: one for each number
-            of tokens a row, and one for decoding.
+        report: The report of `roadint bench linear`. Every dtype becomes a row of panels: one for
+            each number of tokens a row, and one for decoding.
     """
     timed = [case for case in report["cases"] if "over_base" in case and _system(case) != "base"]
     dtypes = list(dict.fromkeys(case["dtype"] for case in timed)) or [""]

@@ -13,7 +13,7 @@ def sweep_figure(
     """A sweep as a heat map of two settings.
 
     Args:
-        rows: Of `roadint.sweep.run.sweep`; runs that failed are left white.
+        rows: The rows of `roadint.sweep.run.sweep`; runs that failed are left white.
         x: The setting that columns differ in.
         y: The setting that rows differ in.
         composition: Whose numbers are shown.

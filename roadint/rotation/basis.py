@@ -132,7 +132,7 @@ class Axes(Matrix):
     """The principal axes of hidden states, part of the state_dict; NaN until measured or loaded.
 
     Args:
-        width: Of the hidden states, in dims.
+        width: The width of the hidden states, in dims.
     """
 
     def __init__(self, width: int) -> None:
@@ -206,8 +206,8 @@ class Hadamard(Frame):
     orthogonal matrix of its odd factor.
 
     Args:
-        width: Of the hidden states, in dims.
-        seed: Of the signs and of O.
+        width: The width of the hidden states, in dims.
+        seed: The seed of the signs and of O.
     """
 
     signs: Float[Tensor, " width"]
@@ -243,7 +243,7 @@ def rotate(
 
     Args:
         h: The hidden states.
-        rotation: Of the pairs in the basis.
+        rotation: The rotation of the pairs in the basis.
         frame: The basis; None for the identity.
 
     Returns:

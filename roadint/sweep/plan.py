@@ -39,7 +39,7 @@ class Plan(Section):
         max_prompts: How many of the prompts, the first ones; all by default.
         rows: How many references of each source, the first ones; all by default.
         language: The language that a success is in, as ISO 639-1 code.
-        max_new_tokens: Of an answer.
+        max_new_tokens: The largest length of an answer, in tokens.
     """
 
     noun: ClassVar = "sweep"

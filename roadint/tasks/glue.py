@@ -1,4 +1,4 @@
-"""GLUE: its tasks' rows, from the files of the benchmark or the hub, split and metrics.
+"""GLUE: rows from the benchmark's files or the hub, the split of a dev set, metrics.
 
 Split and metrics are the paper's (appendix C.1).
 """
@@ -24,15 +24,14 @@ Metric = Literal["accuracy", "matthews", "pearson"]
 
 @dataclass(frozen=True)
 class GlueFormat:
-    """How a task's files look, and how it is measured.
+    """The format of a task's files, and its metric.
 
     Attributes:
-        texts: The columns that hold a row's one or two texts.
-        label: The column that holds its label.
-        labels: What that column holds, in the order of the classes; None where it holds a number,
-            to be predicted.
-        metric: The score.
-        header: The columns of a file that has no header.
+        texts: The columns of a row's one or two texts.
+        label: The column of its label.
+        labels: The labels, in the order of the classes; None where a number is to be predicted.
+        metric: The metric.
+        header: The columns of a file without a header.
         hub_texts: The names of `texts` on the hub, where they differ.
         dev: The name of the dev set on the hub.
     """
@@ -93,7 +92,7 @@ def load_glue(
         task: A name in FORMATS.
         source: A tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
         split: "train" or "dev", on the hub.
-        limit: How many, the first ones; all by default.
+        limit: How many rows to take, from the first; all by default.
 
     Returns:
         The rows.
@@ -138,7 +137,7 @@ def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[G
 
     Args:
         rows: The dev set.
-        seed: Of the draw.
+        seed: The seed of the draw.
 
     Returns:
         Validation and test: 1,000 rows and the rest where there are over 2,000, else two halves.
@@ -151,12 +150,12 @@ def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[G
 def measure(
     task: str, predicted: Shaped[np.ndarray, " rows"], labels: Shaped[np.ndarray, " rows"]
 ) -> float:
-    """Accuracy, Matthews' or Pearson's correlation, as is a task's metric.
+    """Compute a task's metric: accuracy, Matthews' or Pearson's correlation.
 
     Args:
         task: A name in FORMATS.
-        predicted: The classes, or the numbers.
-        labels: The right ones.
+        predicted: The predicted classes or numbers.
+        labels: The right classes or numbers.
 
     Returns:
         The metric; a correlation with a constant is 0.
@@ -187,7 +186,7 @@ def _hub_rows(task: str, form: GlueFormat, split: str) -> Iterator[dict[str, Any
 
 
 def _in_words(form: GlueFormat, label: Any) -> str:
-    """A label of the hub; those of its test set are -1, which is no label."""
+    """A label of the hub as in the files; empty for -1, by which the test set has none."""
     if form.labels is None:
         return str(label)
     return form.labels[label] if 0 <= label < len(form.labels) else ""
@@ -215,8 +214,8 @@ def _file_rows(form: GlueFormat, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _row(form: GlueFormat, row: Mapping[Any, Any], where: str) -> GlueRow | None:
-    """None where a text or the label is missing."""
-    if None in row:  # where csv puts what is beyond the columns
+    """A row of a file; None where a text or the label is missing."""
+    if None in row:  # csv puts cells beyond the columns there
         raise RoadError(
             f"{where} has more cells than columns: {quoted(row[None])}; "
             "expected none of them to hold a tab"

@@ -22,8 +22,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     """The task of a recipe, with its data read.
 
     Args:
-        recipe: Names the task.
-        data: Split → file, by default the recipe's: "train" and what the task is measured on.
+        recipe: The recipe, which names the task.
+        data: Split → file; by default the recipe's.
 
     Returns:
         The task.
