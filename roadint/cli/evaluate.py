@@ -147,7 +147,7 @@ def _interference(report: Mapping[str, Any]) -> Table:
 
 
 def _figure(report: Mapping[str, Any], *path: str, form: str = ".2f") -> str:
-    """A number of the report, ± its spread over seeds where there are several."""
+    """A number of the report, with ± its spread over seeds."""
     value, spread = _at(report, path), _at(report.get("spread"), path)
     if value is None:
         return "–"

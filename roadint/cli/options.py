@@ -1,4 +1,4 @@
-"""Options that several commands have, and how NAME=VALUE is read."""
+"""Options that commands share, and reading of NAME=VALUE."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

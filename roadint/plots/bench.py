@@ -1,4 +1,4 @@
-"""What training and generation cost: the reports of `roadint bench`."""
+"""The figure of `roadint bench train` and `generate`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

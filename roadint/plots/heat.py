@@ -1,4 +1,4 @@
-"""Numbers as a heat map, in a figure of its own or in a panel of another one."""
+"""Numbers as a heat map, as a figure or in a panel of one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,9 +26,9 @@ def heat_figure(
         grid: The numbers; what is not a number (NaN) stays white.
         rows: The names of the grid's rows.
         columns: The names of its columns.
-        rows_are: What the rows are, beside the axis.
-        columns_are: What the columns are.
-        values_are: What the numbers are, with their unit, beside the scale of colours.
+        rows_are: The label of the rows' axis.
+        columns_are: The label of the columns' axis.
+        values_are: The label of the colour scale, with the unit.
     """
     known = [value for row in grid for value in row if value == value]
     middle = (min(known) + max(known)) / 2 if known else 0.0
@@ -50,19 +50,19 @@ def draw_heat(
     form: str = ".2f",
     **colours: Any,
 ) -> AxesImage:
-    """Draw numbers as colours with the numbers written on them.
+    """Draw numbers as colours, with the numbers as text.
 
     Args:
-        panel: Where to.
+        panel: The panel to draw in.
         grid: The numbers; what is not a number (NaN) stays white.
         rows: The names of the grid's rows.
         columns: The names of its columns.
-        dark: Whether a number's colour is dark, so that it is written in white.
-        form: How a number is written.
+        dark: Whether a number's colour is dark, so that its text is white.
+        form: The format of numbers.
         **colours: cmap, vmin and vmax, as `Axes.imshow` takes them.
 
     Returns:
-        The image, for a scale of colours.
+        The image, for a colour scale.
     """
     image = panel.imshow(grid, aspect="auto", **colours)
     for y, row in enumerate(grid):

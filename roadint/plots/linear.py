@@ -1,4 +1,4 @@
-"""What adapters on linear layers cost: `roadint bench linear`."""
+"""The figure of `roadint bench linear`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def linear_figure(report: Mapping[str, Any]) -> Figure:
 
 
 def _system(case: Mapping[str, Any]) -> str:
-    """The system without its settings, which stand behind a comma."""
+    """The name of a system without its settings, which follow a comma."""
     return str(case["system"].split(",")[0])
 
 

@@ -1,4 +1,4 @@
-"""How it was learned: losses by step."""
+"""The figure of a training: losses by step."""
 
 from collections.abc import Mapping, Sequence
 

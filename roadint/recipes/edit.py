@@ -1,6 +1,6 @@
-"""The edit section of a recipe: what is learned (a kind of intervention, or adapters) and where.
+"""The edit section of a recipe: a kind of intervention, or adapters, with arguments and layers.
 
-Which arguments a kind takes is asked of the kind itself: a new one needs no change here.
+The arguments come from the kind itself, so a new kind needs no change here.
 """
 
 import inspect
@@ -24,10 +24,10 @@ LINEAR = "linear"
 
 
 def plain_subspace(subspace: Any) -> Any:
-    """A subspace as text and lists, which YAML and JSON can hold.
+    """A subspace as text or lists, for YAML and JSON.
 
     Args:
-        subspace: In any form that an intervention takes; slices, ranges and pairs become text.
+        subspace: A subspace in any form; slices, ranges and pairs become text.
 
     Example:
         >>> [plain_subspace(form) for form in (slice(0, 16), (16, "d/2"), [3, 4])]
@@ -48,7 +48,7 @@ def plain_subspace(subspace: Any) -> Any:
 
 
 def _is_range(pair: tuple[Any, ...]) -> bool:
-    """Two neighbours may be meant as dims, which the grammar of subspaces decides."""
+    """Whether a pair is a range; the grammar decides about neighbours, which may be two dims."""
     if len(pair) != 2 or any(isinstance(end, (tuple, list)) for end in pair):
         return False
     return not (isinstance(pair[0], int) and pair[1] == pair[0] + 1)
@@ -66,7 +66,7 @@ def plain_subspaces(subspaces: Any) -> Any:
 
 
 class InterventionSettings(Section):
-    """What every kind of intervention takes, the same at every layer of the recipe."""
+    """The settings of all kinds of interventions, the same at all layers of the recipe."""
 
     component: str = "block_output"
     position: str = "last"
@@ -77,7 +77,7 @@ class InterventionSettings(Section):
 
 
 class AdapterSettings(Section):
-    """What `RoadModel.add_adapter` takes."""
+    """The settings of adapters, as in `RoadModel.add_adapter`."""
 
     variant: Variant = "road_1"
     pairing: Pairing = "adjacent"
@@ -89,7 +89,7 @@ class AdapterSettings(Section):
 
 
 def settings_of(kind: str) -> type[Section]:
-    """The arguments that a recipe may say for a kind, as a section.
+    """The section with the settings of a kind.
 
     Args:
         kind: A registered kind of intervention, or "linear" for adapters.
@@ -105,7 +105,7 @@ def settings_of(kind: str) -> type[Section]:
 
 
 def all_kinds() -> list[str]:
-    """Every kind that a recipe may name."""
+    """The kinds that a recipe may name."""
     return [*kinds(), LINEAR]
 
 
@@ -121,7 +121,7 @@ def _settings_of(kind: type[Any]) -> type[Section]:
 
 
 def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
-    """Type and default of an argument, from the class that has it."""
+    """Type and default of an argument, from the class that defines it."""
     for base in kind.__mro__:
         constructor = vars(base).get("__init__")
         argument = inspect.signature(constructor).parameters.get(name) if constructor else None
@@ -132,14 +132,14 @@ def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
 
 
 class EditSection(Section):
-    """What is learned and where.
+    """The kind of edit, its layers and its arguments.
 
     Attributes:
         kind: "road", a baseline ("loreft", "direft", "steering") or any other registered kind of
             intervention; "linear" for adapters on linear layers.
-        layers: Counted from 0; layer 9 by default, or all of them for adapters.
+        layers: The layers, from 0; layer 9 by default, or all layers for adapters.
 
-    The kind's own arguments stand beside these, as in YAML: `edit.subspaces`, `edit.variant`.
+    The kind's own arguments are attributes too, as in YAML: `edit.subspaces`, `edit.variant`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -171,7 +171,7 @@ class EditSection(Section):
         return dict(self.model_extra or {})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """The same with other values of some settings; another kind takes over what it has too."""
+        """Change some settings; a new kind keeps the arguments that it has too."""
         takes = settings_of(settings.get("kind", self.kind)).model_fields
         kept = {name: value for name, value in self.arguments.items() if name in takes}
         return type(self)(**{"kind": self.kind, "layers": self.layers, **kept, **settings})

@@ -24,10 +24,10 @@ PRESETS = Path(str(files("roadint.recipes"))) / "presets"
 class Recipe(BaseModel):
     """One run: what is learned and where, from which data, and how.
 
-    Settings are nested in sections and may be said by their short names.
+    Settings are nested in sections; short names work as well.
 
     Args:
-        settings: Any of them, see `roadint.recipes.names.nested`; texts are read as YAML.
+        settings: Settings by name, see `roadint.recipes.names.nested`; texts are read as YAML.
 
     Raises:
         RoadError: where a setting is unknown or does not fit.
@@ -59,7 +59,7 @@ class Recipe(BaseModel):
 
         Args:
             name: A preset such as "composition", a YAML file, or a recipe.
-            overrides: Settings that are changed, see `override`.
+            overrides: Settings to change, see `override`.
 
         Raises:
             RoadError: where there is no such recipe, or a setting is unknown or does not fit.
@@ -70,7 +70,7 @@ class Recipe(BaseModel):
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The same recipe with some settings changed.
 
-        What an edit of another kind has no use for is dropped when the kind changes.
+        Where the kind of edit changes, arguments that the new kind does not have are dropped.
 
         Args:
             settings: By short name, dotted name or section; texts are read as YAML.
@@ -92,7 +92,7 @@ class Recipe(BaseModel):
         """The recipe as nested mappings, which a checkpoint keeps.
 
         Args:
-            sources: What was trained on, where that is not what the recipe says.
+            sources: The data sources, where they are not the recipe's.
         """
         record = self.model_dump()
         if sources:
@@ -114,13 +114,13 @@ class Recipe(BaseModel):
         return road
 
     def adapter_names(self) -> list[str]:
-        """The adapters of kind "linear": one for each data set, or one that the task names."""
+        """The names of adapters, of kind "linear": one for every data set, or the task's."""
         if self.edit.kind != LINEAR:
             return []
         return [self.task.name] if self.task.name else list(self.data.sources) or ["road"]
 
     def names(self) -> list[str]:
-        """What a composition may name: the subspaces, or the adapters."""
+        """The names that a composition may use: subspaces or adapters."""
         return self.adapter_names() or list(self.edit.subspaces)
 
     def interventions(self) -> list[SubspaceIntervention]:

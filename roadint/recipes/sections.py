@@ -1,4 +1,4 @@
-"""The sections of a recipe but for its edit: model, data, optimisation, task.
+"""The sections of a recipe, without its edit: model, data, optimisation, task.
 
 Defaults are the paper's where it names them (section 4.3).
 """
