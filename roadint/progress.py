@@ -13,9 +13,9 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
     """The items in turn, with a bar on stderr that shows how many are done.
 
     Args:
-        items: What the loop is over.
-        total: How many there are.
-        description: What the bar is called.
+        items: The items of the loop.
+        total: The number of items.
+        description: The text before the bar.
         quiet: Whether there is no bar.
 
     Returns:

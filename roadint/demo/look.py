@@ -1,4 +1,4 @@
-"""Look inside: edited tokens, how the next token moves, what the layers above say, the blocks."""
+"""Look inside: edited tokens, the next token, the logit lens, the blocks."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What all pages of the app share: the model, once it is loaded, and the checkpoints on it."""
+"""The service that all pages of the app share: the model and its checkpoints."""
 
 import logging
 import re
@@ -26,10 +26,10 @@ class Service:
     """The model and its checkpoints, loaded in the background.
 
     Args:
-        first: The checkpoint to begin with, a folder or a hub id; by default the one that ships
-            with roadint.
-        folder: Where checkpoints may be opened from the page; those of the hub always may.
-        model: Another base model than the checkpoint's.
+        first: The first checkpoint, a folder or a hub id; by default the one that ships with
+            roadint.
+        folder: The folder whose checkpoints pages may open, beside those of the hub.
+        model: A base model in place of the checkpoint's.
 
     Raises:
         RoadError: where the first checkpoint cannot be read.
@@ -77,13 +77,13 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """The base model's, without the folders of this machine."""
+        """The name of the base model, without folders of this machine."""
         name = str(self.batcher.road.model.name_or_path)
         return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
     @property
     def batcher(self) -> Batcher:
-        """What runs the model.
+        """The thread that runs the model.
 
         Raises:
             RoadError: where the model is loading, or could not be loaded.
@@ -125,9 +125,9 @@ class Service:
         return self._sources.in_folder()
 
     def open(self, name: str) -> str:
-        """Put a checkpoint on the model, beside those that are there.
+        """Put a checkpoint on the model.
 
-        One that no request needs makes room where there is none.
+        Where there is no room, one that no request needs is removed.
 
         Args:
             name: A path in the folder, or a hub id.
@@ -142,10 +142,10 @@ class Service:
         return self._opened.open(source, self.batcher)
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
-        """Keep what compositions need on the model inside of a context.
+        """Keep the checkpoints of compositions on the model inside of a context.
 
         Args:
-            compositions: What will run.
+            compositions: The compositions that will run.
 
         Returns:
             The context.
