@@ -1,8 +1,8 @@
 """The fixed orthogonal basis in which pairs are formed: `h + Q (R − I) Qᵀ h`.
 
 The paper forms pairs of the model's own dims (Q = I). A residual stream has a few huge dims, so
-most pairs of raw dims are small; in a random orthogonal basis all pairs have similar sizes. A random
-Q is never stored: its kind and its seed define it.
+most pairs of raw dims are small; in a random orthogonal basis all pairs have similar sizes. A
+random Q is never stored: its kind and its seed define it.
 """
 
 import math
