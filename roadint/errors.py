@@ -20,8 +20,8 @@ def did_you_mean(value: object, options: Iterable[str]) -> str:
     """The end of a message that proposes the nearest option.
 
     Args:
-        value: what the caller gave.
-        options: what is known; the first 10,000 are compared.
+        value: The unknown value.
+        options: The known values, of which the first 10,000 are compared.
 
     Returns:
         The proposal, or an empty string where no option is near.
@@ -52,12 +52,12 @@ def check_known(what: str, value: object, options: Iterable[str]) -> None:
     """Check that a value is one of the options.
 
     Args:
-        what: what the options are, such as "variant" or "basis".
-        value: what the caller gave.
-        options: what is known.
+        what: The name of the value in the message, such as "variant" or "basis".
+        value: The value.
+        options: The known values.
 
     Raises:
-        RoadError: if it is none of them.
+        RoadError: where it is not.
     """
     listed = list(options)
     if not isinstance(value, str) or value not in listed:

@@ -13,10 +13,10 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
     """The items in turn, with a bar on stderr that shows how many are done.
 
     Args:
-        items: what the loop is over.
-        total: how many there are.
-        description: what the bar is called.
-        quiet: whether there is no bar.
+        items: The items of the loop.
+        total: The number of items.
+        description: The text before the bar.
+        quiet: Whether there is no bar.
 
     Returns:
         The items, unchanged.

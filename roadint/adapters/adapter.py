@@ -1,4 +1,4 @@
-"""RoadAdapter: RoAd on the outputs of linear layers (paper sections 3.2 and 4.1), or with LoRA.
+"""RoadAdapter: RoAd on the outputs of linear layers (paper sections 3.2, 4.1), alone or with LoRA.
 
 θ and α of all targets lie end to end in two parameters: one operation makes all rotations of a
 model, and an optimizer sees two tensors instead of hundreds.
@@ -41,15 +41,15 @@ class RoadAdapter(KeepsPrecision):
     together; `lora_a` [rank, inputs] and `lora_b` [outputs, rank], None without LoRA.
 
     Args:
-        name: What a composition calls it.
+        name: The adapter's name in compositions.
         layout: The targets.
         variant: As in RoadIntervention.
-        pairing: As in RoadIntervention; a group size has to divide every width.
-        subspace: Which blocks of every target turn, such as "[0, d/2)"; all by default.
-        lora_rank: Of a LoRA beside the rotations; 0 for none.
+        pairing: As in RoadIntervention; a group size has to divide all widths.
+        subspace: The blocks of every target that rotate, such as "[0, d/2)"; all by default.
+        lora_rank: The rank of a LoRA beside the rotations; 0 for none.
         lora_alpha: LoRA's scale times its rank; the rank by default.
-        heads: Modules by their paths, whose copies train with the adapter and stand in for the
-            originals where it acts (a classifier).
+        heads: Modules by path, such as a classifier. Copies of them train with the adapter, and
+            replace them where it acts.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -58,9 +58,9 @@ class RoadAdapter(KeepsPrecision):
     theta: Float[nn.Parameter, " blocks *entries"]
     alpha: Float[nn.Parameter, " blocks *entries"]
     held: Float[Tensor, " blocks"] | None
-    """1 where the subspace holds a block; None where it holds all."""
+    """1 for the blocks of the subspace, 0 for others; None without a subspace."""
 
-    @torch.inference_mode(False)  # its values can be changed later on, wherever they were made
+    @torch.inference_mode(False)  # values that are made in inference mode can't train
     def __init__(
         self,
         name: str,
@@ -121,7 +121,7 @@ class RoadAdapter(KeepsPrecision):
 
     @property
     def layout_and_groups(self) -> tuple[Layout, tuple[int, ...]]:
-        """What adapters must share to act as one product: the targets, and the pairs at each."""
+        """What adapters must share to act as one product: targets, and pairs at every target."""
         return self.layout, self.groups
 
     @property
@@ -137,7 +137,7 @@ class RoadAdapter(KeepsPrecision):
         """The rotations of all targets, end to end.
 
         Args:
-            strength: Of the adapter.
+            strength: The adapter's strength.
             learning: Whether θ and α get gradients.
 
         Returns:
@@ -160,7 +160,7 @@ class RoadAdapter(KeepsPrecision):
             check_scale(self.alpha, self._strengths(strength), self._holder)
 
     def _holder(self, block: int) -> str:
-        """What a message says that a block belongs to."""
+        """The adapter and the target of a block, for messages."""
         ends = itertools.accumulate(self.layout.blocks)
         path = next(path for path, end in zip(self.layout.paths, ends, strict=True) if block < end)
         return f"{self.name!r}, at {path}"
@@ -171,10 +171,10 @@ class RoadAdapter(KeepsPrecision):
         """The values of one target.
 
         Args:
-            path: Of the target.
+            path: The target's path.
 
         Returns:
-            Its θ and α, views of the adapter's.
+            θ and α of the target, views of the adapter's.
 
         Raises:
             RoadError: where it is no target.
@@ -192,10 +192,10 @@ class RoadAdapter(KeepsPrecision):
         """The values of one target as they act.
 
         Args:
-            path: Of the target.
+            path: The target's path.
 
         Returns:
-            Its θ and α, detached copies, with the identity where the subspace leaves a block out.
+            θ and α of the target, as detached copies; blocks outside the subspace are the identity.
 
         Raises:
             RoadError: where it is no target.
@@ -212,10 +212,10 @@ class RoadAdapter(KeepsPrecision):
         """The LoRA of every target.
 
         Args:
-            learning: Whether it gets gradients.
+            learning: Whether A and B get gradients.
 
         Returns:
-            A and B of each target, B with the scale in it; empty where there is no LoRA.
+            A and B of every target, B times the scale; an empty list without LoRA.
         """
         if not self.lora_rank:
             return []
@@ -227,13 +227,13 @@ class RoadAdapter(KeepsPrecision):
         return list(zip(of_a, of_b, strict=True))
 
     def rescale(self, strength: float) -> None:
-        """Make a strength the new strength 1, exactly, in place: of the rotations, and of a LoRA.
+        """Make a strength of rotations and LoRA the new strength 1, exactly and in place.
 
         Args:
             strength: The strength.
 
         Raises:
-            RoadError: where a scale gets too large.
+            RoadError: where a scale becomes too large.
         """
         check_strength(self.name, strength)
         self._check_strength(strength)
@@ -260,7 +260,7 @@ class RoadAdapter(KeepsPrecision):
         }
 
     def values(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: every parameter and every number of a head by name, detached."""
+        """The tensors that a checkpoint keeps: parameters and heads' states by name, detached."""
         values = {name: value.detach() for name, value in self.named_parameters(recurse=False)}
         for path, head in zip(self.head_paths, self.heads, strict=True):
             for name, value in head.state_dict(keep_vars=True).items():
@@ -268,7 +268,7 @@ class RoadAdapter(KeepsPrecision):
         return values
 
     def extra_repr(self) -> str:
-        """What `print` shows of it."""
+        """The arguments that `print` shows."""
         targets, numbers = len(self.layout.paths), self.trainable_count
         return f"{self.name}, {self.variant}, {targets} targets, {numbers:,} numbers"
 

@@ -1,4 +1,4 @@
-"""RoadLinear: one rotated linear layer by itself, for a network that is no transformers model."""
+"""RoadLinear: a single rotated linear layer, for networks that are no transformers models."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ _ALONE = Composition((("road", 1.0),))
 class RoadLinear(nn.Module):
     """`R (W x + b)` of a Linear, a Conv1D or an embedding (paper section 3.2).
 
-    The layer stays what it is; freeze it (`requires_grad_(False)`) to train the rotation alone. The
-    values, `road`, are a roadint.adapters.adapter.RoadAdapter. For the layers of a transformers
-    model, many adapters and mixed batches, see roadint.add_linear_road.
+    The layer itself does not change; freeze it (`requires_grad_(False)`) to train the rotation
+    alone. `road` is a roadint.adapters.adapter.RoadAdapter. For transformers models, many adapters
+    and mixed batches, see roadint.add_linear_road.
 
     Args:
         base: The layer.
@@ -69,10 +69,10 @@ class RoadLinear(nn.Module):
         """Put the rotation into the layer's weights.
 
         Args:
-            keep: Keep the weights as they were, for an exact `unmerge`.
+            keep: Keep a copy of the weights, for an exact `unmerge`.
 
         Returns:
-            What was merged, and what the dtype of the weights rounded away.
+            What was merged, and how much of it the weights' dtype rounds away.
 
         Raises:
             RoadError: where it is merged already, and as roadint.adapters.merging.merge.
@@ -86,7 +86,7 @@ class RoadLinear(nn.Module):
         """Take the rotation out of the weights again.
 
         Raises:
-            RoadError: where it is not in them.
+            RoadError: where it is not merged.
         """
         if not self._merged:
             raise RoadError("this layer is not merged: expected merge() before unmerge()")

@@ -1,4 +1,4 @@
-"""A new adapter for a model: its targets found, its heads taken, everything checked."""
+"""Making an adapter for a model: its targets and heads, by name."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
@@ -14,13 +14,18 @@ from roadint.rotation.rotation import Pairing, Variant
 
 
 class AdapterArguments(TypedDict, total=False):
-    """What a new adapter may be given.
+    """The arguments of a new adapter.
 
-    targets: Which layers, by default "all-linear"; see `roadint.adapters.targets.find_targets`.
-    exclude: Which of these not.
-    layers: Indices of the decoder layers to stay within.
-    heads: Modules of the model, such as "classifier", whose copies train with the adapter.
-    variant, pairing, subspace, lora_rank, lora_alpha: As in `RoadAdapter`.
+    Attributes:
+        targets: "all-linear" by default; see `roadint.adapters.targets.find_targets`.
+        exclude: Targets to leave out, in the same form.
+        layers: Indices of decoder layers; targets outside of them are left out.
+        heads: Modules of the model, such as "classifier", whose copies train with the adapter.
+        variant: As in `RoadAdapter`.
+        pairing: As in `RoadAdapter`.
+        subspace: As in `RoadAdapter`.
+        lora_rank: As in `RoadAdapter`.
+        lora_alpha: As in `RoadAdapter`.
     """
 
     targets: Names
@@ -35,11 +40,11 @@ class AdapterArguments(TypedDict, total=False):
 
 
 def make_adapter(model: nn.Module, name: str, **arguments: Unpack[AdapterArguments]) -> RoadAdapter:
-    """Make an adapter, which changes nothing yet, for the outputs of a model's linear layers.
+    """Make an adapter for the outputs of a model's linear layers; it starts as the identity.
 
     Args:
         model: A transformers model.
-        name: What a composition calls the adapter.
+        name: The adapter's name in compositions.
         arguments: See `AdapterArguments`.
 
     Raises:

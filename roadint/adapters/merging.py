@@ -1,7 +1,7 @@
-"""Adapters into the weights, so that the model runs as if nothing were there (paper section 3.2).
+"""Merging adapters into the weights, so that the model runs at no extra cost (paper section 3.2).
 
 The weights become `R W` and `R b`, with LoRA `R W + B A`. A rotation mixes pairs of matrix rows, so
-it takes two of them at a time and never a second matrix of the layer's size.
+merging takes a few pairs at a time and never a second matrix of the layer's size.
 """
 
 import warnings
@@ -32,10 +32,10 @@ class Merged:
     """What was merged.
 
     Args:
-        composition: Of adapters.
-        rounding: By path, the error of the weights' dtype as a share of the change.
-        originals: Parameters, and what they were.
-        changes: Of modules, in order, for the way back by the closed form.
+        composition: The composition of adapters.
+        rounding: By path, the error of rounding to the weights' dtype, as a share of the change.
+        originals: Parameters, and copies of their values before.
+        changes: Modules and their changes, in order, to undo by inverse rotations.
     """
 
     composition: Composition
@@ -45,9 +45,9 @@ class Merged:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put the weights back.
+        """Restore the weights.
 
-        Exactly where they were kept, else by the inverse rotations, to the rounding of the dtype.
+        From copies exactly, else by inverse rotations, up to rounding in their dtype.
         """
         for module, change in reversed(self.changes):
             if isinstance(change, Rotation):
@@ -68,13 +68,13 @@ def merge(
     """Change the weights of a model in place, in float32, by a composition of adapters.
 
     Args:
-        model: What holds the targets.
-        adapters: By name.
-        composition: Of these adapters alone.
-        keep: Keep the weights as they were, for an exact `undo`.
+        model: The model, or another module that has the targets.
+        adapters: The adapters by name.
+        composition: A composition of these adapters alone.
+        keep: Keep copies of the weights, for an exact `undo`.
 
     Returns:
-        What was merged. A warning tells where the dtype rounds much of the change away.
+        What was merged. A warning says where the dtype rounds much of the change away.
 
     Raises:
         RoadError: for quantised or offloaded weights, weights that two modules share, and scales of
@@ -110,7 +110,7 @@ def _apply(module: nn.Module, change: Change) -> float:
 def _replace_heads(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Put the heads of acting adapters into the model's; gives the values, and what they were."""
+    """Copy acting adapters' heads into the model; returns parameters and their values before."""
     for name, strength in composition.terms:
         adapter = adapters[name]
         for path, head in zip(adapter.head_paths, adapter.heads, strict=True) if strength else ():
@@ -122,14 +122,14 @@ def _replace_heads(
 
 
 def _note_change(module: nn.Module) -> None:
-    """Tell autograd about the new weights, which a backward of an earlier call must not use."""
+    """Have autograd refuse the backward of an earlier call, which would use the new weights."""
     increment_version([value for value in module.parameters() if not value.is_inference()])
 
 
 def _changes(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
 ) -> Iterator[tuple[str, Change]]:
-    """By path and on the device of the weights: rotations first, then what LoRA adds."""
+    """Changes by path, on the device of the weights: rotations first, then LoRA."""
     strengths = dict(composition.terms)
     acting = [adapters[name] for name in strengths]
     for members in by_layout(acting):
@@ -148,7 +148,7 @@ def _changes(
 
 
 def _turn(module: nn.Module, rotation: Rotation) -> float:
-    """R W and R b in place; returns the error of rounding as a share of the change."""
+    """Make the weights R W and R b, in place; returns the rounding error, a share of the change."""
     weight: Tensor = module.weight.data  # type: ignore[assignment]
     bias = getattr(module, "bias", None)
     turn_weight = _turn_rows if isinstance(module, nn.Linear) else _turn_columns
@@ -164,7 +164,7 @@ def _turn_rows(weight: Float[Tensor, "outputs inputs"], rotation: Rotation) -> f
     pairs = max(1, _CHUNK // (2 * weight.shape[1]))
     few, many = min(half, pairs), max(1, pairs // half)
     rounding = _Rounding()
-    # One piece of memory for all: a new one for each chunk costs as much as the work.
+    # One buffer for all chunks: allocating costs as much as the work.
     scratch = torch.empty(min(many, len(grouped)), few, weight.shape[1], device=weight.device)
     for group in range(0, len(grouped), many):
         for start in range(0, half, few):
@@ -181,7 +181,7 @@ def _turn_rows(weight: Float[Tensor, "outputs inputs"], rotation: Rotation) -> f
 
 
 def _turn_columns(weight: Float[Tensor, "inputs outputs"], rotation: Rotation) -> float:
-    """As for Conv1D and embeddings, and for a bias as a matrix of one row."""
+    """The same for Conv1D and embeddings, and for a bias as a matrix with one row."""
     rounding = _Rounding()
     for rows in torch.split(weight, max(1, _CHUNK // weight.shape[1])):
         rounding.store(rows, turn(rows, rotation.u, rotation.v, rotation.group))
@@ -189,7 +189,7 @@ def _turn_columns(weight: Float[Tensor, "inputs outputs"], rotation: Rotation) -
 
 
 def _add(module: nn.Module, a: Tensor, b: Tensor) -> float:
-    """W + B A in place, a few matrix rows at a time."""
+    """Make the weights W + B A in place, a few matrix rows at a time."""
     weight: Tensor = module.weight.data  # type: ignore[assignment]
     left, right = (b, a) if isinstance(module, nn.Linear) else (a.T, b.T)
     few, rounding = max(1, _CHUNK // weight.shape[1]), _Rounding()
@@ -199,7 +199,7 @@ def _add(module: nn.Module, a: Tensor, b: Tensor) -> float:
 
 
 class _Rounding:
-    """How much of a change the dtype of the weights loses."""
+    """Measures how much of a change is lost to rounding in the weights' dtype."""
 
     def __init__(self) -> None:
         self._changed = self._error = 0.0

@@ -1,4 +1,4 @@
-"""Adapters that act together: which share a layout, which commute, and their product."""
+"""Adapters that act together: groups of one layout, what commutes, products."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ def check_products(
     """Refuse sums of adapters whose order would matter.
 
     Args:
-        adapters: By name.
-        compositions: One a row; names of other than these adapters don't matter.
+        adapters: The adapters by name.
+        compositions: Compositions; other names in them are ignored.
 
     Raises:
         RoadError: where adapters act on one row and do not commute.
@@ -37,7 +37,7 @@ def check_products(
 
 
 def by_layout(adapters: Iterable[RoadAdapter]) -> list[list[RoadAdapter]]:
-    """Group adapters that rotate the same pairs of the same targets: one product serves them.
+    """Group adapters that rotate the same pairs of the same targets, whose product is one rotation.
 
     Args:
         adapters: In any order.
@@ -56,12 +56,12 @@ def product(
     terms: Sequence[tuple[str, float]],
     learning: frozenset[str] | None = None,
 ) -> Rotation:
-    """The rotations of all targets, of adapters that commute and have one layout.
+    """The product of adapters that commute and have one layout, at all targets.
 
     Args:
-        members: At least one adapter, by name.
-        terms: Names and strengths of those that act.
-        learning: The names of those that get gradients; all by default.
+        members: The adapters by name, at least one.
+        terms: Names and strengths of the adapters that act.
+        learning: The names of the adapters that get gradients; all by default.
 
     Returns:
         The rotation, whose blocks are those of all targets; the identity without terms.

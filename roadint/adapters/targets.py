@@ -1,4 +1,4 @@
-"""Which modules of a model are rotated: all linear layers, or some by name, kind or layer."""
+"""The targets of adapters: all linear layers of a model, or some by name, kind or layer."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ class Layout:
     """The targets of an adapter, whose blocks lie end to end in one vector.
 
     Args:
-        paths: Of the targets in the model.
-        widths: Of their outputs, in dims.
+        paths: The paths of the targets in the model.
+        widths: The widths of their outputs, in dims.
         inputs: The widths of their inputs, in dims.
     """
 
@@ -47,14 +47,14 @@ class Layout:
     def part(
         self, values: Float[Tensor, " blocks *entries"], path: str
     ) -> Float[Tensor, " blocks_of_target *entries"]:
-        """What belongs to one target.
+        """The values of one target.
 
         Args:
-            values: Of all blocks, end to end.
-            path: Of the target.
+            values: The values of all blocks, end to end.
+            path: The target's path.
 
         Returns:
-            Its part of the values, a view.
+            A view of the target's values.
         """
         return torch.split(values, self.blocks)[self.paths.index(path)]
 
@@ -72,12 +72,12 @@ def find_targets(
     Args:
         model: A transformers model, or a wrapper of one.
         targets: "all-linear" (every linear layer of the language model's body: not its heads, not
-            another tower or what leads from it, not the routers and gates of a mixture of experts,
-            nor layers whose weights the model uses without calling them); "fc1" (the first of each
-            feed-forward network); a list of names ("q_proj", "mlp.down_proj": what a path ends
-            with); or one text, a regular expression for whole paths, or a name.
-        exclude: The same, to leave out.
-        layers: Indices of layers, from 0; all of them, and what lies outside of layers, by default.
+            another tower or its projector, not the routers and gates of a mixture of experts, nor
+            layers whose weights the model uses without calling them); "fc1" (the first layer of
+            every feed-forward network); a list of names ("q_proj", "mlp.down_proj"), with which
+            paths end; or a text, which is a regular expression for whole paths, or a name.
+        exclude: Targets to leave out, in the same forms.
+        layers: Indices of layers, from 0; by default all layers, and modules outside of layers.
 
     Returns:
         The targets.
@@ -107,8 +107,8 @@ def layout_of(model: nn.Module, paths: Iterable[str]) -> Layout:
     """The layout of some modules, in the model's order.
 
     Args:
-        model: What holds them.
-        paths: Of the modules.
+        model: The model, or another module that has them.
+        paths: The paths of the modules.
 
     Returns:
         The layout.
@@ -140,8 +140,8 @@ def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) ->
 
     Args:
         model: The model.
-        layout: Of the adapter.
-        heads: Paths of modules that the adapter has copies of.
+        layout: The adapter's layout.
+        heads: The paths of the adapter's heads.
 
     Raises:
         RoadError: where the model lacks a target or a head, or has it in another size.
@@ -166,16 +166,16 @@ def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) ->
 
 
 def may_rest(model: nn.Module, path: str) -> bool:
-    """Whether a forward pass may well go by a target.
+    """Whether a forward pass may leave a target out.
 
-    Such are experts that no token went to, and parts that text alone does not reach.
+    It may leave out experts that get no token, and parts that text alone does not reach.
 
     Args:
         model: The model.
-        path: Of the target.
+        path: The target's path.
 
     Returns:
-        Whether a pass that does not run it is no error.
+        True where a pass that does not run the target is no error.
     """
     if re.search(r"(^|\.)(\w*experts?|cross\w*|encoder_attn)(\.|$)", path):
         return True
@@ -190,7 +190,7 @@ def _no_layer(model: nn.Module, path: str) -> RoadError:
 
 
 def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """What can be a target, by path."""
+    """The modules that can be targets, by path."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -199,7 +199,7 @@ def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _size(module: nn.Module) -> tuple[int, int]:
-    """Width of the output, and of the input."""
+    """The widths of a module's output and input."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim, module.num_embeddings
     if isinstance(module, Conv1D):
@@ -232,7 +232,7 @@ def _all_linear(model: nn.Module, known: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _routes(path: str, module: nn.Module, counts: Collection[int]) -> bool:
-    """Whether the layer sends tokens to experts, or weighs them: it gives no hidden states."""
+    """Whether a layer routes tokens to experts or weighs them, and returns no hidden states."""
     if re.search(r"Router|TopK|Grouped|Gat(e|ing)$", type(module).__name__):
         return True
     if re.search(r"router|gating", path):
@@ -251,7 +251,7 @@ def _is_bypassed(model: nn.Module, path: str) -> bool:
 
 
 def _matching(argument: str, wanted: Names, known: Iterable[str]) -> list[str]:
-    """The paths that a list of names, a regular expression or a keyword says."""
+    """The paths that a list of names, a regular expression or a keyword selects."""
     paths = list(known)
     if isinstance(wanted, str):
         if wanted == ALL_LINEAR:

@@ -1,1 +1,1 @@
-"""Where things are in a transformers model, what the model is like, and what its layers return."""
+"""The architecture of transformers models: layers, properties, outputs of layers."""

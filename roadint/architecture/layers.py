@@ -1,4 +1,4 @@
-"""Where in a transformers model the language model, its layers and their components are."""
+"""The language model inside a transformers model, its layers and their components."""
 
 import inspect
 from typing import Any, Final
@@ -13,15 +13,14 @@ COMPONENTS: Final[dict[str, tuple[str, ...]]] = {
     "attention_output": ("self_attn", "self_attention", "attention", "attn"),
     "mlp_output": ("mlp", "feed_forward", "ffn", "block_sparse_moe"),
 }
-"""The components of a layer, and how the architectures call them; the layer itself is
-"block_output"."""
+"""Component → the names of its module in the architectures; "block_output" is the layer itself."""
 
-# How the architectures call the list of layers, where there are more lists of that length.
+# The names of the list of layers in the architectures, where other lists have the same length.
 _LAYERS = ("layers", "layer", "h", "blocks", "block")
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """What torch.compile(module) was made of, or the module itself."""
+    """The module inside torch.compile(module), or the module itself."""
     return module._modules["_orig_mod"] if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
 
 
@@ -32,7 +31,7 @@ def text_config(model: nn.Module) -> Any:
         model: A transformers model, or a wrapper of one that shows its configuration.
 
     Returns:
-        A transformers configuration; which class, the architecture says.
+        A transformers configuration, whose class depends on the architecture.
 
     Raises:
         RoadError: where there is none.
@@ -49,7 +48,7 @@ def text_config(model: nn.Module) -> Any:
 def inner_model(model: nn.Module) -> nn.Module:
     """The transformers model inside wrappers (PEFT's, compiled ones), or the model itself.
 
-    It is what every forward and every step of `generate` runs.
+    Every forward and every step of `generate` runs it.
     """
     for module in map(uncompiled, model.modules()):
         if isinstance(module, PreTrainedModel):
@@ -58,7 +57,7 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 
 def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """The language model's body: without heads, other towers and what leads from them to it.
+    """The body of the language model, without heads, other towers and their projectors.
 
     Args:
         model: A transformers model, or a wrapper of one.
@@ -148,7 +147,7 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
 
 
 def _lists(model: nn.Module, body: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """What may be the decoder layers: the lists in a body that are as long as there are layers."""
+    """Candidates for the decoder layers: module lists whose length is the number of layers."""
     count = getattr(text_config(model), "num_hidden_layers", None)
     return [
         (path, module)
@@ -158,7 +157,7 @@ def _lists(model: nn.Module, body: nn.Module) -> list[tuple[str, nn.ModuleList]]
 
 
 def _adds_residual(module: nn.Module) -> bool:
-    """Whether a component takes the residual stream, to add it to its output (Bloom, MPT, BERT)."""
+    """Whether a component adds the residual stream to its output (Bloom, MPT, BERT)."""
     return any(
         {"residual", "input_tensor"} & set(inspect.signature(part.forward).parameters)
         for part in (module, *module.children())

@@ -13,7 +13,7 @@ def hidden_of(output: LayerOutput) -> Float[Tensor, "rows columns width"]:
     """The hidden states in what a layer returned.
 
     Args:
-        output: The layer's.
+        output: The output of the layer.
 
     Returns:
         The hidden states; `output` itself where it is no tuple and no list.
@@ -31,11 +31,11 @@ def with_hidden(output: LayerOutput, hidden: Float[Tensor, "rows columns width"]
     """What a layer returned, with other hidden states.
 
     Args:
-        output: The layer's.
-        hidden: What takes the place of its hidden states.
+        output: The output of the layer.
+        hidden: The new hidden states.
 
     Returns:
-        The same form as `output`; the rest of it stays.
+        An output of the same form, with its other entries.
 
     Example:
         >>> import torch

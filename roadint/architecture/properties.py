@@ -1,4 +1,4 @@
-"""What a transformers model is like: its width, its device, its cache, its positions."""
+"""Properties of a transformers model: width, device, cache, positions."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from roadint.architecture.layers import inner_model, text_config
 from roadint.errors import RoadError
 
 CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
-"""The arguments that take what a model keeps from token to token, newest name first."""
+"""The names of the forward's argument that takes a cache, the newest first."""
 
-# Layers of these give hidden states in another order than [rows, columns, width].
+# Model types whose hidden states are not [rows, columns, width].
 _OTHER_ORDER = ("xlnet",)
 _POSITION_TABLES = ("wpe", "position_embeddings", "positions_embed")
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in which rows and columns are not what the edits take them for.
+    """Refuse a model whose hidden states edits can't address by row and column.
 
     Args:
-        model: What an edit is to act on.
+        model: The model to edit.
 
     Raises:
         RoadError: for what is no decoder-only model, or encoder, of transformers.
@@ -58,7 +58,7 @@ def check_recomputation(model: nn.Module) -> None:
     It computes layers once more, after the edit of a call is gone.
 
     Args:
-        model: What is about to run.
+        model: The model that is to run.
 
     Raises:
         RoadError: where layers would be computed again.
@@ -81,13 +81,13 @@ def width_of(model: nn.Module) -> int:
 
 
 def device_of(module: nn.Module) -> torch.device | None:
-    """Where a module runs, also where accelerate brings its weights only for a moment.
+    """The device on which a module runs, also where accelerate moves its weights for a call only.
 
     Args:
         module: A model or a part of one.
 
     Returns:
-        The device; None where nothing tells.
+        The device; None where it is unknown.
     """
     hook = getattr(module, "_hf_hook", None)
     for part in (hook, *getattr(hook, "hooks", ())):
@@ -112,7 +112,7 @@ def cached_columns(inputs: Mapping[str, Any]) -> int | None:
         inputs: The arguments.
 
     Returns:
-        The number, 0 without a cache; None where the cache can't tell (recurrent states).
+        The number, 0 without a cache; None where it is unknown (recurrent states).
     """
     cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
     if cache is None:
@@ -124,15 +124,15 @@ def cached_columns(inputs: Mapping[str, Any]) -> int | None:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the model's forward takes position_ids; others count by the attention mask."""
+    """Whether the model's forward takes position_ids; other models count by the attention mask."""
     return "position_ids" in _arguments(model)
 
 
 def counts_padding(model: nn.Module) -> bool:
-    """Whether the model looks positions up in a table and, left alone, counts padding too.
+    """Whether the model has a table of positions and counts padding, unless it gets position_ids.
 
-    `generate` then counts each row's tokens for it. Rotary positions are relative, so that padding
-    changes nothing; encoders, and models whose tables begin elsewhere, count their own way.
+    `generate` makes position_ids for such a model. Rotary positions are relative, so padding does
+    not matter; encoders, and models whose tables have an offset, count by themselves.
 
     Args:
         model: A transformers model, or a wrapper of one.
@@ -156,7 +156,7 @@ def counts_padding(model: nn.Module) -> bool:
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """How many positions the model has a table of.
+    """The number of positions in the model's table.
 
     Args:
         model: A transformers model, or a wrapper of one.

@@ -1,1 +1,1 @@
-"""roadint beside pyvene, PEFT and the bare model, on one machine in one run: `roadint bench`."""
+"""Benchmarks of roadint against pyvene, PEFT and the bare model: `roadint bench`."""

@@ -1,9 +1,9 @@
 """`roadint bench align`: causal alignment by roadint's interchange and by pyvene's, in turns.
 
-A network learns hierarchical equality. Every system then looks, in the same hidden layer, for its
-two variables: it swaps a variable between inputs, and is right where the network answers as if the
-variable alone had been swapped. Measured are this interchange accuracy and the wall-clock time of a
-training step. Every system sees the same pairs at every step.
+A network learns hierarchical equality. Every system then looks for the network's two variables in
+the same hidden layer: it swaps a variable between inputs, and is right where the network answers as
+if only the variable had been swapped. The benchmark measures this interchange accuracy and the
+wall-clock time of a training step. All systems see the same pairs at every step.
 """
 
 import time
@@ -34,12 +34,12 @@ def bench_align(
     """Train the network, then all systems for the same steps, by Adam with a falling rate.
 
     Args:
-        width: Of the network's hidden states, a multiple of 4.
+        width: The width of the network's hidden states, a multiple of 4.
         rivals: pyvene's classes, of RIVALS; all by default.
-        steps: Of every system.
-        batch_size: Pairs of a step.
-        task_steps: Of the network.
-        seed: Of network and data.
+        steps: The training steps of every system.
+        batch_size: The number of pairs in a step.
+        task_steps: The training steps of the network.
+        seed: The seed of network and data.
         quiet: Whether there is no progress bar.
 
     Returns:
@@ -47,7 +47,7 @@ def bench_align(
         the interchange accuracy on 4,096 new pairs a variable.
 
     Raises:
-        RoadError: If a rival is unknown, or the width has no halves of whole pairs.
+        RoadError: where a rival is unknown, or the width has no halves of whole pairs.
     """
     for name in rivals or ():
         check_known("rival", name, RIVALS)
@@ -99,7 +99,7 @@ def _train(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """The variables by turns; the rate falls to 0 linearly."""
+    """Train on the two variables alternately; the learning rate falls to 0 linearly."""
     device = next(network.parameters()).device
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(system.optimizer, lambda step: 1 - step / steps)

@@ -1,4 +1,4 @@
-"""What `roadint bench align` compares: interchanges that look for two variables."""
+"""The systems of `roadint bench align`: interchanges that look for two variables."""
 
 import math
 from collections.abc import Callable
@@ -18,13 +18,13 @@ class AlignmentSystem:
     """A way to look for the variables, and what its training needs.
 
     Args:
-        name: As reports have it.
+        name: The name in reports.
         swap: The interchange of a variable.
-        modules: What is trained.
-        lr: Adam's rate.
+        modules: The modules that train.
+        lr: Adam's learning rate.
 
     Attributes:
-        seconds: Of the training steps so far.
+        seconds: The seconds of the training steps so far.
     """
 
     def __init__(self, name: str, swap: Swap, modules: list[nn.Module], lr: float) -> None:
@@ -42,8 +42,8 @@ def interchange_systems(width: int, device: torch.device) -> list[AlignmentSyste
     """Make roadint's systems, with a half of the dims for each variable.
 
     Args:
-        width: Of the hidden states.
-        device: Theirs.
+        width: The width of the hidden states.
+        device: The device of the hidden states.
 
     Returns:
         One rotation of neighbouring pairs; log2(width) rotations at growing strides; twice as many.
@@ -90,7 +90,7 @@ def _boundless(width: int, device: torch.device) -> AlignmentSystem:
 
 
 def _by_subspace(intervention: Any, subspaces: list[Any]) -> Swap:
-    """Every variable has a subspace."""
+    """Swap a variable by exchanging its subspace."""
 
     def swap(base: Hidden, source: Hidden, variable: int) -> Hidden:
         chosen = [[subspaces[variable]]] * len(base)

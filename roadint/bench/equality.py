@@ -22,7 +22,7 @@ class EqualityNetwork(nn.Module):
     """Three layers with ReLU, two classes.
 
     Args:
-        width: Of the hidden states.
+        width: The width of the hidden states.
     """
 
     def __init__(self, width: int) -> None:
@@ -49,11 +49,11 @@ def learn_task(network: EqualityNetwork, steps: int, quiet: bool) -> float:
 
     Args:
         network: The network.
-        steps: Of 512 rows, by Adam.
+        steps: The number of steps, of 512 rows, by Adam.
         quiet: Whether there is no progress bar.
 
     Returns:
-        Its share of right answers on 4,096 new rows.
+        The share of right answers on 4,096 new rows.
     """
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
@@ -94,7 +94,7 @@ def swapped_pairs(
 def _rows(
     count: int, device: torch.device
 ) -> tuple[Float[Tensor, "rows inputs"], Bool[Tensor, "rows 2"]]:
-    """Inputs, and whether their pairs are equal, each half of the time."""
+    """Random inputs, and whether their pairs are equal, with probability one half."""
     w, x, y, z = torch.randn(4, count, _DIMS)
     equal = torch.rand(count, 2) < 0.5
     x, z = torch.where(equal[:, :1], w, x), torch.where(equal[:, 1:], y, z)

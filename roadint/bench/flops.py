@@ -1,4 +1,4 @@
-"""The floating-point operations that a training step cannot do without."""
+"""The floating-point operations that a training step needs at least."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from roadint.data.collate import Example
 
 
 def needed_flops(model: PreTrainedModel, skipped: int, rows: Sequence[Example]) -> float:
-    """Count what a step must compute for an edit of the last prompt token.
+    """Count the operations of a step with an edit of the last prompt token.
 
-    Products alone are counted, two operations each, without padding. A linear map costs 2
+    Only products are counted, two operations each, without padding. A linear map costs 2
     operations a weight and token forward and 2 backward (the weights are frozen); so does the head
     for each scored token. Attention costs 4 operations a channel for each pair of query and key
     forward, 8 backward.
 
     Args:
         model: The base model.
-        skipped: How many layers are below the edit, whose results can be kept.
-        rows: Of the step.
+        skipped: The number of layers below the edit, whose results can be stored.
+        rows: The rows of the step.
 
     Returns:
         Operations.

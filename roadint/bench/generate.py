@@ -1,8 +1,8 @@
 """`roadint bench generate`: the model's own `generate`, with and without compositions, in turns.
 
-Measured is the wall-clock time of answering a batch of bundled prompts greedily, all to the same
+It measures the wall-clock time of answering a batch of bundled prompts greedily, all to the same
 length, in one process: by the bare model, through 1, 8, … different compositions in the batch, and
-by pyvene through one composition for all.
+by pyvene through one composition for all rows.
 """
 
 import time
@@ -45,9 +45,9 @@ def bench_generate(
         layer: From 0; the middle one by default.
         batch_size: Prompts in the batch.
         new_tokens: The length of every answer.
-        compositions: How many different ones are in the batch; one case each.
-        runs: Of every system.
-        dtype: Of the model.
+        compositions: Numbers of different compositions in the batch; a case for each number.
+        runs: The runs of every system.
+        dtype: The dtype of the model.
         quiet: Whether there is no progress bar.
 
     Returns:
@@ -55,10 +55,9 @@ def bench_generate(
         compositions, and over pyvene for the first.
 
     Raises:
-        RoadError: For bad input.
+        RoadError: for bad input.
     """
     base, tokenizer = load(model, dtype=dtype)
-    base.eval()
     device = next(base.parameters()).device
     layer = len(find_layers(base)[1]) // 2 if layer is None else layer
     road = _random_road(base, layer)
@@ -80,7 +79,7 @@ def bench_generate(
         return lambda: road.generate(compose=composed, **inputs, **length)
 
     systems: dict[tuple[str, str], Callable[[], Any]] = {
-        ("untouched", "bare model"): lambda: base.generate(**inputs, **length)
+        ("untouched", "bare model"): lambda: base.generate(**inputs, **length)  # type: ignore[operator]
     }
     for count in compositions:
         systems[_name_of(count), "roadint"] = through(min(count, batch_size))
@@ -113,7 +112,7 @@ def _random_road(base: PreTrainedModel, layer: int) -> RoadModel:
 def _time(
     systems: dict[tuple[str, str], Callable[[], Any]], runs: int, device: torch.device, quiet: bool
 ) -> list[dict[str, Any]]:
-    """systems: (case, system) → what is timed."""
+    """The cases of systems, by (case, system) → what is timed."""
     times: dict[tuple[str, str], list[float]] = {key: [] for key in systems}
     peaks = dict.fromkeys(systems, 0.0)
     for number, key in rounds(list(systems), runs, "runs", quiet=quiet):
@@ -137,7 +136,8 @@ def _pyvene(
 ) -> Callable[[], Any]:
     width = width_of(base)
     intervenable, _ = wrap_in_pyvene(base, layer, width)
-    # pyvene froze the model for all systems; torch on a CPU would then copy the head for every row.
+    # pyvene has frozen the model for all systems, and then torch copies the head for every row on a
+    # CPU.
     base.requires_grad_(True)
     rows, columns = inputs["input_ids"].shape
     return lambda: intervenable.generate(

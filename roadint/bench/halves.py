@@ -14,7 +14,7 @@ def block_strengths(composition: str | None, width: int) -> Float[Tensor, " bloc
 
     Args:
         composition: An expression over "german" and "english".
-        width: Of the hidden states.
+        width: The width of the hidden states.
 
     Returns:
         The strengths, 0 where a block does not act.

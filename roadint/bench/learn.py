@@ -1,7 +1,7 @@
-"""`roadint bench learn`: RoAd1/2/4 beside PEFT's LoRA and (IA)³ on one task, over several seeds.
+"""`roadint bench learn`: RoAd1/2/4 and PEFT's LoRA and (IA)³ on one task, over many seeds.
 
-Measured is the task's metric on its test rows, after the epoch with the best validation, for the
-same rows, steps and schedule. A case has the mean and the sample standard deviation over seeds.
+It measures the task's metric on test rows, after the epoch with the best validation, for the same
+rows, steps and schedule. A case has the mean and the sample standard deviation over seeds.
 """
 
 import statistics
@@ -16,8 +16,8 @@ from roadint.bench.machine import machine
 from roadint.errors import check_known
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
+from roadint.tasks.registry import task_of
 from roadint.tasks.run import fit, load_for
-from roadint.tasks.table import task_of
 from roadint.tasks.task import Task
 
 # Learning rates of the methods: RoAd's is of the paper's range (C.1), LoRA's the usual one.
@@ -36,19 +36,19 @@ def bench_learn(
     """Finetune by every method with every seed, and measure the best epoch on the test rows.
 
     Args:
-        recipe: Of a task.
-        data: The task's files in place of the recipe's.
-        methods: Of RATES; all but "head", the head alone, by default.
-        seeds: Of heads, adapters and the order of rows.
-        rates: Learning rates in place of RATES'.
+        recipe: A recipe of a task.
+        data: The task's files, in place of the recipe's.
+        methods: Names in RATES; all but "head" (the head alone) by default.
+        seeds: The seeds of heads, adapters and the order of rows.
+        rates: Learning rates by method, in place of those in RATES.
         quiet: Whether there is no progress bar.
 
     Returns:
-        {"machine", "job", "runs", "cases"}, one case a method; "base" is the language model as it
-        is.
+        {"machine", "job", "runs", "cases"}, one case a method; "base" is the untrained language
+        model.
 
     Raises:
-        RoadError: For bad input.
+        RoadError: for bad input.
     """
     chosen = list(methods) or [name for name in RATES if name != "head"]
     for name in [*chosen, *(rates or {})]:

@@ -1,4 +1,4 @@
-"""The other methods that `roadint bench learn` finetunes by: PEFT's layers, or a head alone."""
+"""The other methods of `roadint bench learn`: PEFT's layers, or a head alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +22,8 @@ class PeftMethod(torch.nn.Module):
 
     Args:
         model: The base model, whose parameters are frozen.
-        method: "lora" or "ia3", whose layers PEFT puts in; any other name puts in none.
-        recipe: Its targets are the layers' places, its heads are trained whole.
+        method: "lora" or "ia3", whose layers PEFT adds; any other name adds none.
+        recipe: The recipe, with the targets of the layers, and with heads, which train whole.
     """
 
     def __init__(self, model: PreTrainedModel, method: str, recipe: Recipe) -> None:
@@ -38,7 +38,7 @@ class PeftMethod(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The model's device."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
@@ -51,16 +51,16 @@ class PeftMethod(torch.nn.Module):
         return score(self.model, inputs, *_scored, plain=self.model)
 
     def train(self, mode: bool = True) -> "PeftMethod":
-        """As in a RoadModel, what is frozen does not drop out."""
+        """Keep the model's own mode, as a RoadModel does."""
         self.training = mode
         return self
 
     def generate(self, **inputs: Any) -> Any:
-        """The model's own."""
+        """The model's own `generate`."""
         return self.model.generate(**inputs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What trains, alone."""
+        """The state of trained parameters alone."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name in trained}
@@ -68,6 +68,6 @@ class PeftMethod(torch.nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """What `state_dict` returned."""
+        """Load what `state_dict` returned."""
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         return type(result)([], result.unexpected_keys)

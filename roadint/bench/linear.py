@@ -1,9 +1,9 @@
 """`roadint bench linear`: adapters on linear layers beside PEFT's, and a LoRA of batched products.
 
-Measured in one process, all systems in turns: the wall-clock time of one layer in batches whose
-rows have different adapters ("layer"), of one-token steps of a whole model ("decode"), of merging
-("merge"); and what a layer keeps for its gradient ("memory"). "over_base" is the median over the
-turns of a system's time over the base's in the same turn.
+It measures, in one process with all systems in turns, the wall-clock time of one layer in batches
+whose rows have different adapters ("layer"), of one-token steps of a whole model ("decode"), of
+merging ("merge"), and the memory that a layer keeps for its gradient ("memory"). "over_base" is the
+median ratio of a system's time to the base's in the same turn.
 """
 
 import time
@@ -64,10 +64,10 @@ def bench_linear(
         parts: "layer" (64 rows; 1 and 128 tokens; 1, 8 and 64 adapters), "decode" (8 rows with 1
             and 8 adapters, 64 rows with 1 and 64), "merge" (2,048 × 2,048, in and out, alone and
             in a stack of eight), "memory" (one layer of the first width).
-        widths: Of a layer.
-        dtypes: Of a layer and the decode.
-        runs: Of every system.
-        steps: Of a decode.
+        widths: The widths of layers.
+        dtypes: The dtypes of layers and decodes.
+        runs: The runs of every system.
+        steps: The steps of a decode.
         quiet: Whether there is no progress bar.
 
     Returns:
@@ -135,7 +135,7 @@ def _decode_cases(
 def _decoding_systems(
     base: PreTrainedModel, rows: int, makers: Sequence[Maker]
 ) -> list[LinearSystem]:
-    """The base, and every other system with one adapter for all rows, and with one for each."""
+    """The base, and every other system twice: with one adapter for all rows, and with one a row."""
     paths = find_targets(base).paths
     base_alone, *others = [make(base, paths, rows) for make in makers]
     assignments = {"1 adapter": [0] * rows, f"{rows} adapters": list(range(rows))}
@@ -150,7 +150,7 @@ def _decoding_systems(
 
 
 def _assigned(system: LinearSystem, adapters: Sequence[int], label: str) -> LinearSystem:
-    """The system with the adapter of every row settled."""
+    """A system in which every row has a fixed adapter."""
     return replace(
         system,
         name=f"{system.name}, {label}",
@@ -160,7 +160,7 @@ def _assigned(system: LinearSystem, adapters: Sequence[int], label: str) -> Line
 
 
 def _decode(base: PreTrainedModel, rows: int, steps: int) -> Callable[[LinearSystem], float]:
-    """What returns the median time of one-token steps after a prompt of 16."""
+    """A function that returns the median time of one-token steps after a prompt of 16 tokens."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(10, base.config.vocab_size, (rows, 16), generator=draw)
     name = cache_name(base)

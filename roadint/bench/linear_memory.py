@@ -1,4 +1,4 @@
-"""What autograd keeps of one layer with a frozen weight: a part of `roadint bench linear`."""
+"""The memory that autograd keeps for a layer with a frozen weight, in `roadint bench linear`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def memory_cases(width: int) -> list[dict[str, Any]]:
     """Measure what a layer keeps for its gradient, in float32 and bfloat16.
 
     Args:
-        width: Of the layer.
+        width: The width of the layer.
 
     Returns:
         Cases whose "copies_kept" counts copies of the layer's output; weights are not counted.

@@ -1,4 +1,4 @@
-"""How long adapters take into a model's weights and out again: a part of `roadint bench linear`."""
+"""The time of merging and unmerging adapters, in `roadint bench linear`."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def merging_cases(runs: int) -> list[dict[str, Any]]:
     """Time merging and unmerging, of a layer alone and in a stack of eight.
 
     Args:
-        runs: Of every system.
+        runs: The runs of every system.
 
     Returns:
         Cases "merge" and "unmerge"; seconds are a layer's.

@@ -1,4 +1,4 @@
-"""What `roadint bench linear` compares: adapters on linear layers, where rows choose their own."""
+"""What `roadint bench linear` compares: systems in which every row has an adapter."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,15 @@ from roadint.grammar.composition import Composition
 RANK = 8  # of LoRA
 
 Maker = Callable[[nn.Module, Sequence[str], int], "LinearSystem"]
+"""(a model or a layer, the paths of its linear layers, how many adapters) → the system"""
 
 
 class SingleLinear(nn.Module):
     """One linear layer, as a module that PEFT can wrap.
 
     Args:
-        width: Of inputs and outputs.
-        dtype: Of the weights.
+        width: The width of inputs and outputs.
+        dtype: The dtype of the weights.
     """
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -50,8 +51,8 @@ class LinearSystem:
     Attributes:
         name: As reports have it.
         module: The module.
-        context: Given the adapter of every row, a context with what is called in it.
-        keywords: Given the adapter of every row, what the call needs beside its inputs.
+        context: The adapter of every row → a context, which gives what to call in it.
+        keywords: The adapter of every row → further keyword arguments of the call.
     """
 
     name: str
@@ -66,16 +67,7 @@ def base_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSy
 
 
 def road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """RoAd1; as in RoadModel, every context makes the edit of its call anew.
-
-    Args:
-        module: A transformers model, or a layer.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """RoAd1; as in RoadModel, every context makes the edit of its call anew."""
     layout = layout_of(module, paths)
     adapters = Adapters(random_adapter(f"a{number}", layout) for number in range(count))
     make_passes = Passes if isinstance(module, PreTrainedModel) else _LayerPasses
@@ -90,7 +82,7 @@ def road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSy
 
 
 class _LayerPasses(Passes):
-    """Of layers by themselves, whose input says rows and columns."""
+    """The passes of a single layer, whose input gives rows and columns."""
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.rows, self.columns = args[0].shape[:2]
@@ -98,37 +90,19 @@ class _LayerPasses(Passes):
 
 
 def peft_road_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """PEFT's RoAd1.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """PEFT's RoAd1, on a copy of the module."""
     config = import_peft().RoadConfig(variant="road_1", group_size=2, target_modules=list(paths))
     return _peft_system("PEFT RoAd", config, module, count)
 
 
 def peft_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """PEFT's LoRA.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """PEFT's LoRA, on a copy of the module."""
     config = import_peft().LoraConfig(r=RANK, target_modules=list(paths))
     return _peft_system(f"PEFT LoRA r={RANK}", config, module, count)
 
 
 def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> LinearSystem:
-    """PEFT tells the rows of a batch apart by `adapter_names`."""
+    """PEFT takes a batch's adapters as `adapter_names`."""
     model = import_peft().get_peft_model(copy.deepcopy(module), config, adapter_name="a0").eval()
     for number in range(1, count):
         model.add_adapter(f"a{number}", config)
@@ -141,28 +115,19 @@ def _peft_system(name: str, config: Any, module: nn.Module, count: int) -> Linea
         try:
             yield model
         except BaseException:
-            for layer in model.modules():  # what PEFT leaves behind when a mixed batch fails
+            for layer in model.modules():  # PEFT leaves hooks behind when a mixed batch fails
                 layer._forward_pre_hooks.clear()
             raise
 
     def keywords(rows: Sequence[int]) -> dict[str, Any]:
-        # The first adapter for all rows is PEFT's plain, quicker way.
+        # Without names, PEFT uses the first adapter for all rows, which is quicker.
         return {"adapter_names": [f"a{number}" for number in rows]} if any(rows) else {}
 
     return LinearSystem(name, model, context, keywords)
 
 
 def bmm_lora_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
-    """LoRA with a matrix a row, gathered once, by batched products: plain torch's quickest way.
-
-    Args:
-        module: The module, which is copied.
-        paths: Of the linear layers.
-        count: How many adapters.
-
-    Returns:
-        The system.
-    """
+    """LoRA with matrices a row, gathered once, by batched products, on a copy of the module."""
     model = copy.deepcopy(module)
     layers = [_BmmLora(model, path, count) for path in paths]
 
@@ -200,11 +165,11 @@ class _BmmLora:
 
 
 def random_adapter(name: str, layout: Layout) -> RoadAdapter:
-    """Make a RoAd1 adapter with values of some size, and no gradients.
+    """Make a RoAd1 adapter with random values, and without gradients.
 
     Args:
-        name: Of the adapter.
-        layout: Its layers.
+        name: The name of the adapter.
+        layout: The adapter's layers.
 
     Returns:
         The adapter.

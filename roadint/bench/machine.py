@@ -14,11 +14,11 @@ _SIZE = 2048  # of the square matrices whose product is the machine's rate
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Describe what the figures of a report belong to.
+    """Describe the machine of a report's figures.
 
     Args:
-        device: Where the benchmark computes.
-        dtype: What it computes in.
+        device: The device of the benchmark.
+        dtype: The dtype of the benchmark.
 
     Returns:
         Names and sizes; "matmul_gflops" is the rate of `matmul_rate` in 10⁹ operations a second.
@@ -39,9 +39,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> floa
     """Measure how fast matrices of 2048 × 2048 numbers are multiplied.
 
     Args:
-        device: Where.
-        dtype: Of the matrices.
-        runs: How many products, beside one that warms up.
+        device: The device.
+        dtype: The dtype of the matrices.
+        runs: The number of products, after one that warms up.
 
     Returns:
         Floating-point operations a second, by the quickest product.

@@ -12,7 +12,7 @@ def import_peft() -> Any:
         The module.
 
     Raises:
-        RoadError: If it is not installed.
+        RoadError: where it is not installed.
     """
     try:
         import peft

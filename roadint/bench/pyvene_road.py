@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.data.collate import Example
-from roadint.interop.pyvene import register
+from roadint.interop.pyvene import register_model
 from roadint.interventions.pyvene.patches import (
     DistributedRepresentationIntervention,
     SourcelessIntervention,
@@ -25,7 +25,7 @@ class PyveneRoad(
     """RoAd1 on adjacent pairs with a mask of blocks a row, straight from the paper's equation 4.
 
     Args:
-        **kwargs: Of pyvene's interventions; embed_dim is the width of the hidden states.
+        **kwargs: Arguments of pyvene's interventions; embed_dim is the width of the hidden states.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -64,12 +64,12 @@ def wrap_in_pyvene(model: nn.Module, layer: int, width: int) -> tuple[Any, Pyven
     Args:
         model: The model, whose parameters are frozen.
         layer: From 0.
-        width: Of the hidden states.
+        width: The width of the hidden states.
 
     Returns:
         pyvene's IntervenableModel, and the intervention.
     """
-    register(model)
+    register_model(model)
     intervention = PyveneRoad(embed_dim=width)
     config = pyvene.IntervenableConfig(
         [{"layer": layer, "component": "block_output", "intervention": intervention}]
@@ -90,7 +90,7 @@ def pyreft_loss(
     Args:
         intervenable: What `wrap_in_pyvene` returned.
         examples: The rows, edited at their last prompt tokens.
-        strengths: Of the blocks, for each row.
+        strengths: The strengths of the blocks, for each row.
         inputs: The rows as `roadint.bench.train_systems.labelled_batch` makes them.
 
     Returns:

@@ -8,17 +8,17 @@ from typing import Any
 def case(
     name: str, system: str, seconds: Sequence[float], peak: float | None, **more: Any
 ) -> dict[str, Any]:
-    """Make one row of a report.
+    """Make a case of a report.
 
     Args:
-        name: What was done.
-        system: What did it.
+        name: The name of the case.
+        system: The system that was timed.
         seconds: The time of every run.
-        peak: Memory in MB, None where it was not measured.
-        **more: What else the row says.
+        peak: The peak of memory in MB; None where it was not measured.
+        **more: Further entries.
 
     Returns:
-        The row.
+        The case.
 
     Example:
         >>> case("step", "roadint", [3.0, 1.0, 2.0], None)["median_s"]
@@ -38,16 +38,16 @@ def case(
 
 
 def ratio(name: str, over: str, seconds: float, roadint_seconds: float) -> dict[str, Any]:
-    """Say how many times faster roadint is than another system.
+    """Make a ratio of a report: how many times faster roadint is than another system.
 
     Args:
-        name: What was done.
+        name: The name of the case.
         over: The other system.
-        seconds: Its time.
-        roadint_seconds: roadint's.
+        seconds: The time of the other system.
+        roadint_seconds: The time of roadint.
 
     Returns:
-        A row of a report's ratios; its value is above 1 where roadint is faster.
+        The ratio; its value is above 1 where roadint is faster.
 
     Example:
         >>> ratio("step", "pyvene", 6.0, 2.0)["value"]

@@ -1,8 +1,8 @@
 """`roadint bench train`: one training job through roadint, pyvene and the bare model, in turns.
 
-Measured is the wall-clock time of an optimizer step on the same rows, each system in a process of
-its own. "whole job" is the mean step times all steps, and what a system computes before the first.
-Before anything counts, the losses of all systems must agree on the first batch.
+It measures the wall-clock time of an optimizer step on the same rows, with a process for every
+system. "whole job" is the mean time of a step times all steps, plus what a system computes before
+the first. The losses of all systems must agree on the first batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,17 +36,18 @@ def bench_train(
     """Time training steps.
 
     Args:
-        job: What is trained.
-        systems: Names of SYSTEMS.
-        steps: How many of the job's steps, evenly over an epoch; None for all of all epochs.
-        scaling: Whether to time steps of random rows by their shape, too.
+        job: The training job.
+        systems: Names in SYSTEMS.
+        steps: How many of the job's steps to time, evenly over an epoch; None for all steps of all
+            epochs.
+        scaling: Whether to time steps of random rows of many shapes, too.
         quiet: Whether there is no progress bar.
 
     Returns:
         {"machine", "job", "cases", "ratios"}.
 
     Raises:
-        RoadError: If the systems' losses disagree, or one of them fails.
+        RoadError: where the systems' losses disagree, or one of them fails.
     """
     cases: list[dict[str, Any]] = []
     with workers({name: SYSTEMS[name] for name in systems}, job) as started:
@@ -87,7 +88,7 @@ def bench_train(
 def _time_steps(
     started: list[Worker], numbers: Sequence[int], quiet: bool
 ) -> dict[str, list[float]]:
-    """The steps' seconds. The first is made twice, and its first time not counted."""
+    """Time steps, in seconds; the first step runs twice, and its first run does not count."""
     losses = {worker.name: worker.ask("step", numbers[0])[1] for worker in started}
     first = started[0].name
     for name, loss in losses.items():
@@ -104,7 +105,7 @@ def _time_steps(
 
 
 def _scaling(started: list[Worker], quiet: bool, runs: int = 3) -> list[dict[str, Any]]:
-    """Step times of rows of random tokens along one axis at a time."""
+    """Time steps of random tokens, along one axis at a time."""
     points = [(axis, value) for axis, values in _AXES.items() for value in values]
     cases = []
     known: dict[tuple[int, ...], dict[str, list[float]]] = {}

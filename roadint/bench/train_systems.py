@@ -1,4 +1,4 @@
-"""What `roadint bench train` compares: one job through roadint, pyvene and the bare model."""
+"""The systems of `roadint bench train`: one job through roadint, pyvene and the bare model."""
 
 import tempfile
 import time
@@ -32,19 +32,19 @@ _RATE, _GRADIENT_NORM = 3e-2, 1.0
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained: RoAd1 at the last prompt token, by AdamW, in the recipe's order of rows.
+    """A training job: RoAd1 at the last prompt token, by AdamW, in the recipe's order of rows.
 
     Attributes:
         model: Hub id, folder or short name.
         layer: From 0; the middle one by default.
         data: Sources of rows, by the half that they train.
-        rows: How many of each source; all by default.
+        rows: The number of rows of a source; all by default.
         max_completion: Tokens at which completions are cut.
         batch_size: Rows of a step.
         micro_batch: Rows that roadint computes at once; pyreft's loop takes a step's at once.
-        epochs: Of the whole job.
-        dtype: Of the model.
-        seed: Of the order of rows.
+        epochs: The number of epochs of the whole job.
+        dtype: The dtype of the model.
+        seed: The seed of the order of rows.
     """
 
     model: str
@@ -60,10 +60,10 @@ class TrainingJob:
 
 
 class TrainingSystem(ABC):
-    """What all systems share: weights, tokens, order of rows, optimizer.
+    """The base class of systems, which share weights, tokens, order of rows and optimizer.
 
     Args:
-        job: What is trained.
+        job: The training job.
     """
 
     def __init__(self, job: TrainingJob) -> None:
@@ -81,8 +81,8 @@ class TrainingSystem(ABC):
         """Take the job's rows.
 
         Returns:
-            {"seconds", "steps"}: how long it took, beyond what every system does, and the steps of
-            an epoch.
+            {"seconds", "steps"}: the seconds of what only this system prepares, and the steps of an
+            epoch.
         """
         examples = [
             example
@@ -127,10 +127,10 @@ class TrainingSystem(ABC):
         """Make one optimizer step.
 
         Args:
-            number: Which batch; the epochs repeat.
+            number: The number of the batch; epochs repeat.
 
         Returns:
-            Seconds, and the loss in nats a token.
+            The seconds, and the loss in nats a token.
         """
         rows = self._rows(number)
         started = time.perf_counter()
@@ -147,26 +147,26 @@ class TrainingSystem(ABC):
         return peak_mb(self.device)
 
     def machine(self) -> dict[str, Any]:
-        """What the figures belong to."""
+        """The description of the machine."""
         return machine(self.device, self.model.dtype)
 
     def flops(self, number: int) -> float:
-        """The operations that a step cannot do without."""
+        """The operations that a step needs at least."""
         return needed_flops(self.model, self.layer + 1, self._rows(number))
 
     @abstractmethod
     def _new_parameters(self) -> list[nn.Parameter]:
-        """At the identity."""
+        """New parameters, at the identity."""
 
     @abstractmethod
     def _backward(self, rows: list[Example]) -> Float[Tensor, ""]:
-        """Gradients of the mean loss over the rows' tokens; returns the loss."""
+        """Compute gradients of the mean loss over the rows' tokens; returns the loss."""
 
     def _before_first_step(self) -> None:  # noqa: B027  (most systems do nothing)
-        """What a system computes once."""
+        """Compute what a system computes once."""
 
     def _prepare(self, examples: list[Example], batch_size: int) -> float:
-        """Take examples; returns the seconds that it took, beyond what every system does."""
+        """Take examples; returns the seconds of what only this system prepares."""
         self.examples = examples
         order = list(MixedLengthSampler(examples, batch_size, self.job.seed))
         starts = range(0, len(order), batch_size)
@@ -191,7 +191,7 @@ class RoadWithoutReuse(TrainingSystem):
         return list(self.road.interventions.parameters())
 
     def _nll(self, rows: list[Example]) -> Float[Tensor, " tokens"]:
-        """Of one micro-batch."""
+        """The tokens' losses in one micro-batch."""
         return completion_nll(self.road, moved(self.collator(rows), self.device))[0]
 
     def _backward(self, rows: list[Example]) -> Float[Tensor, ""]:
@@ -258,8 +258,8 @@ def labelled_batch(
 
     Args:
         examples: The rows.
-        fill: The token that padding has.
-        device: Where the batch goes.
+        fill: The id of the padding.
+        device: The device of the batch.
 
     Returns:
         input_ids, attention_mask and labels, all [rows, longest].

@@ -9,11 +9,11 @@ Item = TypeVar("Item")
 
 
 def in_turns(items: Sequence[Item], round_number: int) -> list[Item]:
-    """Order a round: another item is the first in each, so that none always follows the same.
+    """The order of a round: rounds begin with different items.
 
     Args:
-        items: What takes turns.
-        round_number: From 0.
+        items: The items that take turns.
+        round_number: The number of the round, from 0.
 
     Returns:
         All items.
@@ -29,13 +29,13 @@ def in_turns(items: Sequence[Item], round_number: int) -> list[Item]:
 def rounds(
     items: Sequence[Item], runs: int, description: str, *, quiet: bool
 ) -> Iterator[tuple[int, Item]]:
-    """Go through the items in turns, again and again.
+    """Go through the items in turns, round after round.
 
     Args:
-        items: What takes turns.
-        runs: How many rounds count.
-        description: Of the progress bar.
-        quiet: Whether there is none.
+        items: The items that take turns.
+        runs: The number of rounds that count.
+        description: The description of the progress bar.
+        quiet: Whether there is no bar.
 
     Yields:
         The number of the round and an item. Round 0 warms up, and does not count.

@@ -1,4 +1,4 @@
-"""One process a system: its memory is its own, its state stays warm, and all of them take turns."""
+"""Workers: one process for every system, so that memory is separate and state stays warm."""
 
 import multiprocessing
 import os
@@ -16,9 +16,9 @@ class Worker:
     """A system in a process of its own, asked one thing at a time.
 
     Args:
-        name: Of the system, for error messages.
-        make: A class or function of a module; makes the system in the new process.
-        arguments: Of `make`.
+        name: The name of the system, for error messages.
+        make: A class or function of a module, which makes the system in the new process.
+        arguments: The arguments of `make`.
     """
 
     def __init__(self, name: str, make: Callable[..., object], arguments: tuple[Any, ...]) -> None:
@@ -33,14 +33,14 @@ class Worker:
         """Call a method of the system.
 
         Args:
-            method: Its name.
-            *arguments: Its arguments.
+            method: The name of the method.
+            *arguments: The arguments.
 
         Returns:
-            Its result.
+            The result.
 
         Raises:
-            RoadError: If the system fails, with the error of its process.
+            RoadError: where the system fails, with the error of its process.
         """
         try:
             self._pipe.send((method, arguments))
@@ -66,8 +66,8 @@ def workers(makes: Mapping[str, Callable[..., object]], *arguments: Any) -> Iter
     """Start a worker for each system, and stop them at the end.
 
     Args:
-        makes: What makes a system, by its name.
-        *arguments: Of all of them.
+        makes: Name of a system → what makes it.
+        *arguments: The arguments of all `makes`.
 
     Yields:
         The workers.
@@ -83,7 +83,7 @@ def workers(makes: Mapping[str, Callable[..., object]], *arguments: Any) -> Iter
 
 
 def _serve(pipe: Connection, make: Callable[..., object], make_arguments: tuple[Any, ...]) -> None:
-    # All systems would say the same about the model; errors go through the pipe.
+    # All systems would print the same about the model; errors go through the pipe.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     system: object | None = None
     while True:

@@ -1,1 +1,1 @@
-"""The command line: one file for each command, and the options that they share."""
+"""The command line: one file for every command, and shared options."""

@@ -1,4 +1,4 @@
-"""What is checked before the work that it is for: paths to write to, adapters of a checkpoint."""
+"""Checks before long work: paths to write to, adapters of a checkpoint."""
 
 import os
 import tempfile
@@ -12,11 +12,11 @@ def check_file(option: str, path: Path | None) -> None:
     """Check that a file can be written.
 
     Args:
-        option: The option that says it, for messages.
+        option: The name of the option, for messages.
         path: The file, where there is one.
 
     Raises:
-        RoadError: It can't.
+        RoadError: where it can't be written.
     """
     if path is None:
         return
@@ -45,11 +45,11 @@ def check_picture(option: str, path: Path | None) -> None:
     """Check that a picture can be written, as `check_file`, and that its form is known.
 
     Args:
-        option: The option that says it, for messages.
+        option: The name of the option, for messages.
         path: The file, where there is one.
 
     Raises:
-        RoadError: It can't.
+        RoadError: where it can't be written.
     """
     check_file(option, path)
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
@@ -60,12 +60,12 @@ def check_folder(option: str, path: Path, *, new: bool = False) -> None:
     """Check that a folder can be made or written in.
 
     Args:
-        option: The option that says it, for messages.
+        option: The name of the option, for messages.
         path: The folder.
         new: Whether it has to be empty, where it exists.
 
     Raises:
-        RoadError: It can't, or is not empty.
+        RoadError: where that is impossible, or the folder is not empty.
     """
     try:
         lowest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
@@ -86,7 +86,7 @@ def check_folder(option: str, path: Path, *, new: bool = False) -> None:
 
 
 def _try_names(path: Path, existing: Path) -> None:
-    """A name may be longer than the file system takes, or hold what no name may."""
+    """Try names of this length: the file system may not allow them."""
     with tempfile.TemporaryDirectory(dir=existing, prefix=".roadint.") as scratch:
         longest = max(len(os.fsencode(name)) for name in (path.name, *path.parts))
         (Path(scratch) / ("a" * longest)).touch()
@@ -102,7 +102,7 @@ def check_adapters(checkpoint: str, name: str | None = None) -> None:
         name: An adapter that it must have.
 
     Raises:
-        RoadError: It has none, or not that one.
+        RoadError: where it has no adapters, or not the named one.
     """
     from roadint.model.checkpoint import folder_of, read
 

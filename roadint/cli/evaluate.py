@@ -18,9 +18,9 @@ from roadint.cli.options import (
     NewTokens,
     Plot,
     Prompts,
-    Report,
+    ReportFile,
     Rows,
-    pairs,
+    named_values,
 )
 from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import RoadError
@@ -44,7 +44,7 @@ def evaluate(
     language: Annotated[
         str, typer.Option(help="The language that a success is in, as ISO 639-1 code.")
     ] = "de",
-    out: Report = None,
+    out: ReportFile = None,
     plot: Plot = None,
     model: Base = None,
     as_json: Json = False,
@@ -62,7 +62,7 @@ def evaluate(
     check_file("--out", out)
     check_picture("--plot", plot)
     check_language(language)
-    added, sources = pairs(add, "--add"), pairs(data, "--data") or None
+    added, sources = named_values(add, "--add"), named_values(data, "--data") or None
     check_sources(sources or {}, rows)
     asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     if len(set(checkpoints)) < len(checkpoints):
@@ -147,7 +147,7 @@ def _interference(report: Mapping[str, Any]) -> Table:
 
 
 def _figure(report: Mapping[str, Any], *path: str, form: str = ".2f") -> str:
-    """A number of the report, ± its spread over seeds where there are several."""
+    """A number of the report, with ± its spread over seeds."""
     value, spread = _at(report, path), _at(report.get("spread"), path)
     if value is None:
         return "–"

@@ -15,7 +15,7 @@ from roadint.cli.options import (
     Json,
     NewTokens,
     Prompts,
-    pairs,
+    named_values,
 )
 from roadint.cli.output import console, print_json
 
@@ -46,7 +46,7 @@ def generate(
 
     asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])]
     asked = asked or load_prompts("bundled:prompts_paper")
-    road, tokenizer = open_checkpoint(checkpoint, model, compose, pairs(add, "--add"))
+    road, tokenizer = open_checkpoint(checkpoint, model, compose, named_values(add, "--add"))
     compositions = road.compositions()
     if compose:
         compositions = [Composition.parse(text, road.names) for text in compose]

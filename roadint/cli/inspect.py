@@ -8,14 +8,12 @@ import typer
 from rich.table import Table
 
 from roadint.cli.checks import check_picture
-from roadint.cli.options import Json
+from roadint.cli.options import Checkpoint, Json
 from roadint.cli.output import console, print_json
 from roadint.errors import RoadError, listing
 
 if TYPE_CHECKING:
     from roadint.interventions.base import SubspaceIntervention
-
-Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a trained checkpoint.")]
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how NAME=VALUE is read."""
+"""Options that commands share, and reading of NAME=VALUE."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,21 +48,23 @@ Settings = Annotated[
     typer.Option("--set", help="NAME=VALUE, repeatable: a setting of the recipe."),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
-Report = Annotated[Path | None, typer.Option(help="Also write the report, as JSON, to this file.")]
+ReportFile = Annotated[
+    Path | None, typer.Option(help="Also write the report, as JSON, to this file.")
+]
 Plot = Annotated[
     Path | None, typer.Option(help="Write a picture of the report (.png, .svg, .pdf).")
 ]
 
 
-def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+def named_values(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     """Read NAME=VALUE options.
 
     Args:
-        texts: What was given, if anything.
+        texts: The texts of the option, if there are any.
         option: The option, for messages.
 
     Raises:
-        RoadError: A text has another form, or a name is there twice.
+        RoadError: where a text has another form, or two texts have one name.
     """
     values: dict[str, str] = {}
     for text in texts or ():
@@ -80,16 +82,16 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def overrides(settings: Sequence[str] | None, **options: Any) -> Mapping[str, Any]:
-    """What --set and other options change in a recipe.
+    """The settings of a recipe that --set and other options change.
 
     Args:
         settings: The texts of --set.
-        options: Settings with an option of their own; None changes nothing.
+        options: Settings that have an option themselves; None changes nothing.
 
     Raises:
-        RoadError: Both say the same setting.
+        RoadError: where --set and an option say the same setting.
     """
-    changes: dict[str, Any] = dict(pairs(settings, "--set"))
+    changes: dict[str, Any] = dict(named_values(settings, "--set"))
     for name, value in options.items():
         if value is None:
             continue

@@ -28,12 +28,12 @@ def print_json(value: Any) -> None:
 
 
 def report_json(report: Mapping[str, Any], out: Path | None, printed: bool) -> None:
-    """Give a report as indented JSON where that is wanted.
+    """Write a report as indented JSON, to a file, to stdout or to both.
 
     Args:
         report: Plain JSON values.
-        out: A file to write it to.
-        printed: Whether it goes to stdout.
+        out: The file, where one is wanted.
+        printed: Whether stdout gets it.
     """
     if out is not None:
         write_whole(out, _json(report) + "\n")
@@ -42,13 +42,8 @@ def report_json(report: Mapping[str, Any], out: Path | None, printed: bool) -> N
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a picture; the ending of the path says of which form."""
+    """Write a picture in the format that the path ends with."""
     figure.savefig(path, dpi=150)
-
-
-def share(value: float | None) -> str:
-    """A share as percents, or a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.0%}"
 
 
 def _json(value: Any) -> str:

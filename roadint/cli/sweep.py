@@ -9,8 +9,16 @@ import typer
 from rich.table import Table
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Compositions, Json, MaxPrompts, Prompts, Rows, Settings, pairs
-from roadint.cli.output import console, print_json, share
+from roadint.cli.options import (
+    Compositions,
+    Json,
+    MaxPrompts,
+    Prompts,
+    Rows,
+    Settings,
+    named_values,
+)
+from roadint.cli.output import console, print_json
 from roadint.errors import quoted
 
 
@@ -49,12 +57,12 @@ def sweep(
     check_folder("--out", out)
     varied = {
         name: parse_yaml(text, f"--over {name}={quoted(text)}")
-        for name, text in pairs(over, "--over").items()
+        for name, text in named_values(over, "--over").items()
     }
     chosen = Plan.load(
         plan,
         varied,
-        set=pairs(settings, "--set") or None,
+        set=named_values(settings, "--set") or None,
         compose=compose,
         prompts=str(prompts) if prompts else None,
         max_prompts=max_prompts,
@@ -94,12 +102,16 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _result(entry: Mapping[str, Any]) -> list[str]:
-    """The cells of a run: in each a line for every composition."""
+    """The cells of a run; every cell has a line for every composition."""
     if "error" in entry:
         return [f"failed: {entry['error']}"]
     lines = [_composition(entry, composition) for composition in entry["nll"]]
     cells = ["\n".join(column) for column in zip(*lines, strict=True)] or [""] * 5
     return [*cells, f"{entry['seconds']:.0f}"]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _composition(entry: Mapping[str, Any], composition: str) -> tuple[str, ...]:
@@ -108,8 +120,8 @@ def _composition(entry: Mapping[str, Any], composition: str) -> tuple[str, ...]:
     nats = entry["nll"][composition].items()
     return (
         composition,
-        share(shares["success"]),
-        share(shares["on_topic"]),
+        _percent(shares["success"]),
+        _percent(shares["on_topic"]),
         ", ".join(f"{code} {part:.0%}" for code, part in languages),
         ", ".join(f"{name} {value:.2f}" for name, value in nats),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Base, Data, Json, Rows, Settings, overrides, pairs
+from roadint.cli.options import Base, Data, Json, Rows, Settings, named_values, overrides
 from roadint.cli.output import print_json, print_line
 from roadint.errors import RoadError, listing, quoted
 
@@ -39,7 +39,7 @@ def train(
     from roadint.training import run_folder
 
     check_folder("--out", out)
-    sources = pairs(data, "--data")
+    sources = named_values(data, "--data")
     changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
     chosen = Recipe.load(recipe, changes)
     chosen.interventions()  # what does not fit is refused before a model is loaded
@@ -65,7 +65,7 @@ def train(
 
 
 def _finished(recipe: "Recipe", sources: Mapping[str, str], out: Path) -> Mapping[str, Any]:
-    """The summary of a run that is done; raises RoadError where it is of other settings."""
+    """The summary of a finished run; raises RoadError where its settings differ."""
     from roadint.model import checkpoint
     from roadint.training import run_folder
 
@@ -96,7 +96,7 @@ def _train(
     from roadint.model.pretrained import load
     from roadint.training.run import train as run
 
-    # Before the model is loaded, which takes longer than reading the rows once more.
+    # Before the model is loaded, which takes longer than reading the rows twice.
     used = sources or recipe.data.sources
     if not used:
         raise RoadError(
@@ -110,7 +110,7 @@ def _train(
 
 
 def _check_names(sources: Mapping[str, str], names: list[str]) -> None:
-    """A data set is called by what it trains, a composition of these names."""
+    """Check the names of data sets, which are the compositions that they train."""
     from roadint.grammar.composition import Composition
 
     for name in sources:
@@ -122,7 +122,7 @@ def _check_names(sources: Mapping[str, str], names: list[str]) -> None:
 
 
 def _result(summary: Mapping[str, Any]) -> str:
-    """What the training came to: the metric of a task, or the loss of each data set."""
+    """The result of a training: a task's metric, or the losses of data sets."""
     if "test" in summary:
         epochs = [round(100 * score, 1) for score in summary["validation"]]
         rows = summary["rows"]

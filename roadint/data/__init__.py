@@ -1,1 +1,1 @@
-"""Rows of instruction and output: where they come from, and how a batch is made of them."""
+"""Data: rows of instruction and output, their sources, prompts, tokens and batches."""

@@ -20,9 +20,9 @@ class Example:
     """One tokenised row.
 
     Attributes:
-        prompt: token ids.
-        completion: token ids.
-        composition: what the row goes through; None for the base model.
+        prompt: The token ids of the prompt.
+        completion: The token ids of the completion.
+        composition: The row's composition; None for the base model.
     """
 
     prompt: list[int]
@@ -51,17 +51,17 @@ def tokenize(
     """Tokenise rows.
 
     Args:
-        rows: instructions and outputs.
-        tokenizer: the model's.
-        composition: what the rows go through.
-        template: makes the prompt of an instruction (`roadint.data.prompts.render`).
-        max_length: of an example, in tokens; the prompt is cut so that the completion fits.
-        max_completion: of a completion, in tokens, which is cut first; half of `max_length` by
-            default.
-        eos: whether a completion that was not cut ends with the end-of-sequence token.
+        rows: Instructions and outputs.
+        tokenizer: The model's tokenizer.
+        composition: The composition of all rows.
+        template: The template of prompts (`roadint.data.prompts.render`).
+        max_length: The largest length of an example, in tokens; longer prompts are cut.
+        max_completion: The largest length of a completion, in tokens, which is cut first; half of
+            `max_length` by default.
+        eos: Whether a completion that was not cut ends with the end-of-sequence token.
 
     Raises:
-        RoadError: if nothing fits or a text has no tokens, or the tokenizer has no
+        RoadError: where nothing fits or a text has no tokens, or the tokenizer has no
             end-of-sequence token and one is asked for.
     """
     if eos and tokenizer.eos_token_id is None:
@@ -106,13 +106,13 @@ def check_fits(examples: Sequence[Example], model: nn.Module, fill: int = 0) -> 
     Models that compute their positions (rotary ones) read any length.
 
     Args:
-        examples: at least one.
-        model: a transformers model.
-        fill: the id of the padding.
+        examples: At least one.
+        model: A transformers model.
+        fill: The id of the padding.
 
     Raises:
-        RoadError: if an example has more tokens than the model has positions, or an id is outside
-            its embeddings.
+        RoadError: where an example has more tokens than the model has positions, or an id is
+            outside its embeddings.
     """
     embedded = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     largest = max(max(example.prompt + example.completion) for example in examples)
@@ -142,7 +142,7 @@ class Collator:
     - places, Int[Tensor, "2 tokens"], the row and the column of the token that predicts each label.
 
     Args:
-        tokenizer: names the padding.
+        tokenizer: The tokenizer, whose padding token fills rows up.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -159,11 +159,11 @@ class Collator:
 
 
 def targets(examples: Sequence[Example], starts: Int[Tensor, " rows"]) -> dict[str, Any]:
-    """What a batch has besides its inputs.
+    """The entries of a batch besides the model's inputs.
 
     Args:
-        examples: one a row.
-        starts: which token of its example a row begins with.
+        examples: One a row.
+        starts: For each row, the token of its example with which it begins.
 
     Returns:
         prompt_length, compose, labels and places, as in `Collator`.
@@ -181,14 +181,14 @@ def targets(examples: Sequence[Example], starts: Int[Tensor, " rows"]) -> dict[s
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of examples that are about as long as one another.
+    """Batches of examples of similar lengths.
 
     Args:
-        lengths: of the examples.
-        size: of a batch, at most.
+        lengths: The lengths of the examples.
+        size: The largest size of a batch.
 
     Returns:
-        For each batch the indices of its examples, the shortest first.
+        For each batch, the indices of its examples, the shortest first.
 
     Example:
         >>> by_length([5, 1, 4, 2], size=2)
@@ -211,16 +211,16 @@ def completion_nll(
     """The negative log-likelihood of every token of the completions.
 
     Args:
-        model: a RoadModel, or a wrapper of one.
-        batch: what a Collator made, on the model's device.
+        model: A RoadModel, or a wrapper of one.
+        batch: A batch of a Collator, on the model's device.
 
     Returns:
-        The values in nats, float32, and the row of each token.
+        The values in nats, float32, and the tokens' rows.
     """
     inputs = dict(batch)
     scored = inputs.pop("places"), inputs.pop("labels")
-    # A call of the model, not token_nll: a wrapper that spreads it over devices gathers its
-    # gradients there.
+    # The model is called, instead of its token_nll: a wrapper for many devices gathers gradients
+    # in its own call.
     return model(**inputs, _scored=scored, use_cache=False), scored[0][0]
 
 
@@ -230,8 +230,8 @@ def row_sums(
     """The sum of every row's values.
 
     Args:
-        values: of the tokens.
-        rows: of the tokens; no row is without tokens.
+        values: The values of the tokens.
+        rows: The rows of the tokens; every row has a token.
 
     Example:
         >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()

@@ -1,6 +1,6 @@
-"""The rows of a local file, one by one, as they are written.
+"""Readers of local files (JSON, JSON Lines, Parquet, CSV), which yield rows one by one.
 
-No types are guessed, and nothing is read before it is asked for.
+They guess no types, and read a row only when it is asked for.
 """
 
 import csv
@@ -22,19 +22,20 @@ _BATCH = 256  # rows of a Parquet file that are read at once
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 UNREADABLE = (OSError, ValueError, RecursionError, pyarrow.ArrowException)
-"""What reading a file raises that is none or not of its kind (json and UTF-8: ValueError)."""
+"""What readers raise for a file that is missing, damaged or in another format."""
 
 
 def read_rows(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Any]:
-    """The rows of a file, mappings where the file is in order.
+    """The rows of a file: mappings, unless the file is no table.
 
     Args:
-        path: a file whose suffix is one of FORMATS.
-        needed: columns. A Parquet file that has all of them is read without its other columns.
-        optional: columns that are read beside them.
+        path: A file whose suffix is one of FORMATS.
+        needed: The columns to read. Other columns of a Parquet file are read only where one of
+            these is missing.
+        optional: Columns to read where they exist.
 
     Raises:
-        RoadError: if the file can't be read.
+        RoadError: where the file can't be read.
     """
     kind, read = FORMATS[path.suffix.lower()]
     try:
@@ -51,7 +52,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Lines end with \n, \r\n or \r, and nothing else; the ends are left out.
 
     Raises:
-        UNREADABLE: if it is no such file.
+        UNREADABLE: where it is no text file.
     """
     with path.open(encoding="utf-8-sig") as file:
         while line := file.readline(_LONGEST):
@@ -66,7 +67,7 @@ def json_rows(path: Path) -> Iterator[Any]:
     """The values of a JSON list or of JSON Lines, whichever the file is.
 
     Raises:
-        UNREADABLE: if it is neither.
+        UNREADABLE: where it is neither.
     """
     with path.open(encoding="utf-8-sig") as file:
         while (first := file.read(1)).isspace():
@@ -171,4 +172,4 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Sequence[str], Sequence[str]], Ite
     ".parquet": ("parquet", _parquet),
     ".csv": ("csv", lambda path, *_: _csv(path)),
 }
-"""By suffix: what messages call the format, and what reads a file of it."""
+"""Suffix → the name of the format in messages, and the reader."""

@@ -1,4 +1,4 @@
-"""Data sets of the hub: the paper's two, in forms of their own (section 4.3), and any other."""
+"""Data sets of the hub: the paper's two, with their own fields (section 4.3), and any other."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ def hub_rows(name: str) -> Iterator[Any]:
         name: "OWNER/NAME".
 
     Raises:
-        RoadError: if the data set can't be loaded.
+        RoadError: where the data set can't be loaded.
     """
     try:
         yield from datasets.load_dataset(name, split="train")
@@ -32,7 +32,7 @@ def from_hellaswag_de(row: Mapping[str, Any]) -> Row:
     """A row of LeoLM/HellaSwag_de: the English context, and the German ending of its label.
 
     Raises:
-        UnusableRow: if the label names no ending, as in the test split, where labels are empty.
+        UnusableRow: where the label names no ending, as in the test split, where labels are empty.
     """
     context, endings, label = (field_of(row, name) for name in ("ctx", "endings_de", "label"))
     listed = endings if isinstance(endings, (list, tuple)) else ()
@@ -46,7 +46,7 @@ def from_ultrafeedback(row: Mapping[str, Any]) -> Row:
     """A row of openbmb/UltraFeedback: the instruction, and its completion with the best score.
 
     Raises:
-        UnusableRow: if no completion is rated.
+        UnusableRow: where no completion is rated.
     """
     instruction, completions = (field_of(row, name) for name in ("instruction", "completions"))
     listed = completions if isinstance(completions, (list, tuple)) else ()

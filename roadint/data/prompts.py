@@ -34,14 +34,14 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
     """Check the name of a template.
 
     Args:
-        template: the name.
-        tokenizer: checked as well where "chat" is to be used with it.
+        template: The name.
+        tokenizer: The tokenizer, which has to have a chat template for "chat".
 
     Returns:
         The name.
 
     Raises:
-        RoadError: if it is unknown, or "chat" and the tokenizer has no chat template.
+        RoadError: where it is unknown, or "chat" and the tokenizer has no chat template.
     """
     check_known("template", template, get_args(Template))
     lacks = tokenizer is not None and not getattr(tokenizer, "chat_template", None)
@@ -54,10 +54,10 @@ def check_template(template: str, tokenizer: PreTrainedTokenizerBase | None = No
 
 
 def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
-    """The tokenizer, known to be one.
+    """Check a tokenizer, and return it.
 
     Raises:
-        RoadError: if it is no tokenizer.
+        RoadError: where it is no tokenizer.
     """
     if not callable(tokenizer):
         raise RoadError(
@@ -75,13 +75,13 @@ def render(
     Args:
         template: "plain" leaves the instruction as it is, "alpaca" puts it into the Alpaca
             project's prompt, "chat" into the tokenizer's own chat template.
-        instruction: what is asked.
-        tokenizer: used by "chat" alone.
-        input_text: what the instruction is about, Alpaca's "input". Templates other than "alpaca"
-            have it in the line after the instruction.
+        instruction: The instruction.
+        tokenizer: The tokenizer, which only "chat" uses.
+        input_text: The input of the instruction, as in Alpaca. Templates other than "alpaca" put it
+            on the line after the instruction.
 
     Raises:
-        RoadError: if the chat template is missing or fails.
+        RoadError: where the chat template is missing or fails.
 
     Example:
         >>> render("plain", "Translate.", tokenizer=None, input_text="Guten Tag")
@@ -116,15 +116,15 @@ def prompt_ids(
     """The token ids of a prompt.
 
     Args:
-        tokenizer: the model's.
-        template: as in `render`.
-        instruction: as in `render`.
-        max_length: in tokens. A longer prompt loses the end of its input, then the end of its
-            instruction, never the template's text.
-        input_text: as in `render`.
+        tokenizer: The model's.
+        template: As in `render`.
+        instruction: As in `render`.
+        max_length: The largest length, in tokens. A longer prompt loses the end of its input, then
+            the end of its instruction, never text of the template.
+        input_text: As in `render`.
 
     Raises:
-        RoadError: if instruction or input are no text, or the template alone is too long.
+        RoadError: where instruction or input are no text, or the template alone is too long.
     """
     check_text("prompt", instruction)
     check_text("prompt", input_text)
@@ -156,7 +156,7 @@ def _cut(
     ids_of: Callable[[str], list[int]],
     max_length: int,
 ) -> list[int] | None:
-    """The ids with as much of the beginning of `text` as fits; None where nothing of it does."""
+    """The ids with as much of the beginning of `text` as fits; None where nothing fits."""
     words = tokenizer(text, add_special_tokens=False)["input_ids"]
     keep = len(words) - (len(ids_of(text)) - max_length)
     while keep > 0:
@@ -172,13 +172,13 @@ def completion_ids(
 ) -> list[int]:
     """The token ids of a completion after its prompt.
 
-    Both are tokenised together where this leaves the prompt's own ids as they are.
+    Both are tokenised together where that does not change the ids of the prompt.
 
     Args:
-        tokenizer: the model's.
-        template: what the prompt was rendered with.
-        prompt: the rendered prompt.
-        completion: what comes after it.
+        tokenizer: The model's.
+        template: The template of the prompt.
+        prompt: The rendered prompt.
+        completion: The text after the prompt.
     """
     prompt_alone = _tokenised(tokenizer, template, prompt)
     together = _tokenised(tokenizer, template, prompt + completion)
@@ -198,13 +198,13 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
 
 
 def listed_prompts(prompts: Any) -> list[Any]:
-    """The prompts as a list, of one or many.
+    """One prompt, or an iterable of prompts, as a list.
 
     Args:
-        prompts: a text, or an iterable of texts, which are not checked themselves.
+        prompts: A text, or an iterable of texts, which are not checked.
 
     Raises:
-        RoadError: if it is neither, or empty.
+        RoadError: where it is neither, or empty.
     """
     listed = [prompts] if isinstance(prompts, str) else prompts
     if (
@@ -222,22 +222,22 @@ def listed_prompts(prompts: Any) -> list[Any]:
 
 
 def check_text(what: str, text: object) -> None:
-    """Check that a tokenizer can read something.
+    """Check that a value is a text which a tokenizer can read.
 
     Args:
-        what: what the message calls it.
-        text: the text.
+        what: The name of the text in the message.
+        text: The text.
 
     Raises:
-        RoadError: if it is no text, or holds half a letter (a lone surrogate).
+        RoadError: where it is no text, or holds half a letter (a lone surrogate).
     """
     if not isinstance(text, str):
         raise RoadError(f"{what} {quoted(text)} is {type(text).__name__}: expected text")
-    if not is_whole(text):
+    if not is_valid_unicode(text):
         raise RoadError(f"{what} {quoted(text)} has half a letter in it, which no tokenizer reads")
 
 
-def is_whole(text: str) -> bool:
+def is_valid_unicode(text: str) -> bool:
     """Whether a text has no half letters (lone surrogates), which no tokenizer reads."""
     try:
         text.encode()
@@ -255,10 +255,10 @@ def batch_prompts(
     """The prompts of a batch, padded on the left, as a model's forward takes them.
 
     Args:
-        tokenizer: the model's.
-        template: as in `render`.
-        instructions: one a row.
-        max_length: as in `prompt_ids`.
+        tokenizer: The model's.
+        template: As in `render`.
+        instructions: One a row.
+        max_length: As in `prompt_ids`.
 
     Returns:
         "input_ids" and "attention_mask".
@@ -279,14 +279,14 @@ def batch_prompts(
 def generation_inputs(
     tokenizer: PreTrainedTokenizerBase, template: Template, instructions: Sequence[str]
 ) -> dict[str, Int[Tensor, "rows columns"]]:
-    """A batch of prompts whose padding no penalty of a decoding sees.
+    """A batch of prompts whose padding does not count in penalties of decoding.
 
-    Padding repeats the first token of its own row, which the row holds anyway.
+    Padding repeats the first token of its row, which penalties count anyway.
 
     Args:
-        tokenizer: as in `batch_prompts`.
-        template: as in `batch_prompts`.
-        instructions: as in `batch_prompts`.
+        tokenizer: As in `batch_prompts`.
+        template: As in `batch_prompts`.
+        instructions: As in `batch_prompts`.
 
     Returns:
         "input_ids" and "attention_mask".
@@ -306,9 +306,9 @@ def pad(
     """The rows as one tensor, as wide as the longest.
 
     Args:
-        rows: of any lengths.
-        fill: what the shorter ones are filled up with.
-        side: where they are filled up.
+        rows: Ids, in rows of any lengths.
+        fill: The id that fills up shorter rows.
+        side: The side on which they are filled up.
 
     Example:
         >>> pad([[5, 6], [7]], 0, "left").tolist()

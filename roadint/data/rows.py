@@ -3,33 +3,33 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from roadint.data.prompts import is_whole
+from roadint.data.prompts import is_valid_unicode
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 Row = dict[str, str]
 """{"instruction": …, "output": …}, and "input" where it has one, as Alpaca's rows have."""
 Form = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Makes the fields of a row from one of a data set that has others."""
+"""Makes a Row's fields of a row with other fields."""
 NEEDED, OPTIONAL = ("instruction", "output"), ("input",)
 
 
 class UnusableRow(RoadError):
-    """A row that is skipped; the message says why in a few words, the same for all such rows."""
+    """Says why a row is skipped, in a few words that are the same for all such rows."""
 
 
 def checked_row(raw: Any, form: Form | None = None) -> Row:
-    """One row with nothing but its text.
+    """Check a row, and leave out other fields than those of a Row.
 
     Args:
-        raw: the row as its source has it.
-        form: makes the fields of one of another form.
+        raw: The row of the source.
+        form: Makes the fields, where the source has others.
 
     Returns:
         The row; an input without an instruction becomes the instruction.
 
     Raises:
-        UnusableRow: if its text is missing.
-        RoadError: if it is no row; the message goes on after the row's name.
+        UnusableRow: where its text is missing.
+        RoadError: where it is no row; the message goes on after the row's name.
     """
     if not isinstance(raw, Mapping):
         raise RoadError(f"is {type(raw).__name__}: expected fields 'instruction' and 'output'")
@@ -48,7 +48,7 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
     """The value of a field.
 
     Raises:
-        RoadError: if the row has no such field; the message goes on after the row's name.
+        RoadError: where the row has no such field; the message goes on after the row's name.
     """
     if name not in row:
         raise RoadError(
@@ -58,12 +58,12 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _text(name: str, value: Any) -> str:
-    # Tables have None or NaN where nothing is.
+    # Tables have None or NaN in empty cells.
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if not isinstance(value, str):
         raise RoadError(f"has an empty or non-text {name!r}: {quoted(value)}; expected text")
-    if not is_whole(value):
+    if not is_valid_unicode(value):
         raise RoadError(
             f"has a {name!r} with half a letter in it, which no tokenizer reads: {quoted(value)}"
         )

@@ -10,9 +10,9 @@ A source is one of
   hub that has the fields;
 - rows that are in memory already.
 
-A row that lacks its text is skipped, and one line says how many were: an empty instruction or
-output, a label that names no ending, no rated answer. What is no row at all (a missing field, a
-number for text) ends with RoadError.
+A row without text is skipped, and a line of the log says how many were: rows with an empty
+instruction or output, a label that names no ending, or no rated answer. A row with a missing field,
+or a number in place of text, is a RoadError.
 """
 
 import logging
@@ -41,16 +41,15 @@ def load_rows(source: DataSource, limit: int | None = None, seed: int | None = N
     """The rows of a source.
 
     Args:
-        source: where they come from.
-        limit: how many to take, of those that can be used; all by default. Nothing is read beyond
-            the first ones, unless a sample is drawn.
-        seed: draws so many at random instead, the same ones every time.
+        source: The source.
+        limit: How many usable rows to take, from the first; all by default. No more are read.
+        seed: Draws a random sample of `limit` rows from all rows instead, always the same one.
 
     Returns:
         At least one row; one line of the log says how many were skipped, and why.
 
     Raises:
-        RoadError: if the source or a row can't be read, or no row is left.
+        RoadError: where the source or a row can't be read, or no row is left.
 
     Example:
         >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
@@ -66,8 +65,8 @@ def check_sources(sources: Mapping[str, DataSource], limit: int | None = None) -
     """Check that `load_rows` can read every source; what it skips is not logged.
 
     Args:
-        sources: by name.
-        limit: as in `load_rows`.
+        sources: By name.
+        limit: As in `load_rows`.
 
     Raises:
         RoadError: as `load_rows`.
@@ -80,11 +79,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
     """The prompts of a text file, one a line.
 
     Args:
-        source: the file, or "bundled:prompts", or "bundled:prompts_paper", the paper's nine.
-        limit: how many to take, from the first; all by default.
+        source: The file, or "bundled:prompts", or "bundled:prompts_paper", the paper's nine.
+        limit: How many prompts to take, from the first; all by default.
 
     Raises:
-        RoadError: if the file can't be read or has no prompt.
+        RoadError: where the file can't be read or has no prompt.
     """
     _check_limit("max_prompts", limit)
     path_of("prompts", source)
@@ -119,7 +118,7 @@ def _bundled(name: str, suffix: str) -> Path:
 
 
 def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
-    """The rows, and a line about those that were skipped; empty where none were."""
+    """The rows, and a line for the log about skipped ones; empty where none were skipped."""
     _check_limit("rows", limit)
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
@@ -143,7 +142,7 @@ def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[l
 def _usable(
     name: str, raw_rows: Iterable[Any], form: Form | None, counts: Counter[str]
 ) -> Iterator[Row]:
-    """The rows that can be used; `counts` learns how many they are, and why others are not."""
+    """The usable rows; counts them, and the reasons for which others are skipped."""
     for index, raw in enumerate(raw_rows):
         try:
             row = checked_row(raw, form)
@@ -171,7 +170,7 @@ def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Ro
 
 
 def _open(source: DataSource) -> tuple[str, Iterable[Any], Form | None]:
-    """The source's name in messages, its rows as they are, and what makes rows of ours of them."""
+    """The source's name in messages, its raw rows, and their form."""
     if not isinstance(source, (str, Path)):
         try:
             return "the given rows", iter(source), None

@@ -1,1 +1,1 @@
-"""The app, `roadint demo`: compositions side by side, subspaces on and off, a look inside."""
+"""The app, `roadint demo`: answers side by side, subspaces on and off, a look inside."""

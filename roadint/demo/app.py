@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 
 from roadint.demo.guard import Guard
 from roadint.demo.handlers import Handlers
-from roadint.demo.page import Page, layout
+from roadint.demo.page import Page, lay_out
 from roadint.demo.service import Service
 from roadint.demo.streams import OpenStreams
 
@@ -51,7 +51,7 @@ def build(service: Service, streams: OpenStreams | None = None) -> gr.Blocks:
     handlers = Handlers(service, streams)
     app: gr.Blocks
     with gr.Blocks(title="roadint", analytics_enabled=False, fill_width=True) as app:
-        page = layout(service)
+        page = lay_out(service)
         _wire_arrival(app, page, handlers, active=not service.ready)
         _wire_compare(page, handlers)
         _wire_compose(page, handlers)
@@ -65,7 +65,7 @@ def launch(service: Service, **arguments: Any) -> Any:
 
     Args:
         service: The model and its checkpoints.
-        **arguments: Of Gradio's launch.
+        **arguments: The arguments of Gradio's launch.
 
     Returns:
         What Gradio's launch returns: the server, its local address and the shared one.

@@ -1,7 +1,7 @@
-"""One thread that runs the model for everybody: the waiting requests of all visitors, in batches.
+"""The thread that runs the model for all visitors, with waiting requests in batches.
 
-Rows of a batch do not see each other: each has its own prompt, composition and length. Texts come
-as they grow; a request that is closed frees its rows' time at the next token.
+The rows of a batch are independent: they have their own prompts, compositions and lengths. Texts
+are delivered as they grow; the rows of a closed request stop at the next token.
 """
 
 import queue
@@ -35,11 +35,11 @@ class Batcher:
 
     Args:
         road: The model; nothing else should run it.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
 
     Attributes:
-        lock: Held while a batch runs. Whatever changes or runs the RoadModel takes it too.
-        requests: Those that wait or run.
+        lock: Held while a batch runs, and by everything else that changes or runs the RoadModel.
+        requests: The requests that wait or run.
     """
 
     def __init__(self, road: RoadModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,16 +60,15 @@ class Batcher:
         Args:
             prompt: The instruction.
             compositions: One an answer.
-            settings: How the answers are generated.
-            visitor: Whose requests are counted together.
-            wanted: Asked again and again whether anybody still waits; False stops the answers.
+            settings: How answers are generated.
+            visitor: The visitor, whose requests are counted.
+            wanted: Called repeatedly; False, when nobody waits any more, stops the answers.
 
         Yields:
-            The answers as they grow, at least twice a second, so that the iterator can be closed;
-            closing it stops them.
+            The answers as they grow, at least twice a second. Closing the iterator stops them.
 
         Raises:
-            RoadError: If the prompt or a composition does not fit, or too many requests wait.
+            RoadError: where the prompt or a composition does not fit, or too many requests wait.
         """
         self.check(prompt, compositions)
         if not compositions:
@@ -105,7 +104,7 @@ class Batcher:
             compositions: One an answer.
 
         Raises:
-            RoadError: If the prompt is empty or too long, or a composition cannot run on it.
+            RoadError: where the prompt is empty or too long, or a composition cannot run on it.
         """
         if not check_text("the prompt", prompt, _MAX_PROMPT_CHARACTERS).strip():
             raise RoadError("the prompt is empty: write an instruction, or choose an example")
@@ -125,7 +124,7 @@ class Batcher:
             raise RoadError(message_for_visitors(error)) from None
 
     def _check_compositions(self, compositions: Sequence[Composition], length: int) -> None:
-        """What the model would refuse, before a batch is shared with others."""
+        """Refuse what the model would refuse, before the request shares a batch with others."""
         known = set(self.road.names)
         for name in (name for composition in compositions for name, _ in composition.terms):
             if name not in known:

@@ -1,6 +1,6 @@
-"""Where visitors may open checkpoints from: one folder of this machine, and the public hub.
+"""The places from which visitors may open checkpoints: one folder, and the public hub.
 
-A source is what a name from a page means: the absolute path of a folder, or a hub id.
+A source is the absolute path of a folder, or a hub id.
 """
 
 import os
@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 class CheckpointSources:
-    """The folder and the hub.
+    """The allowed folder and the hub.
 
     Args:
         folder: The absolute path below which checkpoints may be opened.
@@ -36,7 +36,7 @@ class CheckpointSources:
         return [str(path) for path in paths if checkpoint.WHILE_TRAINING not in path.parts]
 
     def source_of(self, name: str) -> str:
-        """Tell what a name from a page means.
+        """The source that a name from a page means.
 
         Args:
             name: A path in the folder, or a hub id.
@@ -45,7 +45,7 @@ class CheckpointSources:
             The source.
 
         Raises:
-            RoadError: If the name leads anywhere else.
+            RoadError: where the name means anything else.
         """
         name = check_text("the checkpoint's name", name, 300).strip()
         if not name:
@@ -65,7 +65,7 @@ class CheckpointSources:
         return str(path.relative_to(self.folder)) if path.is_absolute() else source
 
     def path_of(self, source: str) -> Path:
-        """Where a source's files are; those of the hub are fetched.
+        """The folder of a source's files; those of the hub are downloaded.
 
         Args:
             source: What `source_of` returned.
@@ -74,7 +74,7 @@ class CheckpointSources:
             A folder.
 
         Raises:
-            RoadError: If the hub does not have it, or not for visitors.
+            RoadError: where the hub does not have it, or not publicly.
         """
         if Path(source).is_absolute():
             return Path(source)
@@ -87,7 +87,7 @@ class CheckpointSources:
             ) from None
 
     def _path_below(self, name: str) -> Path | None:
-        """The path, if it and its files are below the folder wherever their links lead."""
+        """The path, where it and its files are below the folder, with links followed; else None."""
         if "\\" in name or ":" in name:  # Windows would look elsewhere
             return None
         try:

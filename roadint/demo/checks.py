@@ -20,7 +20,7 @@ def check_text(what: str, value: Any, max_characters: int = MAX_CHARACTERS) -> s
         The text.
 
     Raises:
-        RoadError: If the value is not a text, is too long, or holds NUL or a lone surrogate.
+        RoadError: where the value is not a text, is too long, or holds NUL or a lone surrogate.
     """
     if value is None:
         return ""
@@ -54,7 +54,7 @@ def check_texts(what: str, values: Any, max_count: int) -> list[str]:
         The texts.
 
     Raises:
-        RoadError: If the value is not a list, is too long, or holds something else than texts.
+        RoadError: where the value is not a list, is too long, or holds something else than texts.
     """
     if values is None:
         return []
@@ -78,7 +78,7 @@ def check_number(what: str, value: Any, low: float, high: float) -> float:
         The number.
 
     Raises:
-        RoadError: If the value is not a number, not finite, or out of range.
+        RoadError: where the value is not a number, not finite, or out of range.
     """
     if not _is_finite_number(value):
         raise RoadError(f"{what} {quoted(value)} is no finite number: expected {low:g} to {high:g}")
@@ -100,7 +100,7 @@ def check_whole(what: str, value: Any, low: int, high: int) -> int:
         The number.
 
     Raises:
-        RoadError: If the value is not a whole number, or is out of range.
+        RoadError: where the value is not a whole number, or is out of range.
     """
     if not _is_finite_number(value) or value != int(value):
         raise RoadError(f"{what} {quoted(value)} is no whole number: expected {low} to {high}")

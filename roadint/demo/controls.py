@@ -1,4 +1,4 @@
-"""What can be ticked, toggled and slid, for the subspaces that a page sees."""
+"""Checkboxes, toggles and sliders for the subspaces that a page sees."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ MAX_STRENGTH = 2  # of a slider; the least is its negative
 
 
 def offered(names: Sequence[str]) -> list[str]:
-    """List what can be ticked.
+    """The compositions that can be ticked.
 
     Args:
         names: The subspaces that a page sees.
@@ -27,17 +27,17 @@ def offered(names: Sequence[str]) -> list[str]:
 
 
 def expression_of(names: Sequence[str], values: Sequence[Any]) -> str:
-    """Write what toggles and sliders say as an expression.
+    """The expression of toggles and sliders.
 
     Args:
         names: The subspaces that the page sees.
-        values: Of the toggles, then of the sliders.
+        values: The values of toggles, then of sliders.
 
     Returns:
         The expression.
 
     Raises:
-        RoadError: If the strength of a subspace that is on is not a number, or is out of range.
+        RoadError: where the strength of a subspace that is on is not a number, or is out of range.
     """
     controls = zip(names, values[:CONTROLS], values[CONTROLS:], strict=False)
     strengths = {
@@ -49,14 +49,14 @@ def expression_of(names: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def controls_of(names: Sequence[str], strengths: Mapping[str, float]) -> list[gr.Component]:
-    """Set toggles and sliders as a composition says.
+    """Toggles and sliders, set to a composition.
 
     Args:
         names: The subspaces that the page sees.
-        strengths: Of those that act.
+        strengths: Subspace → strength, for those that act.
 
     Returns:
-        What Gradio changes: toggles, then sliders; those without a subspace are hidden.
+        Updates for Gradio: toggles, then sliders; those without a subspace are hidden.
     """
     shown = [*names[:CONTROLS], *[None] * (CONTROLS - len(names))]
     toggles: list[gr.Component] = []

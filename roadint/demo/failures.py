@@ -1,4 +1,4 @@
-"""What a visitor reads when something fails; what is not a visitor's business goes to the log."""
+"""The messages that visitors read when something fails; internal errors go to the log."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def message_for_visitors(error: BaseException, replace: Sequence[tuple[str, str]
     """Turn an error into the line that a visitor reads.
 
     Args:
-        error: The error. Only a RoadError was written to be read; any other one goes to the log.
-        replace: Paths of this machine, and the names that visitors read in their place.
+        error: The error. Only a RoadError is for visitors; any other error goes to the log.
+        replace: Paths of this machine, and names that replace them.
 
     Returns:
         The line.

@@ -1,7 +1,7 @@
-"""What stands before Gradio: only what the page needs comes through.
+"""A middleware before Gradio, which passes on only the requests that the page needs.
 
-Gradio takes files of any size, fetches addresses for a visitor, keeps pages on the disk and reads
-bodies whole. The app needs none of that: its requests are small JSON texts.
+Gradio takes files of any size, fetches addresses for a visitor, stores pages on disk and reads
+whole bodies. The app needs none of that: its requests are small JSON texts.
 """
 
 import json
@@ -39,15 +39,15 @@ class Guard:
     """An ASGI middleware that refuses what the page never sends.
 
     Args:
-        app: What is guarded.
-        streams: Learns which streams of answers are open.
+        app: The application behind it.
+        streams: Counts the open streams of answers.
     """
 
     def __init__(self, app: Application, streams: OpenStreams) -> None:
         self._app, self._streams = app, streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request here, or hand it on."""
+        """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -92,7 +92,7 @@ class Guard:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """All of it; None where it is too long, or its sender is gone. Keeps no more than the limit."""
+    """The body of a request; None where it is too long, or the sender is gone."""
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -128,9 +128,9 @@ def _is_short_plain_text(value: Any) -> bool:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Texts, numbers and lists of them: what could name a file is an object.
+    """Whether a value has only texts, numbers and lists: an object could name a file.
 
-    Handlers check the texts and numbers themselves later, and name those that are bad.
+    Handlers check the texts and numbers later.
     """
     if isinstance(value, list):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
@@ -138,7 +138,7 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _stream_of(endpoint: str, query: bytes) -> str | None:
-    """The session, or the call, that a GET reads the answers of; None for anything else."""
+    """The session, or the call, whose answers a GET reads; None for anything else."""
     if endpoint == "queue/data":
         return next(iter(parse_qs(query.decode("latin-1")).get("session_hash", ())), None)
     parts = endpoint.strip("/").split("/")

@@ -1,4 +1,4 @@
-"""What happens when somebody clicks: values of the page in, values of the page out."""
+"""The handlers of the page's events: values of the page in, values of the page out."""
 
 import math
 import time
@@ -34,20 +34,21 @@ _Comparison = tuple[list[str], Update]  # what a page remembers: compositions an
 
 
 class Handlers:
-    """The handlers of all pages. `labels`, a page's own, say which checkpoints it has opened.
+    """The handlers of all pages; `labels` are the checkpoints that a page has opened.
 
-    Values come as the browser, or whoever says that it is one, sends them; all are checked here.
+    Values come from a browser or from any other client; all are checked here.
 
     Args:
         service: The model and its checkpoints.
-        streams: Who reads answers: those that nobody reads end. None where nobody knows.
+        streams: The open streams of answers, so that answers end when nobody reads them; None
+            where that is unknown.
     """
 
     def __init__(self, service: Service, streams: OpenStreams | None = None) -> None:
         self.service, self._streams = service, streams
 
     def poll(self) -> list[Any]:
-        """Status, timer and the four buttons, while the model is loading and once after."""
+        """Update status, timer and the four buttons, while the model loads."""
         service = self.service
         waiting = not (service.ready or service.failed)
         notice = views.notice(service.status, "error" if service.failed else "info")
@@ -63,7 +64,7 @@ class Handlers:
 
         Returns:
             Prompt, compositions, further expressions, settings, labels, toggles and sliders, the
-            checkpoints' notice, and what `poll` returns.
+            notice about checkpoints, and what `poll` returns.
         """
         query = request.query_params
         labels: list[str] = []
@@ -110,7 +111,7 @@ class Handlers:
             further: Expressions, separated by commas.
             length: How many new tokens.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             highlight: Whether to mark what differs from the untouched answer.
             labels: The checkpoints that the page has opened.
             request: Gradio's.
@@ -151,7 +152,7 @@ class Handlers:
             expression: The composition.
             length: How many new tokens.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             labels: The checkpoints that the page has opened.
             request: Gradio's.
 
@@ -167,7 +168,7 @@ class Handlers:
             yield shown
 
     def halt(self, comparison: _Comparison | None, highlight: bool) -> Any:
-        """The cards as they were when somebody stopped them."""
+        """The cards as they are when a visitor stops them."""
         if not comparison:
             return gr.skip()
         return views.cards(*comparison, bool(highlight), stopped=True)
@@ -245,7 +246,7 @@ class Handlers:
             compositions: Expressions over the first checkpoint's subspaces, one an answer.
             max_new_tokens: The length at which an answer ends.
             temperature: 0 is greedy decoding.
-            seed: Of sampling.
+            seed: The seed of sampling.
             request: Gradio's.
 
         Returns:
@@ -253,13 +254,13 @@ class Handlers:
             "answers" is a list of {"composition", "text", "language"}.
 
         Raises:
-            gr.Error: If something is refused; the message says what.
+            gr.Error: where something is refused; the message says what.
         """
         try:
             settings = read_settings(max_new_tokens, temperature, seed)
             texts = check_texts("compositions", compositions, MAX_COMPOSITIONS)
             parsed = [self.service.parse(text, []) for text in texts]
-            # Whoever posts a call may come for its answer later; who has come and gone, not.
+            # A client may come for its answer later, but not after it has left.
             wanted = self._wanted(request, math.inf)
             updates = self.service.batcher.answers(
                 prompt, parsed, settings, visitor_of(request), wanted
@@ -293,9 +294,9 @@ class Handlers:
             yield views.notice(message_for_visitors(error), "error"), None
 
     def _wanted(self, request: gr.Request | None, heard: float) -> Callable[[], bool]:
-        """Whether somebody reads this request's answers, or did a moment ago.
+        """A function that tells whether somebody reads this request's answers, or just did.
 
-        heard: When somebody did for the first time, at the latest.
+        heard: The time until which nobody has to read.
         """
         if request is None or self._streams is None:
             return lambda: True
@@ -313,7 +314,7 @@ class Handlers:
     def _query(
         self, prompt: str, names: list[str], settings: AnswerSettings, labels: list[str]
     ) -> str:
-        """What `arrive` reads again."""
+        """The query of a link, which `arrive` reads."""
         fields = [("prompt", prompt), *(("c", name) for name in names)]
         fields += [("k", origin) for origin in self.service.origins(labels)]
         fields += [

@@ -1,4 +1,4 @@
-"""What a page, a link or a client sends, read into texts, settings and a visitor."""
+"""Reading of what a page, a link or a client sends: texts, settings, the visitor."""
 
 import math
 import re
@@ -14,17 +14,17 @@ _GRADIOS_OWN_ID = re.compile("[0-9a-f]{32}")
 
 
 def read_compositions(ticked: Any, further: Any = None) -> list[str]:
-    """Read which compositions are asked for.
+    """Read the compositions of a request.
 
     Args:
-        ticked: Those that are ticked, a list.
-        further: Expressions that somebody wrote, separated by commas.
+        ticked: A list of ticked compositions.
+        further: Further expressions, separated by commas.
 
     Returns:
-        All of them, as texts.
+        All compositions, as texts.
 
     Raises:
-        RoadError: If something is not a text, or there are too many.
+        RoadError: where something is not a text, or there are too many.
     """
     written = check_text("the further expressions", further, MAX_COMPOSITIONS * 100).split(",")
     texts = check_texts("compositions", ticked, MAX_COMPOSITIONS)
@@ -33,18 +33,18 @@ def read_compositions(ticked: Any, further: Any = None) -> list[str]:
 
 
 def read_settings(length: Any, temperature: Any, seed: Any) -> AnswerSettings:
-    """Read how answers are to be generated; None stands for a default.
+    """Read settings of answers; None stands for a default.
 
     Args:
-        length: How many new tokens; more than are possible count as as many as are.
+        length: How many new tokens; a larger number than allowed counts as the largest.
         temperature: 0 is greedy decoding.
-        seed: Of sampling.
+        seed: The seed of sampling.
 
     Returns:
         The settings.
 
     Raises:
-        RoadError: If one of them is not a number, or is out of range.
+        RoadError: where one of them is not a number, or is out of range.
     """
     is_number = isinstance(length, (int, float)) and not isinstance(length, bool)
     if is_number and MAX_NEW_TOKENS < length < math.inf:
@@ -73,7 +73,7 @@ def number_of_link(text: str | None, default: float, low: float, high: float) ->
 
 
 def visitor_of(request: gr.Request | None) -> str | None:
-    """Tell whose request it is.
+    """The visitor of a request.
 
     Args:
         request: Gradio's; None in a call from Python.

@@ -1,4 +1,4 @@
-"""Look inside: edited tokens, how the next token moves, what the layers above say, the blocks."""
+"""Look inside: edited tokens, the next token, the logit lens, the blocks."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,6 @@ from roadint.inspection.angles import turns_blocks
 from roadint.inspection.lens import logit_lens, next_tokens
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.sums import label_of
-from roadint.model.description import edited_tokens
 from roadint.plots import block_figure
 
 
@@ -18,10 +17,10 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     """What compositions do to a prompt, as HTML.
 
     Args:
-        service: the app's.
-        prompt: what the model reads.
-        texts: compositions.
-        labels: of the checkpoints that they may name.
+        service: The model and its checkpoints.
+        prompt: An instruction.
+        texts: Compositions.
+        labels: The checkpoints that the compositions may name.
 
     Returns:
         The prompt's tokens, the next tokens, the lens, and the picture of the blocks (empty where
@@ -40,24 +39,22 @@ def inside(service: Service, prompt: str, texts: Sequence[str], labels: Sequence
     with service.using(parsed):
         batcher.check(prompt, parsed)
         with batcher.lock:
-            acting = [site for site in road.interventions if label_of(site) in ("", *used)]
+            acting = [
+                intervention
+                for intervention in road.interventions
+                if label_of(intervention) in ("", *used)
+            ]
             ids = batch_prompts(tokenizer, road.template, [prompt])["input_ids"][0].tolist()
             moved = next_tokens(road, tokenizer, prompt, parsed)
             lens = logit_lens(road, tokenizer, prompt, parsed)
-    lowest = min((site.layer for site in acting), default=0)
+    lowest = min((intervention.layer for intervention in acting), default=0)
+    edited = {index for edit in acting for index in edit.position.indices(len(ids))}
     return [
-        views.prompt_tokens(
-            [str(tokenizer.decode([token])) for token in ids], _edited_indices(acting, len(ids))
-        ),
+        views.prompt_tokens([str(tokenizer.decode([token])) for token in ids], sorted(edited)),
         views.next_token_tables(moved),
         views.lens_table([str(composition) for composition in parsed], lens, lowest),
         _blocks_picture(acting),
     ]
-
-
-def _edited_indices(interventions: Sequence[SubspaceIntervention], length: int) -> list[int]:
-    flags = [edited_tokens(intervention, length) for intervention in interventions]
-    return [index for index in range(length) if any(edited[index] for edited in flags)]
 
 
 def _blocks_picture(interventions: Sequence[SubspaceIntervention]) -> str:

@@ -1,7 +1,7 @@
-"""The checkpoints beside the first one: put on the model when a page needs them, and taken off.
+"""Further checkpoints, which are put on the model when a page needs them, and removed again.
 
-The model holds a few at once. One that has gone comes back, under the label that it had, when a
-page composes with it again; one that a request waits for or runs with stays.
+The model has room for a few. A removed checkpoint comes back under the same label when a page
+composes with it again; one that a waiting or running request uses is never removed.
 """
 
 import itertools
@@ -22,11 +22,11 @@ _MAX_CHECKPOINTS = 16  # on the model at once, beside the first one
 
 
 class OpenCheckpoints:
-    """Checkpoints that pages have opened, each with a label, which is for good.
+    """Checkpoints that pages have opened, with labels that never change.
 
     Args:
-        sources: Where checkpoints come from.
-        taken: Labels that none may have.
+        sources: The places of checkpoints.
+        taken: Labels that are not allowed.
     """
 
     def __init__(self, sources: CheckpointSources, taken: Collection[str]) -> None:
@@ -53,13 +53,13 @@ class OpenCheckpoints:
 
         Args:
             source: What `CheckpointSources.source_of` returned.
-            batcher: What runs the model.
+            batcher: The thread that runs the model.
 
         Returns:
             The label, the same for the same checkpoint.
 
         Raises:
-            RoadError: If it is damaged or does not fit the model; nothing changes.
+            RoadError: where it is damaged or does not fit the model; nothing changes.
         """
         with self._records:
             label = self._labels.get(source)
@@ -75,11 +75,11 @@ class OpenCheckpoints:
         """Keep checkpoints on the model inside of a context.
 
         Args:
-            labels: Which; those that were never opened are ignored.
-            batcher: What runs the model.
+            labels: The checkpoints; labels that were never opened are ignored.
+            batcher: The thread that runs the model.
 
         Raises:
-            RoadError: If one is gone for good, or the model has no room.
+            RoadError: where one can't be read any more, or the model has no room.
         """
         with self._records:
             used = [label for label in dict.fromkeys(labels) if label in self._names]
@@ -113,11 +113,11 @@ class OpenCheckpoints:
         return label
 
     def _add(self, label: str, source: str, path: Path, batcher: Batcher) -> None:
-        """Put it on the model, instead of another one where there is no room; holds `_moving`."""
+        """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
         try:
             checkpoint.read(path)  # a damaged one is refused before the running batch is waited for
             with batcher.lock:
-                # Before another one goes: where this one does not fit, nothing has changed.
+                # Before another one is removed: nothing has changed where this one does not fit.
                 batcher.road.add_checkpoint(path, label)
                 try:
                     leaving = self._make_room()
@@ -135,7 +135,7 @@ class OpenCheckpoints:
             raise RoadError(message_for_visitors(error, hidden)) from None
 
     def _make_room(self) -> str | None:
-        """The label that must leave the model, gone from the records already; None for none."""
+        """Remove a label from the records where the model is full, and return it; else None."""
         with self._records:
             if len(self._on_model) < _MAX_CHECKPOINTS:
                 return None

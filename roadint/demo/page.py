@@ -1,4 +1,4 @@
-"""What the page holds, in order; what it does is in roadint.demo.app and its handlers."""
+"""The components of the page, in order; roadint.demo.app connects them with handlers."""
 
 import html
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _EXAMPLES = [
 
 @dataclass(frozen=True)
 class CompareTab:
-    """Answers side by side. query, json and markdown are hidden: what a link and files hold."""
+    """Answers side by side; query, json and markdown are hidden, for the link and for files."""
 
     ticked: gr.CheckboxGroup
     further: gr.Textbox
@@ -50,7 +50,7 @@ class CompareTab:
 
 @dataclass(frozen=True)
 class ComposeTab:
-    """One expression, by toggles and sliders or written."""
+    """One expression, by toggles and sliders or as text."""
 
     toggles: list[gr.Checkbox]
     sliders: list[gr.Slider]
@@ -68,7 +68,7 @@ class ComposeTab:
 
 @dataclass(frozen=True)
 class LookTab:
-    """What is edited, and what that does. shown: tokens, next tokens, lens, blocks."""
+    """What is edited, and what that does; `shown` are tokens, next tokens, lens and blocks."""
 
     look: gr.Button
     shown: list[gr.HTML]
@@ -85,11 +85,11 @@ class CheckpointsTab:
 
 @dataclass(frozen=True)
 class Page:
-    """The components, by what they are for.
+    """The components of the page.
 
     Attributes:
-        labels: State: the checkpoints that this page has opened.
-        last: State: the comparison that is shown.
+        labels: The state with the checkpoints that the page has opened.
+        last: The state with the comparison that is shown.
         settings: New tokens, temperature and seed.
     """
 
@@ -106,18 +106,18 @@ class Page:
 
     @property
     def buttons(self) -> list[gr.Button]:
-        """Those that wait for the model."""
+        """The buttons that wait for the model."""
         return [self.comparing.compare, self.composing.answer, self.looking.look, self.opening.open]
 
 
-def layout(service: Service) -> Page:
+def lay_out(service: Service) -> Page:
     """Lay out the page.
 
     Args:
         service: The model and its checkpoints.
 
     Returns:
-        The components, in the gr.Blocks that is open.
+        The components, inside the current gr.Blocks.
     """
     labels, last = gr.State([]), gr.State(None)
     gr.HTML(

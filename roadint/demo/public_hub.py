@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub that anybody may read, fetched a few at a time."""
+"""Public checkpoints of the Hugging Face hub, downloaded with limits."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ _MAX_DOWNLOADS = 256  # while the app runs
 
 
 class PublicHub:
-    """Fetches each checkpoint once; a local folder of the same name is never looked at."""
+    """Downloads checkpoints once; local folders of the same names are ignored."""
 
     def __init__(self) -> None:
         self._lookups: deque[float] = deque()
@@ -26,16 +26,16 @@ class PublicHub:
         self._fetching = threading.Lock()
 
     def folder_of(self, repository: str) -> Path:
-        """Fetch a checkpoint.
+        """Download a checkpoint.
 
         Args:
-            repository: Its id, OWNER/NAME.
+            repository: The id, OWNER/NAME.
 
         Returns:
             The folder of the local copy.
 
         Raises:
-            RoadError: If there is none, it is too large, or too many were asked for.
+            RoadError: where there is none, it is too large, or too many were asked for.
         """
         if repository in self._folders:
             return self._folders[repository]
@@ -59,7 +59,7 @@ class PublicHub:
 
 
 def _download(repository: str) -> Path:
-    # token=False: what only this machine's owner may read is none of a visitor's business.
+    # token=False: visitors get nothing that only this machine's owner may read.
     reason = ""
     try:
         about = huggingface_hub.HfApi(token=False).model_info(

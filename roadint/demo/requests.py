@@ -1,4 +1,4 @@
-"""What a visitor asks of the model and what comes back: settings, requests, growing answers."""
+"""Requests of visitors: settings, requests, and updates with growing answers."""
 
 import queue
 import threading
@@ -18,10 +18,10 @@ class AnswerSettings:
     Attributes:
         max_new_tokens: The length at which an answer ends.
         temperature: 0 is greedy decoding.
-        seed: Of sampling; a request that runs alone gets the same answers again.
+        seed: The seed of sampling; a request that runs alone gets the same answers again.
 
     Raises:
-        RoadError: If a setting is not a number, or is out of range; the message names it.
+        RoadError: where a setting is not a number, or is out of range; the message names it.
     """
 
     max_new_tokens: int = 48
@@ -48,10 +48,10 @@ class Update:
 
     Attributes:
         texts: One a composition.
-        tokens: How many new tokens the answers have, all together.
-        seconds: Since the request began to run.
-        done: Whether the answers are whole.
-        waiting: How many requests are ahead, before this one runs.
+        tokens: How many new tokens all answers have.
+        seconds: The time since the request began to run.
+        done: Whether the answers are complete.
+        waiting: How many requests are ahead of a waiting one.
     """
 
     texts: list[str]
@@ -68,10 +68,10 @@ class AnswerRequest:
     Attributes:
         prompt: The instruction, without the template.
         compositions: One an answer.
-        settings: How the answers are generated.
-        visitor: Whose requests are counted together; None for those that nobody counts.
-        updates: What the model's thread has to say: updates, or the error that ended the request.
-        closed: Set when nobody wants the answers any more.
+        settings: How answers are generated.
+        visitor: The visitor, whose requests are counted; None where they are not.
+        updates: Updates of the model's thread, or the error that ended the request.
+        closed: Set when nobody waits for the answers any more.
     """
 
     prompt: str
@@ -82,7 +82,7 @@ class AnswerRequest:
     closed: threading.Event = field(default_factory=threading.Event)
 
     def shares_batch_with(self, other: "AnswerRequest") -> bool:
-        """Whether both can be in a batch: sampling draws from one generator, so it runs alone."""
+        """Whether both can share a batch; sampling uses the only generator, so it runs alone."""
         return not self.settings.temperature and not other.settings.temperature
 
     def newest_update(self, timeout: float = 0.5) -> Update:
@@ -95,8 +95,8 @@ class AnswerRequest:
             The newest update.
 
         Raises:
-            queue.Empty: If none has come in time.
-            Exception: What ended the request, if that is what has come.
+            queue.Empty: where none has come in time.
+            Exception: the error that ended the request.
         """
         newest = self.updates.get(timeout=timeout)
         while not isinstance(newest, Exception):

@@ -1,4 +1,4 @@
-"""What all pages of the app share: the model, once it is loaded, and the checkpoints on it."""
+"""The service that all pages of the app share: the model and its checkpoints."""
 
 import logging
 import re
@@ -26,13 +26,13 @@ class Service:
     """The model and its checkpoints, loaded in the background.
 
     Args:
-        first: The checkpoint to begin with, a folder or a hub id; by default the one that ships
-            with roadint.
-        folder: Where checkpoints may be opened from the page; those of the hub always may.
-        model: Another base model than the checkpoint's.
+        first: The first checkpoint, a folder or a hub id; by default the one that ships with
+            roadint.
+        folder: The folder whose checkpoints pages may open, beside those of the hub.
+        model: A base model in place of the checkpoint's.
 
     Raises:
-        RoadError: If the first checkpoint cannot be read.
+        RoadError: where the first checkpoint cannot be read.
 
     Attributes:
         first_names: The subspaces of the first checkpoint.
@@ -77,16 +77,16 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """The base model's, without the folders of this machine."""
+        """The name of the base model, without folders of this machine."""
         name = str(self.batcher.road.model.name_or_path)
         return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 
     @property
     def batcher(self) -> Batcher:
-        """What runs the model.
+        """The thread that runs the model.
 
         Raises:
-            RoadError: If the model is loading, or could not be loaded.
+            RoadError: where the model is loading, or could not be loaded.
         """
         if self._batcher is None:
             raise RoadError(self.status)
@@ -112,7 +112,7 @@ class Service:
             The composition.
 
         Raises:
-            RoadError: If the expression is not understood, or names what the page does not see.
+            RoadError: where the expression is not understood, or names what the page does not see.
         """
         return Composition.parse(check_text("the expression", text), self.names(labels))
 
@@ -125,9 +125,9 @@ class Service:
         return self._sources.in_folder()
 
     def open(self, name: str) -> str:
-        """Put a checkpoint on the model, beside those that are there.
+        """Put a checkpoint on the model.
 
-        One that no request needs makes room where there is none.
+        Where there is no room, one that no request needs is removed.
 
         Args:
             name: A path in the folder, or a hub id.
@@ -136,22 +136,22 @@ class Service:
             The label, the same for the same checkpoint.
 
         Raises:
-            RoadError: If it is not allowed, damaged or does not fit the model; nothing changes.
+            RoadError: where it is not allowed, damaged or does not fit the model; nothing changes.
         """
         source = self._sources.source_of(name)
         return self._opened.open(source, self.batcher)
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
-        """Keep what compositions need on the model inside of a context.
+        """Keep the checkpoints of compositions on the model inside of a context.
 
         Args:
-            compositions: What will run.
+            compositions: The compositions that will run.
 
         Returns:
             The context.
 
         Raises:
-            RoadError: On entering, if a checkpoint is gone.
+            RoadError: on entering, if a checkpoint is gone.
         """
         names = [name for composition in compositions for name, _ in composition.terms]
         return self._opened.using({name.partition("@")[2] for name in names}, self.batcher)

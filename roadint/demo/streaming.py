@@ -1,4 +1,4 @@
-"""Texts as they grow: what transformers' `generate` tells after each token, for some requests."""
+"""Streaming: the texts of a batch's requests after every token of transformers' `generate`."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -14,11 +14,11 @@ from roadint.demo.requests import AnswerRequest, Update
 
 
 class AnswerStreamer(BaseStreamer):
-    """Gives every request of a batch the texts of its rows after each step.
+    """Gives every request of a batch the texts of its rows, after every step.
 
     Args:
         tokenizer: The model's.
-        requests: Those of the batch; each has a row a composition, in order.
+        requests: The requests of the batch, with a row for every composition, in order.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class AnswerStreamer(BaseStreamer):
         self._prompts_came = False
 
     def put(self, value: Int[Tensor, "..."]) -> None:
-        """Take a token a row; the first call brings the prompts, which are not told."""
+        """Take a token a row; the first call brings the prompts, which are left out."""
         if not self._prompts_came:
             self._prompts_came = True
             return
@@ -55,7 +55,7 @@ class AnswerStreamer(BaseStreamer):
 
 
 class FinishedRows(StoppingCriteria):
-    """Ends the rows that are whole, or whose visitor is gone."""
+    """Ends rows that are complete, or whose visitor is gone."""
 
     def __init__(self, streamer: AnswerStreamer) -> None:
         self._streamer = streamer

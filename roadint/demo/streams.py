@@ -1,10 +1,10 @@
-"""Which answers somebody reads: the streams that browsers and clients hold open."""
+"""The streams of answers that browsers and clients hold open."""
 
 from collections import Counter
 
 
 class OpenStreams:
-    """Sessions of pages, or calls of the endpoint, with somebody who reads what they are sent."""
+    """Sessions of pages, and calls of the endpoint, whose answers somebody reads."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
@@ -13,11 +13,11 @@ class OpenStreams:
         return self._open[str(key)] > 0
 
     def begin(self, key: str) -> None:
-        """Somebody has begun to read."""
+        """Note that somebody begins to read."""
         self._open[key] += 1
 
     def end(self, key: str) -> None:
-        """Somebody has stopped reading."""
+        """Note that somebody stops reading."""
         self._open[key] -= 1
         if self._open[key] <= 0:
             del self._open[key]

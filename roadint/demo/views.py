@@ -1,4 +1,4 @@
-"""What the pages show, as HTML: answers side by side, a prompt's tokens, next tokens, the lens."""
+"""The HTML of the page: answers side by side, a prompt's tokens, next tokens, the lens."""
 
 import base64
 import difflib
@@ -41,8 +41,8 @@ def cards(names: Sequence[str], update: Update, highlight: bool, stopped: bool =
     Args:
         names: The compositions.
         update: Their answers so far.
-        highlight: Whether to mark what differs from the untouched answer, if that is one of them.
-        stopped: Whether no more will come.
+        highlight: Whether to mark differences from the base model's answer, where that is shown.
+        stopped: Whether the answers were stopped.
 
     Returns:
         HTML.
@@ -148,7 +148,7 @@ def picture(png: bytes, description: str) -> str:
 
     Args:
         png: The file's bytes.
-        description: For those who do not see it.
+        description: The alternative text.
 
     Returns:
         HTML.
@@ -158,7 +158,7 @@ def picture(png: bytes, description: str) -> str:
 
 
 def _card(name: str, text: str, busy: bool, state: str, base: str | None) -> str:
-    """One answer; while it grows, its language is not told, nor what differs from `base`."""
+    """One answer; its language and differences from `base` are shown when it is complete."""
     name = html.escape(name)
     shown = html.escape(text) if busy or base is None else _marked(base, text)
     return (

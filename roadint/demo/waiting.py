@@ -1,4 +1,4 @@
-"""The requests that wait for the model, and whose turn it is."""
+"""The queue of requests, which shares turns among visitors."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ _GATHERING = 0.03  # seconds in which requests of the same moment come together
 
 
 class RequestQueue:
-    """Requests that wait and those that run; for many threads that ask, and one that answers."""
+    """Waiting and running requests, for many threads that ask and one that answers."""
 
     def __init__(self) -> None:
         self._waiting: list[AnswerRequest] = []
@@ -37,7 +37,7 @@ class RequestQueue:
             How many requests are ahead.
 
         Raises:
-            RoadError: If too many wait already, of this visitor or of all.
+            RoadError: where too many wait already, of this visitor or of all.
         """
         with self._changed:
             present = [r for r in self._waiting + self._running if not r.closed.is_set()]
@@ -69,7 +69,7 @@ class RequestQueue:
                 self._waiting.remove(request)
 
     def next_batch(self) -> list[AnswerRequest]:
-        """Wait for requests; those returned run until `finish_batch`. Empty where all have left."""
+        """Wait for requests and choose a batch, maybe empty, which runs until `finish_batch`."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
         time.sleep(_GATHERING)
@@ -78,7 +78,7 @@ class RequestQueue:
             return list(self._running)
 
     def finish_batch(self) -> None:
-        """The requests that ran are answered."""
+        """Note that the running batch is answered."""
         with self._changed:
             self._running = []
 
@@ -99,7 +99,7 @@ class RequestQueue:
         return chosen
 
     def _in_turn(self) -> list[AnswerRequest]:
-        """Nobody's second request before another's first; first who had no turn for longest."""
+        """Waiting requests in turn: first requests before second ones, oldest last turns first."""
         counts: Counter[str] = Counter()
         keys: dict[AnswerRequest, tuple[int, int]] = {}
         for request in self._waiting:

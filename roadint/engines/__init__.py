@@ -1,1 +1,1 @@
-"""What one call asks for, lowered to rows; engines decide which token takes which row."""
+"""What a call asks for, lowered to rows; an engine decides which token takes which row."""

@@ -1,4 +1,4 @@
-"""The adapters of a model, and what a call lowers them to: rows of rotations at linear layers."""
+"""The adapters of a model, and the rotations at linear layers that a call lowers them to."""
 
 from collections.abc import (
     Hashable,
@@ -37,13 +37,13 @@ class LoweredRotations:
     """The rotations of one call at the targets of adapters that share a layout.
 
     Args:
-        paths: Of the targets.
-        widths: Of their outputs.
+        paths: The targets' paths.
+        widths: The widths of the targets' outputs, in dims.
         groups: The group size of the pairs at each target.
-        u: For each target, one rotation a row of the call, or one for all, or, beside `index`, one
-            for each different composition.
-        v: The same; None where it is 0.
-        index: Which of the compositions each row takes.
+        u: For each target the rotations: one a row of the call, one for all rows or, where there is
+            an `index`, one for each different composition.
+        v: As `u`; None at a target where it is 0.
+        index: The rotation that each row takes.
     """
 
     paths: Sequence[str]
@@ -60,9 +60,9 @@ class LoweredAdapters:
 
     Args:
         acting: The adapters that some row names.
-        rotations: For each layout that they have.
-        terms: For each row the adapters and their strengths.
-        learning: For each row the names that get its gradient; None for all.
+        rotations: The rotations, one entry for each layout of these adapters.
+        terms: For each row, adapters and their strengths.
+        learning: For each row, the names that get its gradient; None for all.
     """
 
     acting: Sequence[RoadAdapter]
@@ -74,12 +74,12 @@ class LoweredAdapters:
 class Adapters(nn.Module, Mapping[str, RoadAdapter]):
     """Adapters on the linear layers of a model, by name.
 
-    It never changes: `plus` and `without` make another one, so that a running call reads it whole.
+    It never changes: `plus` and `without` return a new one, so a running call is not disturbed.
 
     Args:
         adapters: In the order in which compositions list them.
-        tables: The lowered rows that earlier calls have made.
-        merged: What lies in the model's weights; adapters rest while something does.
+        tables: The lowered rows of earlier calls.
+        merged: What is merged into the model's weights. Meanwhile no adapter acts.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
     def plus(
         self, model: nn.Module, adapters: Sequence[RoadAdapter], taken: Iterable[str] = ()
     ) -> "Adapters":
-        """These adapters and others, moved to the devices of the layers that they turn.
+        """Add adapters, moved to the devices of the layers that they turn.
 
         Raises:
             RoadError: where a name is taken, by an adapter or as one of `taken`.
@@ -116,14 +116,14 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         return Adapters([*self.values(), *adapters], self.tables, self.merged)
 
     def without(self, names: Iterable[str]) -> "Adapters":
-        """These adapters but for some; what was made for them alone is dropped."""
+        """Leave adapters out, and drop the lowered rows that they alone used."""
         dropped = set(names)
-        kept = [adapter for name, adapter in self.items() if name not in dropped]
-        self.tables.keep({adapter.layout_and_groups for adapter in kept})
-        return Adapters(kept, self.tables, self.merged)
+        rest = [adapter for name, adapter in self.items() if name not in dropped]
+        self.tables.drop_others({adapter.layout_and_groups for adapter in rest})
+        return Adapters(rest, self.tables, self.merged)
 
     def with_merged(self, merged: Merged | None) -> "Adapters":
-        """The same adapters, with something, or nothing, in the model's weights."""
+        """The same adapters with `merged` in the model's weights, or nothing."""
         return Adapters(self.values(), self.tables, merged)
 
     def named(self, name: object, what: str = "") -> RoadAdapter:
@@ -141,12 +141,12 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
 
     @property
     def names(self) -> list[str]:
-        """What a composition may use: nothing while adapters are merged."""
+        """The names that a composition may use; none while adapters are merged."""
         return [] if self.merged else list(self)
 
     @property
     def labels(self) -> set[str]:
-        """What their checkpoints were loaded as; "" for those of no labelled checkpoint."""
+        """The labels of the checkpoints that adapters come from; "" for an adapter without one."""
         return {name.partition("@")[2] for name in self}
 
     @property
@@ -155,7 +155,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         return sum(adapter.trainable_count for adapter in self.values())
 
     def spec(self) -> list[dict[str, Any]]:
-        """For each adapter the arguments that make it again, as plain JSON values."""
+        """For each adapter, the arguments that make it again, as plain JSON values."""
         return [adapter.spec() for adapter in self.values()]
 
     def check(self, compositions: Sequence[Composition]) -> None:
@@ -198,7 +198,9 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         members_terms = [tuple(term for term in row if term[0] in by_name) for row in terms]
         first = members[0]
         blocks = first.layout.blocks
-        learns = any(each.theta.requires_grad or each.alpha.requires_grad for each in members)
+        learns = any(
+            adapter.theta.requires_grad or adapter.alpha.requires_grad for adapter in members
+        )
         if (torch.is_grad_enabled() and learns) or carries_tangents():
             # A table would keep no graph.
             rotation, index = _with_gradients(by_name, members_terms, learning)
@@ -241,7 +243,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         """Names and adapters."""
         return self._by_name.items()
 
-    # A module is what it is, not what it holds: a mapping's equality would leave it without a hash.
+    # By identity, as modules are: a mapping's equality would leave the module without a hash.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -263,7 +265,7 @@ def _with_gradients(
 def _from_table(
     members: Mapping[str, RoadAdapter], terms: Sequence[Terms], table: Table
 ) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
-    """The rows of a table: a slot is of terms and of the values that their adapters have now."""
+    """The rotations of a table, whose keys are terms with the adapters' values at this moment."""
     states = {
         name: table.seen.state_of(members[name])
         for name in {name for row in terms for name, _ in row}

@@ -1,4 +1,4 @@
-"""What is attached to a model at one moment, and what a call asks of it."""
+"""The interventions and adapters of a model at one moment: what a call parses and lowers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Compose = CompositionLike | Sequence[CompositionLike]
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a call does: at the sites of interventions, and at linear layers."""
+    """What a call does at the sites of interventions and at linear layers."""
 
     interventions: Sequence[LoweredIntervention]
     adapters: LoweredAdapters | None
@@ -23,22 +23,22 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Attached:
-    """The interventions and adapters of a model, read once by each call."""
+    """The interventions and adapters of a model, which every call reads once."""
 
     interventions: Interventions
     adapters: Adapters
 
     @property
     def names(self) -> list[str]:
-        """What a composition may use."""
+        """The names that a composition may use."""
         return [*self.interventions.names, *self.adapters.names]
 
     def parse(self, compose: Compose, rows: int) -> tuple[Composition, ...]:
-        """One composition a row, in each of which the order of the names does not matter.
+        """Read the compositions of a batch, one a row.
 
         Raises:
-            RoadError: for unknown names, for sums and products that depend on their order, and for
-                the base model while adapters are in its weights.
+            RoadError: for unknown names, for a composition whose result would depend on the order
+                of its names, and for the base model while adapters are merged.
         """
         merged = self.adapters.merged
         reason = ""
@@ -58,7 +58,7 @@ class Attached:
         return tuple(compositions)
 
     def parse_learning(self, learning: Compose, rows: int) -> tuple[Composition, ...] | None:
-        """The blocks that get each row's gradient; None for all of them."""
+        """Read which blocks get each row's gradient, one composition a row; None for all blocks."""
         if isinstance(learning, str) and learning == ALL:
             return None
         return tuple(parse_rows(learning, rows, self.names))

@@ -12,7 +12,7 @@ from roadint.grammar.composition import Composition
 from roadint.grammar.position import Position, Tokens
 
 Source = Tensor | Sequence[Tensor]
-"""What one intervention takes: for each row [tokens, width], or [width], one for all tokens."""
+"""What one intervention takes: for each row [tokens, width], or [width] for all its tokens."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Call:
     """One forward or generate call.
 
     Args:
-        compositions: One for each row.
-        kept: Which columns hold tokens, those in a cache included, and which are padding.
+        compositions: One a row.
+        kept: True where a column holds a token, False for padding; columns in a cache included.
         prompt_length: How many of a row's tokens are the prompt; all of them by default.
-        learning: For each row the composition whose blocks get the row's gradient; all blocks by
+        learning: For each row, the composition whose blocks get the row's gradient; all blocks by
             default.
-        positions: Where the interventions act, instead of at their own positions.
-        sources: For each intervention the hidden states that it takes; None where it takes none.
-        generates: Whether tokens are still to be generated.
+        positions: Where all interventions act, in place of their own positions.
+        sources: For each intervention, the hidden states that it takes; None where it takes none.
+        generates: Whether the call generates tokens.
     """
 
     compositions: tuple[Composition, ...]
@@ -40,7 +40,7 @@ class Call:
 
     @property
     def columns(self) -> int:
-        """How many columns the call has; those that come later are generated tokens."""
+        """How many columns the call begins with; later ones are generated tokens."""
         return self.kept.shape[1]
 
     @cached_property
@@ -55,13 +55,13 @@ class Call:
 
     @cached_property
     def prompt_end(self) -> Int[Tensor, " rows"]:
-        """The rank of the first token of each row that is not the prompt's."""
+        """For each row, the rank of the first token after the prompt."""
         if self.prompt_length is None:
             return self.token_count
         return self.prompt_length.to(self.kept.device)
 
     def rank_between(self, start: int, stop: int) -> Int[Tensor, "rows window"]:
-        """The rank of each token in a window of columns, which may reach past the call's own."""
+        """The rank of each token in a window of columns, which may reach past those of the call."""
         ranks = self.rank[:, start:stop]
         new = torch.arange(max(start, self.columns), max(stop, self.columns), device=ranks.device)
         return torch.cat([ranks, self.token_count[:, None] + new - self.columns], dim=1)
@@ -69,6 +69,6 @@ class Call:
     def edited(
         self, position: Position | Tokens, start: int = 0, stop: int | None = None
     ) -> Bool[Tensor, "rows window"]:
-        """Which tokens in a window of columns (by default the call's own) a position means."""
+        """Which tokens in a window of columns (all of the call by default) a position selects."""
         ranks = self.rank_between(start, self.columns if stop is None else stop)
         return position.edited(ranks, self.prompt_end)

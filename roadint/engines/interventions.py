@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from roadint.architecture.layers import site_path
 from roadint.architecture.properties import device_of, width_of
 from roadint.engines.call import Call, Source
-from roadint.engines.sources import AlignedSource, align, check_source
+from roadint.engines.interchange_sources import AlignedSource, align, check_source
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.grammar.position import Position, Tokens
@@ -24,11 +24,11 @@ class LoweredIntervention:
     """What a call does at one site: which rows it edits, at which tokens, with which rotations.
 
     Args:
-        intervention: What edits.
-        path: Of the module whose output is edited.
-        position: Which tokens.
-        acting: The rows in which it acts.
-        rows: What each row is edited with.
+        intervention: The intervention.
+        path: The path of the module whose output is edited.
+        position: The tokens that are edited.
+        acting: True for the rows that are edited.
+        rows: What the rows are edited with.
         source: What an interchange takes; None where it takes nothing.
     """
 
@@ -43,10 +43,10 @@ class LoweredIntervention:
 class Interventions(nn.ModuleList):
     """Interventions at the hidden states of a model, in the order in which they act.
 
-    It never changes: `plus` and `without` make another one, so that a running call reads it whole.
+    It never changes: `plus` and `without` return a new one, so a running call is not disturbed.
 
     Args:
-        interventions: What edits.
+        interventions: The interventions.
         paths: For each intervention, the path of the module whose output it edits.
     """
 
@@ -61,12 +61,12 @@ class Interventions(nn.ModuleList):
     @classmethod
     @torch.inference_mode(False)
     def on(cls, model: nn.Module, interventions: Sequence[SubspaceIntervention]) -> "Interventions":
-        """Put interventions on a model: with its width, on the devices of the layers they edit.
+        """Give interventions the model's width, and move them to the devices of their layers.
 
         Raises:
             RoadError: where a layer, a component or a width does not fit the model.
         """
-        paths = [site_path(model, site.layer, site.component) for site in interventions]
+        paths = [site_path(model, edit.layer, edit.component) for edit in interventions]
         for intervention, path in zip(interventions, paths, strict=True):
             intervention.bind(width_of(model)).keep_site()
             device = device_of(model.get_submodule(path))
@@ -75,26 +75,26 @@ class Interventions(nn.ModuleList):
         return cls(interventions, paths)
 
     def plus(self, others: "Interventions") -> "Interventions":
-        """These interventions and others behind them."""
+        """Add interventions, which act after these."""
         return Interventions([*self, *others], [*self.paths, *others.paths])
 
     def without(self, label: str) -> "Interventions":
-        """These interventions but for those of the checkpoint that was loaded as `label`."""
-        kept = [
+        """Leave out the interventions of the checkpoint that was loaded as `label`."""
+        rest = [
             (intervention, path)
             for intervention, path in zip(self, self.paths, strict=True)
             if label_of(intervention) != label
         ]
-        return Interventions(*zip(*kept, strict=True)) if kept else Interventions()
+        return Interventions(*zip(*rest, strict=True)) if rest else Interventions()
 
     @property
     def names(self) -> list[str]:
-        """The names of all subspaces: what a composition may use."""
+        """The names of all subspaces, which a composition may use."""
         return subspace_names(self)
 
     @property
     def labels(self) -> set[str]:
-        """What their checkpoints were loaded as; "" for those of no labelled checkpoint."""
+        """The labels of the checkpoints that they come from; "" for one without a label."""
         return {label_of(intervention) for intervention in self}
 
     @property
@@ -103,15 +103,15 @@ class Interventions(nn.ModuleList):
         return sum(intervention.trainable_count for intervention in self)
 
     def spec(self) -> list[dict[str, Any]]:
-        """For each intervention the arguments that make it again, as plain JSON values."""
+        """For each intervention, the arguments that make it again, as plain JSON values."""
         return [intervention.spec() for intervention in self]
 
     def values(self) -> list[Mapping[str, Tensor]]:
-        """For each intervention what a checkpoint keeps of it."""
+        """For each intervention, the tensors that a checkpoint keeps of it."""
         return [intervention.values() for intervention in self]
 
     def check(self, compositions: Sequence[Composition]) -> None:
-        """Check that compositions sum nothing whose order would matter.
+        """Check that compositions sum only what commutes.
 
         Raises:
             RoadError: where they do.
@@ -119,7 +119,7 @@ class Interventions(nn.ModuleList):
         check_sums(list(self), compositions)
 
     def lower(self, call: Call) -> list[LoweredIntervention]:
-        """What a call does at each site; nothing where it does not act.
+        """What a call does, one entry for each intervention that acts.
 
         Raises:
             RoadError: where a position is outside of a row, sources do not fit, values are not
@@ -167,7 +167,7 @@ class Interventions(nn.ModuleList):
 
 
 def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
-    """One intervention, or some of them, as a list.
+    """One intervention, or a list of them, as a list.
 
     Raises:
         RoadError: for anything else.
@@ -178,7 +178,7 @@ def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
     if isinstance(interventions, Iterable) and not isinstance(interventions, (str, bytes, Mapping)):
         try:
             listed = list(interventions)
-        except TypeError:  # an array without a dimension says that it is iterable
+        except TypeError:  # an array without dimensions, which claims to be iterable
             listed = [interventions]
         if all(isinstance(item, SubspaceIntervention) for item in listed):
             return listed
@@ -190,7 +190,7 @@ def listed_interventions(interventions: Any) -> list[SubspaceIntervention]:
 
 
 def _acting(intervention: SubspaceIntervention, call: Call) -> list[bool]:
-    """The rows in which an intervention acts: their composition names a subspace of it."""
+    """For each row whether an intervention acts: the composition names one of its subspaces."""
     return [
         any(name in intervention.partition for name, _ in composition.terms)
         for composition in call.compositions
@@ -198,7 +198,7 @@ def _acting(intervention: SubspaceIntervention, call: Call) -> list[bool]:
 
 
 def _takes_from_the_call(intervention: SubspaceIntervention) -> bool:
-    """Whether an intervention takes a source that each call gives, and has no constant one."""
+    """Whether an intervention takes its source from the call, having no constant one."""
     return intervention.takes_source and intervention.source_representation is None
 
 

@@ -1,4 +1,4 @@
-"""Calls of a model side by side, and changes of its weights, beside which no call may run."""
+"""Locks: calls run side by side, changes of the weights run alone."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from roadint.errors import RoadError
 
 
 class Lock:
-    """threading's Lock for what can be copied and pickled: a copy gets a lock of its own."""
+    """A threading.Lock that can be copied and pickled; a copy is a new, open lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class Lock:
 class Gate:
     """Lets calls run side by side, and changes of the weights alone.
 
-    A copy of what has a gate gets a gate of its own.
+    It can be copied and pickled; a copy is a new gate, through which nothing runs.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Gate:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """A call, or a part of one: waits for a change that is under way.
+        """Enter a call, or a part of one, after any change that is under way.
 
-        Calls inside calls go on.
+        A call inside another one does not wait.
         """
         depth = getattr(self._thread, "depth", 0)
         if not depth:
@@ -62,14 +62,14 @@ class Gate:
 
     @contextmanager
     def change(self, what: str, *, wait: bool = False) -> Iterator[None]:
-        """A change of the weights.
+        """Enter a change of the weights.
 
         Args:
-            what: What changes, for the message.
-            wait: Let running calls end and none begin, instead of refusing.
+            what: What the change does, for the message.
+            wait: Wait for running calls to end, instead of refusing.
 
         Raises:
-            RoadError: while calls run, unless it waits; always inside a call of this thread.
+            RoadError: while calls run, unless `wait`; and always inside a call of this thread.
         """
         with self._condition:
             if getattr(self._thread, "depth", 0) or (self._running and not wait):

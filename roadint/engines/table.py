@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roadint.engines.locks import Lock
-from roadint.engines.values import SeenValues
+from roadint.engines.seen_values import SeenValues
 from roadint.errors import RoadError, quoted
 from roadint.rotation.rotation import Rotation
 
@@ -26,7 +26,7 @@ class Table:
     Args:
         blocks: How many blocks a row has.
         capacity: How many rows the table holds.
-        device: Where it lies.
+        device: The device of the rows.
     """
 
     def __init__(self, blocks: int, capacity: int, device: torch.device) -> None:
@@ -47,12 +47,12 @@ class Table:
         """The rotations of a batch.
 
         Args:
-            keys: What each row takes.
+            keys: One a row.
             make: Makes the rotation of a key that the table does not hold.
 
         Returns:
-            A rotation a row and None; or one for each different key, and which of them each row
-            takes (None where there is one).
+            One rotation a row, and None. Or one for every different key, and the index of the one
+            that each row takes (None where there is only one).
 
         Raises:
             RoadError: where a batch has more different keys than the table has slots.
@@ -63,7 +63,7 @@ class Table:
                 f"{len(distinct)} different compositions in one batch, room for {self.capacity}: "
                 f"expected fewer, or RoadModel(…, capacity={len(distinct)})"
             )
-        # A table that is made or written in inference mode could not be used outside of it.
+        # Tensors that are made in inference mode can't be used outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             slots = {key: self._slot(key, distinct, make) for key in distinct}
             by_row = len(distinct) > 1 and self._is_worth_copying(len(keys), len(distinct))
@@ -75,7 +75,7 @@ class Table:
         return rotation, torch.tensor([index_of[key] for key in keys], device=self.device)
 
     def _is_worth_copying(self, rows: int, distinct: int) -> bool:
-        """Whether a rotation a row is copied, and not one for each different key."""
+        """Whether to copy a rotation for every row, instead of one for every different key."""
         return rows <= 2 * distinct or rows * self.blocks <= _EXPANDED
 
     def _copy(self, index: Tensor, slots: Collection[int]) -> Rotation:
@@ -105,7 +105,7 @@ class Table:
         return slot
 
     def _free(self, wanted: Collection[Hashable]) -> int:
-        """A slot for a new row: a new one, or the least recently used that this call needs not."""
+        """A slot for a new row: unused, or the least recently used that this call does not need."""
         if len(self._slots) == self.capacity:
             return self._slots.pop(next(key for key in self._slots if key not in wanted))
         slot = len(self._slots)
@@ -142,15 +142,15 @@ class Tables:
         self._lock = Lock()
 
     def of(self, layout: Hashable, blocks: int, device: torch.device) -> Table:
-        """The table of a layout; a new one where there is none, or the adapters have moved."""
+        """The table of a layout; a new one where there is none, or the device is another."""
         with self._lock:
             table = self._tables.get(layout)
             if table is None or table.device != device:
                 table = self._tables[layout] = Table(blocks, self.capacity, device)
             return table
 
-    def keep(self, layouts: Collection[Hashable]) -> None:
-        """Drop the tables of other layouts."""
+    def drop_others(self, layouts: Collection[Hashable]) -> None:
+        """Drop the tables of all layouts but these."""
         with self._lock:
             self._tables = {key: table for key, table in self._tables.items() if key in layouts}
 

@@ -1,1 +1,1 @@
-"""Measuring a composition: likelihood of references, language of answers."""
+"""Evaluation of compositions: likelihood of references; language, topic and form of answers."""

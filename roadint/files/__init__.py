@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read with bounds and checks."""
+"""Files, written whole or not at all, and read with bounds and checks."""

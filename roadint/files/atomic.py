@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a reader, or a kill, never meets half of one."""
+"""Atomic writing: files are written whole or not at all, also when the process is killed."""
 
 import os
 import secrets
@@ -19,8 +19,8 @@ def write_whole(path: Path, content: Content) -> None:
     """Write a file so that a reader sees the old one or the new one.
 
     Args:
-        path: Of the file.
-        content: Of the new file; text is written as UTF-8.
+        path: The path of the file.
+        content: The content of the new file; text is written as UTF-8.
     """
     temporary = _written_beside(path, content)
     try:
@@ -33,11 +33,11 @@ def write_whole(path: Path, content: Content) -> None:
 def write_pair(data: Path, data_content: Content, about: Path, about_content: Content) -> None:
     """Write two files of one folder that belong together.
 
-    `about` tells what `data` is (by its digest, say). Both are written before either is replaced,
-    so a full disk changes nothing. Until `about` is replaced, the old `data` lies in one of
-    `candidates(data)`: whoever is killed between the two leaves a pair that can be told apart. What
-    failed leaves the old pair. What earlier kills left behind goes with the first write that
-    succeeds. Writers of one folder wait for each other.
+    `about` identifies `data`, by a digest for example. Both are written before either is replaced,
+    so a full disk changes nothing. Until `about` is replaced, the old `data` is one of
+    `candidates(data)`: after a kill between the two, `about` identifies it. An error leaves the old
+    pair. The next successful write removes what kills have left. Writers of one folder wait for
+    each other.
 
     Args:
         data: The path of the first file.
@@ -63,16 +63,16 @@ def write_pair(data: Path, data_content: Content, about: Path, about_content: Co
 
 
 def candidates(data: Path) -> Iterator[Path]:
-    """Where the content of the first file of a pair may be.
+    """The files that may have the content of the first file of a pair.
 
     Args:
-        data: Its path.
+        data: The path of the first file.
 
     Yields:
-        The path itself and, after a kill, files beside it; the second file tells which one it is.
+        The path itself and, after a kill, files beside it; the second file tells which is right.
     """
     yield data
-    yield from sorted(_beside(data))  # looked for only now: a write may have replaced `data` since
+    yield from sorted(_beside(data))  # only now: a write may have replaced `data` since
 
 
 @contextmanager
@@ -81,14 +81,14 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
 
     Args:
         folder: The folder.
-        last: The file without which the others are nothing to a reader; it comes last.
+        last: The name of the file without which readers ignore the others; it is moved last.
 
     Yields:
         A scratch folder to write to; its files move up at the end.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    # Inside of it: it may be a mount point, whose place a folder beside it could not take.
+    # Inside, since the folder may be a mount point, which another folder can't replace.
     scratch = folder / f".{secrets.token_hex(4)}"
     moved: list[Path] = []
     try:
@@ -106,10 +106,10 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that were made for nothing, as far as they are empty.
+    """Remove folders while they are empty.
 
     Args:
-        folders: The innermost first.
+        folders: The folders, the innermost first.
     """
     with suppress(OSError):
         for folder in folders:
@@ -121,12 +121,12 @@ def _name_beside(path: Path) -> Path:
 
 
 def _beside(path: Path) -> list[Path]:
-    """What lies beside a file on its account."""
+    """The temporary files beside a file."""
     return [beside for beside in path.parent.iterdir() if beside.name.startswith(f".{path.name}.")]
 
 
 def _written_beside(path: Path, content: Content) -> Path:
-    """A new file beside `path`, on the disk; the process's umask says who may read it."""
+    """Write a new file beside `path`, with the permissions of the process's umask."""
     temporary = _name_beside(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     handle = os.open(temporary, flags, 0o666)
@@ -142,7 +142,7 @@ def _written_beside(path: Path, content: Content) -> Path:
 
 
 def _copy_beside(path: Path) -> Path:
-    """The file under a second name: a link where the file system has them."""
+    """Give a file a second name: by a link where the file system has them, else by a copy."""
     copy = _name_beside(path)
     try:
         os.link(path, copy)
@@ -156,7 +156,7 @@ def _copy_beside(path: Path) -> Path:
 
 
 def _put_back(data: Path, made: list[Path]) -> None:
-    """The old data in the new one's place, or none where there was none."""
+    """Restore the old data, or remove the new where there was none."""
     try:
         if len(made) > 2:
             os.replace(made[2], data)
@@ -174,7 +174,7 @@ def _remove(paths: list[Path]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other writer of this folder meanwhile, in any process, where the file system has locks."""
+    """Lock a folder against other writers in all processes, where the file system has locks."""
     if fcntl is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Paths that users give: checked, and never an error of the operating system."""
+"""Checks of users' paths, which raise no errors of the operating system."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ def path_of(what: str, path: object) -> Path:
     """A path that a user gave.
 
     Args:
-        what: How the message calls it, such as "out".
+        what: The name of the path in the message, such as "out".
         path: Text or a path.
 
     Returns:
@@ -30,11 +30,10 @@ def is_file(path: Path) -> bool:
     """Whether there is such a file.
 
     Args:
-        path: Any; a name that no file can have (too long, with NUL) is none, nor is what may not be
-            looked at.
+        path: Any path.
 
     Returns:
-        Whether there is.
+        Whether there is; False for an impossible name (too long, with NUL) and without permission.
     """
     try:
         return path.is_file()
@@ -54,7 +53,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder, where there is none yet.
 
     Args:
-        folder: With those that it lies in.
+        folder: The folder; folders above it are made, too.
 
     Raises:
         RoadError: where it can't be made.

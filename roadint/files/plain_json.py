@@ -1,4 +1,4 @@
-"""Any values as plain JSON ones, for what a checkpoint tells of its training: never an error."""
+"""Conversion of any value to plain JSON, for summaries in checkpoints; it never fails."""
 
 import enum
 import math
@@ -18,15 +18,15 @@ _DEEPEST = 24  # lists and mappings in each other
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A value of text, numbers, lists and mappings.
+    """Convert a value to text, numbers, lists and mappings.
 
     Args:
         value: Anything.
-        depth: How many lists and mappings it lies in.
+        depth: How many lists and mappings it is inside of.
 
     Returns:
         Tuples, sets, ranges and small tensors as lists, slices as ranges of dims, paths as text;
-        a line about what is none of these.
+        any other object as a line about it.
 
     Example:
         >>> plain({"subspaces": {"a": slice(0, 16)}, "layers": (1, 2), "loss": float("nan")})

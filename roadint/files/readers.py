@@ -1,4 +1,4 @@
-"""Text, JSON and safetensors that anybody may have written: bounded, and checked before use."""
+"""Readers of text, JSON and safetensors from untrusted files: bounded, and checked before use."""
 
 import json
 import math
@@ -26,8 +26,8 @@ def read_text(path: Path, what: str, most: int) -> str:
     """Read a text file, with or without a byte-order mark.
 
     Args:
-        path: Of the file.
-        what: How the message calls it, such as "recipe".
+        path: The path of the file.
+        what: The name of the file in the message, such as "recipe".
         most: How many bytes are allowed.
 
     Returns:
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
 
     Returns:
         Its value.
@@ -77,11 +77,11 @@ def parse_json(content: bytes, what: str) -> Any:
     """Read JSON, as `read_json`.
 
     Args:
-        content: In UTF-8.
-        what: How the message calls it.
+        content: JSON in UTF-8.
+        what: The name of the content in the message.
 
     Returns:
-        Its value.
+        The value.
 
     Raises:
         RoadError: as `read_json`.
@@ -106,12 +106,12 @@ def parse_json(content: bytes, what: str) -> Any:
 
 
 def read_header(file: BinaryIO, size: int, what: str) -> Header:
-    """Read what tensors a safetensors file has, without their values.
+    """Read the names, dtypes and shapes in a safetensors file, without values.
 
     Args:
-        file: At its beginning.
-        size: Of the file, in bytes.
-        what: How the message calls it.
+        file: The file, at its beginning.
+        size: The size of the file, in bytes.
+        what: The name of the file in the message.
 
     Returns:
         Dtypes and shapes by name.
@@ -164,7 +164,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(whole: Any) -> None:
-    """Bounded depth, and text that can be written again."""
+    """Check that depth is bounded, and that all text is valid Unicode."""
     level = [whole]
     for _ in range(_DEEPEST):
         below: list[Any] = []

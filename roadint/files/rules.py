@@ -1,6 +1,7 @@
-"""Rules for JSON that anybody may have written: what a value may be, checked before it is used.
+"""Rules for values in untrusted JSON, which are checked before they are used.
 
-A rule takes a value and where it stands, and raises RoadError for a value that it does not allow.
+A rule takes a value and its name in messages, and raises RoadError for a value that it does not
+allow.
 """
 
 import re
@@ -38,9 +39,9 @@ def text(pattern: str = r"(?s:.)*", most: int = 4096, what: str = "text") -> Rul
     """Text of bounded length.
 
     Args:
-        pattern: what all of it matches; a regular expression that takes linear time.
-        most: how many characters at most.
-        what: what the text is, for the message.
+        pattern: A regular expression for the whole text, which takes linear time.
+        most: The largest number of characters.
+        what: The description of the text in the message.
     """
     compiled = re.compile(pattern)
 
@@ -64,7 +65,7 @@ def one_of(*options: Any) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What one of the rules allows."""
+    """A value that one of the rules allows."""
 
     def rule(value: Any, where: str) -> None:
         reasons = []
@@ -131,7 +132,7 @@ def fields(
 
 
 def anything(value: Any, where: str) -> None:
-    """No rule."""
+    """Allow any value."""
 
 
 def _wrong(where: str, value: Any, expected: str) -> RoadError:

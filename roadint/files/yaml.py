@@ -1,4 +1,4 @@
-"""YAML of plain values: no aliases, no names that are there twice, and 1e-2 is a number."""
+"""YAML of plain values: without aliases, without repeated names, and with 1e-2 as a number."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,10 @@ def read_yaml(path: Path, what: str) -> Any:
 
     Args:
         path: The file.
-        what: How a message calls it, such as "recipe".
+        what: The name of the file in messages, such as "recipe".
 
     Raises:
-        RoadError: The file can't be read or is too long, or `parse_yaml` refuses its text.
+        RoadError: where the file can't be read or is too long, or `parse_yaml` refuses its text.
     """
     return parse_yaml(read_text(path, what, _MOST), f"{what} {quoted(str(path))}")
 
@@ -30,11 +30,11 @@ def parse_yaml(text: str, what: str) -> Any:
 
     Args:
         text: The YAML.
-        what: How a message calls it.
+        what: The name of the text in messages.
 
     Raises:
-        RoadError: The text is too long or no YAML, holds an alias or a tag that is not plain, or
-            has a mapping with a name that is no text or is there twice.
+        RoadError: where the text is too long or no YAML, holds an alias or a tag that is not plain,
+            or has a mapping with a name that is no text or is there twice.
 
     Example:
         >>> parse_yaml("{lr: 1e-2, layers: [6, 9]}", "recipe")
@@ -49,7 +49,7 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, with which a few lines blow up into gigabytes."""
+    """Safe YAML without aliases, by which a few lines could expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -23,7 +23,7 @@ a turn."""
 
 @dataclass(frozen=True)
 class Composition:
-    """Which subspaces act, and how strongly; without terms the identity, which is the base model.
+    """Names of subspaces with strengths; without terms it is the identity, the base model.
 
     Its text, `str(composition)`, is an expression that means the same, to the last digit.
 
@@ -50,12 +50,10 @@ class Composition:
 
         Args:
             text: An expression. None and "none" are the identity, "all" is every name at strength
-                1. "german@a" is the subspace of the checkpoint that was loaded as a; "a" alone is
-                all of that checkpoint's subspaces. A mapping of names to strengths, any real
-                numbers, says the same without text. Strengths of a repeated name add up; zeros are
-                dropped.
-            names: Every name that there is, in the order of the terms; a mapping stands for its
-                keys.
+                1. "german@a" is a subspace of the checkpoint that was loaded as a; "a" alone is all
+                of that checkpoint's subspaces. A mapping of names to strengths (any real numbers)
+                means the same. Strengths of a repeated name add up; zeros are dropped.
+            names: All known names, in the order of the terms.
 
         Returns:
             The composition.
@@ -87,9 +85,9 @@ def parse_rows(
     """Read the compositions of a batch.
 
     Args:
-        compose: A list or tuple of compositions, one a row; anything else goes to all rows.
-        rows: How many rows there are.
-        names: Every name that there is.
+        compose: A list or tuple of compositions, one a row; anything else is one for all rows.
+        rows: The number of rows.
+        names: All known names.
 
     Returns:
         One composition for each row.
@@ -117,10 +115,10 @@ def parse_rows(
 
 
 def check_strength(name: str, strength: float) -> None:
-    """Refuse a strength that has no rotation.
+    """Refuse a strength at which no rotation can be computed.
 
     Args:
-        name: What it is the strength of, for the message.
+        name: The name of the subspace or adapter, for the message.
         strength: The strength.
 
     Raises:
@@ -184,7 +182,7 @@ def _parse(written: Any, order: Mapping[str, int]) -> Composition:
 
 
 def _written_terms(written: Any) -> Iterable[tuple[Any, Any]]:
-    """Names and strengths as they were written, repeated ones too."""
+    """The terms before names are looked up, with repeated names."""
     if written is None:
         return ()
     if isinstance(written, str):
@@ -205,7 +203,7 @@ def _written_terms(written: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _meant(name: str, order: Mapping[str, int]) -> list[str]:
-    """The subspaces that a name stands for: itself, all of a checkpoint's, or all."""
+    """The subspaces that a name means: one, all of a checkpoint, or all."""
     if name == ALL:
         return list(order)
     if name in order:

@@ -1,4 +1,4 @@
-"""Where in the sequence an intervention acts: in the prompt, in what follows it, or in both.
+"""Positions: the tokens at which an intervention acts, in the prompt, after it, or both.
 
 Positions count a row's tokens that the attention mask keeps, so padding on either side changes
 nothing. Whether a token is edited depends only on its rank in its row and on the length of the
@@ -31,7 +31,7 @@ _LARGEST = 999_999_999  # a count or an index
 
 
 class _EditedTokens(ABC):
-    """What Position and Tokens have in common: they say which tokens of a batch are edited."""
+    """The base class of Position and Tokens, which select the edited tokens of a batch."""
 
     @property
     @abstractmethod
@@ -48,8 +48,8 @@ class _EditedTokens(ABC):
 class Position(_EditedTokens):
     """Which tokens of every row are edited: a kind of position and its numbers.
 
-    The generated part grows by a token at a time, each of which is the last one once, so there
-    `last(n)` is every token; `first(n)` and `at(i)` count from the first generated token.
+    The generated part grows by a token at a time, and every token is the last one once: there,
+    `last(n)` is every token, and `first(n)` and `at(i)` count from the first generated token.
 
     Args:
         kind: "last", "first", "all" or "at".
@@ -141,9 +141,9 @@ class Position(_EditedTokens):
         """Which tokens are edited.
 
         Args:
-            rank: Each token's index among the tokens of its row that the mask keeps; −1 for
+            rank: The index of every token among the tokens of its row, without padding; −1 for
                 padding.
-            prompt_length: How many tokens of each row are its prompt.
+            prompt_length: How many tokens of a row are its prompt.
 
         Returns:
             True where a token is edited.
@@ -168,7 +168,7 @@ class Position(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: Of the prompts that matter, in tokens.
+            lengths: The lengths of prompts, in tokens.
 
         Raises:
             RoadError: where `at(i)` names a token that a prompt does not have.
@@ -182,7 +182,7 @@ class Position(_EditedTokens):
         """The edited tokens of a prompt.
 
         Args:
-            length: Of the prompt, in tokens.
+            length: The length of the prompt, in tokens.
 
         Returns:
             Their indices, in order; none where the position is of generated tokens alone.
@@ -207,10 +207,11 @@ class Position(_EditedTokens):
 
 @dataclass(frozen=True)
 class Tokens(_EditedTokens):
-    """Which tokens of each row's prompt are edited, row by row, for one call.
+    """The edited tokens of the prompts of one call, listed row by row.
 
     Args:
-        indices: Of each row, from 0; negative ones count from the end of the row's prompt.
+        indices: The indices of each row, from 0; negative ones count from the end of the row's
+            prompt.
 
     Raises:
         RoadError: for anything else.
@@ -253,10 +254,10 @@ class Tokens(_EditedTokens):
         """Refuse prompts that lack a token to edit.
 
         Args:
-            lengths: Of each row's prompt, in tokens.
+            lengths: The lengths of each row's prompt, in tokens.
 
         Raises:
-            RoadError: where a prompt does not have a token, or there are other rows than these.
+            RoadError: where a prompt does not have a token, or the number of rows differs.
         """
         if len(self.indices) != len(lengths):
             raise RoadError(
@@ -279,11 +280,11 @@ def parse_positions(positions: PositionLike) -> Position | Tokens:
     """Read the positions of one call.
 
     Args:
-        positions: One for all rows, as text or as a Position; or token indices, a list for each
-            row.
+        positions: A position for all rows, as text or as a Position; or for each row a list of
+            token indices.
 
     Returns:
-        What says which tokens are edited.
+        The positions.
 
     Raises:
         RoadError: for anything else.

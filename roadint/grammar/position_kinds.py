@@ -1,7 +1,7 @@
 """The kinds of positions: `last(n)`, `first(n)`, `all`, `at(i, …)`.
 
-A kind is one class here, with `@position_kind("name", …)`: it says which tokens of a part of a row
-it selects, and refuses numbers that select nothing.
+A kind is one class here, with `@position_kind("name", …)`: it selects tokens in a part of a row,
+and refuses numbers that select nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -18,22 +18,22 @@ Numbers = tuple[int, ...]
 
 
 class PositionKind(ABC):
-    """Which tokens a kind of position selects.
+    """A kind of position, which selects tokens of a part of a row.
 
-    It is asked about a row's prompt, whose length is known, and about what follows the prompt: that
-    grows by a token at a time, so that it has no end yet.
+    A part is a row's prompt, whose length is known, or what follows the prompt, which grows by a
+    token at a time and has no end yet.
     """
 
     name: ClassVar[str]
     forms: ClassVar[tuple[str, ...]]
     implied: ClassVar[Numbers] = ()
-    """The numbers that a text without any means."""
+    """The numbers of a text that has none."""
 
     def problem(self, numbers: Numbers, phase: str) -> str | None:
-        """What is wrong with some numbers, and what was expected, to follow the position's name.
+        """What is wrong with a position's numbers, as the end of a message.
 
         Args:
-            numbers: Those of the position.
+            numbers: The position's numbers.
             phase: "prompt", "generated" or "both".
 
         Returns:
@@ -48,12 +48,12 @@ class PositionKind(ABC):
         index: Int[Tensor, "rows columns"],
         length: Int[Tensor, "rows 1"] | None,
     ) -> Bool[Tensor, "rows columns"]:
-        """Which tokens of a part of each row are selected; those outside of the part don't matter.
+        """Which tokens of a part of every row are selected; others may have any value.
 
         Args:
-            numbers: Those of the position.
-            index: Of each token in that part, from 0.
-            length: Of the part, in tokens; None where it has no end yet.
+            numbers: The position's numbers.
+            index: The index of every token in that part, from 0.
+            length: The length of the part, in tokens; None where it has no end yet.
 
         Returns:
             True where a token is selected.
@@ -63,8 +63,8 @@ class PositionKind(ABC):
         """What is wrong where a prompt lacks a token that the position names.
 
         Args:
-            numbers: Those of the position.
-            lengths: Of the prompts, in tokens; at least one.
+            numbers: The position's numbers.
+            lengths: The lengths of at least one prompt, in tokens.
 
         Returns:
             None where nothing is wrong.
@@ -80,11 +80,11 @@ _KINDS: dict[str, PositionKind] = {}
 
 
 def position_kind(name: str, *forms: str) -> Callable[[type[PositionKind]], type[PositionKind]]:
-    """Decorate a class: its kind of position is written `name`.
+    """Decorate a kind of position, which is written `name`.
 
     Args:
-        name: What stands before the numbers.
-        forms: How the kind is written, for messages.
+        name: The text before the numbers.
+        forms: The forms of the text, for messages.
 
     Returns:
         The decorator.
@@ -106,12 +106,12 @@ def position_kind(name: str, *forms: str) -> Callable[[type[PositionKind]], type
 
 
 def position_kinds() -> Mapping[str, PositionKind]:
-    """Every kind of position that there is, by name."""
+    """All kinds of positions, by name."""
     return _KINDS
 
 
 def expected_positions() -> str:
-    """What a message says where a position is not understood."""
+    """The end of a message where a position is not understood."""
     *forms, last = [f"'{form}'" for kind in _KINDS.values() for form in kind.forms]
     return f"expected {', '.join(forms)} or {last}"
 
@@ -129,7 +129,7 @@ class _Counting(PositionKind):
 
 @position_kind("last", "last", "last(n)")
 class _Last(_Counting):
-    """The last n tokens; after the prompt all of them, since each is the last one once."""
+    """The last n tokens; after the prompt all tokens, since every one is the last once."""
 
     def selects(self, numbers: Numbers, index: Tensor, length: Tensor | None) -> Tensor:
         return index >= (0 if length is None else length - numbers[0])

@@ -1,8 +1,8 @@
 """Ranges of dims, from text, slices and integers, and as text again.
 
 The text is `"[0, d/2) | [3d/4, d)"`, half-open ranges over the dims 0 … d, with integers, `d`,
-fractions (`d/4`, `3d/4`, `d - 64`) and unions; or `"blocks[1::2]"`, every n-th block, as Python's
-slices, but for indices that there are none of.
+fractions (`d/4`, `3d/4`, `d - 64`) and unions; or `"blocks[1::2]"`, every n-th block, as in
+Python's slices, but without indices beyond the width.
 """
 
 import itertools
@@ -31,7 +31,7 @@ def read_ranges(text: str, width: int, unit: int) -> Iterator[tuple[int, int]]:
     """Read ranges of dims.
 
     Args:
-        text: In the grammar of this page.
+        text: A text of this grammar.
         width: What `d` stands for, in dims.
         unit: Dims in a block.
 
@@ -58,11 +58,11 @@ def write_ranges(ranges: Ranges, unit: int) -> str:
     """The text of ranges of blocks.
 
     Args:
-        ranges: Start and end of each in blocks, in order and apart.
+        ranges: Starts and ends in blocks, ordered and apart.
         unit: Dims in a block.
 
     Returns:
-        The text, in dims, or every n-th block where that says it.
+        The text: in dims or, where possible, every n-th block.
 
     Example:
         >>> write_ranges([(0, 2), (4, 6)], 2)
@@ -105,7 +105,7 @@ def read_boundary(value: Any, whole: object, width: int) -> int:
 
     Args:
         value: An integer, or text such as "3d/4".
-        whole: The subspace that it is a boundary of, for messages.
+        whole: The whole subspace, for messages.
         width: What `d` stands for, in dims.
 
     Returns:
@@ -157,9 +157,8 @@ def slice_range(spec: slice | range, width: int) -> tuple[int, int]:
     """The range of a slice of dims.
 
     Args:
-        spec: With boundaries as `read_boundary` reads them; negative ones of a slice count from
-            the end.
-        width: In dims.
+        spec: The slice, with boundaries as in `read_boundary`; negative ones count from the end.
+        width: The width, in dims.
 
     Returns:
         Start and end, in dims.
@@ -184,16 +183,16 @@ def two_integers(first: int, second: int, width: int, unit: int) -> Iterator[tup
     """What a list of two integers means: a range, or two dims.
 
     Args:
-        first: The first of them.
-        second: The second.
-        width: In dims.
+        first: The first integer.
+        second: The second integer.
+        width: The width, in dims.
         unit: Dims in a block.
 
     Yields:
         Start and end of each range.
 
     Raises:
-        RoadError: where it could be both.
+        RoadError: where both are possible.
     """
     if unit == 1 and 0 <= first < second < width:
         raise RoadError(
@@ -208,7 +207,7 @@ def two_integers(first: int, second: int, width: int, unit: int) -> Iterator[tup
 
 
 def is_integer(value: object) -> TypeGuard[Any]:
-    """Whether a value is an integer, of Python or NumPy, and no truth value."""
+    """Whether a value is an integer of Python or NumPy, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

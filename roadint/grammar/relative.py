@@ -1,4 +1,4 @@
-"""A subspace as one text that holds at several widths."""
+"""A subspace as one text for many widths."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,13 +12,13 @@ def relative_text(spec: SubspaceLike, widths: Iterable[int]) -> str:
 
     Args:
         spec: Any form that Subspace.parse reads.
-        widths: At which it has to hold, in dims.
+        widths: The widths, in dims.
 
     Returns:
-        Its text, relative to the width where the form is.
+        The text, relative to the width where the form is.
 
     Raises:
-        RoadError: where the form is none, or no text says at each width what was meant.
+        RoadError: where the form is unknown, or no text means the same at all widths.
 
     Example:
         >>> relative_text(slice(8, None), [16, 32])

@@ -1,4 +1,4 @@
-"""Text into tokens, in time that grows with its length alone, for the grammars of this package."""
+"""The scanner of this package's grammars, which takes time linear in the length of a text."""
 
 import re
 
@@ -6,10 +6,10 @@ from roadint.errors import RoadError, quoted
 
 
 def check_length(what: str, text: str, most: int) -> None:
-    """Refuse text that is longer than any sense needs.
+    """Refuse text that is too long.
 
     Args:
-        what: How the message calls it, such as "composition".
+        what: The name of the text in the message, such as "composition".
         text: The text.
         most: How many characters are allowed.
 
@@ -26,13 +26,12 @@ def scan(token: re.Pattern[str], text: str) -> tuple[list[tuple[int, str]], int]
     """Cut text into tokens.
 
     Args:
-        token: Matches a token, or spaces. It must never match anything in more than one way, so
-            that nothing is tried twice.
+        token: Matches a token, or spaces, never in more than one way, so that nothing is tried
+            twice.
         text: The text.
 
     Returns:
-        The tokens with their offsets, without the spaces between; and how many characters were
-        understood.
+        The tokens with their offsets, without spaces; and how many characters were understood.
 
     Example:
         >>> scan(re.compile(r"[ ]+|[a-z]+"), "one two!")

@@ -6,9 +6,9 @@ A subspace is written as text (see roadint.grammar.ranges): `"[0, d/2)"`, `"[0, 
 where it could be both, a range or two dims. Dims are counted in the order of the blocks: block i is
 [2i, 2i + 2), whatever the pairing or the basis.
 
-Other interventions are cut into other units than blocks of two dims: LoReFT of rank r into its r
-matrix rows, one by one. The grammar is the same, with `unit=1` and r as the width; "[0, d/2)" is
-the first half of the matrix rows.
+Some interventions have other units than blocks of two dims: LoReFT of rank r has its r matrix rows.
+The grammar is the same, with `unit=1` and r as the width: "[0, d/2)" is the first half of the
+matrix rows.
 """
 
 import itertools
@@ -94,9 +94,8 @@ class Subspace:
         """Read any form of the grammar.
 
         Args:
-            spec: Text, a tuple, slice, range or list; or a Subspace, which must have this unit, and
-                fit.
-            width: Of the hidden states, in dims.
+            spec: Text, a tuple, slice, range or list; or a Subspace of the same unit.
+            width: The width of the hidden states, in dims.
             unit: Dims in a block.
 
         Returns:
@@ -127,15 +126,15 @@ class Subspace:
         """The subspace of some dims.
 
         Args:
-            dims: In any order; they must make up whole blocks.
-            width: Of the hidden states, in dims.
+            dims: Dims of whole blocks, in any order.
+            width: The width of the hidden states, in dims.
             unit: Dims in a block.
 
         Returns:
             The subspace.
 
         Raises:
-            RoadError: for what are no dims, or part of a block.
+            RoadError: for values that are no dims, and for parts of blocks.
 
         Example:
             >>> Subspace.from_dims([5, 4, 0, 1], 16).blocks
@@ -165,15 +164,15 @@ class Subspace:
 
 
 class Partition(Mapping[str, Subspace]):
-    """Named, disjoint subspaces of one site, in the order given; they need not cover the width.
+    """Named, disjoint subspaces of one site, in order; they need not cover the width.
 
     Args:
         subspaces: By name, in any form that Subspace.parse reads.
-        width: Of the hidden states, in dims.
+        width: The width of the hidden states, in dims.
         unit: Dims in a block.
 
     Raises:
-        RoadError: where there is none, a name is no plain word, or two subspaces share a block.
+        RoadError: where there are no subspaces, a name is no plain word, or two share a block.
 
     Example:
         >>> halves = Partition({"german": "[0, d/2)", "english": "[d/2, d)"}, 16)
@@ -221,7 +220,7 @@ class Partition(Mapping[str, Subspace]):
         """The strength of each block.
 
         Args:
-            by_name: Strengths of subspaces; names of other partitions are left out.
+            by_name: Subspace → strength; names of other partitions are ignored.
 
         Returns:
             Strengths, float32; 0, the identity, where no named subspace holds the block.
@@ -234,22 +233,22 @@ class Partition(Mapping[str, Subspace]):
 
     @property
     def count(self) -> int:
-        """How many blocks there are, held by some subspace or not."""
+        """How many blocks the width has, in subspaces or not."""
         return self.width // self.unit
 
     def covered(self) -> int:
-        """How many blocks belong to some subspace."""
+        """How many blocks are in subspaces."""
         return sum(len(subspace) for subspace in self.values())
 
 
 def check_name(name: object) -> str:
-    """Return a name that a composition can use.
+    """Check a name that compositions are to use.
 
     Args:
-        name: Of a subspace; "name@checkpoint" is that of a loaded checkpoint.
+        name: The name of a subspace, or "name@label" of a labelled checkpoint.
 
     Returns:
-        The same.
+        The name.
 
     Raises:
         RoadError: for what is no plain word, and for "none" and "all".
@@ -318,12 +317,12 @@ def _integer_pair(pair: object) -> tuple[int, int] | None:
 
 
 def _is_boundary(value: object) -> bool:
-    """Whether it is an integer, or text that is no range by itself."""
+    """Whether a value is an integer, or text that is no range."""
     return is_integer(value) or (isinstance(value, str) and "[" not in value)
 
 
 def _dim(value: Any) -> int:
-    """The index of a dim, from an integer of Python, NumPy or torch; a flag of a mask is none."""
+    """The index of a dim, from an integer of Python, NumPy or torch, but not from a bool."""
     try:
         if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError(value)

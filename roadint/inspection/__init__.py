@@ -1,1 +1,1 @@
-"""What was learned, made visible: angles, next tokens, the paper's pilot studies."""
+"""Inspection of what was learned: angles, next tokens, the paper's pilot studies."""

@@ -1,4 +1,4 @@
-"""Angle and scale of every block, as numbers."""
+"""The angle and scale of every block, as numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def turns_blocks(intervention: SubspaceIntervention) -> bool:
 
 
 def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
-    """What was learned at a site, as plain JSON values.
+    """The values of an intervention, as plain JSON values.
 
     Returns:
         The intervention's `summary()`. Where it turns blocks, "subspaces" is {name: {"range",
@@ -25,14 +25,14 @@ def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
         angles (radians, in [−π, π)) and scales (≥ 0) hold one list a block, of 1, 2 or 4 numbers
         by variant.
     """
-    values = intervention.angles_and_scales()
-    if values is None:
+    turned = intervention.angles_and_scales()
+    if turned is None:
         return intervention.summary()
-    theta, alpha = values
+    theta, alpha = turned
     subspaces = {}
     for name, subspace in intervention.partition.items():
         index = torch.tensor(subspace.blocks)
-        angles, scales = (each[index].reshape(len(index), -1) for each in (theta, alpha))
+        angles, scales = (values[index].reshape(len(index), -1) for values in (theta, alpha))
         subspaces[name] = {
             "range": str(subspace),
             "blocks": subspace.blocks,
@@ -46,12 +46,12 @@ def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
 def adapter_values(
     spec: Mapping[str, Any], theta: Float[Tensor, "blocks ..."], alpha: Float[Tensor, "blocks ..."]
 ) -> dict[str, Any]:
-    """How far the blocks of an adapter turn and scale, for each kind of layer ("q_proj").
+    """How far the blocks of an adapter turn and scale, by the layer's last name ("q_proj").
 
     Args:
-        spec: the adapter's arguments.
-        theta: angles in radians of all its targets, end to end.
-        alpha: scales, likewise.
+        spec: The adapter's arguments.
+        theta: The angles of all targets, end to end, in radians.
+        alpha: The scales of all targets, end to end.
 
     Returns:
         The spec with "kinds": {name: {"layers", "blocks", "mean_abs_angle", "max_abs_angle",
@@ -59,20 +59,20 @@ def adapter_values(
     """
     angle, scale = canonical(theta, alpha)
     blocks = [width // 2 for width in spec["widths"]]
-    parts = zip(spec["paths"], torch.split(angle, blocks), torch.split(scale, blocks), strict=True)
+    values = zip(spec["paths"], torch.split(angle, blocks), torch.split(scale, blocks), strict=True)
     by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for path, angles, scales in parts:
+    for path, angles, scales in values:
         by_layer.setdefault(path.rpartition(".")[2], []).append((angles, scales))
     kinds = {}
     for name, members in by_layer.items():
-        angles, scales = (torch.cat(each) for each in zip(*members, strict=True))
+        angles, scales = (torch.cat(parts) for parts in zip(*members, strict=True))
         extent = _extent(angles, scales)
         kinds[name] = {"layers": len(members), "blocks": len(angles), **extent}
     return {**spec, "kinds": kinds}
 
 
 def _extent(angles: Tensor, scales: Tensor) -> dict[str, float]:
-    """How far blocks turn and scale."""
+    """Statistics of how far blocks turn and scale."""
     return {
         "mean_abs_angle": float(angles.abs().mean()),
         "max_abs_angle": float(angles.abs().max()),

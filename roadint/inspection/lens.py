@@ -1,4 +1,4 @@
-"""What a composition does to the next token, and to what every layer would say."""
+"""What a composition does to the next token, and the logit lens on every layer."""
 
 import inspect
 from collections.abc import Sequence
@@ -39,10 +39,11 @@ class NextToken:
     """How a composition moves the distribution of the token after a prompt.
 
     Attributes:
-        composition: its text.
-        top: its likeliest tokens.
-        kl: nats, from the base model's distribution.
-        moved: the tokens whose probability rose the most, then those whose fell the most.
+        composition: The composition's text.
+        top: The likeliest tokens.
+        kl: The divergence from the base model's distribution, in nats.
+        moved: The tokens whose probability rises the most, then those whose probability falls the
+            most.
     """
 
     composition: str
@@ -63,18 +64,18 @@ def next_tokens(
     """The distribution of the token after a prompt, beside the base model's, in one batch.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompt: an instruction.
-        compositions: one or a list.
-        count: how many of the likeliest tokens to return, and of the moved ones.
-        template: makes the prompt of the instruction; the model's by default.
+        road: The model.
+        tokenizer: The model's.
+        prompt: An instruction.
+        compositions: One composition, or a list.
+        count: How many likeliest tokens to return, and how many moved ones.
+        template: The template of the prompt; the model's by default.
 
     Returns:
         One entry a composition, in order.
 
     Raises:
-        RoadError: if `count`, a composition or the prompt is not understood.
+        RoadError: where `count`, a composition or the prompt is not understood.
     """
     listed = _listed(compositions)
     most = int(text_config(road.model).vocab_size)
@@ -130,22 +131,23 @@ def logit_lens(
     *,
     template: Template | None = None,
 ) -> list[list[Token]]:
-    """What the output of every layer would say next (the logit lens, nostalgebraist 2020).
+    """The next token by the output of every layer (the logit lens, nostalgebraist 2020).
 
-    Layers' outputs go through the model's own final norm and head.
+    A layer's output goes through the model's final norm and head.
 
     Args:
-        road: the model.
-        tokenizer: the model's.
-        prompt: an instruction.
-        compositions: one or a list.
-        template: makes the prompt of the instruction; the model's by default.
+        road: The model.
+        tokenizer: The model's.
+        prompt: An instruction.
+        compositions: One composition, or a list.
+        template: The template of the prompt; the model's by default.
 
     Returns:
-        For each composition the likeliest token after each layer, the last one included.
+        For each composition, the likeliest token after every layer.
 
     Raises:
-        RoadError: if the model has no final norm, or a composition or the prompt is not understood.
+        RoadError: where the model has no final norm, or a composition or the prompt is not
+            understood.
     """
     listed = _listed(compositions)
     norm, head = _final_norm(road.model), road.model.get_output_embeddings()  # type: ignore[operator]
@@ -180,14 +182,14 @@ def _repeated(
     rows: int,
     template: Template | None,
 ) -> dict[str, Tensor]:
-    """A batch of so many rows, all of them the prompt."""
+    """A batch with a number of rows, all with the same prompt."""
     checked = check_template(template or road.template, tokenizer)
     batch = batch_prompts(tokenizer, checked, [prompt] * rows)
     return {name: value.to(road.device) for name, value in batch.items()}
 
 
 def _last_alone(model: nn.Module) -> dict[str, int]:
-    """So that the head runs on the last token alone, where the model can."""
+    """The argument that runs the head on the last token alone, where the model has it."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if takes else {}
 
@@ -205,6 +207,6 @@ def _final_norm(model: nn.Module) -> nn.Module:
 
 
 def _capped(model: nn.Module, logits: Tensor) -> Tensor:
-    """As some models (Gemma 2) bound their logits."""
+    """Bound logits as some models (Gemma 2) do."""
     cap = getattr(text_config(model), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,7 +1,4 @@
-"""The paper's pilot studies (section 3.1).
-
-What finetuning changes in hidden states, and what a classifier needs of them.
-"""
+"""The paper's pilot studies of hidden states (section 3.1): what finetuning and classifiers use."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -51,20 +48,20 @@ def direction_change(
 
 
 class PilotClassifier(nn.Module):
-    """The second study's classifier of frozen hidden states.
+    """The classifier of frozen hidden states in the second study.
 
-    Its first layer sees them whole, their size or their angle alone; then come tanh, dropout and
-    the output layer.
+    Its first layer reads hidden states whole, or only their magnitude or angle; then come tanh,
+    dropout and the output layer.
 
     Args:
-        width: of the hidden states.
-        classes: how many there are.
+        width: The width of the hidden states.
+        classes: The number of classes.
         reads: "both" is Wᵀx, "magnitude" ‖W_i‖·‖x‖ and "angle" cos(W_i, x).
-        hidden: the width of the first layer's output; that of the hidden states by default.
-        dropout: a probability.
+        hidden: The width of the first layer's output; that of the hidden states by default.
+        dropout: The probability of dropout.
 
     Raises:
-        RoadError: if `reads` is unknown.
+        RoadError: where `reads` is unknown.
     """
 
     def __init__(

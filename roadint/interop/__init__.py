@@ -1,1 +1,1 @@
-"""To and from the forms of pyvene, pyreft and PEFT."""
+"""Conversion to and from pyvene, pyreft and PEFT."""

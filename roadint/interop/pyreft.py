@@ -1,7 +1,7 @@
-"""What pyreft 0.1.0 lacks beside today's transformers.
+"""What pyreft 0.1.0 lacks with today's transformers: a trainer, data with subspaces, loading.
 
-A trainer, data with subspaces and the prompt's own positions, loading without a GPU. pyreft's own
-requirements pin transformers 4.45; install it without them: `pip install --no-deps pyreft==0.1.0`.
+pyreft's requirements pin transformers 4.45; install it without them:
+`pip install --no-deps pyreft==0.1.0`.
 """
 
 import contextlib
@@ -69,23 +69,23 @@ def make_data_module(
     """Training data, as pyreft's `make_last_position_supervised_data_module` returns them.
 
     Args:
-        tokenizer: the model's; it gets a padding token if it has none.
-        model: the model that is trained.
-        instructions: what is asked, one an example.
-        outputs: what is answered, one an example.
-        subspaces: for each example indices into the interventions' partition, as many for every
-            example; all subspaces by default.
-        position: which tokens are edited, of the prompt alone, so that training and inference edit
-            the same ones.
-        template: makes the prompt of an instruction; "plain" if it is one already.
-        num_interventions: how many interventions the model has.
-        stop: whether completions end with the end-of-sequence token, for all examples or for each.
+        tokenizer: The model's; it gets a padding token if it has none.
+        model: The model that is trained.
+        instructions: The instructions, one an example.
+        outputs: The outputs, one an example.
+        subspaces: For each example, indices into the interventions' partition, the same number for
+            all examples; all subspaces by default.
+        position: The tokens of the prompt that are edited, in training as in inference.
+        template: The template of prompts; "plain" where instructions are prompts already.
+        num_interventions: How many interventions the model has.
+        stop: Whether completions end with the end-of-sequence token, for all examples or one an
+            example.
 
     Returns:
         "train_dataset", "eval_dataset" (None) and "data_collator".
 
     Raises:
-        RoadError: if lengths differ.
+        RoadError: where lengths differ.
     """
     from datasets import Dataset
 
@@ -104,7 +104,7 @@ def make_data_module(
         completion += [tokenizer.eos_token_id] * end
         columns["input_ids"].append(prompt + completion)
         columns["labels"].append([_IGNORED] * len(prompt) + completion)
-        edited = _edited(parsed, len(prompt))
+        edited = parsed.indices(len(prompt))
         columns["intervention_locations"].append([edited] * num_interventions)
     if subspaces is not None:
         columns["subspaces"] = [[list(indices)] * num_interventions for indices in subspaces]
@@ -130,25 +130,15 @@ def _check_lengths(
             )
 
 
-def _edited(position: Position, length: int) -> list[int]:
-    """The edited tokens of a prompt of that length."""
-    lengths = torch.tensor([length])
-    position.check(lengths)
-    edited: list[int] = (
-        position.edited(torch.arange(length)[None], lengths)[0].nonzero()[:, 0].tolist()
-    )
-    return edited
-
-
 def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
     """What `pyreft.ReftModel.save` wrote, on whatever device the model is.
 
     As `pyreft.ReftModel.load`, also for model types that pyvene does not know.
 
     Args:
-        folder: what was saved.
-        model: the model that the interventions are for.
-        classes: as in `roadint.interop.pyvene.load`; pyreft's own are known.
+        folder: The folder that was saved.
+        model: The base model.
+        classes: As in `roadint.interop.pyvene.load`; pyreft's own are known.
 
     Returns:
         A `pyreft.ReftModel`.
@@ -171,11 +161,11 @@ def load_intervention(reft_model: Any, folder: str | Path) -> None:
     Values of the model itself that were saved with them come back too.
 
     Args:
-        reft_model: with the same interventions.
-        folder: what was saved.
+        reft_model: A ReftModel with the same interventions.
+        folder: The folder that was saved.
 
     Raises:
-        RoadError: if a file is missing, damaged or does not fit.
+        RoadError: where a file is missing, damaged or does not fit.
     """
     for key, intervention in reft_model.interventions.items():
         try:
@@ -194,22 +184,22 @@ def loreft_from(reft_model: Any, position: str | Position = "last") -> list[Lore
     """roadint's LoReFT with the values of pyreft's, for a RoadModel.
 
     Args:
-        reft_model: a pyreft model, all of whose interventions are LoreftInterventions (linear, in
+        reft_model: A pyreft model, all of whose interventions are LoreftInterventions (linear, in
             eval mode).
-        position: which tokens they edit; pyreft's `unit_locations` say it there.
+        position: The tokens that are edited, which pyreft takes as `unit_locations`.
 
     Raises:
-        RoadError: if an intervention is of another kind.
+        RoadError: where an intervention is of another kind.
     """
     interventions = []
     for key, original in reft_model.interventions.items():
         if not isinstance(original, pyreft.LoreftIntervention):
             raise RoadError(f"{key} is a {type(original).__name__}: expected a LoreftIntervention")
-        site, source = reft_model.representations[key], original.learned_source
+        representation, source = reft_model.representations[key], original.learned_source
         rank, width = source.weight.shape
         intervention = LoreftIntervention(
-            layer=int(site.layer),
-            component=site.component,
+            layer=int(representation.layer),
+            component=representation.component,
             position=position,
             rank=rank,
             embed_dim=width,

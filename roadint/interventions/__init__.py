@@ -1,1 +1,1 @@
-"""Edits of hidden states: one file for each kind, and what all kinds share."""
+"""Edits of hidden states: a file for every kind, and what kinds share."""

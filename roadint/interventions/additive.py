@@ -1,8 +1,7 @@
-"""What the kinds share that add a few numbers along a few directions: LoReFT, DiReFT, steering.
+"""The base class of LoReFT, DiReFT and steering, which add multiples of a few directions.
 
-They are what RoAd is compared with, at the same sites, trained by the same trainer and composed by
-the same expressions. The directions are the units of a partition, as in pyreft's composition
-experiment.
+RoAd is compared with these kinds, at the same sites, with the same trainer and expressions.
+The directions are the units of a partition, as in pyreft's composition experiment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,25 +29,26 @@ class Strengths:
     learning: Bool[Tensor, "*rows units"] | None = None
 
     def row(self, index: Int[Tensor, "..."]) -> "Strengths":
-        """Those of the rows `index`."""
+        """The strengths of the rows `index`."""
         learning = None if self.learning is None else self.learning[index]
         return Strengths(self.values[index], learning)
 
 
 class AdditiveIntervention(EditIntervention):
-    """`h + (s ⊙ e(h)) D`: an edit of `rank` numbers e(h), times the strengths s, along D's rows.
+    """`h + (s ⊙ e(h)) D`: `rank` numbers e(h), times the strengths s, along the matrix rows of D.
 
     Args:
-        rank: how many units; the subspaces are ranges of them ("[0, d/2)" is the first half).
-        **site: those of `PyveneEntry`.
+        rank: How many units there are; subspaces are ranges of units ("[0, d/2)" is the first
+            half).
+        **arguments: Those of `PyveneEntry`.
 
     Raises:
         RoadError: where an argument does not fit.
     """
 
-    def __init__(self, *, rank: int | None = None, **site: Any) -> None:
-        super().__init__(**site)
-        named = site.get("low_rank_dimension")  # pyvene's word for it
+    def __init__(self, *, rank: int | None = None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        named = arguments.get("low_rank_dimension")  # pyvene's name of it
         if None not in (rank, named) and rank != named:
             raise RoadError(
                 f"rank {quoted(rank)} and low_rank_dimension {quoted(named)}: expected it said once"
@@ -62,15 +62,15 @@ class AdditiveIntervention(EditIntervention):
         self.rank = rank
         self._bind_first()
 
-    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """As in the base class; pyvene's low_rank_dimension, where it is said, is the rank."""
-        wanted = given.get("low_rank_dimension")
+    def representation(self, configured: Mapping[str, Any]) -> dict[str, Any]:
+        """As in the base class; pyvene's low_rank_dimension has to be the rank."""
+        wanted = configured.get("low_rank_dimension")
         if wanted is not None and wanted != self.rank:
             raise RoadError(
                 f"low_rank_dimension {quoted(wanted)} for an intervention of rank {self.rank}: "
                 "expected the same"
             )
-        return super().representation(given)
+        return super().representation(configured)
 
     def _parameter_names(self) -> Sequence[str]:
         return tuple(self._shapes(self.rank, 1))
@@ -102,17 +102,17 @@ class AdditiveIntervention(EditIntervention):
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """That of the rank."""
+        """The rule for the rank."""
         return {"rank": whole(1, WIDEST)}
 
     @classmethod
     def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
-        """Those of the kind, by rank and width."""
+        """The parameters of the kind, for its rank and width."""
         return cls._shapes(spec.get("rank", DEFAULT_RANK), spec["embed_dim"])
 
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:
-        """Of the parameters, by name."""
+        """The shapes of the parameters, by name."""
         raise NotImplementedError
 
     def _check_strengths(self, strengths: Float[Tensor, "rows units"]) -> None:
@@ -130,7 +130,7 @@ class AdditiveIntervention(EditIntervention):
         strengths: Float[Tensor, "rows units"],
         learning: Bool[Tensor, "rows units"] | None = None,
     ) -> Strengths:
-        """What the rows are edited with: their strengths.
+        """The strengths with which rows are edited.
 
         Raises:
             RoadError: where the values are not finite.
@@ -156,12 +156,12 @@ class AdditiveIntervention(EditIntervention):
         return (h + added).to(h.dtype)
 
     def _current(self) -> tuple[Tensor, ...]:
-        """The values that `_added` takes, for one call."""
+        """The values for `_added`, once for every call."""
         raise NotImplementedError
 
     def _added(self, h: Tensor, strengths: Tensor, *values: Tensor) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """What `print` shows of it, inside and outside a model."""
+        """The arguments that `print` shows."""
         return f"{super().extra_repr()}, rank={self.rank}"

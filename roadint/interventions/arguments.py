@@ -1,4 +1,4 @@
-"""Arguments that several kinds take: where an intervention acts, checked, and rules for JSON."""
+"""Checks and JSON rules of arguments that many kinds of interventions take."""
 
 import operator
 from typing import Any, get_args
@@ -25,10 +25,10 @@ def index_of(value: Any) -> int | None:
 
 
 def layer_index(layer: Any) -> int:
-    """The layer as an int.
+    """Check the index of a layer.
 
     Raises:
-        RoadError: where it counts none.
+        RoadError: where it is no integer from 0.
     """
     index = index_of(layer)
     if index is None or index < 0:
@@ -37,10 +37,10 @@ def layer_index(layer: Any) -> int:
 
 
 def component_name(component: Any) -> str:
-    """The component.
+    """Check the name of a component.
 
     Raises:
-        RoadError: where it is no name.
+        RoadError: where it is no text, or empty.
     """
     if not isinstance(component, str) or not component:
         raise RoadError(

@@ -1,8 +1,8 @@
-"""What every kind of intervention shares: a site, named subspaces, and an edit at given strengths.
+"""The base class of all kinds of interventions: a site, named subspaces, an edit at some strengths.
 
-A kind turns a row's composition into strengths, one for each of its units (a block of RoAd, a
-matrix row of LoReFT), and those into what the row's hidden states are edited with. How pyvene runs
-one is in `roadint.interventions.pyvene.entry`.
+An intervention turns a row's composition into strengths, one for every unit (a block of RoAd, a
+matrix row of LoReFT), and the strengths into what the row's hidden states are edited with. How
+pyvene runs an intervention is in `roadint.interventions.pyvene.entry`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,49 +19,47 @@ from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, SubspaceLike
 from roadint.interventions.arguments import component_name, layer_index
 from roadint.rotation.basis import Axes
-from roadint.rotation.parameters import KeepsPrecision, keep_objects, wait_for
+from roadint.rotation.parameters import KeepsPrecision, keep_objects, register_waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WHOLE = "road"  # the name of the one subspace of an intervention that names none
+WHOLE = "road"  # the subspace of an intervention that names none
 
 
 class Rows(Protocol):
-    """What the rows of a batch are edited with; a Rotation, for RoAd."""
+    """What the rows of a batch are edited with: for RoAd, a Rotation."""
 
     def row(self, index: Int[Tensor, "..."]) -> "Rows":
-        """Those of the rows `index`, of the leading shape of the hidden states that they edit."""
+        """Select rows; `index` has the leading shape of the hidden states to edit."""
 
 
 class SubspaceIntervention(KeepsPrecision):
-    """A site, a partition of the intervention's units into named subspaces, and an edit.
+    """A site, a partition of units into named subspaces, and an edit.
 
-    A kind is one class, decorated with `roadint.interventions.registry.register`, under
-    `EditIntervention` or `PyveneEntry`. It has to say:
+    A kind is a subclass of `EditIntervention` or `PyveneEntry`, decorated with
+    `roadint.interventions.registry.register`. It has to implement:
 
-    - which parameters it has: `_parameter_names`, and `_build`, which makes them;
-    - what a row is edited with (`rows`) and how (`edit`);
-    - how many numbers train (`trainable_count`);
-    - its values at another strength (`_rescale`);
-    - with arguments of its own: `spec`, `rules` and `recipe_fields`.
+    - its parameters: `_parameter_names`, and `_build`, which makes them;
+    - what a row is edited with, `rows`, and the edit, `edit`;
+    - `trainable_count`;
+    - `_rescale`, its values at another strength;
+    - where it has more arguments: `spec`, `rules` and `recipe_fields`.
 
-    The rest has defaults that it may override: how it is trained (`unit_parameters`,
-    `scale_parameters`, `unmeasured_axes`), which tensors a checkpoint needs (`needed_tensors`),
-    what it commutes with (`why_order_matters`), and what is shown of it (`short_name`, `summary`,
-    `angles_and_scales`).
+    It may override how it is trained (`unit_parameters`, `scale_parameters`, `unmeasured_axes`),
+    the tensors of its checkpoints (`needed_tensors`), what it commutes with (`why_order_matters`)
+    and what is shown of it (`short_name`, `summary`, `angles_and_scales`).
 
-    Until the width is known its parameters are UninitializedParameters, which become what they are
-    without being replaced.
+    Until the width is known, parameters are UninitializedParameters, which are filled in place.
 
     Args:
-        layer: the layer, from 0; the first where nobody says it.
-        component: "block_output" (the default), "attention_output", "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`.
+        layer: The layer, from 0; 0 by default.
+        component: "block_output" (the default), "attention_output" or "mlp_output".
+        position: The tokens that are edited; see `roadint.grammar.position.Position`.
         phase: "prompt", "generated" or "both".
-        subspace: the one subspace, named "road"; the whole width by default.
-        subspaces: named subspaces, in its place.
-        embed_dim: the width of the hidden states; where it is None, a model tells it later.
+        subspace: A single subspace, which is named "road"; the whole width by default.
+        subspaces: Named subspaces, in place of a single one.
+        embed_dim: The width of the hidden states; None where a model sets it later.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -70,7 +68,7 @@ class SubspaceIntervention(KeepsPrecision):
     kind: str  # its name in recipes and checkpoints; `register` sets it
     takes_source = False  # whether an edit needs the hidden states of another input
     partition: Partition
-    source_representation: Tensor | None  # a source [width] for every call, where there is one
+    source_representation: Tensor | None  # a constant source [width], for every call
 
     def __init__(
         self,
@@ -91,7 +89,7 @@ class SubspaceIntervention(KeepsPrecision):
                 f"subspaces {quoted(subspaces)}: expected at least one by name, "
                 "such as {'german': '[0, d/2)'}"
             )
-        # What nobody says here, a pyvene configuration may say.
+        # A pyvene configuration may set what is not set here.
         site = {"layer": layer, "component": component}
         self._said = {name for name, value in site.items() if value is not None}
         self.layer = 0 if layer is None else layer_index(layer)
@@ -104,23 +102,23 @@ class SubspaceIntervention(KeepsPrecision):
     # The width, and what is made for it.
 
     def _bind_first(self) -> None:
-        """What a kind's __init__ does last: take the width, where it is known, or wait for it."""
+        """Take the width, where it is known; the last step of a kind's __init__."""
         if self._first_width is None:
-            wait_for(self, self._parameter_names())
+            register_waiting(self, self._parameter_names())
         else:
             self.bind(self._first_width)
 
     def bind(self, width: int) -> "Self":
-        """Settle the width: check the subspaces against it and make the parameters.
+        """Set the width: check the subspaces against it, and make the parameters.
 
         Args:
-            width: dims of the hidden states.
+            width: The width of the hidden states, in dims.
 
         Returns:
             The intervention itself.
 
         Raises:
-            RoadError: where the width is settled already, and another, or a subspace does not fit.
+            RoadError: where another width is set already, or a subspace does not fit.
         """
         if not self.bound:
             self._make(width)
@@ -132,13 +130,13 @@ class SubspaceIntervention(KeepsPrecision):
         return self
 
     def _make(self, width: int) -> None:
-        """Build for this width; the parameters stay the objects that they were."""
+        """Build for this width; the objects of the parameters stay the same."""
         parameters = dict(self.named_parameters())
         with torch.inference_mode(False):  # they may be trained later
             partition = self._build(width)
             keep_objects(self, parameters)
             for parameter in parameters.values():
-                self.to(parameter.device)  # what is no parameter, too
+                self.to(parameter.device)  # buffers too
         self.partition, self._width = partition, width
 
     def _parameter_names(self) -> Sequence[str]:
@@ -168,7 +166,7 @@ class SubspaceIntervention(KeepsPrecision):
             )
 
     def keep_site(self) -> None:
-        """Count layer and component as said, so that nothing that is loaded changes them."""
+        """Fix layer and component, so that loading values does not change them."""
         self._said = {"layer", "component"}
 
     # The edit.
@@ -177,29 +175,29 @@ class SubspaceIntervention(KeepsPrecision):
         """How strongly each unit acts in each row, on the parameters' device.
 
         Args:
-            compositions: one a row.
+            compositions: One a row.
 
         Raises:
             RoadError: for a strength at which the intervention is not defined.
         """
         self._check_bound()
         distinct = list(dict.fromkeys(compositions))
-        table = torch.stack([self.partition.strengths(dict(each.terms)) for each in distinct])
+        table = torch.stack([self.partition.strengths(dict(row.terms)) for row in distinct])
         self._check_strengths(table)
         numbers = {composition: number for number, composition in enumerate(distinct)}
         index = torch.tensor([numbers[composition] for composition in compositions])
         return table[index].to(next(self.parameters()).device)
 
     def _check_strengths(self, strengths: Float[Tensor, "rows units"]) -> None:
-        """Raises RoadError for a strength at which it is not defined; they are on the CPU."""
+        """Refuse strengths (on the CPU) at which the intervention is not defined."""
 
     @property
     def _may_wait(self) -> bool:
-        """Whether values may be looked at: a training step should not wait for the device."""
+        """Whether values may be read: a training step should not wait for the device."""
         return not (self.training and torch.is_grad_enabled())
 
     def _check_finite(self, strengths: Float[Tensor, "rows units"], *values: Tensor) -> None:
-        """Raises RoadError where something acts and values are not finite."""
+        """Refuse values that act and are not finite."""
         broken = torch.stack([~value.isfinite().all() for value in values]).any()
         if bool(broken & (strengths != 0).any()):
             raise RoadError(
@@ -216,8 +214,8 @@ class SubspaceIntervention(KeepsPrecision):
         """What the rows of a batch are edited with.
 
         Args:
-            strengths: as `strengths` makes them.
-            learning: the units that get a row's gradient; all of them by default.
+            strengths: What `strengths` returns.
+            learning: True for the units that get a row's gradient; all of them by default.
         """
         raise NotImplementedError
 
@@ -230,9 +228,9 @@ class SubspaceIntervention(KeepsPrecision):
         """The edited hidden states, in the dtype of `h`.
 
         Args:
-            h: the hidden states.
-            rows: what they are edited with, of the same leading shape.
-            source: hidden states of another input, where the kind takes them.
+            h: The hidden states.
+            rows: What `rows` returned, with the same leading shape.
+            source: Hidden states of another input, where the kind takes a source.
         """
         raise NotImplementedError
 
@@ -250,7 +248,7 @@ class SubspaceIntervention(KeepsPrecision):
         }
 
     def values(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: every parameter by its name, detached."""
+        """The tensors that a checkpoint keeps: every parameter by its name, detached."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     @property
@@ -260,21 +258,21 @@ class SubspaceIntervention(KeepsPrecision):
 
     @classmethod
     def recipe_fields(cls) -> tuple[str, ...]:
-        """The arguments that a recipe may say, beside the layers; a kind adds its own to these."""
+        """The arguments that a recipe may set, beside the layers; a kind adds its own."""
         return ("component", "position", "phase", "subspaces")
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """What a checkpoint may say of the kind's own arguments, beside those of a site."""
+        """The rules for the kind's own arguments in a checkpoint's JSON."""
         return {}
 
     @classmethod
     def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
-        """The tensors that a checkpoint has to hold of an intervention.
+        """The tensors that a checkpoint of an intervention needs.
 
         Args:
-            spec: its arguments, each of which has passed its rule.
-            where: what it is called in messages.
+            spec: The arguments, which have passed their rules.
+            where: The intervention's name in messages.
 
         Raises:
             RoadError: where arguments disagree with each other.
@@ -287,7 +285,7 @@ class SubspaceIntervention(KeepsPrecision):
         """Make a strength the new strength 1, in place.
 
         Args:
-            strengths: one of all subspaces, or of each that is named.
+            strengths: One for all subspaces, or one by name.
 
         Raises:
             RoadError: for an unknown name, or a strength at which a value is not defined.
@@ -297,26 +295,26 @@ class SubspaceIntervention(KeepsPrecision):
         by_name = dict.fromkeys(self.partition, 1.0) | dict(strengths)
         composition = Composition.parse(by_name, self.partition)
         with torch.no_grad():
-            # What no subspace holds never acts: strength 0 would be the identity, but values stay.
+            # Units outside all subspaces never act; at strength 1 their values stay.
             unheld = 1 - self.strengths([Composition.parse(ALL, self.partition)])[0]
             self._rescale(self.strengths([composition])[0] + unheld)
 
     def _rescale(self, strengths: Float[Tensor, " units"]) -> None:
-        """Each unit at its strength, as its new values."""
+        """Replace the values of every unit by those at its strength."""
         raise NotImplementedError
 
     # How it is trained.
 
     def unit_parameters(self) -> list[nn.Parameter]:
-        """Parameters with one entry a unit, which acts apart: a subspace may have its own rate."""
+        """Parameters with one entry a unit, so that subspaces may have different learning rates."""
         return []
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are scales α, which a training can bound; 1 is the identity."""
+        """Parameters that are scales α, which a training may bound; 1 is the identity."""
         return []
 
     def unmeasured_axes(self) -> Axes | None:
-        """The axes that a training has to measure before its first step, where there are any."""
+        """The axes that a training has to measure before its first step; None for none."""
         return None
 
     # What it commutes with, and what is shown of it.
@@ -324,22 +322,22 @@ class SubspaceIntervention(KeepsPrecision):
     def why_order_matters(
         self, names: set[str], other: "SubspaceIntervention", other_names: set[str]
     ) -> str | None:
-        """Why this edit and another one at its site do not commute; None where they do.
+        """Why this edit and another one at the same site do not commute; None where they do.
 
         Args:
-            names: the subspaces of this one that act.
-            other: the other edit, of another checkpoint.
-            other_names: the subspaces of that one that act.
+            names: The subspaces of this intervention that act.
+            other: An intervention of another checkpoint.
+            other_names: The subspaces of the other intervention that act.
         """
         return f"{self.kind} and {other.kind} edits do not commute"
 
     @property
     def short_name(self) -> str:
-        """What it is called in a line of text."""
+        """The intervention's name in a line of text."""
         return self.kind
 
     def summary(self) -> dict[str, Any]:
-        """What `roadint inspect --json` says of it, as plain JSON."""
+        """The intervention in `roadint inspect --json`, as plain JSON."""
         return self.spec()
 
     def angles_and_scales(
@@ -349,7 +347,7 @@ class SubspaceIntervention(KeepsPrecision):
         return None
 
     def extra_repr(self) -> str:
-        """What `print` shows of it, inside and outside a model."""
+        """The arguments that `print` shows."""
         subspaces = dict(self.partition) if self.bound else dict(self._subspaces)
         listed = ", ".join(f"{name}={subspace}" for name, subspace in subspaces.items())
         return f"layer={self.layer}, component={self.component}, position={self.position}, {listed}"
@@ -359,7 +357,7 @@ class SubspaceIntervention(KeepsPrecision):
 
 
 def subspace_names(interventions: Iterable[SubspaceIntervention]) -> list[str]:
-    """The names of all their subspaces, in order, each once: what a composition may use."""
+    """The names of all subspaces of interventions, in order, without repetitions."""
     return list(
         dict.fromkeys(name for intervention in interventions for name in intervention.partition)
     )

@@ -1,4 +1,4 @@
-"""DiReFT with subspaces ("ReFT", arXiv 2404.03592, equation 4): LoReFT, not orthogonal."""
+"""DiReFT with subspaces ("ReFT", arXiv 2404.03592, equation 4): LoReFT without orthogonality."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,10 @@ from roadint.interventions.registry import register
 
 @register("direft")
 class DireftIntervention(AdditiveIntervention):
-    """`h + W2ᵀ(W1 h + b)`: learned_source holds W1 and b, proj_layer W2, whose rows are units."""
+    """`h + W2ᵀ(W1 h + b)`, whose units are the matrix rows of W2.
+
+    `learned_source` holds W1 and b, `proj_layer` W2.
+    """
 
     @classmethod
     def _shapes(cls, rank: int, width: int) -> Shapes:

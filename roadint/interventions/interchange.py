@@ -1,10 +1,10 @@
 """RoadInterchange: a distributed interchange intervention in O(d) (DAS, arXiv 2303.02536).
 
-`b + R_Sᵀ (R_S s − R_S b)` puts the part of a source's hidden state s that lies in the rows S of a
-rotation R in the place of the base's own. R is orthogonal (α = 1): no matrix, and no orthogonal
-parametrisation to keep up at each step. One rotation turns each pair of neighbouring dimensions; a
-product of log2(d) of them, at strides 1, 2, 4, … as the butterflies of a fast Fourier transform,
-lets every dimension meet every other, in O(d log d).
+`b + R_Sᵀ (R_S s − R_S b)` replaces the part of the base's hidden state b that lies in the matrix
+rows S of a rotation R by that of a source's hidden state s. R is orthogonal (α = 1) without a
+matrix and without an orthogonal parametrisation to update at every step. One rotation turns pairs
+of neighbouring dims. A product of log2(d) rotations, at strides 1, 2, 4, … like the butterflies of
+a fast Fourier transform, mixes every dim with every other, in O(d log d).
 """
 
 import math
@@ -32,22 +32,22 @@ Selection = Literal["mask", "boundary"]
 
 @dataclass(frozen=True)
 class Projection:
-    """`P u = Rᵀ (w ⊙ R u)`, with the weights w of each row of a batch.
+    """`P u = Rᵀ (w ⊙ R u)`, with weights w for every row of a batch.
 
     Attributes:
-        stages: the rotations of which R is the product, the first acting first.
-        weights: w.
+        stages: The rotations whose product R is, in the order in which they act.
+        weights: The weights w.
     """
 
     stages: tuple[Rotation, ...]
     weights: Float[Tensor, "*rows width"]
 
     def row(self, index: Int[Tensor, "..."]) -> "Projection":
-        """Those of the rows `index`."""
+        """The projection of the rows `index`."""
         return Projection(self.stages, self.weights[index])
 
     def __call__(self, difference: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """P of `difference`."""
+        """Apply P."""
         for stage in self.stages:
             difference = stage(difference)
         difference = self.weights * difference
@@ -62,43 +62,41 @@ _MOST_STAGES = 1000
 
 @register("interchange")
 class RoadInterchange(PairedIntervention):
-    """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component, S by each row's own subspaces.
+    """`b + R_Sᵀ(R_S s − R_S b)` on the output of one component; a row's subspaces choose S.
 
     A strength multiplies what is exchanged; 1 is the whole interchange.
 
     Args:
-        layer: the layer, from 0.
+        layer: The layer, from 0.
         component: "block_output" (the default), "attention_output" or "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`.
+        position: The tokens that are edited; see `roadint.grammar.position.Position`.
         phase: "prompt", "generated" or "both".
-        subspace: the one subspace of blocks, named "road"; all blocks by default.
-        subspaces: named subspaces in its place, {"left": "[0, d/2)", …}.
-        stages: of how many rotations R is the product. In stage i, dims 2^i apart are paired (from
-            1 again where the width is no longer divisible). log2(d) stages come close to any
-            rotation; 1 turns pairs of neighbours alone.
-        rows: which rows of R a subspace takes in each of its blocks, "first", "second" or "both",
-            or a mapping of names to these. With both and one stage, a block's rotation cancels and
-            its raw pair is swapped: θ matters where one row is taken. So the default is "first"
-            for one stage, "both" for more. "explicit": the subspaces, or pyvene's
-            subspace_partition, are themselves sets of rows of R, boundaries anywhere. Row i is
-            coordinate i of R h.
-        learn: None, "mask" (a gate for each row that a subspace holds) or "boundary" (the share of
-            a subspace's rows, from its first, that is taken: Boundless DAS). Gates are soft while
-            training, at `temperature`, which the user lowers; 0 or 1 in eval().
-        embed_dim: the width of the hidden states; where it is None, a model tells it later.
-        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
-        subspace_partition: pyvene's way to say subspaces, as sets of rows of R.
-        max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
-        source_representation: hidden states that are the source wherever none is given, as pyvene's
-            constant sources.
-        **kwargs: further fields of pyvene's configuration, which say nothing here.
+        subspace: A single subspace, which is named "road"; all blocks by default.
+        subspaces: Named subspaces in place of a single one, {"left": "[0, d/2)", …}.
+        stages: The number of rotations whose product R is. In stage i, dims 2^i apart are paired
+            (from 1 again where the width is no longer divisible). log2(d) stages come close to any
+            rotation; 1 stage turns pairs of neighbours alone.
+        rows: The matrix rows of R that a subspace takes of its blocks: "first", "second" or "both",
+            or a mapping of names to these. With "both" and one stage, a block's rotation cancels
+            and the raw pair is exchanged; so the default is "first" for one stage, and "both" for
+            more. With "explicit", subspaces (or pyvene's subspace_partition) are sets of matrix
+            rows of R, with any boundaries. Matrix row i gives coordinate i of R h.
+        learn: None, "mask" (a gate for every matrix row that a subspace holds) or "boundary" (the
+            share of a subspace's matrix rows, from the first, that is taken: Boundless DAS). Gates
+            are soft in training, at `temperature`, which the user lowers, and 0 or 1 in eval().
+        embed_dim: The width of the hidden states; None where a model sets it later.
+        basis: The orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random basis.
+        subspace_partition: pyvene's form of subspaces, as sets of matrix rows of R.
+        max_number_of_units: The number of positions by which pyvene multiplies `embed_dim`.
+        source_representation: A constant source, for calls without one, as in pyvene.
+        **kwargs: Further fields of pyvene's configuration, which are ignored.
 
     Attributes:
-        theta: angles in radians, float32 (stages, blocks). They start at 0 for one stage, for more
-            at random, which learns faster (torch.manual_seed makes them again).
-        mask: logits, float32 (width,), of `learn="mask"`.
-        boundary: shares, float32 (subspaces,), of `learn="boundary"`.
+        theta: Angles in radians, float32 (stages, blocks). One stage starts at 0, more start at
+            random, which learns faster (seeded by torch.manual_seed).
+        mask: Logits, float32 (width,), of `learn="mask"`.
+        boundary: Shares, float32 (subspaces,), of `learn="boundary"`.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -141,8 +139,8 @@ class RoadInterchange(PairedIntervention):
             max_number_of_units=max_number_of_units,
             **kwargs,
         )
-        whole_count = isinstance(stages, int) and not isinstance(stages, bool)
-        if not whole_count or not 1 <= stages <= _MOST_STAGES:
+        is_count = isinstance(stages, int) and not isinstance(stages, bool)
+        if not is_count or not 1 <= stages <= _MOST_STAGES:
             raise RoadError(
                 f"stages={quoted(stages)}: expected a count of at least 1, "
                 f"such as log2 of the width, and at most {_MOST_STAGES}"
@@ -155,7 +153,7 @@ class RoadInterchange(PairedIntervention):
         if learn is not None:
             check_known("learn", learn, get_args(Selection))
         self.learn, self.temperature = learn, 1.0
-        del self.source_representation  # pyvene's None is in the way of a buffer
+        del self.source_representation  # pyvene's attribute, None, hides a buffer of that name
         self.set_source_representation(source_representation)
         self._bind_first()
 
@@ -174,14 +172,14 @@ class RoadInterchange(PairedIntervention):
     def set_source_representation(
         self, source_representation: Float[Tensor, " width"] | Sequence[float] | None
     ) -> None:
-        """Change the constant source; None for sources that each call gives.
+        """Set the constant source; with None, every call has its own.
 
         Raises:
-            RoadError: for a source that is none, or of another width.
+            RoadError: where it is no hidden state, or has another width.
         """
         constant = None if source_representation is None else _states(source_representation)
         self.register_buffer("source_representation", constant)
-        self.is_source_constant = constant is not None  # pyvene asks for no other then
+        self.is_source_constant = constant is not None  # then pyvene asks for no source
         if self.bound:
             self._check_source_width(self.width)
 
@@ -229,7 +227,7 @@ class RoadInterchange(PairedIntervention):
     def trainable_count(self) -> int:
         """How many numbers train: angles, and gates or boundaries.
 
-        With one stage, the angles are those of the blocks that some subspace holds.
+        With one stage, only angles of blocks in subspaces train.
         """
         self._check_bound()
         held = self._held()
@@ -237,7 +235,7 @@ class RoadInterchange(PairedIntervention):
         return (len({row // 2 for row in held}) if self.stages == 1 else self.theta.numel()) + gates
 
     def spec(self) -> dict[str, Any]:
-        """As in the base class, and what is exchanged."""
+        """As in the base class, and stages, matrix rows and gates."""
         spec = {**super().spec(), "stages": self.stages, "rows": "explicit", "learn": self.learn}
         if self.source_representation is not None:
             spec["source_representation"] = self.source_representation.tolist()
@@ -245,7 +243,7 @@ class RoadInterchange(PairedIntervention):
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """As in the base class, and those of what is exchanged."""
+        """As in the base class, and the rules for stages, matrix rows and gates."""
         return {
             **super().rules(),
             "stages": whole(1, WIDEST),
@@ -256,7 +254,7 @@ class RoadInterchange(PairedIntervention):
 
     @classmethod
     def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
-        """θ, gates or boundaries, and the axes of a basis that is measured."""
+        """θ, gates or boundaries, and the axes of a measured basis."""
         width = spec["embed_dim"]
         if len(spec.get("source_representation", [0.0] * width)) != width:
             raise RoadError(
@@ -274,15 +272,15 @@ class RoadInterchange(PairedIntervention):
         }
 
     def gates(self) -> Float[Tensor, " width"]:
-        """How much of each row of R is exchanged by a subspace that holds it, in 0 … 1.
+        """How much of every matrix row of R is exchanged by a subspace that holds it, from 0 to 1.
 
-        It is 1 where nothing is learned.
+        All gates are 1 where `learn` is None.
         """
         logits = self._logits()
         return torch.sigmoid(logits) if self.training else (logits > 0).float()
 
     def _logits(self) -> Float[Tensor, " width"]:
-        """Of the gates, at the temperature; infinite where nothing is learned."""
+        """The logits of the gates, at the temperature; infinite where `learn` is None."""
         self._check_bound()
         if self.learn == "mask":
             return self.mask / self.temperature
@@ -298,15 +296,15 @@ class RoadInterchange(PairedIntervention):
         return logits
 
     def sparsity(self) -> Float[Tensor, ""]:
-        """The mean gate of the rows that some subspace holds, to add to a loss."""
+        """The mean gate of the matrix rows in subspaces, to add to a loss."""
         return self.gates()[torch.tensor(self._held(), device=self.theta.device)].mean()
 
     def _held(self) -> list[int]:
-        """The rows of R that some subspace holds."""
+        """The matrix rows of R in subspaces."""
         return [row for subspace in self.partition.values() for row in subspace.blocks]
 
     def taken(self) -> dict[str, Subspace | None]:
-        """The rows of R that each subspace exchanges when gates are 0 or 1; None for no rows."""
+        """The matrix rows of R that subspaces exchange when gates are 0 or 1; None for none."""
         opened = self._logits() > 0
         left = {
             name: [row for row in subspace.blocks if bool(opened[row])]
@@ -322,10 +320,10 @@ class RoadInterchange(PairedIntervention):
         strengths: Float[Tensor, "rows width"],
         learning: Bool[Tensor, "rows width"] | None = None,
     ) -> Projection:
-        """The Projection of each row of a batch.
+        """The Projection of every row of a batch.
 
         Raises:
-            RoadError: for `learning` (all rows share R), and for values that are not finite.
+            RoadError: for `learning`, since all rows share R, and for values that are not finite.
         """
         if learning is not None:
             raise RoadError(
@@ -335,7 +333,7 @@ class RoadInterchange(PairedIntervention):
         if self._may_wait:
             self._check_finite(strengths, *self.parameters())
         one = torch.ones_like(self.theta[0])
-        depth = (self.width & -self.width).bit_length() - 1  # how often 2 divides the width
+        depth = (self.width & -self.width).bit_length() - 1  # how often the width is divisible by 2
         stages = [
             rotation(theta, one, variant="road_1", group=2 ** (stage % depth + 1))
             for stage, theta in enumerate(self.theta)
@@ -386,7 +384,7 @@ def _states(source: Any) -> Float[Tensor, " width"]:
 
 
 def _rows_of(spec: SubspaceLike, width: int, rows: RowsOfBlock) -> Subspace:
-    """The rows of R that a subspace takes."""
+    """The matrix rows of R that a subspace takes."""
     if rows == "explicit":
         return Subspace.parse(spec, width, unit=1)
     blocks = Subspace.parse(spec, width).blocks

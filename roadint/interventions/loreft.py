@@ -11,10 +11,10 @@ from roadint.interventions.registry import register
 
 @register("loreft")
 class LoreftIntervention(AdditiveIntervention):
-    """`h + Rᵀ(W h + b − R h)`, R [rank, width] with orthonormal rows, of which a subspace has some.
+    """`h + Rᵀ(W h + b − R h)`, whose units are the orthonormal matrix rows of R [rank, width].
 
-    learned_source holds W and b, rotate_layer Rᵀ, as in pyreft. All rows of R share one orthogonal
-    parametrisation: training some rows moves the others, unlike RoAd's blocks.
+    `learned_source` holds W and b, `rotate_layer` Rᵀ, as in pyreft. All matrix rows of R share one
+    orthogonal parametrisation: unlike RoAd's blocks, training some of them moves the others.
     """
 
     @classmethod

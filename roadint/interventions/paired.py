@@ -1,30 +1,32 @@
-"""What the kinds share that turn pairs of coordinates: the orthogonal basis in which pairs are."""
+"""The base class of kinds that turn pairs of coordinates: it holds the basis of the pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
+from roadint.errors import RoadError
 from roadint.files.rules import Rule, Shapes
 from roadint.interventions.arguments import BASIS_RULES
 from roadint.interventions.pyvene.entry import PyveneEntry
-from roadint.rotation.basis import Axes, Basis, BasisKind, Frame, fit
+from roadint.rotation.basis import Axes, Basis, BasisKind, Frame, HiddenStates
 
 
 class PairedIntervention(PyveneEntry):
-    """The base class of the kinds that turn pairs of coordinates of a fixed orthogonal basis.
+    """The base class of kinds that turn pairs of coordinates of a fixed orthogonal basis.
 
     Args:
-        basis: the basis; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
-        **site: those of `PyveneEntry`.
+        basis: The basis; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random one.
+        **arguments: Those of `PyveneEntry`.
     """
 
-    def __init__(self, *, basis: BasisKind = "identity", basis_seed: int = 0, **site: Any) -> None:
-        super().__init__(**site)
+    def __init__(
+        self, *, basis: BasisKind = "identity", basis_seed: int = 0, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
         self.basis = Basis(basis, basis_seed)
-        self.frame: Frame | None = None  # of the basis, when the width is known
+        self.frame: Frame | None = None  # the basis at the width, once that is known
 
     def spec(self) -> dict[str, Any]:
         """As in the base class, and the basis."""
@@ -49,18 +51,22 @@ class PairedIntervention(PyveneEntry):
         axes = self.frame
         return axes if isinstance(axes, Axes) and not axes.measured else None
 
-    def fit_basis(
-        self, hidden: Float[Tensor, "*tokens width"] | Sequence[Float[Tensor, "*tokens width"]]
-    ) -> None:
+    def fit_basis(self, hidden: HiddenStates) -> None:
         """Measure the axes of `basis="pca"`.
 
-        roadint.train does so by itself, once, before the first step.
+        `roadint.train` does it once, before the first step.
 
         Args:
-            hidden: hidden states, or a list of such: what `RoadModel.collect` has of a site.
+            hidden: Hidden states of any number of tokens, or a list of such tensors, as
+            `RoadModel.collect` returns for an intervention.
 
         Raises:
             RoadError: for another basis and for another width.
         """
         self._check_bound()
-        fit(self.frame, hidden)
+        if not isinstance(self.frame, Axes):
+            raise RoadError(
+                "no basis to measure: expected an intervention with basis='pca' "
+                "whose width is known"
+            )
+        self.frame.fit(hidden)

@@ -1,7 +1,7 @@
-"""Every kind of intervention, by the name that recipes and checkpoints give it.
+"""All kinds of interventions, by the names that recipes and checkpoints give them.
 
-A kind is one file: a class with `@register("name")`. Every module of this package is imported when
-kinds are asked for.
+A kind is one file: a class with `@register("name")`. The modules of this package are imported when
+a kind is looked up.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def _find() -> None:
 
 
 def kinds() -> dict[str, "type[SubspaceIntervention]"]:
-    """Every kind that there is, by name."""
+    """All kinds, by name."""
     _find()
     return dict(_KINDS)
 

@@ -40,31 +40,30 @@ class RoadIntervention(PairedIntervention, EditIntervention):
     """`Φ(h) = R h` on the output of one component, each row through its own subspaces.
 
     Args:
-        layer: the layer, from 0. A pyvene configuration may say layer and component in its place;
-            where nobody says the layer, it is 0.
+        layer: The layer, from 0; 0 by default. A pyvene configuration may set layer and component
+            instead.
         component: "block_output" (the default), "attention_output" or "mlp_output".
-        position: which tokens; see `roadint.grammar.position.Position`. pyvene's own
-            `unit_locations` say it there.
+        position: The tokens that are edited; see `roadint.grammar.position.Position`. In pyvene,
+            `unit_locations` count instead.
         phase: "prompt", "generated" or "both".
         variant: "road_1", "road_2" or "road_4".
-        subspace: the one subspace, named "road"; the whole width by default.
-        subspaces: named subspaces in its place, {"german": "[0, d/2)", …}.
-        embed_dim: the width of the hidden states. Without it the parameters wait, without a shape,
-            until a model tells the width; they stay the same objects then, so that an optimizer
-            may be made before.
+        subspace: A single subspace, which is named "road"; the whole width by default.
+        subspaces: Named subspaces in place of a single one, {"german": "[0, d/2)", …}.
+        embed_dim: The width of the hidden states. Without it, parameters have no shape until a
+            model sets the width; the objects stay the same, so an optimizer may be made before.
         pairing: "adjacent" (the paper's), "half" or a group size.
-        basis: the orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
-        basis_seed: the seed of a random one.
-        form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`: the same only
-            while α = 1, else, for RoAd1, `R h + (1 − α²) h`.
-        subspace_partition: pyvene's way to say subspaces.
-        max_number_of_units: pyvene's; what `embed_dim` is multiplied by.
-        **kwargs: further fields of pyvene's configuration, which say nothing here.
+        basis: The orthogonal basis in which pairs are formed; see `roadint.rotation.basis.Basis`.
+        basis_seed: The seed of a random basis.
+        form: "rotation", `R h`; or "interchange", the paper's `h + R (h − Rᵀ h)`, which is the same
+            while α = 1 and otherwise, for RoAd1, `R h + (1 − α²) h`.
+        subspace_partition: pyvene's form of subspaces.
+        max_number_of_units: The number of positions by which pyvene multiplies `embed_dim`.
+        **kwargs: Further fields of pyvene's configuration, which are ignored.
 
     Attributes:
-        theta: angles in radians, float32 of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for
+        theta: Angles in radians, float32 of shape (blocks,), (blocks, 2) or (blocks, 2, 2), for
             RoAd1, 2 and 4; 0, the identity, at the start. Float32 whatever the model's dtype.
-        alpha: scales, likewise; 1 at the start. Blocks outside all subspaces never move.
+        alpha: Scales, of the same shape; 1 at the start. Blocks outside all subspaces do not train.
 
     Raises:
         RoadError: where an argument does not fit.
@@ -135,29 +134,29 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         return 2 * self.partition.covered() * self.theta[0].numel()
 
     def spec(self) -> dict[str, Any]:
-        """As in the base class, and the rotation's form."""
+        """As in the base class, and variant, pairing and form."""
         rotation = {"variant": self.variant, "pairing": self.pairing, "form": self.form}
         return {**super().spec(), **rotation}
 
     @classmethod
     def recipe_fields(cls) -> tuple[str, ...]:
-        """As in the base class, and the rotation's form."""
+        """As in the base class, and variant, pairing and basis."""
         return (*super().recipe_fields(), "variant", "pairing", "basis", "basis_seed")
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """As in the base class, and those of the rotation's form."""
+        """As in the base class, and the rules for variant, pairing and form."""
         form = one_of(*get_args(Form))
         return {**super().rules(), "variant": VARIANT_RULE, "pairing": PAIRING_RULE, "form": form}
 
     @classmethod
     def needed_tensors(cls, spec: Mapping[str, Any], where: str) -> Shapes:
-        """θ, α and the axes of a basis that is measured."""
+        """θ, α and the axes of a measured basis."""
         shape = parameter_shape(spec.get("variant", "road_1"), spec["embed_dim"] // 2)
         return {"theta": shape, "alpha": shape, **super().needed_tensors(spec, where)}
 
     def unit_parameters(self) -> list[nn.Parameter]:
-        """θ and α: each block has its own."""
+        """θ and α."""
         return [self.theta, self.alpha]
 
     def scale_parameters(self) -> list[nn.Parameter]:
@@ -214,8 +213,8 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         """The Rotation at these strengths; see `roadint.rotation.rotation.rotation`.
 
         Args:
-            strengths: a number, or one a block for each leading row.
-            learning: the blocks that get a row's gradient; all of them by default.
+            strengths: One number, or one a block, with leading dimensions for the rows.
+            learning: True for the blocks that get a row's gradient; all of them by default.
 
         Raises:
             RoadError: before the width is known.
@@ -235,14 +234,14 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         strengths: Float[Tensor, "rows blocks"],
         learning: Bool[Tensor, "rows blocks"] | None = None,
     ) -> Rotation:
-        """The Rotation of each row of a batch; as `rotation`.
+        """The Rotation of every row of a batch, as `rotation`.
 
         Raises:
             RoadError: where a row that acts is not finite.
         """
         made = self.rotation(strengths, learning)
         if self._may_wait:
-            # Of a row that acts, all blocks: one at strength 0 is NaN if its θ is.
+            # All blocks of an acting row: at strength 0, too, a block is NaN where its θ is.
             acting = (strengths != 0).any(dim=-1, keepdim=True)
             parts = [part.where(acting, 0) for part in (made.u, made.v) if part is not None]
             self._check_finite(strengths, *parts)
@@ -264,5 +263,5 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         self.alpha.copy_(alpha**strengths)
 
     def extra_repr(self) -> str:
-        """What `print` shows of it, inside and outside a model."""
+        """The arguments that `print` shows."""
         return f"{super().extra_repr()}, variant={self.variant}"

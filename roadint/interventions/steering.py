@@ -12,7 +12,7 @@ from roadint.interventions.registry import register
 class SteeringIntervention(AdditiveIntervention):
     """`h + s·v`: a learned vector for each unit, zero at the start.
 
-    There are `rank` units; for one a subspace, give the number of subspaces.
+    There are `rank` units: for one vector a subspace, it is the number of subspaces.
     """
 
     @classmethod

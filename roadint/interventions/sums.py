@@ -1,8 +1,8 @@
-"""Arithmetic of checkpoints: when interventions of two checkpoints at one site can act together.
+"""Sums across checkpoints: which interventions of two checkpoints may act together at one site.
 
-A sum has no order, so only what commutes may be summed: rotations of disjoint blocks, of any
-variant, and RoAd1 on shared blocks, where a block is a complex number (`α e^{iθ}`), a sum is a
-product and a difference a quotient. Each kind says what it commutes with.
+A sum has no order, so only interventions that commute may be summed: rotations of disjoint blocks,
+of any variant, and RoAd1 on shared blocks, where a block is a complex number (`α e^{iθ}`), a sum is
+a product and a difference a quotient. A kind knows what it commutes with.
 """
 
 import itertools
@@ -16,17 +16,17 @@ from roadint.interventions.base import SubspaceIntervention
 def check_sums(
     interventions: Sequence[SubspaceIntervention], compositions: Iterable[Composition]
 ) -> None:
-    """Check that no composition sums what does not commute.
+    """Check that compositions sum only what commutes.
 
-    Interventions of one checkpoint (or of none) act in the order in which they are listed.
+    Interventions of the same checkpoint are not checked: they act in the order of the list.
 
     Raises:
         RoadError: where the order would change the result.
     """
-    several = len({label_of(intervention) for intervention in interventions}) > 1
+    is_mixed = len({label_of(intervention) for intervention in interventions}) > 1
     pairs = [
         (first, second)
-        for first, second in itertools.combinations(interventions if several else (), 2)
+        for first, second in itertools.combinations(interventions if is_mixed else (), 2)
         if (first.layer, first.component) == (second.layer, second.component)
         and label_of(first) != label_of(second)
     ]
@@ -43,7 +43,7 @@ def _check_pair(
     if not names or not other_names:
         return
     reason = first.why_order_matters(names, second, other_names)
-    # A kind may know of another that knows nothing of it.
+    # One kind may know that it commutes with another, which does not know the first.
     if reason is not None and second.why_order_matters(other_names, first, names) is not None:
         raise RoadError(
             f"composition '{composition}' sums {', '.join(sorted(names))} and "
@@ -54,5 +54,5 @@ def _check_pair(
 
 
 def label_of(intervention: SubspaceIntervention) -> str:
-    """The name that its checkpoint was loaded as; empty where there is none."""
+    """The label of the intervention's checkpoint; empty where there is none."""
     return next(iter(intervention.partition)).partition("@")[2]

@@ -1,1 +1,1 @@
-"""RoadModel, and what is kept of it: checkpoints, the hub, base models by name."""
+"""RoadModel, its checkpoints, the hub, and base models by name."""

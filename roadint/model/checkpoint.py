@@ -40,17 +40,17 @@ from roadint.version import __version__
 FORMAT = 2  # 1 knows no adapters; a checkpoint without them is still written as 1
 TENSORS, CONFIG = "road.safetensors", "road.json"
 WHILE_TRAINING = "checkpoints"  # the folder inside the output of a run that is not finished
-_TRIES = 20  # how often a save that runs meanwhile is looked past
+_TRIES = 20  # reads of a folder into which others save
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds; all of it has been checked, nothing of it is built yet.
+    """The content of a checkpoint's folder, checked, before anything is built from it.
 
     Args:
-        folder: Where it was read from.
-        config: The JSON.
-        tensors: By name.
+        folder: The folder that it was read from.
+        config: The content of the JSON file.
+        tensors: The tensors by name.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
     def names(self, label: str | None = None) -> list[str]:
-        """What a composition may use: subspaces and adapters, "name@label" with a label."""
+        """The names that a composition may use; with a label they are "name@label"."""
         subspaces = [name for spec in self.config["interventions"] for name in spec["subspaces"]]
         adapters = [spec["name"] for spec in self.config.get("adapters", ())]
         return [_labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
@@ -98,8 +98,8 @@ class Checkpoint:
         """The adapters with their values.
 
         Args:
-            model: What they are for: the form of a head is that of the model's own.
-            label: Makes their names "name@label".
+            model: The base model; an adapter's head has the form of the model's own.
+            label: Makes the adapters' names "name@label".
 
         Raises:
             RoadError: where they do not fit the model, or values their arguments.
@@ -117,7 +117,7 @@ class Checkpoint:
         return adapters
 
     def single_adapter(self, model: nn.Module, name: str | None = None) -> RoadAdapter:
-        """The one adapter that the checkpoint holds, under another name if wanted.
+        """The checkpoint's only adapter, under another name where one is wanted.
 
         Raises:
             RoadError: where it holds more, or interventions.
@@ -183,17 +183,17 @@ def save(
     """Write a checkpoint, whole or not at all.
 
     Args:
-        folder: Where.
-        interventions: With their values.
+        folder: Where to; it is made where there is none.
+        interventions: The interventions, with their values.
         about: "base_model" (id, model_type, width, layers), "template" and "training", all plain
             JSON values.
-        adapters: With their values.
+        adapters: The adapters, with their values.
 
     Returns:
-        Its size in bytes.
+        The size of the checkpoint in bytes.
 
     Raises:
-        RoadError: for what would not load again: nothing is written then.
+        RoadError: for what would not load again; nothing is written then.
     """
     folder = path_of("folder", folder)
     parts: dict[str, SubspaceIntervention | RoadAdapter] = {}
@@ -242,10 +242,10 @@ def _config(
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """What a folder holds.
+    """Read a checkpoint.
 
-    A save that was killed half-way leaves what was there before: here it is found again. A save
-    that runs meanwhile is waited for.
+    After a save that was killed half-way, that is the checkpoint from before it. While another
+    process saves, it is read again until both files belong together.
 
     Raises:
         RoadError: where anything is missing, altered, too new or not as the format says.
@@ -287,7 +287,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_tensors(
     folder: Path, config: Mapping[str, Any], needed: Mapping[str, Shapes]
 ) -> dict[str, Tensor]:
-    """The tensors that the JSON was written with, also those of before a save that was killed."""
+    """The tensors that belong to the JSON; after a killed save they lie in a file beside."""
     reason: RoadError | None = None
     for path in candidates(folder / TENSORS):
         try:
@@ -325,21 +325,21 @@ def tidy(folder: str | Path) -> None:
     if beside:
         is_current = tensors.is_file() and _digest(config, tensors.read_bytes()) == config["sha256"]
         if not is_current:
-            return  # one of the others is the checkpoint's
+            return  # the checkpoint's tensors are in one of the other files
     for path in [*beside, *Path(folder).glob(f".{CONFIG}.*")]:
         path.unlink(missing_ok=True)
 
 
 def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
-    """A checkpoint, from a folder or the hub, that was made on this model.
+    """Read a checkpoint, from a folder or the hub, for this model.
 
     Raises:
-        RoadError: as `read`, and where it is another base model's.
+        RoadError: as `read`, and where it was made on another base model.
     """
     saved = read(folder_of(name_or_path))
     width, layers = width_of(model), len(find_layers(model)[1])
     base = saved.config["base_model"]
-    # The first checkpoints did not tell the type.
+    # The first checkpoints did not record the type.
     saved_type, model_type = base.get("model_type"), str(text_config(model).model_type)
     name = quoted(base["id"] or saved_type)[1:-1]
     trained_on = (
@@ -361,11 +361,11 @@ def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
 
 
 def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSORS)) -> Path:
-    """The folder of a checkpoint: a local one, or a copy of the hub's.
+    """The folder of a checkpoint; one of the hub is downloaded.
 
     Args:
         name_or_path: A folder or a hub id.
-        patterns: Of the files that are wanted.
+        patterns: The files to download.
 
     Raises:
         RoadError: where it is neither.

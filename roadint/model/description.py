@@ -3,30 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from roadint.interventions.base import SubspaceIntervention
 
 
-def edited_tokens(intervention: SubspaceIntervention, count: int) -> list[bool]:
-    """Which tokens of a prompt of `count` tokens the intervention edits.
-
-    Raises:
-        RoadError: where its position is outside the prompt.
-    """
-    length = torch.tensor([count])
-    intervention.position.check(length)
-    edited = intervention.position.edited(torch.arange(count)[None], length)[0]
-    return [bool(flag) for flag in edited]
-
-
 def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str]) -> str:
-    """Sites, subspaces and the prompt's tokens.
+    """What interventions do, a line each, and the prompt with its edited tokens marked.
 
     Args:
-        interventions: those of a model.
-        tokens: the texts of the prompt's tokens. In the result an edited one stands in »…« and
-            names its layers.
+        interventions: Those of a model.
+        tokens: The texts of the prompt's tokens.
+
+    Returns:
+        The text. An edited token stands in »…«, followed by the layers that edit it.
 
     Raises:
         RoadError: where a position is outside the prompt.
@@ -34,10 +22,9 @@ def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str
     lines = []
     layers_of: dict[int, list[int]] = {}
     for intervention in interventions:
-        lines.append(_site_line(intervention))
-        for index, edited in enumerate(edited_tokens(intervention, len(tokens))):
-            if edited:
-                layers_of.setdefault(index, []).append(intervention.layer)
+        lines.append(_line(intervention))
+        for index in intervention.position.indices(len(tokens)):
+            layers_of.setdefault(index, []).append(intervention.layer)
     shown = []
     for index, token in enumerate(tokens):
         text = token.replace("\n", "⏎")
@@ -47,7 +34,7 @@ def describe(interventions: Sequence[SubspaceIntervention], tokens: Sequence[str
     return "\n".join(lines)
 
 
-def _site_line(intervention: SubspaceIntervention) -> str:
+def _line(intervention: SubspaceIntervention) -> str:
     position = intervention.position
     site = f"layer {intervention.layer} {intervention.component}"
     parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
@@ -61,18 +48,15 @@ def model_card(
     """The README of a checkpoint on the hub.
 
     Args:
-        repo_id: where it is.
-        base_model: the id of the model that it was trained on.
-        names: what a composition may use.
-        specs: the arguments of its interventions and adapters.
+        repo_id: The repository.
+        base_model: The id of the base model.
+        names: What a composition may use.
+        specs: The arguments of the interventions and adapters.
     """
     listed = ", ".join(repr(name) for name in (None, *names))
-    sites = "\n".join(f"- `{dict(spec)}`" for spec in specs)
-    header = (
-        f"base_model: {base_model}\n"
-        if "/" in base_model and not base_model.startswith(("/", "."))
-        else ""
-    )
+    edits = "\n".join(f"- `{dict(spec)}`" for spec in specs)
+    is_hub_id = "/" in base_model and not base_model.startswith(("/", "."))
+    header = f"base_model: {base_model}\n" if is_hub_id else ""
     return f"""---
 {header}library_name: roadint
 tags: [roadint, road, representation-finetuning]
@@ -89,5 +73,5 @@ road = roadint.RoadModel.from_pretrained(model, "{repo_id}")
 print(road.answer(tokenizer, "How can I learn English?", compose=[{listed}]))
 ```
 
-{sites}
+{edits}
 """

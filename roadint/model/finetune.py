@@ -13,17 +13,17 @@ def add_linear_road(
     """Put RoAd on the outputs of a model's linear layers, bias included (paper section 3.2).
 
     Args:
-        model: A transformers model, or a RoadModel that gets one adapter more. Nothing of it trains
-            but the adapter: `road.trained_parameters()` are for an optimizer, or give the RoadModel
-            to RoadTrainer or transformers' Trainer.
-        name: What a composition calls the adapter.
+        model: A transformers model, or a RoadModel that gets one more adapter. Nothing trains
+            but the adapter: give `road.trained_parameters()` to an optimizer, or the RoadModel to
+            RoadTrainer or transformers' Trainer.
+        name: The adapter's name in compositions.
         arguments: targets, "all-linear", "fc1", names or a regular expression; variant "road_1" (a
             number an output), "road_2" (two) or "road_4" (four); layers and exclude, which layers;
             lora_rank, a LoRA beside it; heads, modules that train with it, such as "classifier";
             the rest as in `RoadModel.add_adapter`.
 
     Returns:
-        The RoadModel, in which it is an adapter.
+        The RoadModel with the adapter.
 
     Raises:
         RoadError: where something does not fit.

@@ -1,7 +1,7 @@
 """What transformers' Trainer and pipelines ask of a model beyond its forward.
 
-The model that a RoadModel lies on answers, or the question is refused, so that nothing that Trainer
-and pipelines do runs beside the edits.
+A RoadModel passes these questions on to its model, or refuses them where the answer would make
+Trainer or a pipeline run the model without the edits.
 """
 
 import functools
@@ -21,9 +21,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Hosted(nn.Module):
-    """A module around a model, `model`, that answers for it where Trainer or a pipeline asks.
+    """A wrapper of a model, `model`, that shows the model's properties to Trainer and pipelines.
 
-    Its state and its mode are those of what is around the model.
+    Its state_dict and its training mode leave the model out.
     """
 
     @property
@@ -33,7 +33,7 @@ class Hosted(nn.Module):
 
     @property
     def generation_config(self) -> Any:
-        """How the model generates where nothing else is said."""
+        """The model's default settings of `generate`."""
         return self._of_model("generation_config")
 
     @generation_config.setter
@@ -52,12 +52,12 @@ class Hosted(nn.Module):
 
     @property
     def main_input_name(self) -> str:
-        """The argument that holds the input."""
+        """The name of the model's first argument."""
         return str(self._of_model("main_input_name"))
 
     @property
     def loss_type(self) -> Any:
-        """Which loss the model computes: Trainer counts labels by it."""
+        """The kind of loss that the model computes, by which Trainer counts labels."""
         return self._of_model("loss_type")
 
     @property
@@ -72,12 +72,12 @@ class Hosted(nn.Module):
 
     @property
     def input_modalities(self) -> Any:
-        """What the model takes."""
+        """The modalities that the model takes."""
         return self._of_model("input_modalities")
 
     @property
     def output_modalities(self) -> Any:
-        """What the model gives."""
+        """The modalities that the model returns."""
         return self._of_model("output_modalities")
 
     def can_generate(self) -> bool:
@@ -86,10 +86,10 @@ class Hosted(nn.Module):
         return bool(ask and ask())
 
     def get_input_embeddings(self) -> nn.Module:
-        """Refused: noise on embeddings (NEFTune) would not act in a model that keeps its own mode.
+        """Refuse: noise on embeddings (NEFTune) does not act in a frozen model.
 
         Raises:
-            RoadError: always; `model` has them.
+            RoadError: always; `road.model` has the embeddings.
         """
         raise RoadError(
             "a RoadModel lends no embeddings, and noise on them (neftune_noise_alpha) does not act "
@@ -98,7 +98,7 @@ class Hosted(nn.Module):
         )
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: layers that are computed again would be so without the edit.
+        """Refuse: layers would be computed again without the edit.
 
         Raises:
             RoadError: always.
@@ -111,7 +111,7 @@ class Hosted(nn.Module):
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     def train(self, mode: bool = True) -> "Self":
-        """Switch what is around the model; the model, which is frozen, keeps its own mode."""
+        """Set the mode of interventions and adapters; the model, which is frozen, keeps its own."""
         self.training = mode
         for name, module in self.named_children():
             if name != "model":
@@ -119,7 +119,7 @@ class Hosted(nn.Module):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """That of what is around the model: the model is the caller's."""
+        """The state of interventions and adapters; the model's is left out."""
         whole = super().state_dict(*args, **kwargs)
         prefix = f"{kwargs.get('prefix', '')}model."
         return {name: value for name, value in whole.items() if not name.startswith(prefix)}
@@ -127,10 +127,10 @@ class Hosted(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """The counterpart of `state_dict`.
+        """Load what `state_dict` returned.
 
         Raises:
-            RoadError: with `strict`, where the keys are others.
+            RoadError: where `strict` and the keys differ.
         """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [key for key in result.missing_keys if not key.startswith("model.")]
@@ -142,7 +142,7 @@ class Hosted(nn.Module):
         return type(result)(missing, result.unexpected_keys)
 
     def _get_name(self) -> str:
-        """The model's class: by it Trainer's label smoothing tells whether labels are shifted."""
+        """The model's class: Trainer's label smoothing shifts labels by it."""
         return type(self._modules.get("model")).__name__
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class Hosted(nn.Module):
 
 
 class _Bound(functools.partial[Any]):
-    """A forward of one instance, whose signature also has the arguments of the model beneath it."""
+    """An instance's forward, whose signature also has the arguments of the instance's model."""
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -176,10 +176,10 @@ class _Bound(functools.partial[Any]):
 
 
 class _Forward:
-    """A method that shows the arguments of the instance's model as its own.
+    """A method whose signature has the arguments of the instance's model.
 
-    Trainer keeps the columns of a data set that a forward names, and asks the class what the labels
-    are called.
+    Trainer keeps those columns of a data set that the signature names, and reads the names of the
+    labels from the class.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -196,12 +196,12 @@ class _Forward:
 
 
 def shows_model_arguments(function: _F) -> _F:
-    """Decorates a forward that passes its keyword arguments, `**inputs`, on to `self.model`."""
+    """Decorate a forward that passes its keyword arguments, `**inputs`, on to `self.model`."""
     return cast(_F, _Forward(function))
 
 
 def as_tokens(inputs: Any, generation: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate` by name, as transformers' own takes them.
+    """The arguments of `generate`, with the tokens as "input_ids".
 
     Raises:
         RoadError: where there are no tokens among them.

@@ -1,7 +1,9 @@
-"""A checkpoint on its base model, opened by name."""
+"""Opening a checkpoint by name, on its base model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from roadint.grammar.composition import Composition
 from roadint.model import pretrained
@@ -15,21 +17,21 @@ def open_checkpoint(
     model: str | None = None,
     compose: Sequence[str] | None = None,
     added: Mapping[str, str] | None = None,
-    base: tuple[Any, Any] | None = None,
+    base: tuple[nn.Module, PreTrainedTokenizerBase] | None = None,
     dtype: str | None = None,
-) -> tuple[RoadModel, Any]:
+) -> tuple[RoadModel, PreTrainedTokenizerBase]:
     """Open a checkpoint on its base model; compositions are checked before the model is loaded.
 
     Args:
         name_or_path: A folder or hub id.
-        model: The base model, instead of the checkpoint's own.
-        compose: Compositions that will be asked for.
-        added: Other checkpoints beside it, by label.
-        base: A model and its tokenizer that are loaded already.
-        dtype: Of the base model; that of the training by default.
+        model: The name of a base model, in place of the checkpoint's.
+        compose: Compositions to check.
+        added: Further checkpoints, by label.
+        base: The base model and its tokenizer, where they are loaded already.
+        dtype: The dtype of the base model; that of the training by default.
 
     Returns:
-        (the RoadModel, the tokenizer).
+        The RoadModel and the tokenizer.
 
     Raises:
         RoadError: where a checkpoint or a composition does not fit.

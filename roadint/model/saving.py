@@ -1,4 +1,4 @@
-"""What a checkpoint tells of a model, and its way to the hub."""
+"""Saving: the description of the base model, labels, the upload to the hub."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from roadint.grammar.composition import ALL
 
 
 def base_model_of(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint tells of its base model, as plain JSON values."""
+    """The description of the base model that a checkpoint keeps, as plain JSON values."""
     config = text_config(model)
     base_model = {
         "id": str(getattr(model, "name_or_path", "")),
@@ -37,7 +37,7 @@ def push(
         repo_id: The repository; it is made where there is none.
         write: Takes the folder, and the full id of the repository.
         private: Whether a new repository is private.
-        token: Of the hub.
+        token: The access token of the hub.
 
     Returns:
         The address of the commit.
@@ -53,7 +53,7 @@ def push(
 
 
 def check_label(label: object) -> None:
-    """Check what stands behind the @ of a name.
+    """Check a checkpoint's label, the part of a name after the @.
 
     Raises:
         RoadError: where it is no plain word.

@@ -1,8 +1,8 @@
-"""What a checkpoint's JSON may say, and which tensors it needs: checked before any of it is made.
+"""Checks of a checkpoint's JSON and of the shapes of its tensors, before anything is built.
 
-A checkpoint comes from anywhere, and anybody can make its SHA-256. What passes here has every field
-that is needed, of the right type and in its range, and parameters as large as the tensors that are
-there. The rules of a kind's own arguments come from the kind.
+A checkpoint comes from anywhere, and anybody can make its SHA-256. What passes here has every
+required field, of the right type and in its range, and tensors of the shapes that its arguments
+need. The rules for the arguments of a kind come from the kind.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ _SUBSPACE = text(
     rf"{_RANGE}( ?[|∪+,]? ?{_RANGE})*|{_EVERY}", 500_000, "ranges such as '[0, d/2) | [3d/4, d)'"
 )
 
-_SITE: dict[str, Rule] = {
+_SHARED: dict[str, Rule] = {  # the arguments of every kind of intervention
     "layer": whole(0, 100_000),
     "component": text(most=100),
     "position": _POSITION,
@@ -87,11 +87,11 @@ def check_config(config: Any, what: str) -> dict[str, Shapes]:
     """Check a checkpoint's JSON, whole.
 
     Args:
-        config: what the JSON holds.
-        what: its name in messages.
+        config: The content of the JSON.
+        what: The checkpoint's name in messages.
 
     Returns:
-        The tensors that it needs, prefix → name → shape.
+        The tensors that the checkpoint needs: prefix → name → shape.
 
     Raises:
         RoadError: where something is missing, unknown, of another type or outside its range.
@@ -118,7 +118,7 @@ def check_config(config: Any, what: str) -> dict[str, Shapes]:
 def _check_intervention(spec: Any, where: str, base: Mapping[str, Any]) -> Shapes:
     fields({}, {"kind": text(most=100)}, open_to_others=True)(spec, where)
     kind = kind_of(spec.get("kind", "road"))  # the first checkpoints knew one kind
-    fields(_SITE, {"kind": anything, **kind.rules()})(spec, where)
+    fields(_SHARED, {"kind": anything, **kind.rules()})(spec, where)
     width = spec["embed_dim"]
     if width != base["width"]:
         raise RoadError(
@@ -157,14 +157,14 @@ def _check_adapter(spec: Mapping[str, Any], where: str) -> Shapes:
 def check_tensors(
     header: Mapping[str, tuple[str, tuple[int, ...]]], needed: Mapping[str, Shapes], what: str
 ) -> None:
-    """Check that a file's tensors are those that a checkpoint needs, float32, and no others.
+    """Check that a file has exactly the tensors that a checkpoint needs, in float32.
 
-    The adapters' heads are whatever the base model makes of them.
+    Heads of adapters may have any shape: the base model decides about them.
 
     Args:
-        header: dtype and shape of the file's tensors, by name.
-        needed: what `check_config` returned.
-        what: the file's name in messages.
+        header: Dtype and shape of the file's tensors, by name.
+        needed: What `check_config` returned.
+        what: The file's name in messages.
 
     Raises:
         RoadError: where a tensor is missing, unknown, or of another dtype or shape.

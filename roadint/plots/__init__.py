@@ -1,4 +1,4 @@
-"""Figures; every function returns a matplotlib Figure of the report, log or values it takes."""
+"""Figures: every function takes a report, a log or values and returns a matplotlib Figure."""
 
 from roadint.plots.bench import bench_figure
 from roadint.plots.blocks import adapter_figure, block_figure

@@ -1,4 +1,4 @@
-"""What training and generation cost: the reports of `roadint bench`."""
+"""The figure of `roadint bench train` and `generate`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,8 @@ def bench_figure(report: Mapping[str, Any]) -> Figure:
     """The median time of every system, minimum to maximum, and step times along measured axes.
 
     Args:
-        report: of `roadint bench`, but for `roadint bench linear`, which has a figure of its own.
+        report: The report of `roadint bench`, but for `roadint bench linear`, which has a figure of
+            its own.
     """
     cases = report["cases"]
     curves = [case for case in cases if case["name"].startswith(_STEP_BY)]

@@ -1,4 +1,4 @@
-"""What was learned: angle and scale of every block."""
+"""Figures of learned blocks: the angle and scale of every block."""
 
 from collections.abc import Mapping, Sequence
 from math import degrees
@@ -14,10 +14,10 @@ from roadint.rotation.rotation import canonical
 
 
 def block_figure(interventions: Sequence[SubspaceIntervention]) -> Figure:
-    """The blocks of each intervention that turns some, coloured by subspace.
+    """The blocks of interventions that turn blocks, coloured by subspace.
 
-    There is a line of three pictures for each: angles (degrees), scales, and both as points of the
-    plane.
+    Every intervention has a line of three panels: angles (degrees), scales, and both as points of
+    the plane.
 
     Raises:
         RoadError: where none of them turns blocks.
@@ -28,9 +28,9 @@ def block_figure(interventions: Sequence[SubspaceIntervention]) -> Figure:
         raise RoadError(f"no rotations of hidden states to draw, only {kinds}")
     figure = Figure(figsize=(12, 3.2 * len(turning)), layout="constrained")
     for line, intervention in enumerate(turning):
-        places = [(len(turning), 3, 3 * line + column) for column in (1, 2, 3)]
-        angle_axes, scale_axes = (figure.add_subplot(*place) for place in places[:2])
-        plane: Any = figure.add_subplot(*places[2], projection="polar")
+        grid = (len(turning), 3)
+        angle_axes, scale_axes = (figure.add_subplot(*grid, 3 * line + panel) for panel in (1, 2))
+        plane: Any = figure.add_subplot(*grid, 3 * line + 3, projection="polar")
         values = intervention_values(intervention)
         colours = zip(values["subspaces"].items(), COLOURS * 8, strict=False)
         for (name, subspace), colour in colours:
@@ -76,10 +76,10 @@ def _label(title: str, angle_axes: Any, scale_axes: Any, plane: Any) -> None:
 
 
 def adapter_figure(adapter: RoadAdapter) -> Figure:
-    """How far an adapter turns: the mean |θ| (degrees) of each linear layer, by layer of the model.
+    """How far an adapter turns: the mean |θ| (degrees) of linear layers, by layer of the model.
 
     Args:
-        adapter: one on linear layers.
+        adapter: The adapter.
     """
     angles: dict[str, dict[int, float]] = {}
     for path in adapter.layout.paths:

@@ -1,4 +1,4 @@
-"""What compositions do: gains, answers, interference."""
+"""Figures of an evaluation: gains, answers, interference."""
 
 from matplotlib.axes import Axes
 
@@ -10,12 +10,12 @@ from roadint.plots.style import COLOURS, Figure
 def composition_figure(report: Report) -> Figure:
     """What compositions gain over the base model, and what their answers are like.
 
-    On the left nats a token on every data set, on the right shares of the answers with their
-    range: the 95 % bootstrap interval of one checkpoint, or over several the sample standard
-    deviation to either side.
+    On the left are nats a token on every data set, on the right shares of the answers with their
+    ranges: the 95 % bootstrap interval of one checkpoint, or the sample standard deviation over
+    many.
 
     Args:
-        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
+        report: What `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
     """
     sets, names = report.data_sets, report.compositions
     figure = Figure(figsize=(5.5 + 1.1 * len(sets), 1.6 + 0.55 * len(names)), layout="constrained")
@@ -27,7 +27,7 @@ def composition_figure(report: Report) -> Figure:
 
 
 def _draw_gains(panel: Axes, report: Report) -> None:
-    """Over none, or over the first composition where none was not measured."""
+    """Gains over none, or over the first composition where none was not measured."""
     names, sets = report.compositions, report.data_sets
     base_name, title = ("none", "the base model") if "none" in names else (names[0], names[0])
     base = report.nll[base_name]
@@ -48,7 +48,7 @@ def _draw_gains(panel: Axes, report: Report) -> None:
 
 
 def _draw_shares(panel: Axes, report: Report) -> None:
-    """For every composition a group of bars, one a share."""
+    """A group of bars for every composition, with a bar for every share."""
     names = report.compositions
     known = [
         share
@@ -80,10 +80,10 @@ def _draw_shares(panel: Axes, report: Report) -> None:
 def interference_figure(report: Measures) -> Figure:
     """How much worse a subspace's own data set becomes in compositions with others.
 
-    In nats a token; a composition that is without the subspace stays white.
+    In nats a token; a composition without the subspace stays white.
 
     Args:
-        report: what `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
+        report: What `roadint.evaluate` or `roadint.evaluation.report.over_seeds` returns.
     """
     worse = report.interference
     names = list(

@@ -1,4 +1,4 @@
-"""Numbers as a heat map, in a figure of its own or in a panel of another one."""
+"""Numbers as a heat map, as a figure or in a panel of one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,12 +23,12 @@ def heat_figure(
     """Numbers as a labelled heat map.
 
     Args:
-        grid: the numbers; what is not a number (NaN) stays white.
-        rows: the names of the grid's rows.
-        columns: the names of its columns.
-        rows_are: what the rows are, beside the axis.
-        columns_are: what the columns are.
-        values_are: what the numbers are, with their unit, beside the scale of colours.
+        grid: The numbers; what is not a number (NaN) stays white.
+        rows: The names of the grid's rows.
+        columns: The names of its columns.
+        rows_are: The label of the rows' axis.
+        columns_are: The label of the columns' axis.
+        values_are: The label of the colour scale, with the unit.
     """
     known = [value for row in grid for value in row if value == value]
     middle = (min(known) + max(known)) / 2 if known else 0.0
@@ -50,19 +50,19 @@ def draw_heat(
     form: str = ".2f",
     **colours: Any,
 ) -> AxesImage:
-    """Draw numbers as colours with the numbers written on them.
+    """Draw numbers as colours, with the numbers as text.
 
     Args:
-        panel: where to.
-        grid: the numbers; what is not a number (NaN) stays white.
-        rows: the names of the grid's rows.
-        columns: the names of its columns.
-        dark: whether a number's colour is dark, so that it is written in white.
-        form: how a number is written.
+        panel: The panel to draw in.
+        grid: The numbers; what is not a number (NaN) stays white.
+        rows: The names of the grid's rows.
+        columns: The names of its columns.
+        dark: Whether a number's colour is dark, so that its text is white.
+        form: The format of numbers.
         **colours: cmap, vmin and vmax, as `Axes.imshow` takes them.
 
     Returns:
-        The image, for a scale of colours.
+        The image, for a colour scale.
     """
     image = panel.imshow(grid, aspect="auto", **colours)
     for y, row in enumerate(grid):

@@ -1,4 +1,4 @@
-"""What adapters on linear layers cost: `roadint bench linear`."""
+"""The figure of `roadint bench linear`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ def linear_figure(report: Mapping[str, Any]) -> Figure:
     """A layer's time over its own by the number of adapters, and a model's decoding step.
 
     Args:
-        report: of `roadint bench linear`. Every dtype becomes a row of panels: one for each number
-            of tokens a row, and one for decoding.
+        report: The report of `roadint bench linear`. Every dtype becomes a row of panels: one for
+            each number of tokens a row, and one for decoding.
     """
     timed = [case for case in report["cases"] if "over_base" in case and _system(case) != "base"]
     dtypes = list(dict.fromkeys(case["dtype"] for case in timed)) or [""]
@@ -39,7 +39,7 @@ def linear_figure(report: Mapping[str, Any]) -> Figure:
 
 
 def _system(case: Mapping[str, Any]) -> str:
-    """The system without its settings, which stand behind a comma."""
+    """The name of a system without its settings, which follow a comma."""
     return str(case["system"].split(",")[0])
 
 

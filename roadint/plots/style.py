@@ -1,4 +1,4 @@
-"""What all figures share: colours, lines, and that a notebook shows them."""
+"""Style of all figures: colours, lines, and a Figure that notebooks show."""
 
 import io
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.figure
 from matplotlib.axes import Axes
 
-# Okabe and Ito's, told apart by colour-blind readers too.
+# Okabe and Ito's, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
@@ -24,8 +24,8 @@ def draw_line(panel: Axes, points: Iterable[tuple[float, float]], **style: Any) 
     """Draw a line with a small dot at each of its points.
 
     Args:
-        panel: where to.
+        panel: The panel to draw in.
         points: (x, y), at least one.
-        **style: as `Axes.plot` takes it.
+        **style: As `Axes.plot` takes it.
     """
     panel.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)

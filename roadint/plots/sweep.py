@@ -1,4 +1,4 @@
-"""What the runs of a sweep come to."""
+"""The figure of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ def sweep_figure(
     """A sweep as a heat map of two settings.
 
     Args:
-        rows: of `roadint.sweep.run.sweep`; runs that failed are left white.
-        x: the setting that columns differ in.
-        y: the setting that rows differ in.
-        composition: whose numbers are shown.
-        value: a share of the answers ("success", "on_topic", …), or a data set for its nats.
+        rows: The table that `roadint.sweep.run.sweep` returns; failed runs stay white.
+        x: The setting of the columns.
+        y: The setting of the rows.
+        composition: The composition whose numbers are shown.
+        value: A share of the answers ("success", "on_topic", …), or a data set for its nats.
     """
     columns, lines = (
         sorted({str(row["settings"][name]) for row in rows}, key=_number_first) for name in (x, y)
@@ -42,7 +42,7 @@ def _value_of(row: Mapping[str, Any], composition: str, value: str) -> float:
 
 
 def _number_first(text: str) -> tuple[float, str]:
-    """Sorts settings by the first number in them, the others behind."""
+    """The sort key of a setting: by its first number; settings without one come last."""
     try:
         return float(text.strip("[]").split(",")[0]), text
     except ValueError:

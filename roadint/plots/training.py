@@ -1,4 +1,4 @@
-"""How it was learned: losses by step."""
+"""The figure of a training: losses by step."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ def training_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     """The loss of every composition by step, in nats a token.
 
     Args:
-        history: the entries of a run's log.jsonl, or of a Trainer's state.log_history.
+        history: The entries of a run's log.jsonl, or of a Trainer's state.log_history.
     """
     names = list(
         dict.fromkeys(key for entry in history for key in entry if key.startswith("loss/"))

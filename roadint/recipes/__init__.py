@@ -1,1 +1,1 @@
-"""Recipes: everything that a run needs, in one YAML file or preset."""
+"""Recipes: all settings of a run, in one YAML file or preset."""

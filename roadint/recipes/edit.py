@@ -1,6 +1,6 @@
-"""The edit section of a recipe: what is learned (a kind of intervention, or adapters) and where.
+"""The edit section of a recipe: a kind of intervention, or adapters, with arguments and layers.
 
-Which arguments a kind takes is asked of the kind itself: a new one needs no change here.
+The arguments come from the kind itself, so a new kind needs no change here.
 """
 
 import inspect
@@ -23,15 +23,15 @@ from roadint.rotation.rotation import Pairing, Variant
 LINEAR = "linear"
 
 
-def written(subspace: Any) -> Any:
-    """A subspace as text and lists, which YAML and JSON can hold.
+def plain_subspace(subspace: Any) -> Any:
+    """A subspace as text or lists, for YAML and JSON.
 
     Args:
-        subspace: In any form that an intervention takes; slices, ranges and pairs become text.
+        subspace: A subspace in any form; slices, ranges and pairs become text.
 
     Example:
-        >>> written(slice(0, 16)), written((16, "d/2")), written([3, 4])
-        ('[0, 16)', '[16, d/2)', [3, 4])
+        >>> [plain_subspace(form) for form in (slice(0, 16), (16, "d/2"), [3, 4])]
+        ['[0, 16)', '[16, d/2)', [3, 4]]
     """
     if isinstance(subspace, range) and subspace.step == 1:
         subspace = slice(subspace.start, subspace.stop)
@@ -44,40 +44,40 @@ def written(subspace: Any) -> Any:
     if isinstance(subspace, tuple) and _is_range(subspace):
         start, end = subspace
         return f"[{start}, {end})"
-    return [written(part) for part in subspace]
+    return [plain_subspace(part) for part in subspace]
 
 
 def _is_range(pair: tuple[Any, ...]) -> bool:
-    """Two neighbours may be meant as dims, which the grammar of subspaces decides."""
+    """Whether a pair is a range; the grammar decides about neighbours, which may be two dims."""
     if len(pair) != 2 or any(isinstance(end, (tuple, list)) for end in pair):
         return False
     return not (isinstance(pair[0], int) and pair[1] == pair[0] + 1)
 
 
-def written_all(subspaces: Any) -> Any:
-    """Subspaces by name, each as `written`; what is no mapping stays.
+def plain_subspaces(subspaces: Any) -> Any:
+    """Subspaces by name, by `plain_subspace`; anything but a mapping is returned as it is.
 
     Args:
         subspaces: Name → subspace.
     """
     if not isinstance(subspaces, Mapping):
         return subspaces
-    return {name: written(subspace) for name, subspace in subspaces.items()}
+    return {name: plain_subspace(subspace) for name, subspace in subspaces.items()}
 
 
-class InterventionArguments(Section):
-    """What every kind of intervention takes, the same at every layer of the recipe."""
+class InterventionSettings(Section):
+    """The settings of all kinds of interventions, the same at all layers of the recipe."""
 
     component: str = "block_output"
     position: str = "last"
     phase: Phase = "prompt"
-    subspaces: Annotated[dict[str, Any], BeforeValidator(written_all)] = Field(
+    subspaces: Annotated[dict[str, Any], BeforeValidator(plain_subspaces)] = Field(
         default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"}
     )
 
 
-class AdapterArguments(Section):
-    """What `RoadModel.add_adapter` takes."""
+class AdapterSettings(Section):
+    """The settings of adapters, as in `RoadModel.add_adapter`."""
 
     variant: Variant = "road_1"
     pairing: Pairing = "adjacent"
@@ -88,40 +88,40 @@ class AdapterArguments(Section):
     heads: Names = Field(default_factory=list)
 
 
-def arguments_of(kind: str) -> type[Section]:
-    """The arguments that a recipe may say for a kind, as a section.
+def settings_of(kind: str) -> type[Section]:
+    """The section with the settings of a kind.
 
     Args:
         kind: A registered kind of intervention, or "linear" for adapters.
 
     Raises:
-        RoadError: There is no such kind.
+        RoadError: where there is no such kind.
     """
     check_known("kind of intervention", kind, all_kinds())
     if kind == LINEAR:
-        return AdapterArguments
+        return AdapterSettings
     intervention: Any = kind_of(kind)  # mypy takes a class for unhashable where its objects are
-    return _arguments_of(intervention)
+    return _settings_of(intervention)
 
 
 def all_kinds() -> list[str]:
-    """Every kind that a recipe may name."""
+    """The kinds that a recipe may name."""
     return [*kinds(), LINEAR]
 
 
 @cache
-def _arguments_of(kind: type[Any]) -> type[Section]:
-    shared = InterventionArguments.model_fields
+def _settings_of(kind: type[Any]) -> type[Section]:
+    shared = InterventionSettings.model_fields
     more: dict[str, Any] = {
         name: _constructor_argument(kind, name)
         for name in kind.recipe_fields()
         if name not in shared
     }
-    return create_model(f"{kind.__name__}Arguments", __base__=InterventionArguments, **more)
+    return create_model(f"{kind.__name__}Settings", __base__=InterventionSettings, **more)
 
 
 def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
-    """Type and default of an argument, from the class that has it."""
+    """Type and default of an argument, from the class that defines it."""
     for base in kind.__mro__:
         constructor = vars(base).get("__init__")
         argument = inspect.signature(constructor).parameters.get(name) if constructor else None
@@ -132,14 +132,14 @@ def _constructor_argument(kind: type, name: str) -> tuple[Any, Any]:
 
 
 class EditSection(Section):
-    """What is learned and where.
+    """The kind of edit, its layers and its arguments.
 
     Attributes:
         kind: "road", a baseline ("loreft", "direft", "steering") or any other registered kind of
             intervention; "linear" for adapters on linear layers.
-        layers: Counted from 0; layer 9 by default, or all of them for adapters.
+        layers: The layers, from 0; layer 9 by default, or all layers for adapters.
 
-    The kind's own arguments stand beside these, as in YAML: `edit.subspaces`, `edit.variant`.
+    The kind's own arguments are attributes too, as in YAML: `edit.subspaces`, `edit.variant`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -148,12 +148,10 @@ class EditSection(Section):
     layers: Indices | None = None
 
     def __init__(self, kind: Any = "road", layers: Any = None, **arguments: Any) -> None:
-        takes = arguments_of(kind)
+        takes = settings_of(kind)
         for name, value in arguments.items():
             if name not in takes.model_fields:
-                others = [
-                    other for other in all_kinds() if name in arguments_of(other).model_fields
-                ]
+                others = [other for other in all_kinds() if name in settings_of(other).model_fields]
                 raise RoadError(
                     f"recipe setting {name}={quoted(value)} is not of kind {quoted(kind)}, which "
                     f"takes {listing(takes.model_fields)}, but of {listing(others)}"
@@ -173,8 +171,8 @@ class EditSection(Section):
         return dict(self.model_extra or {})
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """The same with other values of some settings; another kind takes over what it has too."""
-        takes = arguments_of(settings.get("kind", self.kind)).model_fields
+        """Change some settings; a new kind keeps the arguments that it has too."""
+        takes = settings_of(settings.get("kind", self.kind)).model_fields
         kept = {name: value for name, value in self.arguments.items() if name in takes}
         return type(self)(**{"kind": self.kind, "layers": self.layers, **kept, **settings})
 
@@ -183,5 +181,5 @@ def edit_names() -> list[str]:
     """Every setting that an edit may have, of whatever kind."""
     names = dict.fromkeys(EditSection.model_fields)
     for kind in all_kinds():
-        names |= dict.fromkeys(arguments_of(kind).model_fields)
+        names |= dict.fromkeys(settings_of(kind).model_fields)
     return list(names)

@@ -1,4 +1,4 @@
-"""How settings of a recipe are called: nested in sections, dotted, or by a short name alone."""
+"""The names of a recipe's settings: nested in sections, dotted, or short."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,10 +26,10 @@ def nested(settings: Mapping[str, Any]) -> Nested:
     "data" is the section where it has a name of the section, and data sets otherwise.
 
     Args:
-        settings: What a file or a user says.
+        settings: The settings of a file or of a user.
 
     Raises:
-        RoadError: A name is unknown, or two names mean the same setting.
+        RoadError: where a name is unknown, or two names mean the same setting.
 
     Example:
         >>> nested({"lr": 1e-2, "model": "gemma-3-270m", "edit": {"layers": 9}})["optimisation"]
@@ -49,7 +49,7 @@ def nested(settings: Mapping[str, Any]) -> Nested:
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's recipe by short name; the first checkpoints have them so."""
+    """The settings of a checkpoint's recipe by short name, as the first checkpoints have them."""
     if not isinstance(record.get("model"), Mapping):
         return dict(record)
     return {
@@ -61,7 +61,7 @@ def flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short_names() -> dict[str, tuple[str, str]]:
-    """Short name → section and setting. A kind's argument gives way where two are called alike."""
+    """Short name → section and setting; a kind's argument never hides another setting."""
     names = {setting: ("edit", setting) for setting in edit_names()}
     for section, kind in SECTIONS.items():
         names |= {kind.short(setting): (section, setting) for setting in kind.model_fields}
@@ -72,7 +72,7 @@ def _flattened(settings: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     flattened: list[tuple[Any, Any]] = []
     for name, value in settings.items():
         if _is_section(name, value):
-            flattened += [(f"{name}.{setting}", each) for setting, each in dict(value).items()]
+            flattened += [(f"{name}.{setting}", inner) for setting, inner in dict(value).items()]
         else:
             flattened.append((name, value))
     return flattened

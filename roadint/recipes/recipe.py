@@ -24,13 +24,13 @@ PRESETS = Path(str(files("roadint.recipes"))) / "presets"
 class Recipe(BaseModel):
     """One run: what is learned and where, from which data, and how.
 
-    Settings are nested in sections and may be said by their short names.
+    Settings are nested in sections; short names work as well.
 
     Args:
-        settings: Any of them, see `roadint.recipes.names.nested`; texts are read as YAML.
+        settings: Settings by name, see `roadint.recipes.names.nested`; texts are read as YAML.
 
     Raises:
-        RoadError: A setting is unknown or does not fit.
+        RoadError: where a setting is unknown or does not fit.
 
     Example:
         >>> Recipe(lr=1e-2, layers=[6, 9]).optimisation.lr
@@ -59,10 +59,10 @@ class Recipe(BaseModel):
 
         Args:
             name: A preset such as "composition", a YAML file, or a recipe.
-            overrides: Settings that are changed, see `override`.
+            overrides: Settings to change, see `override`.
 
         Raises:
-            RoadError: There is no such recipe, or a setting is unknown or does not fit.
+            RoadError: where there is no such recipe, or a setting is unknown or does not fit.
         """
         recipe = name if isinstance(name, Recipe) else cls().override(_read(name))
         return recipe.override({} if overrides is None else overrides)
@@ -70,14 +70,14 @@ class Recipe(BaseModel):
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The same recipe with some settings changed.
 
-        What an edit of another kind has no use for is dropped when the kind changes.
+        Where the kind of edit changes, arguments that the new kind does not have are dropped.
 
         Args:
             settings: By short name, dotted name or section; texts are read as YAML.
 
         Raises:
-            RoadError: A name is unknown, a value does not fit, or a setting is of another kind of
-                edit than the chosen one.
+            RoadError: where a name is unknown, a value does not fit, or a setting is of another
+                kind of edit than the chosen one.
         """
         if not isinstance(settings, Mapping):
             raise RoadError(
@@ -92,7 +92,7 @@ class Recipe(BaseModel):
         """The recipe as nested mappings, which a checkpoint keeps.
 
         Args:
-            sources: What was trained on, where that is not what the recipe says.
+            sources: The data sources, where they are not the recipe's.
         """
         record = self.model_dump()
         if sources:
@@ -106,7 +106,7 @@ class Recipe(BaseModel):
             model: A transformers model.
 
         Raises:
-            RoadError: A setting does not fit, or not this model.
+            RoadError: where a setting does not fit, or not this model.
         """
         road = RoadModel(model, self.interventions())
         for name in self.adapter_names():
@@ -114,20 +114,20 @@ class Recipe(BaseModel):
         return road
 
     def adapter_names(self) -> list[str]:
-        """The adapters of kind "linear": one for each data set, or one that the task names."""
+        """The names of adapters, of kind "linear": one for every data set, or the task's."""
         if self.edit.kind != LINEAR:
             return []
         return [self.task.name] if self.task.name else list(self.data.sources) or ["road"]
 
     def names(self) -> list[str]:
-        """What a composition may name: the subspaces, or the adapters."""
+        """The names that a composition may use: subspaces or adapters."""
         return self.adapter_names() or list(self.edit.subspaces)
 
     def interventions(self) -> list[SubspaceIntervention]:
         """New interventions, one a layer, untrained; none of kind "linear".
 
         Raises:
-            RoadError: A setting does not fit.
+            RoadError: where a setting does not fit.
         """
         if self.edit.kind == LINEAR:
             return []

@@ -1,4 +1,4 @@
-"""The base class of what people write in YAML files and on the command line, checked by pydantic.
+"""The base class of settings in YAML files and on the command line, checked by pydantic.
 
 Texts are read as YAML where a setting is no text; what does not fit is a RoadError.
 """
@@ -58,13 +58,13 @@ Indices = Annotated[list[Index], _LIST]
 
 
 class Section(BaseModel):
-    """Settings that belong together. Building one raises RoadError for what does not fit."""
+    """The base class of groups of settings; making one raises RoadError for what does not fit."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
     )
-    noun: ClassVar[str] = "recipe"  # whose settings they are, for messages
-    short_names: ClassVar[Mapping[str, str]] = {}  # of those that are not called as here
+    noun: ClassVar[str] = "recipe"  # the name of the whole, for messages
+    short_names: ClassVar[Mapping[str, str]] = {}  # where they differ from the settings' names
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -74,11 +74,11 @@ class Section(BaseModel):
 
     @classmethod
     def short(cls, name: str) -> str:
-        """What a user calls a setting without its section."""
+        """The short name of a setting, without its section."""
         return cls.short_names.get(name, name)
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """The same with other values of some settings. Raises RoadError for what does not fit."""
+        """Change some settings, in a new section. Raises RoadError for what does not fit."""
         return type(self)(**{**dict(self), **settings})
 
     @field_validator("*", mode="before")
@@ -94,7 +94,7 @@ class Section(BaseModel):
 
 
 def _reads_yaml(text: str, hint: Any) -> bool:
-    """Whether a text stands for something else: the setting takes no text, or a list of texts."""
+    """Whether a text is YAML for a setting: the setting takes no text, or a list of texts."""
     options = [option for option in _options(hint) if option is not type(None)]
     if list[str] in options:
         return text.lstrip().startswith("[")
@@ -139,7 +139,8 @@ def _refusal(error: ValidationError, section: type[Section]) -> RoadError:
         return RoadError(f"{called} must be {_range_of(hint)}")
     if first["type"] == "dict_type":
         return RoadError(f"{called}: expected a mapping such as {{german: …}}")
-    expected = dict.fromkeys(_expectation(each) for each in problems if each["loc"][0] == name)
+    alike = [problem for problem in problems if problem["loc"][0] == name]
+    expected = dict.fromkeys(map(_expectation, alike))
     return RoadError(f"{called} does not fit: expected {', '.join(expected)}")
 
 
@@ -154,7 +155,7 @@ def _expectation(problem: Any) -> str:
 
 
 def _range_of(field: FieldInfo) -> str:
-    """Which numbers a setting takes, or each one of a list or mapping."""
+    """The numbers that a setting takes, itself or in its list or mapping."""
     parts = []
     for part in [*field.metadata, *_metadata(field.annotation)]:
         for name, word in _BOUNDS.items():

@@ -1,4 +1,4 @@
-"""The sections of a recipe but for its edit: model, data, optimisation, task.
+"""The sections of a recipe, without its edit: model, data, optimisation, task.
 
 Defaults are the paper's where it names them (section 4.3).
 """
@@ -40,7 +40,7 @@ class ModelSection(Section):
 
     Attributes:
         name: As `roadint.load` takes it: a hub id, a folder or a short name.
-        dtype: Of the base model; rotations are float32 always.
+        dtype: The dtype of the base model; rotations are float32 always.
     """
 
     short_names: ClassVar = {"name": "model"}
@@ -50,18 +50,18 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """What it learns from.
+    """The data of a training.
 
     Attributes:
         sources: Composition → source, see `roadint.data.sources`. Of a task: "train" and "dev", or
             "validation" and "test".
-        rows: How many rows of each source, the first ones; all by default.
-        rows_seed: Draws the rows of each source at random instead.
+        rows: The number of rows to take of a source, from the first; all by default.
+        rows_seed: Draws the rows of a source at random instead.
         template: How a prompt is written.
         max_length: Tokens of prompt and completion together.
         max_completion: Tokens of a completion; half of max_length by default.
-        companions: Composition → what acts beside it in training, one at a time.
-        companion_rate: The share of its examples that have their companion.
+        companions: Composition → compositions that act beside it in training, one at a time.
+        companion_rate: The share of a composition's examples that run with a companion.
         eos: The compositions whose completions end with the end-of-sequence token.
     """
 
@@ -79,25 +79,25 @@ class DataSection(Section):
 
 
 class OptimisationSection(Section):
-    """How it learns: AdamW without weight decay.
+    """The optimisation: AdamW without weight decay.
 
     Attributes:
         lr: The learning rate.
-        lrs: Subspace → a rate of its own.
-        decay: Toward the identity, times the rate, at every step.
+        lrs: Subspace → its learning rate.
+        decay: How much every step shrinks edits toward the identity, times the learning rate.
         max_log_scale: Bound of |log α|; 0 for pure rotations.
-        strengths: Subspace → the strength, after training, that becomes its 1.
+        strengths: Subspace → the strength that becomes the new 1 after training.
         epochs: Passes through the data.
         batch_size: Rows of a step, all compositions in proportion.
         micro_batch: Rows that run at once, of like length; a whole step by default.
         schedule: How the rate goes over the steps.
         warmup_steps: A count, or below 1 a share of all steps.
         max_grad_norm: Longer gradients are cut to it.
-        seed: Of the order of the rows and of what is drawn.
+        seed: The seed of the order of rows and of random draws.
         save_steps: Steps between two checkpoints while it runs.
         prefix_reuse: Compute once what the edit can't change.
-        prefix_memory: GB for that; beyond it less is kept, or files are used. A quarter of what is
-            free by default.
+        prefix_memory: The GB that prefix reuse may store; beyond them it stores less, or in files.
+            A quarter of what is free by default.
     """
 
     lr: Positive = 5e-3
@@ -117,7 +117,7 @@ class OptimisationSection(Section):
     prefix_memory: NotNegative | None = None
 
     def model_post_init(self, context: Any) -> None:
-        """Check what concerns two settings."""
+        """Check settings that depend on each other."""
         del context
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise RoadError(
@@ -131,8 +131,8 @@ class TaskSection(Section):
 
     Attributes:
         name: One of `roadint.tasks`: "rte", …, "commonsense", "arithmetic", "cloze".
-        scored_rows: Of a reasoning task: at most so many validation, and test, rows.
-        max_new_tokens: Of an answer that is scored.
+        scored_rows: For a reasoning task, the largest number of validation rows, and of test rows.
+        max_new_tokens: The largest length of an answer that is scored, in tokens.
     """
 
     short_names: ClassVar = {"name": "task"}

@@ -1,1 +1,1 @@
-"""The mathematics: rotations of pairs of dims, the bases of the pairs, and their parameters."""
+"""The mathematics: rotations of pairs of dims, bases of the pairs, parameters."""

@@ -1,8 +1,8 @@
 """The fixed orthogonal basis in which pairs are formed: `h + Q (R − I) Qᵀ h`.
 
 The paper forms pairs of the model's own dims (Q = I). A residual stream has a few huge dims, so
-most raw pairs have little to turn; in a random orthogonal basis every pair carries its share. A
-random Q is never stored: its kind and its seed say what it is.
+most pairs of raw dims are small; in a random orthogonal basis all pairs have similar sizes. A
+random Q is never stored: its kind and its seed define it.
 """
 
 import math
@@ -29,15 +29,15 @@ class Basis:
 
     Args:
         kind: "identity" is the paper's. "random" is Haar-distributed. "hadamard" is random signs,
-            then a Walsh–Hadamard transform (a width that is no power of two mixes its odd factor by
-            a small random matrix): O(d log d) to apply, d signs to hold. "pca" is the principal
-            axes of the hidden states at the site, the largest first: training measures them on its
-            prompts, `fit_basis` on any hidden states, and the checkpoint keeps them. An
-            intervention in axes that were never measured does not act: RoadError.
+            then a Walsh–Hadamard transform (with a small random matrix for the odd factor of a
+            width that is no power of two); it takes O(d log d) and stores d signs. "pca" is the
+            principal axes of the hidden states at the site, the largest first: training measures
+            them on its prompts, `fit_basis` on any hidden states, and checkpoints keep them. Before
+            that, an intervention in them raises RoadError.
         seed: From 0 to 2³² − 1, for "random" and "hadamard".
 
     Raises:
-        RoadError: for another kind, or no seed.
+        RoadError: for an unknown kind, or a seed out of range.
 
     Example:
         >>> Basis().frame(8) is None
@@ -67,10 +67,11 @@ class Basis:
         """The basis for hidden states of a width.
 
         Args:
-            width: In dims.
+            width: The width, in dims.
 
         Returns:
-            What carries hidden states into the basis and back; None for the identity.
+            The frame, which transforms hidden states into the basis and back; None for the
+            identity.
         """
         match self.kind:
             case "random":
@@ -82,13 +83,13 @@ class Basis:
         return None
 
     def measured(self, frame: "Frame | None") -> dict[str, Tensor]:
-        """What a checkpoint has to keep of a frame of this basis.
+        """The tensors that a checkpoint has to keep of a frame.
 
         Args:
-            frame: Made by `frame`.
+            frame: What `frame` returned.
 
         Returns:
-            The axes of "pca" as "basis"; nothing for the others, which come from their seed.
+            The axes of "pca" as "basis"; nothing for other kinds, which their seeds define.
         """
         return {"basis": frame.q} if self.kind == "pca" and isinstance(frame, Axes) else {}
 
@@ -132,7 +133,7 @@ class Axes(Matrix):
     """The principal axes of hidden states, part of the state_dict; NaN until measured or loaded.
 
     Args:
-        width: Of the hidden states, in dims.
+        width: The width of the hidden states, in dims.
     """
 
     def __init__(self, width: int) -> None:
@@ -150,7 +151,7 @@ class Axes(Matrix):
         """Measure the axes, the largest variance first.
 
         Args:
-            hidden: The hidden states of some tokens, or a list of such.
+            hidden: Hidden states of any number of tokens, or a list of such tensors.
 
         Raises:
             RoadError: for another width, fewer than two tokens, or numbers that are not finite.
@@ -184,7 +185,7 @@ class Axes(Matrix):
             The coordinates, float32.
 
         Raises:
-            RoadError: where the axes are not known.
+            RoadError: where the axes are not measured.
         """
         if not self.measured:
             raise RoadError(
@@ -195,25 +196,8 @@ class Axes(Matrix):
         return super().into(h)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        self._measured = False  # until `measured` has looked at what is loaded
+        self._measured = False  # until `measured` has checked what is loaded
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def fit(frame: Frame | None, hidden: HiddenStates) -> None:
-    """Measure the axes of a frame.
-
-    Args:
-        frame: That of an intervention.
-        hidden: As for `Axes.fit`.
-
-    Raises:
-        RoadError: where the frame has no axes to measure, or the hidden states do not fit.
-    """
-    if not isinstance(frame, Axes):
-        raise RoadError(
-            "no basis to measure: expected an intervention with basis='pca' whose width is known"
-        )
-    frame.fit(hidden)
 
 
 class Hadamard(Frame):
@@ -223,8 +207,8 @@ class Hadamard(Frame):
     orthogonal matrix of its odd factor.
 
     Args:
-        width: Of the hidden states, in dims.
-        seed: Of the signs and of O.
+        width: The width of the hidden states, in dims.
+        seed: The seed of the signs and of O.
     """
 
     signs: Float[Tensor, " width"]
@@ -240,12 +224,12 @@ class Hadamard(Frame):
         self.register_buffer("mixer", _random_orthogonal(odd, seed), persistent=False)
 
     def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """Signs, the odd factor, the transform."""
+        """Apply signs, the odd factor and the transform."""
         mixed: Tensor = self._split(h.to(self.signs.dtype) * self.signs) @ self.mixer
         return _walsh(mixed).flatten(-2)
 
     def out(self, coordinates: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """The same backwards."""
+        """Apply the same in reverse."""
         mixed: Tensor = _walsh(self._split(coordinates)) @ self.mixer.T
         return mixed.flatten(-2) * self.signs
 
@@ -260,7 +244,7 @@ def rotate(
 
     Args:
         h: The hidden states.
-        rotation: Of the pairs in the basis.
+        rotation: The rotation of the pairs in the basis.
         frame: The basis; None for the identity.
 
     Returns:

@@ -1,7 +1,7 @@
 """Parameters that stay float32, and that may exist before their shape is known.
 
-An optimizer holds parameters by identity: one that was made before the width was known, or before
-values were loaded, has to train what acts afterwards.
+An optimizer holds parameters by identity: it may be made before the width is known, or before
+values are loaded, and still has to train the right objects.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 
 class KeepsPrecision(nn.Module):
-    """A module whose parameters move with the surrounding model, but never change their dtype."""
+    """A module whose parameters move with the model around it, but never change their dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def move(tensor: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class KeepsPrecision(nn.Module):
 
 
 class Waiting(UninitializedParameter):
-    """A parameter without a shape yet, which a model may freeze or turn to bfloat16 meanwhile."""
+    """A parameter without a shape, which a model may freeze or convert to bfloat16 meanwhile."""
 
     _allowed_methods = (
         *UninitializedParameter._allowed_methods,  # type: ignore[attr-defined]
@@ -33,12 +33,12 @@ class Waiting(UninitializedParameter):
     )
 
 
-def wait_for(module: nn.Module, names: Iterable[str]) -> None:
+def register_waiting(module: nn.Module, names: Iterable[str]) -> None:
     """Register parameters whose shape is not known yet.
 
     Args:
-        module: What holds them.
-        names: Dotted names; missing modules between are made, and hold nothing else.
+        module: The module.
+        names: The dotted names; missing modules between are made.
     """
     for name in names:
         parent, leaf = _parent_and_leaf(name)
@@ -52,11 +52,11 @@ def wait_for(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def keep_objects(module: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
-    """Put earlier parameter objects back, with the values and shapes that are there now.
+    """Restore earlier parameter objects, with the values and shapes of the current ones.
 
     Args:
-        module: What holds the parameters.
-        before: The earlier objects by their dotted names; names that are gone are left out.
+        module: The module.
+        before: The earlier objects by dotted names; names that do not exist any more are ignored.
     """
     for name, earlier in before.items():
         parent, leaf = _parent_and_leaf(name)

@@ -11,8 +11,8 @@ or the composition,
 
     z = direct ⊙ h + cross ⊙ swap(h)                                                  (equation 4)
 
-or, with each pair of h as a complex number, `z = u·h + v·h̄`: two vectors of complex numbers, of
-which RoAd1 needs only u.
+or, with pairs of h as complex numbers, `z = u·h + v·h̄`: two vectors of complex numbers, of which
+RoAd1 needs only u.
 """
 
 import math
@@ -27,7 +27,7 @@ from torch import Tensor
 from roadint.errors import RoadError, check_known, quoted
 from roadint.rotation.kernels.torch import dims, turn
 
-LARGEST_SCALE = 1e6  # of a block; what it multiplies stays far inside float32
+LARGEST_SCALE = 1e6  # of a block: products with it stay far inside float32
 
 Variant = Literal["road_1", "road_2", "road_4"]
 Pairing = Literal["adjacent", "half"] | int
@@ -37,13 +37,13 @@ _SHAPE_OF_A_BLOCK: dict[str, tuple[int, ...]] = {"road_1": (), "road_2": (2,), "
 
 
 def check_variant(variant: str) -> Variant:
-    """Return `variant` where it is one.
+    """Check the name of a variant.
 
     Args:
         variant: "road_1", "road_2" or "road_4" (table 1 of the paper).
 
     Returns:
-        The same.
+        The variant.
 
     Raises:
         RoadError: for anything else.
@@ -57,7 +57,7 @@ def parameter_shape(variant: Variant, blocks: int) -> tuple[int, ...]:
 
     Args:
         variant: The variant of RoAd.
-        blocks: How many blocks there are.
+        blocks: The number of blocks.
 
     Returns:
         (blocks,) for road_1, (blocks, 2) for road_2, one a matrix row, and (blocks, 2, 2) for
@@ -114,7 +114,7 @@ def group_size(pairing: Pairing, width: int) -> int:
 class Rotation:
     """All blocks of one site, for one row or many: `z = u·h + v·h̄` of the pairs of h.
 
-    `u` and `v` hold the paper's two vectors, `direct` and `cross`, in the form that is quickest.
+    `u` and `v` are the paper's two vectors, `direct` and `cross`, in the form that is quickest.
     `@` is the product, block by block: in `a @ b`, b acts first.
 
     Args:
@@ -265,10 +265,10 @@ class Rotation:
         """The rotation of some rows.
 
         Args:
-            index: Anything that indexes the leading dimensions of `u` and `v`.
+            index: An index of the leading dimensions of `u` and `v`.
 
         Returns:
-            The rotation with `u` and `v` so indexed.
+            The rotation with the indexed `u` and `v`.
         """
         return Rotation(self.u[index], None if self.v is None else self.v[index], self.group)
 
@@ -287,7 +287,7 @@ def rotation(
     add, `R(s + t) = R(s) R(t)`, and −1 is the inverse.
 
     Args:
-        theta: Angles in radians, of `parameter_shape`, or such for each leading row.
+        theta: Angles in radians, of `parameter_shape`, with leading dimensions or not.
         alpha: Scales, of the same shape.
         strength: One number, or one a block, with leading dimensions for the rows; 0 is exactly the
             identity.
@@ -328,16 +328,16 @@ def check_scale(
 ) -> None:
     """Check that `|α|^s` is finite and at most LARGEST_SCALE.
 
-    It waits for the device, so it is only for strengths outside of 0 … 1, at which a scale can't
-    pass both 1 and α.
+    It waits for the device. It is not needed for strengths from 0 to 1, at which a scale lies
+    between 1 and α.
 
     Args:
         alpha: Scales, of `parameter_shape`.
         strengths: As for `rotation`.
-        whose: Tells for the message what a block belongs to.
+        whose: Block → the owner of the block, for the message.
 
     Raises:
-        RoadError: for a strength at which there is no rotation to compute.
+        RoadError: for a strength at which a scale is too large or not finite.
     """
     alpha = alpha.detach().abs()
     s = torch.as_tensor(strengths, dtype=alpha.dtype, device=alpha.device)

@@ -1,1 +1,1 @@
-"""Many runs of one recipe, trained and measured on development data: a line each in a table."""
+"""Sweeps: many runs of one recipe, trained and measured on development data, in a table."""

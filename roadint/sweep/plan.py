@@ -1,4 +1,4 @@
-"""What a sweep tries: a recipe, settings to vary, and how each run is measured; one YAML file."""
+"""The plan of a sweep: a recipe, settings to vary, and measurements, in one YAML file."""
 
 import hashlib
 import itertools
@@ -17,29 +17,29 @@ from roadint.evaluation.language import check_language
 from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
-from roadint.recipes.edit import written_all
+from roadint.recipes.edit import plain_subspaces
 from roadint.recipes.recipe import Recipe
 from roadint.recipes.section import Count, Names, Section
 
-Changes = dict[str, Any]  # settings of a recipe by name: what one run has of its own
+Changes = dict[str, Any]  # the settings of one run, by name
 _MOST = 10_000  # runs of a sweep
 
 
 class Plan(Section):
-    """What a sweep tries and how it measures.
+    """The plan of a sweep.
 
     Attributes:
         recipe: A preset or a YAML file.
         set: Settings of all runs.
         over: Setting → values, or a list of such grids; every combination of a grid runs.
-        compose: The compositions to measure, strengths included; none, each subspace alone and all
-            of them by default.
+        compose: The compositions to measure, with strengths; none, every subspace alone and all of
+            them by default.
         data: Name → source of references.
-        prompts: What is asked: a file or a bundled set.
-        max_prompts: How many of the prompts, the first ones; all by default.
-        rows: How many references of each source, the first ones; all by default.
-        language: The language that a success is in, as ISO 639-1 code.
-        max_new_tokens: Of an answer.
+        prompts: The prompts: a file or a bundled set.
+        max_prompts: How many prompts to take, from the first; all by default.
+        rows: How many references to take of a source, from the first; all by default.
+        language: The language of a success, as ISO 639-1 code.
+        max_new_tokens: The largest length of an answer, in tokens.
     """
 
     noun: ClassVar = "sweep"
@@ -68,7 +68,7 @@ class Plan(Section):
                 joined with the file's.
 
         Raises:
-            RoadError: Something does not fit; found before anything runs.
+            RoadError: where something does not fit; nothing has run then.
         """
         content = _read(source)
         shared = _mapping("set", content.get("set")) | _mapping("set", changes.pop("set", None))
@@ -85,10 +85,10 @@ class Plan(Section):
         return plan
 
     def check(self) -> None:
-        """Check what can be known before anything runs; the hub is not asked.
+        """Check all runs before any of them starts, without the hub.
 
         Raises:
-            RoadError: A run would fail.
+            RoadError: where a run would fail.
         """
         if self.compose is not None and not self.compose:
             raise RoadError(
@@ -145,7 +145,7 @@ class Plan(Section):
             changes: Its settings, one of `runs`.
 
         Raises:
-            RoadError: A setting does not fit.
+            RoadError: where a setting does not fit.
         """
         return Recipe.load(self.recipe, self.set).override(changes)
 
@@ -160,14 +160,14 @@ def key(changes: Changes) -> str:
 
 
 def _prefix_of(recipe: Recipe) -> tuple[str, ...]:
-    """What tells whose runs can share what prefix reuse stores; an adapter has no position."""
-    site = (recipe.edit.arguments.get(name, "") for name in ("component", "position", "phase"))
+    """A key that runs share which can use the same stored prefix; adapters have no position."""
+    where = (recipe.edit.arguments.get(name, "") for name in ("component", "position", "phase"))
     lowest = min(recipe.edit.layers or [0])
-    return (recipe.model.name, recipe.model.dtype, f"{lowest:04d}", *site)
+    return (recipe.model.name, recipe.model.dtype, f"{lowest:04d}", *where)
 
 
 def _read(source: str | Path) -> dict[str, Any]:
-    """The fields of a plan that a sweep's file says; of a recipe, that it is the recipe."""
+    """The fields of a plan in a sweep's file; for a recipe, the field `recipe`."""
     path = path_of("sweep", source)
     if path.suffix in (".yaml", ".yml") and is_file(path):
         content = read_yaml(path, "sweep")
@@ -185,10 +185,10 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def _plain(name: str, value: Any) -> dict[str, Any]:
-    """Settings as JSON can hold them, which the table is written in."""
+    """Settings as JSON values, for the table."""
     settings = {
-        setting: _written(each) if setting in ("subspaces", "edit.subspaces") else each
-        for setting, each in _mapping(name, value).items()
+        setting: _plain_subspaces(values) if setting in ("subspaces", "edit.subspaces") else values
+        for setting, values in _mapping(name, value).items()
     }
     try:
         json.dumps(settings, sort_keys=True)
@@ -199,8 +199,8 @@ def _plain(name: str, value: Any) -> dict[str, Any]:
     return settings
 
 
-def _written(subspaces: Any) -> Any:
-    """Subspaces as text, or a list of what they are in one run after the other."""
+def _plain_subspaces(subspaces: Any) -> Any:
+    """Subspaces as text; in `over`, a list of them, one for every run."""
     if isinstance(subspaces, list):
-        return [_written(each) for each in subspaces]
-    return written_all(subspaces)
+        return [_plain_subspaces(run) for run in subspaces]
+    return plain_subspaces(subspaces)

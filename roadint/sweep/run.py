@@ -1,4 +1,4 @@
-"""Every run of a plan, one after the other or through Ray; resumable, its result is a table."""
+"""Running a sweep, sequentially or through Ray, resumable; the result is a table."""
 
 import json
 import logging
@@ -38,19 +38,19 @@ def sweep(
 
     Args:
         plan: A plan, the YAML file of one, or a recipe.
-        out: The folder of the table (runs.jsonl, a line a run) and of the checkpoints. Runs that
-            the table has are not done again, one that was cut short goes on.
-        engine: "sequential", where runs share what prefix reuse stores, or "ray": on all GPUs of a
+        out: The folder of the table (runs.jsonl, a line a run) and of the checkpoints. Runs in the
+            table are not repeated, and an interrupted one continues.
+        engine: "sequential", where runs share what prefix reuse stores; or "ray", on all GPUs of a
             Ray cluster, or in `workers` processes.
-        workers: Processes at once, with Ray; one a GPU by default.
-        quiet: Whether progress bars are left out.
+        workers: The number of processes with Ray; one a GPU by default.
+        quiet: Whether there are no progress bars.
 
     Returns:
-        The table in the order of the plan. A run that fails is an entry with its "error", tried
-        again by the next call.
+        The table in the order of the plan. A failed run has an "error"; the next call tries it
+        again.
 
     Raises:
-        RoadError: The plan does not fit, or `out` has another plan's table.
+        RoadError: where the plan does not fit, or `out` has another plan's table.
     """
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
@@ -75,12 +75,12 @@ def sweep(
 
 
 class Runner:
-    """Does runs of a plan in one process, which share the base model and what prefix reuse stores.
+    """Runs of a plan in one process, which share the base model and what prefix reuse stores.
 
     Args:
-        plan: What is run.
+        plan: The plan.
         out: The folder of the checkpoints.
-        quiet: Whether progress bars are left out.
+        quiet: Whether there are no progress bars.
     """
 
     def __init__(self, plan: Plan, out: Path, *, quiet: bool = True) -> None:
@@ -92,19 +92,17 @@ class Runner:
         """Train and measure one run.
 
         Args:
-            changes: Its settings.
+            changes: The settings of the run.
 
         Returns:
-            Its entry of the table. What it raises becomes the "error", which ends no other run.
+            The run's entry of the table. What the run raises becomes its "error".
         """
         entry: Entry = {"run": key(changes), "settings": changes}
         try:
             return entry | self._measured(changes)
         except RoadError as error:
             return {**entry, "error": str(error)}
-        except (
-            Exception
-        ) as error:  # any: out of memory, say, for which what is kept may be to blame
+        except Exception as error:  # any; out of memory may be the cache's fault
             self._prefix.cache = None
             logger.warning("%s failed", changes, exc_info=True)
             return {**entry, "error": f"{type(error).__name__}: {first_line(error)}"}
@@ -144,7 +142,7 @@ class Runner:
         }
 
     def _load(self, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The base model and its tokenizer, loaded anew only where the run before had another."""
+        """The base model and its tokenizer; those of the run before where they are the same."""
         wanted = (recipe.model.name, recipe.model.dtype)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = self._prefix.cache = None  # two models may not fit
@@ -155,7 +153,7 @@ class Runner:
 def _through_ray(
     plan: Plan, out: Path, todo: Sequence[Changes], workers: int | None
 ) -> Iterator[Entry]:
-    """The runs by as many Runners as there is room for, each in a process of its own."""
+    """The runs through Ray, with a Runner in every process."""
     try:
         import ray
     except ImportError:
@@ -176,12 +174,12 @@ def _through_ray(
         idle.append(runner)
         try:
             yield ray.get(done)
-        except ray.exceptions.RayError as error:  # a process that was killed; it starts again
+        except ray.exceptions.RayError as error:  # its process was killed, and starts again
             yield {"run": key(changes), "settings": changes, "error": first_line(error)}
 
 
 def _shares(have: Mapping[str, float], workers: int | None) -> tuple[int, dict[str, Any]]:
-    """How many processes at once, and what each may take of the cluster; all have room together."""
+    """The number of processes, and the resources of one, so that all of them fit the cluster."""
     if have.get("GPU"):
         gpus = int(have["GPU"])
         return min(workers or gpus, gpus), {"num_cpus": 1, "num_gpus": 1}
@@ -191,7 +189,7 @@ def _shares(have: Mapping[str, float], workers: int | None) -> tuple[int, dict[s
 
 
 def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
-    """The entries that are done, by run; a last line that a kill cut short is dropped."""
+    """The entries of the table, by run; a line that a kill cut short is dropped."""
     out.mkdir(parents=True, exist_ok=True)
     _check_plan(plan, out / "plan.json")
     entries = {}
@@ -208,7 +206,7 @@ def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
 
 
 def _check_plan(plan: Plan, file: Path) -> None:
-    """Note the plan, but for what it varies; raises RoadError where another one is noted."""
+    """Save the plan, without what it varies; raises RoadError where another plan is saved."""
     noted = json.loads(json.dumps(plan.model_dump(exclude={"over"})))
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else noted

@@ -18,8 +18,8 @@ class ClassificationTask:
     """A GLUE task: the dev set is halved into validation and test, as in the paper (appendix C.1).
 
     Args:
-        recipe: names the task, and says how many rows train.
-        sources: "train", and "dev" or else "validation" and "test"; files, or "hub".
+        recipe: The recipe, with the task's name and the number of training rows.
+        sources: "train", and "dev" or "validation" and "test" → a file, or "hub".
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -50,7 +50,7 @@ class ClassificationTask:
         check_splits(self.splits)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-        """Tokens and labels; batches are padded to their longest row."""
+        """The training examples, tokens with labels, and what pads a batch of them."""
         if tokenizer.pad_token_id is None:
             raise RoadError(
                 f"{type(tokenizer).__name__} has no padding token: "

@@ -1,4 +1,4 @@
-"""GLUE: its tasks' rows, from the files of the benchmark or the hub, split and metrics.
+"""GLUE: rows from the benchmark's files or the hub, the split of a dev set, metrics.
 
 Split and metrics are the paper's (appendix C.1).
 """
@@ -24,17 +24,16 @@ Metric = Literal["accuracy", "matthews", "pearson"]
 
 @dataclass(frozen=True)
 class GlueFormat:
-    """How a task's files look, and how it is measured.
+    """The format of a task's files, and its metric.
 
     Attributes:
-        texts: the columns that hold a row's one or two texts.
-        label: the column that holds its label.
-        labels: what that column holds, in the order of the classes; None where it holds a number,
-            to be predicted.
-        metric: the score.
-        header: the columns of a file that has no header.
-        hub_texts: the names of `texts` on the hub, where they differ.
-        dev: the name of the dev set on the hub.
+        texts: The columns of a row's one or two texts.
+        label: The column of its label.
+        labels: The labels, in the order of the classes; None where a number is to be predicted.
+        metric: The metric.
+        header: The columns of a file without a header.
+        hub_texts: The names of `texts` on the hub, where they differ.
+        dev: The name of the dev set on the hub.
     """
 
     texts: tuple[str, ...]
@@ -74,8 +73,8 @@ class GlueRow:
     """One example of a task.
 
     Attributes:
-        texts: one or two.
-        label: the index of the class, or a number.
+        texts: One or two.
+        label: The index of the class, or a number.
     """
 
     texts: tuple[str, ...]
@@ -90,10 +89,10 @@ def load_glue(
     Rows without a text or a label are skipped, as the usual readers do, and counted in the log.
 
     Args:
-        task: a name in FORMATS.
-        source: a tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
+        task: A name in FORMATS.
+        source: A tab-separated file, as the benchmark has them, or "hub" for nyu-mll/glue.
         split: "train" or "dev", on the hub.
-        limit: how many, the first ones; all by default.
+        limit: How many rows to take, from the first; all by default.
 
     Returns:
         The rows.
@@ -137,8 +136,8 @@ def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[G
     """Split a dev set at random, as the paper does (appendix C.1).
 
     Args:
-        rows: the dev set.
-        seed: of the draw.
+        rows: The dev set.
+        seed: The seed of the draw.
 
     Returns:
         Validation and test: 1,000 rows and the rest where there are over 2,000, else two halves.
@@ -151,12 +150,12 @@ def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[G
 def measure(
     task: str, predicted: Shaped[np.ndarray, " rows"], labels: Shaped[np.ndarray, " rows"]
 ) -> float:
-    """Accuracy, Matthews' or Pearson's correlation, as is a task's metric.
+    """Compute a task's metric: accuracy, Matthews' or Pearson's correlation.
 
     Args:
-        task: a name in FORMATS.
-        predicted: the classes, or the numbers.
-        labels: the right ones.
+        task: A name in FORMATS.
+        predicted: The predicted classes or numbers.
+        labels: The right classes or numbers.
 
     Returns:
         The metric; a correlation with a constant is 0.
@@ -187,7 +186,7 @@ def _hub_rows(task: str, form: GlueFormat, split: str) -> Iterator[dict[str, Any
 
 
 def _in_words(form: GlueFormat, label: Any) -> str:
-    """A label of the hub; those of its test set are -1, which is no label."""
+    """A label of the hub as in the files; empty for -1, by which the test set has none."""
     if form.labels is None:
         return str(label)
     return form.labels[label] if 0 <= label < len(form.labels) else ""
@@ -215,8 +214,8 @@ def _file_rows(form: GlueFormat, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _row(form: GlueFormat, row: Mapping[Any, Any], where: str) -> GlueRow | None:
-    """None where a text or the label is missing."""
-    if None in row:  # where csv puts what is beyond the columns
+    """A row of a file; None where a text or the label is missing."""
+    if None in row:  # csv puts cells beyond the columns there
         raise RoadError(
             f"{where} has more cells than columns: {quoted(row[None])}; "
             "expected none of them to hold a tab"

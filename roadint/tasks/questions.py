@@ -25,9 +25,9 @@ class Question:
     """One row of a file.
 
     Attributes:
-        instruction: what is asked, for the template.
-        output: what training shows.
-        answer: what counts.
+        instruction: The instruction, for the template.
+        output: The completion in training.
+        answer: The right answer.
     """
 
     instruction: str
@@ -39,8 +39,8 @@ def load_questions(source: str | Path, limit: int | None = None) -> list[Questio
     """Read questions.
 
     Args:
-        source: a file, a JSON list or JSON Lines.
-        limit: how many, the first ones; all by default.
+        source: A file, a JSON list or JSON Lines.
+        limit: How many questions to take, from the first; all by default.
 
     Returns:
         The questions.
@@ -75,7 +75,7 @@ def _question(row: Any, where: str) -> Question:
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A field as text, empty where there is none; what is answered may be a number."""
+    """A field as text, empty where there is none; outputs and answers may be numbers."""
     value = row.get(name)
     if value is None:
         return ""
@@ -87,13 +87,13 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def answered(text: str, answer: str) -> bool:
-    """Whether a text gives an answer.
+    """Whether a text gives the right answer.
 
-    That is the first choice that the text names, its last number, or the letter after "answer is".
+    The answer of a text is its first choice, its last number, or the letter after "answer is".
 
     Args:
-        text: what a model wrote.
-        answer: the right one.
+        text: The text of a model.
+        answer: The right answer.
 
     Example:
         >>> answered("4 * 3 = 12 kids. The answer is 1,250.", "1250")
@@ -118,13 +118,12 @@ def answered(text: str, answer: str) -> bool:
 class ChoiceQuestion:
     """A question whose choices are not shown: which of them is the likeliest continuation?
 
-    A small model can't point at the right one of four numbered answers; it can find one of them
-    likelier than the others.
+    A small model can't name the right one of four numbered answers, but its likelihoods differ.
 
     Attributes:
-        prompt: what the choices continue.
-        choices: the continuations.
-        right: the index of the answer.
+        prompt: The text that choices continue.
+        choices: The continuations.
+        right: The index of the right choice.
     """
 
     prompt: str
@@ -136,13 +135,14 @@ class ChoiceQuestion:
         """Read the choices that a question numbers.
 
         Args:
-            question: ends with "Answer1: … Answer2: …", or endings, options, solutions.
+            question: A question that ends with "Answer1: … Answer2: …", or with endings, options or
+                solutions.
 
         Returns:
             The question without its choices.
 
         Raises:
-            RoadError: where it numbers none, or not its answer.
+            RoadError: where choices, or the answer, are not numbered.
         """
         named = re.fullmatch(r"(answer|solution|option|ending)\s?(\d)", question.answer.lower())
         body = re.split(r"\s*Answer format:", question.instruction)[0]

@@ -1,4 +1,4 @@
-"""Reasoning on a language model: answers that it writes, and choices that it finds likely."""
+"""Reasoning on a language model: by answers that it writes, or by likelihoods of choices."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -28,11 +28,11 @@ _HELD_OUT = 200  # training rows, at most, where none validate
 class ReasoningTask:
     """Questions with answers, in three splits.
 
-    Where no rows are for validation, a tenth of the training rows is (200 at most).
+    Without rows for validation, a tenth of the training rows is held out (200 at most).
 
     Args:
-        recipe: says how many rows train and are scored, and how prompts are made.
-        sources: "train" and "test", and maybe "validation"; files.
+        recipe: The recipe, with numbers of rows and the template of prompts.
+        sources: "train", "test" and, optionally, "validation" → a file.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -70,7 +70,7 @@ class ReasoningTask:
     def tokenized(
         self, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], *, eos: bool
     ) -> list[Example]:
-        """Pairs of an instruction and what follows it, as tokens."""
+        """Tokenise pairs of an instruction and its completion."""
         recipe = self.recipe
         return tokenize(
             [{"instruction": instruction, "output": output} for instruction, output in pairs],

@@ -16,7 +16,7 @@ from roadint.errors import RoadError
 from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
-from roadint.tasks.table import task_of
+from roadint.tasks.registry import task_of
 from roadint.tasks.task import Task, check_examples
 from roadint.training.base_trainer import BaseTrainer, training_arguments
 from roadint.training.isolation import alone, unchanged
@@ -33,15 +33,15 @@ def finetune(
     """Train an adapter for a recipe's task.
 
     Args:
-        recipe: of kind "linear", with a task.
-        data: "train" and "dev", or "validation" and "test", by default the recipe's; see
+        recipe: A recipe of kind "linear" with a task.
+        data: "train" and "dev", or "train", "validation" and "test"; by default the recipe's. See
             roadint.tasks.glue and .questions.
-        out: where the checkpoint goes.
-        quiet: no progress bar.
+        out: The folder of the checkpoint.
+        quiet: Whether there is no progress bar.
 
     Returns:
-        The RoadModel, with the values of the best epoch, and the summary: the metric on the
-        validation rows, by epoch, on the test rows, and what training took.
+        The RoadModel with the values of the best epoch; and the summary: the metric on validation
+        rows by epoch, the metric on test rows, steps and seconds.
 
     Raises:
         RoadError: for bad input, before a model is loaded.
@@ -50,8 +50,7 @@ def finetune(
     if recipe.edit.kind != "linear":
         raise RoadError(
             f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind "
-            "'linear'; "
-            "data sets alone train the others"
+            "'linear'; data sets alone train the others"
         )
     set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(task, recipe)
@@ -70,8 +69,8 @@ def load_for(task: Task, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTok
     """The base model that a task needs, and its tokenizer.
 
     Args:
-        task: says whether it is a classifier, which gets a new head, or a language model.
-        recipe: names the model.
+        task: The task; for a classification the model gets a new head.
+        recipe: The recipe, which names the model.
 
     Returns:
         The model and the tokenizer, which has a padding token.
@@ -94,18 +93,18 @@ def fit(
     *,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Train what asks for gradients in a model, and measure it.
+    """Train the parameters of a model that require gradients, and measure it.
 
     Args:
-        system: a RoadModel, or another method's model that is called as one. Afterwards it has the
+        system: A RoadModel, or another method's model that is called as one. Afterwards it has the
             values of the epoch with the best validation score.
-        tokenizer: of its base model.
-        task: what it learns.
-        recipe: the optimisation.
-        quiet: no progress bar.
+        tokenizer: The tokenizer of the base model.
+        task: The task.
+        recipe: The recipe, for the optimisation.
+        quiet: Whether there is no progress bar.
 
     Returns:
-        The figures.
+        The summary.
 
     Raises:
         RoadError: where the model can't read the task's examples.
@@ -156,12 +155,12 @@ def _arguments(recipe: Recipe, folder: Path) -> Any:
 
 
 class _TaskTrainer(BaseTrainer):
-    """Its evaluation is a task's score; its loss is the completions' where there are some."""
+    """Evaluates by a task's score; its loss is that of completions, or the model's own."""
 
     def __init__(self, *args: Any, score: Callable[[], float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._score = score
-        self.model_accepts_loss_kwargs = True  # num_items_in_batch is ours to use
+        self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
     def compute_loss(
         self,
@@ -171,7 +170,7 @@ class _TaskTrainer(BaseTrainer):
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """A mean over rows, or over the tokens, of the (accumulated) batch."""
+        """The mean over rows or tokens of the (accumulated) batch."""
         if "places" in inputs:
             nll, _ = completion_nll(model, inputs)
             return nll.mean() if num_items_in_batch is None else nll.sum() / num_items_in_batch

@@ -1,4 +1,4 @@
-"""What a task is to a training: examples, batches and a score."""
+"""The protocol of a task: examples, batches and a score."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -18,8 +18,8 @@ class Task(Protocol):
     """A task with its data, read and checked before a model is loaded.
 
     Args:
-        recipe: its settings.
-        sources: split → file; "train", and what the task is measured on.
+        recipe: The recipe.
+        sources: Split → file; "train", and the splits that the task is measured on.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -45,8 +45,8 @@ class Task(Protocol):
         """Measure a model.
 
         Args:
-            model: a RoadModel, or what is called as one.
-            tokenizer: its own.
+            model: A RoadModel, or another method's model that is called as one.
+            tokenizer: The model's tokenizer.
             split: "validation" or "test".
 
         Returns:
@@ -60,15 +60,15 @@ class Task(Protocol):
 def check_examples(
     system: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Any]
 ) -> None:
-    """Check that a model can read what a task prepared.
+    """Check that a model can read a task's examples.
 
     Args:
-        system: a RoadModel, or what is called as one.
-        tokenizer: its own.
+        system: A RoadModel, or another method's model that is called as one.
+        tokenizer: The model's tokenizer.
         examples: Examples, or mappings with input_ids.
 
     Raises:
-        RoadError: where there are more tokens than positions, or ids that are not embedded.
+        RoadError: where an example has more tokens than positions, or ids without an embedding.
     """
     listed = [
         example if isinstance(example, Example) else Example(example["input_ids"], [], None)
@@ -81,10 +81,10 @@ def check_splits(splits: Mapping[str, Sequence[Any]]) -> None:
     """Check that every split has rows.
 
     Args:
-        splits: the rows by the split's name.
+        splits: The rows by the split's name.
 
     Raises:
-        RoadError: where one has none.
+        RoadError: where a split is empty.
     """
     counts = ", ".join(f"{len(rows)} for {name}" for name, rows in splits.items())
     for name, rows in splits.items():

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from roadint.architecture.layers import site_path
+from roadint.architecture.outputs import hidden_of
 from roadint.data.collate import Collator, Example, moved
 from roadint.engines.transformers.partial import Enough, run_until_enough
 from roadint.interventions.base import SubspaceIntervention
@@ -23,14 +24,14 @@ def fit_axes(
 ) -> None:
     """Measure the principal axes that interventions wait for, of the tokens that they edit.
 
-    The base model tells the hidden states. Axes that are known already stay: values were learned
-    in them.
+    The hidden states are the base model's. Axes that are known already stay as they are, since
+    values were learned in them.
 
     Args:
-        road: the model and its interventions.
-        examples: tokenized rows.
-        collate: makes batches of them.
-        quiet: no progress bar.
+        road: The model and its interventions.
+        examples: Tokenized rows.
+        collate: Makes batches of the examples.
+        quiet: Whether there is no progress bar.
     """
     for intervention in road.interventions:
         axes = intervention.unmeasured_axes()
@@ -45,12 +46,12 @@ def _hidden_at(
     collate: Collator,
     quiet: bool,
 ) -> Float[Tensor, "tokens width"]:
-    """What the intervention edits of these examples, float32."""
+    """The hidden states that an intervention edits in these examples, float32."""
     parts: list[Tensor] = []
     edited = torch.zeros(0)
 
     def note(module: Any, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden_of(output)
         parts.append(hidden[edited.to(hidden.device)].float())
         raise Enough
 

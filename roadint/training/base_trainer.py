@@ -1,4 +1,4 @@
-"""What all of roadint's trainings ask of transformers' Trainer."""
+"""The base class of roadint's trainers, and their TrainingArguments."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
     """The optimisation of a recipe, as Trainer takes it.
 
     Args:
-        recipe: its settings.
-        folder: where Trainer writes.
-        settings: other fields of TrainingArguments, such as when it saves and evaluates.
+        recipe: The recipe.
+        folder: The folder that Trainer writes to.
+        settings: Other fields of TrainingArguments, such as when to save and evaluate.
 
     Returns:
         Arguments without weight decay, which would pull α to 0.
@@ -38,8 +38,7 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Without this, torchrun on a machine without a GPU would train one and the same run in
-        # every process.
+        # Without this, every process of torchrun would train the same run where there is no GPU.
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         disable_tqdm=True,
         log_level="error",
@@ -50,18 +49,18 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
 class BaseTrainer(Trainer):
     """Trainer whose optimizer never decays weights.
 
-    Its labels are those of completions, or of rows: all count, where Trainer would skip the first.
+    It counts all labels, which are those of completions or of rows; Trainer would skip the first.
     """
 
-    model: Any  # a RoadModel, or a rival's; Trainer knows only PreTrainedModels
+    model: Any  # a RoadModel, or another method's; Trainer expects a PreTrainedModel
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer gets: what asks for gradients."""
-        return [each for each in self.model.parameters() if each.requires_grad]
+        """The parameters for the optimizer: those that require gradients."""
+        return [value for value in self.model.parameters() if value.requires_grad]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The chosen optimizer (AdamW), without the weight decay that is its default."""

@@ -1,4 +1,4 @@
-"""Companions: what acts beside the examples of a composition while it learns to work beside it."""
+"""Companions: compositions that act beside one that learns, so that it learns to work with them."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from roadint.model.road_model import RoadModel
 
 
 class Companions:
-    """For each composition with companions, its sums with them.
+    """The sums of compositions with their companions.
 
-    A share of its examples runs with one of the sums, drawn at random; the companion doesn't learn.
+    A share of a composition's examples runs with one of the sums, drawn at random, in which the
+    companion does not learn.
     """
 
     def __init__(self, sums: Mapping[str, Sequence[Composition]], rate: float) -> None:
@@ -29,15 +30,15 @@ class Companions:
         """Read companions.
 
         Args:
-            road: the model, whose names compositions use.
-            companions: composition → composition, or several.
-            rate: the share of a composition's examples that have a companion, from 0 to 1.
+            road: The model.
+            companions: Composition → its companion, or a list of companions.
+            rate: The share of a composition's examples that run with a companion, from 0 to 1.
 
         Returns:
             The companions.
 
         Raises:
-            RoadError: where they don't fit the model, or take away what is to learn.
+            RoadError: where they do not fit the model, or cancel what is to learn.
         """
         if not 0 <= rate <= 1:
             raise RoadError(
@@ -57,18 +58,17 @@ class Companions:
         """Draw companions for a batch, from torch's generator, which a resumed run restores.
 
         Args:
-            compositions: one a row.
+            compositions: One a row.
 
         Returns:
-            The arguments of `RoadModel.forward` that say what acts and what learns in each row;
-            none where there are no companions.
+            "compose" and "learning" for `RoadModel.forward`; nothing where there are no companions.
         """
         if not self._sums:
             return {}
         acting: list[Any] = []
         for name, drawn in zip(compositions, torch.rand(len(compositions)).tolist(), strict=True):
             sums = self._sums.get(str(name), ())
-            # One draw says whether a companion acts, and which one.
+            # One random number decides whether a companion acts, and which one.
             index = int(drawn / self._rate * len(sums)) if self._rate else len(sums)
             acting.append(sums[index] if index < len(sums) else name)
         return {"compose": acting, "learning": compositions}

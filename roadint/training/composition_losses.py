@@ -1,4 +1,4 @@
-"""The training loss of each composition, between two lines of the log."""
+"""The training loss of every composition, summed between two lines of the log."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 class CompositionLosses:
     """Sums and counts of tokens' losses, by composition.
 
-    They stay on the device until the log asks for them, so that no step waits for it.
+    They stay on the device until the log needs them, so that no step waits for the device.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class CompositionLosses:
         """Add a batch.
 
         Args:
-            compositions: one a row.
-            nll: the loss of each token, in nats.
-            rows: the row of each token.
+            compositions: One a row.
+            nll: The losses of the completions' tokens, in nats.
+            rows: The rows of the tokens.
         """
         by_row = torch.zeros(len(compositions), 2, device=nll.device)
         by_row.index_add_(0, rows, torch.stack([nll.detach(), torch.ones_like(nll)], dim=1))
@@ -37,7 +37,7 @@ class CompositionLosses:
             self._sums[str(composition)].append(sums)
 
     def take_means(self) -> dict[str, float]:
-        """The mean loss of each composition, in nats a token; the next sums begin at zero."""
+        """The mean loss of every composition, in nats a token; sums start again at zero."""
         means = {}
         for composition, sums in sorted(self._sums.items()):
             total, count = torch.stack(sums).sum(0).tolist()
@@ -46,10 +46,10 @@ class CompositionLosses:
         return means
 
     def state(self) -> dict[str, Float[Tensor, "batches 2"]]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint keeps."""
         return {name: torch.stack(sums).cpu() for name, sums in self._sums.items() if sums}
 
     def restore(self, state: Mapping[str, Float[Tensor, "batches 2"]]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore the state of a checkpoint."""
         self._sums.clear()
         self._sums.update({name: list(sums) for name, sums in state.items()})

@@ -1,7 +1,7 @@
-"""What happens to the values around an optimizer step: rates of their own, decay, bounds.
+"""Constraints on the values around an optimizer step: learning rates of subspaces, decay, bounds.
 
-Adam's step does not depend on the size of a gradient, so none of these can be had by scaling the
-loss: they act on the values. Which of them a kind of intervention allows is the kind's to say.
+Adam's step does not depend on the size of a gradient, so scaling the loss has none of these
+effects; constraints act on the values. A kind of intervention decides which constraints it allows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from roadint.interventions.base import SubspaceIntervention, subspace_names
 
 
 class Rescaled(Protocol):
-    """Whatever has values at other strengths: an intervention, an adapter."""
+    """What can be rescaled: an intervention, an adapter."""
 
     def rescale(self, strengths: float, /) -> None:
         """Make a strength the new strength 1, in place."""
@@ -26,14 +26,14 @@ class Rescaled(Protocol):
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a training asks for beside its optimizer.
+    """What happens to values beside the optimizer's steps.
 
     Attributes:
-        rates: subspace → learning rate, as a multiple of the run's own; for kinds whose units have
-            parameters apart, as RoAd's blocks have.
-        decay: each step shrinks every edit by the rate times this, as a strength of 1 − rate·decay
-            does: toward the identity, where weight decay would pull α to 0.
-        max_log_scale: the bound of |log α|, 0 for pure rotations; for kinds that have scales.
+        rates: Subspace → learning rate, as a multiple of the run's; for kinds whose units have
+            their own parameters, such as RoAd's blocks.
+        decay: After every step, a strength of 1 − rate·decay becomes the new strength 1: edits
+            shrink toward the identity, where weight decay would pull α to 0.
+        max_log_scale: The bound of |log α|, 0 for pure rotations; for kinds that have scales.
     """
 
     rates: Mapping[str, float]
@@ -41,10 +41,10 @@ class Constraints:
     max_log_scale: float | None = None
 
     def check(self, interventions: Sequence[SubspaceIntervention]) -> None:
-        """Check that these interventions allow it.
+        """Check that interventions allow the constraints.
 
         Raises:
-            RoadError: for an unknown subspace, and for an intervention that this can't be done for.
+            RoadError: for an unknown subspace, and for an intervention that does not allow them.
         """
         names = subspace_names(interventions)
         for name in self.rates:
@@ -53,8 +53,8 @@ class Constraints:
                     f"no subspace {quoted(name)} to give a rate: expected one of {listing(names)}"
                     f"{did_you_mean(name, names)}"
                 )
-        without_units = any(not each.unit_parameters() for each in interventions)
-        without_scales = any(not each.scale_parameters() for each in interventions)
+        without_units = not all(edit.unit_parameters() for edit in interventions)
+        without_scales = not all(edit.scale_parameters() for edit in interventions)
         bounded = self.max_log_scale is not None
         if (self.rates and without_units) or (bounded and without_scales):
             raise RoadError(
@@ -68,7 +68,7 @@ class Constraints:
         interventions: Sequence[SubspaceIntervention],
         adapters: Sequence[RoadAdapter] = (),
     ) -> None:
-        """Act around every step of the optimizer; raises as `check` does."""
+        """Add hooks around the optimizer's steps; raises as `check` does."""
         self.check(interventions)
         if self.rates:
             steps = _ScaledSteps(self._factors(interventions))
@@ -79,7 +79,7 @@ class Constraints:
                 partial(_shrink, [*interventions, *adapters], self.decay)
             )
         if self.max_log_scale is not None:
-            scales = [scale for each in interventions for scale in each.scale_parameters()]
+            scales = [scale for edit in interventions for scale in edit.scale_parameters()]
             scales += [adapter.alpha for adapter in adapters]
             bound = float(torch.tensor(self.max_log_scale).exp())
             optimizer.register_step_post_hook(partial(_clamp, scales, bound))
@@ -87,7 +87,7 @@ class Constraints:
     def _factors(
         self, interventions: Sequence[SubspaceIntervention]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Parameters, and what the steps of their units are multiplied by."""
+        """Parameters, and the factors of their units' steps."""
         factors: list[tuple[Tensor, Tensor]] = []
         for intervention in interventions:
             rates = {name: self.rates.get(name, 1.0) for name in intervention.partition}
@@ -100,7 +100,7 @@ class Constraints:
 
 @dataclass
 class _ScaledSteps:
-    """Makes an optimizer's step longer or shorter, after it."""
+    """Scales an optimizer's step, after it."""
 
     factors: Sequence[tuple[Tensor, Tensor]]
     before: list[Tensor] = field(default_factory=list)

@@ -1,9 +1,9 @@
-"""Whether a model is the same as before, however it was changed: its values, and what it does.
+"""Fingerprints of models: whether a model is still the same, in its values and in what it does.
 
-The versions of tensors do not tell: fused optimizers, `.data` and others write past them. So all
-values are read once, at the speed of memory: the bits of a tensor as 32-bit integers times fixed
-random 64-bit numbers, summed modulo 2^64. Two tensors that differ anywhere, in values or in their
-order, have the same sum with a chance of about 2^-32.
+The version counters of tensors do not tell, since fused optimizers, `.data` and others bypass them.
+So all values are read once, at the speed of memory: the bits of a tensor as 32-bit integers times
+fixed random 64-bit numbers, summed modulo 2^64. Two tensors that differ in values or in their order
+have the same sum with a probability of about 2^-32.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _COLUMNS = 1 << 16
-# How many rows of _COLUMNS numbers are multiplied at once: on a CPU what a core's cache holds,
-# elsewhere many, so that few kernels are launched.
+# How many matrix rows of _COLUMNS numbers are multiplied at once: on a CPU what a core's cache
+# holds, elsewhere many, so that few kernels are launched.
 _CPU_ROWS, _DEVICE_ROWS = 1, 64
 _WEIGHTS = torch.randint(
     -(2**63), 2**63 - 1, (_COLUMNS,), dtype=torch.long, generator=torch.Generator().manual_seed(0)
@@ -29,10 +29,10 @@ def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """A digest of tensors: of their names, shapes, types and values, whatever their device.
 
     Args:
-        named: names and tensors, such as `model.named_parameters()`.
+        named: Names and tensors, such as `model.named_parameters()`.
 
     Returns:
-        The digest, in hexadecimal; None where some values are not there (offloaded).
+        The digest, in hexadecimal; None where some values are offloaded.
 
     Example:
         >>> zeros = fingerprint_of([("w", torch.zeros(3))])
@@ -58,7 +58,7 @@ def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 @torch.no_grad()
 def _sums(tensor: Shaped[Tensor, "..."], weights: Int[Tensor, " columns"]) -> Int[Tensor, " sums"]:
-    """Of each _COLUMNS numbers of a tensor's bits."""
+    """The sums of runs of _COLUMNS numbers of a tensor's bits."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if len(flat) % 4 or flat.storage_offset() % 4:
         flat = functional.pad(flat, (0, -len(flat) % 4)).clone()
@@ -76,9 +76,9 @@ class ModelState:
     """Everything that a model's forward pass depends on.
 
     Attributes:
-        values: the fingerprint of parameters and buffers; None where some are not there.
-        settings: a digest of the modules' kinds, modes and plain settings.
-        functions: the hooks, and what stands in the place of a module's own methods.
+        values: The fingerprint of parameters and buffers; None where some are offloaded.
+        settings: A digest of the modules' kinds, modes and plain settings.
+        functions: The hooks, and functions that replace methods of modules.
     """
 
     values: str | None
@@ -91,7 +91,7 @@ class ModelState:
         return cls(_values_of(model), _settings_of(model), _functions_of(model))
 
     def is_of(self, model: nn.Module) -> bool:
-        """Whether a model is in this state now; never where some values were not there."""
+        """Whether a model is in this state now; False where some values are offloaded."""
         functions = _functions_of(model)
         return (
             self.values is not None

@@ -1,4 +1,4 @@
-"""Trainings that leave no trace on a model, and do not meet each other."""
+"""Isolation of trainings: one at a time, and no traces on the model."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,10 +8,8 @@ from typing import Any
 from torch import nn
 
 alone = threading.RLock()
-"""Held by the training that runs in this process.
-
-Accelerate's state and torch's random numbers are the whole process's.
-"""
+"""Held by the training that runs in this process: accelerate's state and torch's generator are the
+process's."""
 
 _SET_BY_ACCELERATE = ("forward", "_original_forward")
 
@@ -20,10 +18,10 @@ _SET_BY_ACCELERATE = ("forward", "_original_forward")
 def unchanged(system: nn.Module) -> Iterator[None]:
     """Undo afterwards what Trainer and accelerate set on a model.
 
-    That is modes, configurations, and a forward in half precision.
+    They set modes, configurations, and a forward in half precision.
 
     Args:
-        system: a RoadModel, or what else holds a transformers model as its `model`.
+        system: A RoadModel, or another module with a transformers model as its `model`.
     """
     modes = {module: module.training for module in system.modules()}
     forwards = {name: vars(system)[name] for name in _SET_BY_ACCELERATE if name in vars(system)}
@@ -57,10 +55,10 @@ def _restorer(config: Any) -> Callable[[], None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter of a model ask for gradients, inside; afterwards, those that did do again.
+    """Let no parameter of a model require gradients inside the context.
 
     Args:
-        model: the base model.
+        model: The base model.
     """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:

@@ -1,4 +1,4 @@
-"""What a training needs, read and checked before anything is written or learned."""
+"""Preparing a training: data and settings, read and checked before anything is written."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ class PreparedRun:
     """A training that fits its model.
 
     Attributes:
-        recipe: its settings.
-        sources: the names of the data sets' sources, by composition.
-        examples: the tokens of all data sets.
-        template: of the prompts.
-        constraints: what happens to the values around each step.
-        strengths: subspace → the strength, after training, that becomes its 1.
-        companions: composition → what acts beside it.
+        recipe: The recipe.
+        sources: Composition → the name of its data source.
+        examples: The tokens of all data sets.
+        template: The template of the prompts.
+        constraints: What happens to values around optimizer steps.
+        strengths: Subspace → the strength that becomes the new 1 after training.
+        companions: Composition → its companions.
     """
 
     recipe: Recipe
@@ -52,16 +52,15 @@ def prepare(
     """Read the data and check that all fits the model.
 
     Args:
-        road: the model that is to train.
-        tokenizer: of its base model.
-        data: composition → source; the recipe's by default.
-        recipe: the settings.
-        chosen: the settings that the caller names. The rates, strengths and companions of a preset
-            are for its own data sets and subspaces, so those of others are dropped; a caller's are
-            not.
+        road: The model to train.
+        tokenizer: The model's tokenizer.
+        data: Composition → source; the recipe's by default.
+        recipe: The recipe.
+        chosen: The names of settings that the caller set. Rates, strengths and companions of other
+            data sets and subspaces are refused there, and dropped where they are a preset's.
 
     Returns:
-        The run.
+        The prepared run.
 
     Raises:
         RoadError: for what does not fit.
@@ -71,34 +70,30 @@ def prepare(
     sources: Any = recipe.data.sources if empty else data
     examples = _tokenize_all(road, tokenizer, sources, recipe)
     check_fits(examples, road.model, pad_id(tokenizer))
-    rates = (
-        recipe.optimisation.lrs if "lrs" in chosen else _known(recipe.optimisation.lrs, road.names)
-    )
-    strengths = (
-        recipe.optimisation.strengths
-        if "strengths" in chosen
-        else _known(recipe.optimisation.strengths, road.names)
-    )
+    optimisation = recipe.optimisation
+    rates = _relevant("lrs", optimisation.lrs, road.names, chosen)
+    strengths = _relevant("strengths", optimisation.strengths, road.names, chosen)
     _check_names("lrs", dict.fromkeys(rates, 1.0), road.names)
     _check_names("strengths", strengths, road.names)
-    factors = {name: rate / recipe.optimisation.lr for name, rate in rates.items()}
-    constraints = Constraints(factors, recipe.optimisation.decay, recipe.optimisation.max_log_scale)
+    factors = {name: rate / optimisation.lr for name, rate in rates.items()}
+    constraints = Constraints(factors, optimisation.decay, optimisation.max_log_scale)
     constraints.check(list(road.interventions))
     compositions = {str(example.composition) for example in examples}
-    named = recipe.data.companions
-    companions = named if "companions" in chosen else _known(named, compositions)
+    companions = _relevant("companions", recipe.data.companions, compositions, chosen)
     _check_companions(road, companions, recipe.data.companion_rate, compositions)
     _check_positions(road, examples)
     names = {name: _source_name(source) for name, source in sources.items()}
     return PreparedRun(recipe, names, examples, template, constraints, strengths, companions)
 
 
-def _known(named: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in named.items() if name in names}
+def _relevant(
+    setting: str, values: Mapping[str, Any], names: Collection[str], chosen: Collection[str]
+) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if setting in chosen or name in names}
 
 
 def _check_names(setting: str, strengths: Mapping[str, float], names: Sequence[str]) -> None:
-    """As compositions, the names are parsed; "all" and the like are no subspaces."""
+    """Parse the names as a composition, and refuse "all" and labels, which are no subspaces."""
     Composition.parse(strengths, names)
     for name in strengths:
         if name not in names:
@@ -148,16 +143,16 @@ def _tokenize_all(
 
 
 def _check_positions(road: RoadModel, examples: Sequence[Example]) -> None:
-    """Refuse an intervention that edits a token that prompts of its own subspaces don't have."""
+    """Refuse an intervention that edits a token which a prompt of its subspaces does not have."""
     shortest: dict[str | None, int] = {}
     for example in examples:
         length = len(example.prompt)
         shortest[example.composition] = min(length, shortest.get(example.composition, length))
     for composition, length in shortest.items():
         acting = {name for name, _ in Composition.parse(composition, road.names).terms}
-        for site in road.interventions:
-            if acting & set(site.partition):
-                site.position.check(torch.tensor([length]))
+        for intervention in road.interventions:
+            if acting & set(intervention.partition):
+                intervention.position.check(torch.tensor([length]))
 
 
 def _source_name(source: DataSource) -> str:

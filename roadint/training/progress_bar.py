@@ -21,8 +21,8 @@ def progress_bar(trainer: Trainer, *, quiet: bool) -> Iterator[None]:
     """Show roadint's bar in the place of Trainer's own, while the trainer trains.
 
     Args:
-        trainer: prints nothing itself any more.
-        quiet: no bar at all.
+        trainer: Prints nothing itself any more.
+        quiet: No bar at all.
     """
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)

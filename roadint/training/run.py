@@ -46,18 +46,18 @@ def train(
     """Train all subspaces of a RoadModel at once, each data set through its own composition.
 
     Args:
-        road: its interventions and adapters learn, in place. Its base model stays as it is.
-        tokenizer: of the base model.
-        data: composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
+        road: The model, whose interventions and adapters learn in place; the base model does not.
+        tokenizer: The base model's tokenizer.
+        data: Composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
             the recipe's by default.
-        recipe: a preset, a YAML file or a Recipe, for the data and the optimisation; the
-            interventions are those of `road`.
-        out: a folder, for checkpoints while the run goes on, and the result when it is done.
-        resume: go on from the last checkpoint in `out`. A run of the same settings and data that is
-            done is taken up as it is.
-        quiet: no progress bar.
-        shared_prefix: lets the next run take what prefix reuse stored in this one, where it fits.
-        overrides: single settings of the recipe, such as lr=1e-2.
+        recipe: A preset, a YAML file or a Recipe, for data and optimisation; the interventions are
+            those of `road`.
+        out: A folder, for checkpoints during the run, and for the result.
+        resume: Continue from the last checkpoint in `out`. The result of a finished run with the
+            same settings and data is loaded.
+        quiet: Whether there is no progress bar.
+        shared_prefix: Lets the next run use what prefix reuse stored in this one, where it fits.
+        overrides: Settings of the recipe, such as lr=1e-2.
 
     Returns:
         The summary, also `road.training_summary`: "recipe", "rows" of each composition, "steps",
@@ -105,7 +105,7 @@ def train(
 
 
 def _take_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> dict[str, Any]:
-    """The result of a run that finished, or was killed when it only had to remove checkpoints."""
+    """Load the result of a finished run, or of one that was killed while it removed checkpoints."""
     run_folder.restore(road, done)
     road.template = check_template(done.config["template"])
     road.training_summary = done.config["training"]
@@ -124,7 +124,7 @@ def _learn(
     quiet: bool,
     shared_prefix: SharedPrefix | None,
 ) -> RoadTrainer:
-    """Train, with checkpoints where there is a folder for them, going on from the last one."""
+    """Train, with checkpoints in `folder`, from the checkpoint `last`."""
     before, recipe, collator = road.template, run.recipe, Collator(tokenizer)
     memory = recipe.optimisation.prefix_memory  # GB
     try:
@@ -159,11 +159,11 @@ def _learn(
 
 
 def _rescale(road: RoadModel, strengths: Mapping[str, float]) -> None:
-    """Make a strength of each subspace or adapter its 1."""
+    """Make a strength of every named subspace or adapter the new strength 1."""
     if not strengths:
         return
-    for site in road.interventions:
-        site.rescale({name: value for name, value in strengths.items() if name in site.partition})
+    for edit in road.interventions:
+        edit.rescale({name: value for name, value in strengths.items() if name in edit.partition})
     for name in road.adapters.keys() & strengths.keys():
         road.adapters[name].rescale(strengths[name])
 
@@ -175,7 +175,7 @@ def _arguments(recipe: Recipe, folder: Path | None, scratch: Path) -> TrainingAr
         save_strategy="no" if folder is None else "steps",
         save_steps=recipe.optimisation.save_steps,
         save_total_limit=2,
-        ddp_find_unused_parameters=True,  # a batch may leave a site without a subspace of its own
+        ddp_find_unused_parameters=True,  # in a batch an intervention may not act
     )
 
 

@@ -1,12 +1,12 @@
-"""The folder of a run while it goes on: what of it is whole, whose it is, and how it ends.
+"""The output folder of a run: its identity, its checkpoints while it trains, its end.
 
-A kill at any point leaves a run that goes on to the same result, or one that is done.
+A kill at any point leaves a run that can continue to the same result, or a finished one.
 
-A run keeps run.json, what must be the same to go on, and Trainer's checkpoint-N in the folder
-`checkpoints` of its output. That folder comes into being by a rename, only once run.json is in it.
-The run ends when the result is in the output: the result names the run that it is from, and a mark
-beside it says that `checkpoints` is being removed. So what a kill leaves of `checkpoints` is told
-from a run that is still to end.
+A run keeps two things in the folder `checkpoints` of its output: run.json, with what must be the
+same to continue, and Trainer's checkpoint-N. That folder appears by a rename, when run.json is in
+it. The run ends when the result is in the output. The result names its run, and a mark beside it
+says that `checkpoints` is being removed: so the remains of a finished run differ from an unfinished
+one.
 """
 
 import hashlib
@@ -39,16 +39,16 @@ _INDIFFERENT = ("save_steps", "prefix_reuse", "prefix_memory")
 
 
 def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
-    """What must be the same for a run to go on.
+    """The identity of a run: what must be the same to continue it.
 
     Args:
-        road: the model that trains.
-        recipe: its settings; where the data comes from does not matter, its tokens do.
-        examples: the tokens.
+        road: The model that trains.
+        recipe: The recipe; the source of the data does not matter, its tokens do.
+        examples: The tokens.
 
     Returns:
-        What JSON can hold of the optimisation, the interventions and adapters, the tokens and the
-        base model's values.
+        Settings, interventions and adapters, and digests of tokens and of the base model's values,
+        as plain JSON values.
     """
     indifferent = (*_INDIFFERENT, "data")
     tokens = json.dumps(
@@ -71,18 +71,18 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
 
 
 def digest_of(identity: dict[str, Any]) -> str:
-    """What a finished checkpoint says of the run that it is from."""
+    """The digest of an identity, which a result keeps."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(out: Path) -> bool:
-    """Whether a folder holds a result, and no run that is still to end."""
+    """Whether a folder has a result, and no unfinished run."""
     folder = out / checkpoint.WHILE_TRAINING
     try:
         config = json.loads((out / checkpoint.CONFIG).read_text(encoding="utf-8"))
     except OSError:
         return False
-    except (ValueError, RecursionError):  # it is damaged, which reading it says
+    except (ValueError, RecursionError):  # damaged: reading the checkpoint raises the error
         config = {}
     if (out / _ENDS).is_file() or not folder.is_dir():
         return True
@@ -96,7 +96,7 @@ def is_finished(out: Path) -> bool:
 
 
 def finish(out: Path) -> None:
-    """Remove what a run whose result is in its folder kept while it ran."""
+    """Remove the checkpoints of a run whose result is in its folder."""
     if (out / checkpoint.WHILE_TRAINING).is_dir():
         (out / _ENDS).touch()
     _remove(out)
@@ -107,7 +107,7 @@ def finish(out: Path) -> None:
 
 
 def finished(out: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
-    """The result in a folder, where it is whole and of this run."""
+    """The result in a folder; None where it is damaged or another run's."""
     try:
         saved = checkpoint.read(out)
     except (RoadError, OSError):
@@ -116,7 +116,7 @@ def finished(out: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | Non
 
 
 def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
-    """Put the values of a checkpoint into a model of the same interventions and adapters."""
+    """Copy the values of a checkpoint into a model with the same interventions and adapters."""
     edits: list[Any] = [*road.interventions, *road.adapters.values()]
     stored: list[Any] = [*saved.interventions(), *saved.adapters(road.model)]
     with torch.no_grad():
@@ -129,16 +129,16 @@ def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
 def check_same_recipe(
     out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None
 ) -> None:
-    """Check that a finished result is one of this recipe.
+    """Check that a result comes from this recipe.
 
     Args:
-        out: the folder that it is in.
-        saved: the result.
-        recipe: the settings.
-        data: composition → source, by default the recipe's.
+        out: The folder of the result.
+        saved: The result.
+        recipe: The recipe.
+        data: Composition → source; the recipe's by default.
 
     Raises:
-        RoadError: where it is of other settings, or of data of other names.
+        RoadError: where settings or names of data differ.
     """
     training = saved.config.get("training")
     recorded = training.get("recipe") if isinstance(training, dict) else None
@@ -158,22 +158,20 @@ def check_same_recipe(
 def last_checkpoint(
     out: Path, identity: dict[str, Any], *, resume: bool, processes: int = 1, writes: bool = True
 ) -> Path | None:
-    """The last whole checkpoint of a run.
-
-    Checkpoints that a kill left half-written, or half-removed, are removed.
+    """The last whole checkpoint of a run; remains of others are removed.
 
     Args:
-        out: the output folder.
-        identity: of the run.
-        resume: whether a run may go on.
-        processes: how many train together.
-        writes: whether this one does.
+        out: The output folder.
+        identity: The identity of the run.
+        resume: Whether the run may continue an unfinished one.
+        processes: How many processes train together.
+        writes: Whether this process writes.
 
     Returns:
-        Its folder, or None where the run starts anew, for which `out` is made ready.
+        The folder of the checkpoint; None where the run starts anew, for which `out` is prepared.
 
     Raises:
-        RoadError: where there is an unfinished run that is not to go on, or another one.
+        RoadError: where there is an unfinished run, without `resume` or of another identity.
     """
     folder = out / checkpoint.WHILE_TRAINING
     if writes and not resume and is_finished(out):
@@ -205,16 +203,16 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def log_state(rank: int) -> str:
-    """The file of a checkpoint in which a process keeps what the next line of the log sums up."""
+    """The name of the file in which a process keeps its sums for the next line of the log."""
     return f"log_state_{rank}.pt"
 
 
 def is_whole(path: Path, processes: int = 1) -> bool:
-    """Whether a checkpoint has all that a training needs to go on as if it had not stopped.
+    """Whether a checkpoint has everything to continue as if the training had not stopped.
 
     Args:
-        path: its folder.
-        processes: how many train together; each has random states and sums of its own.
+        path: The folder of the checkpoint.
+        processes: How many processes train together; every one has its own random state and sums.
     """
     ranks = range(processes)
     random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
@@ -227,7 +225,7 @@ def is_whole(path: Path, processes: int = 1) -> bool:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         return bool(state["global_step"] == int(_number_of(path)))
     except MemoryError:
-        raise  # which says nothing of the files
+        raise  # no fault of the files
     except Exception:  # an unpickler raises anything for a file that was cut short
         return False
 

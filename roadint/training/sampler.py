@@ -1,7 +1,4 @@
-"""The order of the examples.
-
-Every step sees every composition, and rows that run together are of like length.
-"""
+"""The order of training examples: all compositions in every step, rows of similar lengths."""
 
 import math
 from collections import defaultdict
@@ -16,19 +13,19 @@ from roadint.data.collate import Example
 class MixedLengthSampler(Sampler[int]):
     """A new order each epoch, in which each optimizer step holds all compositions in proportion.
 
-    Adam divides by the recent size of a gradient: blocks that get one only in every other step move
-    less, so a step should not be of one composition. Padding costs as much as tokens do: the rows
-    of a composition that share a step are of like length, and a step's rows are sorted by length,
-    so that its parts (the micro-batches of gradient accumulation) hardly need padding.
+    Adam divides by the recent size of a gradient: blocks with a gradient in every other step only
+    would move less, so a step has all compositions. Padding costs as much as tokens: the rows of a
+    composition that share a step have similar lengths, and the rows of a step are sorted by length,
+    so that micro-batches hardly need padding.
 
     Args:
-        examples: of any number of compositions.
-        step_rows: how many rows an optimizer step has, over all processes.
-        seed: the order depends on it and the epoch alone.
-        processes: how many train together. Batches go to them in turn, and each process sees the
-            examples of its `shard` alone, all of them in every epoch (a few twice, so that all
-            processes have as many batches).
-        micro_batch: how many rows a batch has; all rows of a process's step by default.
+        examples: The examples, of any number of compositions.
+        step_rows: The rows of an optimizer step, over all processes.
+        seed: Order depends on the seed and the epoch alone.
+        processes: How many processes train together. Batches go to them in turn, and a process sees
+            only the examples of its `shard`, all of them in every epoch (a few twice, so that all
+            processes have the same number of batches).
+        micro_batch: The rows of a batch; by default all rows of a process's step.
 
     Example:
         >>> rows = [Example([1] * length, [2], "ab"[length % 2]) for length in range(1, 9)]
@@ -58,13 +55,13 @@ class MixedLengthSampler(Sampler[int]):
         self._shards = [
             [group[process::processes] for group in groups.values()] for process in range(processes)
         ]
-        self._rows_each = max(len(self.shard(process)) for process in range(processes))
+        self._shard_rows = max(len(self.shard(process)) for process in range(processes))
         if processes > 1:
-            batches = math.ceil(self._rows_each / self.micro_batch)
-            self._rows_each = batches * self.micro_batch
+            batches = math.ceil(self._shard_rows / self.micro_batch)
+            self._shard_rows = batches * self.micro_batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Trainer does."""
+        """Set the epoch, which changes the order; Trainer calls it."""
         self.epoch = epoch
 
     def shard(self, process: int) -> list[int]:
@@ -72,15 +69,15 @@ class MixedLengthSampler(Sampler[int]):
         return [index for group in self._shards[process] for index in group]
 
     def __len__(self) -> int:
-        return self._rows_each * self.processes
+        return self._shard_rows * self.processes
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         orders = []
         for shard in self._shards:
             order = list(self._mixed(shard, generator))
-            orders.append([order[i % len(order)] for i in range(self._rows_each)])
-        for start in range(0, self._rows_each, self.micro_batch):
+            orders.append([order[i % len(order)] for i in range(self._shard_rows)])
+        for start in range(0, self._shard_rows, self.micro_batch):
             for order in orders:
                 yield from order[start : start + self.micro_batch]
 
@@ -97,7 +94,7 @@ class MixedLengthSampler(Sampler[int]):
             yield from sorted(mixed[start : start + self.step_rows], key=self.lengths.__getitem__)
 
     def _alike(self, rows: Sequence[int], size: int, generator: torch.Generator) -> list[int]:
-        """The rows in random order, but each run of `size` of like length."""
+        """The rows in random order, in runs of `size` rows of similar length."""
         shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
         ordered = sorted(shuffled, key=lambda row: sum(self.lengths[row]))
         runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,7 +1,4 @@
-"""RoadTrainer: transformers' Trainer for a RoadModel.
-
-All subspaces train at once, each example through its own.
-"""
+"""RoadTrainer: transformers' Trainer for a RoadModel, with a composition for every example."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,33 +29,32 @@ from roadint.training.sampler import MixedLengthSampler
 class RoadTrainer(BaseTrainer):
     """Trains the interventions of a RoadModel on Examples, the base model frozen meanwhile.
 
-    Everything of Trainer works: schedules, logging, checkpoints, resuming, the best epoch,
-    accumulation, several processes; what can't is refused. The loss is the mean negative
-    log-likelihood (nats) of the completions' tokens; the logs hold it for each composition too, as
-    `loss/german`.
+    All of Trainer works (schedules, logging, checkpoints, resuming, the best epoch, accumulation,
+    many processes), or is refused. The loss is the mean negative log-likelihood (nats) of the
+    completions' tokens; the logs also have it for every composition, as `loss/german`.
 
     Args:
-        model: the RoadModel.
+        model: The RoadModel.
         args: Trainer's settings.
-        companions: composition → composition, or several. A share `companion_rate` of the examples
-            of the first runs with the second (one of them, at random) acting too, without gradients
-            for it, so that the first learns to work beside it.
-        companion_rate: from 0 to 1.
-        constraints: what happens to the values around each step; see roadint.training.constraints.
-        prefix_reuse: compute once what the edit can't change (roadint.training.prefix), where the
+        companions: Composition → its companion, or a list of companions. In a share
+            `companion_rate` of the composition's examples one of them, at random, acts too, without
+            gradients, so that the composition learns to work with it.
+        companion_rate: A share, from 0 to 1.
+        constraints: Constraints on values around steps; see roadint.training.constraints.
+        prefix_reuse: Compute once what the edit can't change (roadint.training.prefix), where the
             data_collator is roadint's.
-        prefix_memory: the budget of that in bytes; a quarter of what is free by default.
-        shared_prefix: lets the next training take what this one stored.
-        quiet: no progress bar for the pass over the data that stores it.
-        kwargs: Trainer's other arguments; the data sets are sequences of Example
+        prefix_memory: The bytes that prefix reuse may store; a quarter of what is free by default.
+        shared_prefix: Lets the next training use what prefix reuse stored in this one.
+        quiet: Whether prefix reuse has no progress bar.
+        kwargs: Trainer's other arguments; data sets are sequences of Example
             (roadint.data.collate).
 
     Attributes:
-        prefix_report: what prefix reuse stored in the last training; None without it.
+        prefix_report: What prefix reuse stored in the last training; None without it.
 
     Raises:
-        RoadError: for weight decay, which would pull α to 0, not to the identity, and for what
-            would not act.
+        RoadError: for weight decay, which would pull α to 0, not to the identity, and for settings
+            that would not act.
     """
 
     train_dataset: Any
@@ -99,7 +95,7 @@ class RoadTrainer(BaseTrainer):
         A training waits for the others of this process.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the last whole one in the
+            resume_from_checkpoint: A checkpoint's folder, or True for the last whole one in the
                 output folder.
             args: Trainer's other arguments.
             kwargs: Trainer's other arguments.
@@ -108,7 +104,7 @@ class RoadTrainer(BaseTrainer):
             Trainer's result.
 
         Raises:
-            RoadError: where a checkpoint lacks something that going on takes.
+            RoadError: where a checkpoint lacks something that continuing needs.
         """
         last = self._whole_checkpoint(resume_from_checkpoint)
         with (
@@ -168,13 +164,13 @@ class RoadTrainer(BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The mean over the tokens of the (accumulated) batch; it is noted for the logs.
+        """The mean over the tokens of the (accumulated) batch, which is also summed for the logs.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            inputs: a batch.
-            return_outputs: whether the tokens' losses are wanted.
-            num_items_in_batch: how many tokens there are in all of the accumulated batches.
+            model: The RoadModel, or a wrapper of it.
+            inputs: A batch.
+            return_outputs: Whether the tokens' losses are wanted.
+            num_items_in_batch: The number of tokens in the accumulated batches.
 
         Returns:
             The loss, in nats a token, or a pair of it and {"nll": [tokens]}.
@@ -204,17 +200,17 @@ class RoadTrainer(BaseTrainer):
         Float[Tensor, "rows columns"] | None,
         Int[Tensor, "rows columns"] | None,
     ]:
-        """The loss of a batch, and what its completions' tokens are and cost.
+        """The loss of a batch, and its completions' tokens with their losses.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            inputs: a batch.
-            prediction_loss_only: whether the loss is enough.
-            ignore_keys: as Trainer's.
+            model: The RoadModel, or a wrapper of it.
+            inputs: A batch.
+            prediction_loss_only: Whether only the loss is wanted.
+            ignore_keys: As in Trainer.
 
         Returns:
-            The loss; for each row the negative log-likelihoods of its completion's tokens; and the
-            tokens. Rows are padded with -100.
+            The loss; for every row, the negative log-likelihoods of its completion's tokens, and
+            the tokens. Rows are padded with -100.
         """
         loss, nll, labels = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys
@@ -226,7 +222,7 @@ class RoadTrainer(BaseTrainer):
         return loss, _by_row(nll, counts), _by_row(labels, counts)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean loss of each composition since the last line."""
+        """Add the mean loss of every composition since the last line."""
         if "loss" in logs:
             means = self._losses.take_means()
             logs.update({f"loss/{composition}": mean for composition, mean in means.items()})
@@ -243,7 +239,7 @@ class RoadTrainer(BaseTrainer):
         )
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The RoadModel's: also where the base model is not frozen yet."""
+        """Those of the RoadModel, even where the base model is not frozen yet."""
         return list(self.model.trained_parameters())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -266,11 +262,11 @@ class RoadTrainer(BaseTrainer):
         restore(self.model, read(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        """Trainer looks for a model.safetensors, which no RoadModel writes."""
+        """Trainer would look for a model.safetensors, which a RoadModel does not write."""
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Every process writes its part here: also what is summed for the next line of the log."""
+        """Also save this process's sums for the next line of the log."""
         super()._save_rng_state(output_dir)
         state = {
             "sums": self._losses.state(),
@@ -310,26 +306,26 @@ _REFUSED = {
 
 
 def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse settings that Trainer takes and that would not act here, or not rightly."""
+    """Refuse settings of Trainer that would not act here, or would be wrong."""
     if args.weight_decay:
         raise RoadError(
             f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: "
             "expected 0"
         )
     for name, reason in _REFUSED.items():
-        value = getattr(args, name, None)  # transformers comes to have them and drops them
+        value = getattr(args, name, None)  # some versions of transformers do not have it
         if value:
             raise RoadError(f"{name}={quoted(value)} can't be used in a RoadTrainer: {reason}")
 
 
-def _check_functions(given: Mapping[str, Any], *, constrained: bool) -> None:
-    """Refuse what Trainer would call, and what would not act here, or not rightly."""
-    if given.get("compute_loss_func") is not None:
+def _check_functions(arguments: Mapping[str, Any], *, constrained: bool) -> None:
+    """Refuse functions and optimizers that would not act here, or would be wrong."""
+    if arguments.get("compute_loss_func") is not None:
         raise RoadError(
             "compute_loss_func would not be called in a RoadTrainer: "
             "expected to override compute_loss"
         )
-    optimizer = (given.get("optimizers") or (None, None))[0]
+    optimizer = (arguments.get("optimizers") or (None, None))[0]
     if optimizer is None:
         return
     if constrained:

@@ -11,7 +11,7 @@ import pytest
 from roadint.data.hub import from_hellaswag_de, from_ultrafeedback
 from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import RoadError
-from roadint.evaluation.language import language_of, language_shares
+from roadint.evaluation.language import language_of, shares_of
 
 ROWS = [
     {"instruction": "Wie geht's?", "output": "Gut."},
@@ -250,8 +250,8 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(
         == len({row["output"] for row in rows})
         == len(rows)
     )
-    assert language_shares([row["output"] for row in rows])[language] >= 0.98
-    assert language_shares([row["instruction"] for row in rows])["en"] >= 0.9
+    assert shares_of([language_of(row["output"]) for row in rows])[language] >= 0.98
+    assert shares_of([language_of(row["instruction"]) for row in rows])["en"] >= 0.9
     openings = [" ".join(re.findall(r"\w+", row["output"])[:3]) for row in rows]
     assert len(set(openings)) > 0.95 * len(rows)  # no templates
 

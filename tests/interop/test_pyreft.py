@@ -15,7 +15,7 @@ from roadint.interop.pyreft import (
     loreft_from,
     make_data_module,
 )
-from roadint.interop.pyvene import pyvene_config, register
+from roadint.interop.pyvene import pyvene_config, register_model
 from tests.helpers import WIDTH, trained
 
 QUESTIONS, ANSWERS = ["hello", "what is it", "abc", "zz top"], ["one", "two twos", "three", "4"]
@@ -122,7 +122,7 @@ def test_training_and_inference_edit_the_same_token(
 
 def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    register(llama)
+    register_model(llama)
     original = pyreft.LoreftIntervention(embed_dim=WIDTH, low_rank_dimension=4, dtype=torch.float32)
     sites = [
         {"layer": 1, "component": "block_output", "low_rank_dimension": 4, "intervention": original}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from roadint import RoadInterchange, RoadIntervention, RoadModel, pyvene_config
-from roadint.interop.pyvene import load, register
+from roadint.interop.pyvene import load, register_model
 from tests.helpers import LAYERS, WIDTH, build
 
 STREAMS = [
@@ -39,7 +39,7 @@ def tokens(rows: int = 2, columns: int = 6, seed: int = 0) -> dict[str, Tensor]:
 def logits(
     model: PreTrainedModel, representations: list[dict[str, Any]], *args: Any, **kwargs: Any
 ) -> Tensor:
-    register(model)
+    register_model(model)
     config = pv.IntervenableConfig(representations, model_type=type(model))
     _, output = pv.IntervenableModel(config, model)(*args, **kwargs)
     return output.logits
@@ -115,7 +115,7 @@ def test_equals_rotated_space_with_the_same_rows(stages: int) -> None:
 
 
 def test_a_partition_is_its_explicit_indices(model: PreTrainedModel) -> None:
-    register(model)
+    register_model(model)
     at = {"sources->base": ([[[2]] * 2], [[[2]] * 2])}
     pairs = [
         (
@@ -205,7 +205,7 @@ def test_activations_as_sources(llama: PreTrainedModel, tmp_path: Path) -> None:
 def test_collecting_after_an_interchange(llama: PreTrainedModel) -> None:
     """What lies at the same site, and above it, is what the interchange has put there."""
     ours = turned(layer=0)
-    register(llama)
+    register_model(llama)
     collect = {"component": "block_output", "intervention_type": pv.CollectIntervention}
     config = pv.IntervenableConfig(
         [{"layer": 0, "intervention": ours}, {"layer": 0, **collect}, {"layer": 2, **collect}],
@@ -249,8 +249,8 @@ def find(intervenable: Any) -> list[Tensor]:
 
 
 def test_layers_of_every_model_type_are_registered_once(model: PreTrainedModel) -> None:
-    register(model)
+    register_model(model)
     before = pv.type_to_module_mapping[type(model)]
-    register(model)
+    register_model(model)
     assert pv.type_to_module_mapping[type(model)] is before
     assert len(model(**tokens(), output_hidden_states=True).hidden_states) == LAYERS + 1

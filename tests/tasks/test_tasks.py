@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from roadint import Recipe, RoadError, RoadModel, load
 from roadint.tasks import glue
 from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
+from roadint.tasks.registry import task_of
 from roadint.tasks.run import finetune
-from roadint.tasks.table import task_of
 from tests.helpers import call, write_tsv
 
 

@@ -1,1 +1,1 @@
-"""`roadint bench`: one file a benchmark."""
+"""`roadint bench`: one file for every benchmark."""

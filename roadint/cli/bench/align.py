@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs
-from roadint.cli.options import Json, Report
+from roadint.cli.options import Json, ReportFile
 from roadint.cli.output import console, print_line, report_json
 
 
@@ -23,7 +23,7 @@ def align(
         list[str] | None,
         typer.Option(help="Only these classes of pyvene, repeatable: RotatedSpace, …"),
     ] = None,
-    out: Report = None,
+    out: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Interchange accuracy and step times of RoadInterchange and pyvene's DAS classes.

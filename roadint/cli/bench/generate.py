@@ -6,7 +6,7 @@ import typer
 
 from roadint.cli.bench.options import Layer, Model, Runs, check_outputs
 from roadint.cli.bench.output import show_report
-from roadint.cli.options import Json, Plot, Report
+from roadint.cli.options import Json, Plot, ReportFile
 
 
 def generate(
@@ -18,7 +18,7 @@ def generate(
         list[int] | None, typer.Option(min=1, help="Different ones in the batch, repeatable.")
     ] = None,
     runs: Runs = 7,
-    out: Report = None,
+    out: ReportFile = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs
-from roadint.cli.options import Data, Json, Report, Rows, Settings, overrides, pairs
+from roadint.cli.options import Data, Json, ReportFile, Rows, Settings, named_values, overrides
 from roadint.cli.output import console, report_json
 from roadint.errors import RoadError, first_line, quoted
 
@@ -32,7 +32,7 @@ def learn(
         list[int] | None,
         typer.Option(min=0, max=2**32 - 1, help="Repeatable; 1, 2 and 3 by default."),
     ] = None,
-    out: Report = None,
+    out: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """What RoAd1, RoAd2 and RoAd4 learn beside PEFT's LoRA and (IA)³.
@@ -51,7 +51,7 @@ def learn(
         )
     report = bench_learn(
         chosen,
-        pairs(data, "--data"),
+        named_values(data, "--data"),
         methods=method or (),
         seeds=seed or (1, 2, 3),
         rates=_rates(rate),
@@ -64,7 +64,7 @@ def learn(
 
 def _rates(texts: list[str] | None) -> dict[str, float]:
     rates: dict[str, float] = {}
-    for name, text in pairs(texts, "--rate").items():
+    for name, text in named_values(texts, "--rate").items():
         try:
             rates[name] = float(text)
         except ValueError as error:

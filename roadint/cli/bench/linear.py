@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import Runs, check_outputs
-from roadint.cli.options import Json, Plot, Report
+from roadint.cli.options import Json, Plot, ReportFile
 from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import check_known
 
@@ -30,7 +30,7 @@ def linear(
         list[str] | None, typer.Option(help="float32 or bfloat16, repeatable; both by default.")
     ] = None,
     runs: Runs = 15,
-    out: Report = None,
+    out: ReportFile = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Options that several benchmarks have."""
+"""Options that benchmarks share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ def check_outputs(out: Path | None, plot: Path | None = None) -> None:
         plot: The file of its picture.
 
     Raises:
-        RoadError: One can't be written.
+        RoadError: where a file can't be written.
     """
     check_file("--out", out)
     check_picture("--plot", plot)

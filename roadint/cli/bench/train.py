@@ -6,7 +6,7 @@ import typer
 
 from roadint.cli.bench.options import Layer, Model, check_outputs
 from roadint.cli.bench.output import show_report
-from roadint.cli.options import Data, Json, Plot, Report, Rows, pairs
+from roadint.cli.options import Data, Json, Plot, ReportFile, Rows, named_values
 from roadint.errors import RoadError, check_known, listing
 
 
@@ -36,7 +36,7 @@ def train(
         list[str] | None,
         typer.Option(help="Only these systems, repeatable; roadint is always one."),
     ] = None,
-    out: Report = None,
+    out: ReportFile = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +52,7 @@ def train(
         check_known("system", name, SYSTEMS)
     check_outputs(out, plot)
     chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
-    sources = pairs(data, "--data") or BUNDLED
+    sources = named_values(data, "--data") or BUNDLED
     if not set(sources) <= set(BUNDLED):
         raise RoadError(
             f"--data names {listing(sources)}: expected german and english, the two halves that "

@@ -1,1 +1,1 @@
-"""The engine that runs transformers' own models, with hooks of each call's own."""
+"""The engine that runs transformers' own models: every call has a view of the model with hooks."""

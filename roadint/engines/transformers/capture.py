@@ -1,6 +1,6 @@
-"""Hidden states and attentions that transformers captures with hooks of its own.
+"""Hidden states and attentions that transformers captures (output_hidden_states and the like).
 
-transformers puts these hooks on a model at the first call that captures something.
+transformers captures with hooks, which it puts on a model at the first call that asks for them.
 """
 
 from collections import deque
@@ -15,19 +15,19 @@ _CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits"
 
 
 class Capturing:
-    """A hook before the forward of a copy: where a call captures states, it hooks the model itself.
+    """A hook before the forward of a copy: has transformers put its hooks on the model itself.
 
-    Hooks on the copy would stay on the modules that it shares with the model, call by call.
+    On the copy they would accumulate, call by call, on the modules that it shares with the model.
 
     Args:
-        module: What was copied.
+        module: The module that was copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
     def __call__(self, copy: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Run before transformers asks whether the copy is hooked."""
+        """Hook the model before transformers looks for hooks on the copy."""
         if not vars(copy).get(_INSTALLED, False):
             _install(self._module, kwargs)
             if vars(self._module).get(_INSTALLED, False):
@@ -35,7 +35,7 @@ class Capturing:
 
 
 def _install(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Have transformers hook the model, where the call's arguments or a configuration capture."""
+    """Have transformers hook the model where arguments or a configuration ask to capture."""
     if not _captures(model, inputs):
         return
     try:

@@ -1,4 +1,4 @@
-"""Settings of a generation: what the caller said, and what that leaves to defaults."""
+"""Settings of a generation: the caller's, then defaults; and what can't be combined with edits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from roadint.data.prompts import pad_id
 from roadint.errors import RoadError, quoted
 
-# What says how long an answer may be: any of these takes the place of a default length.
+# The settings that limit the length of an answer: any of them replaces a default length.
 _LENGTHS = ("max_new_tokens", "max_length", "max_time")
 
 
@@ -19,10 +19,10 @@ def generation_settings(
     """The arguments for transformers' `generate`.
 
     Args:
-        tokenizer: Tells the padding, and reads stop strings.
-        settings: The caller's; they count before a generation_config, which counts before the
-            defaults. A generation_config is the caller's whole say: the defaults are left out then.
-        defaults: What counts where the caller says nothing.
+        tokenizer: Names the padding token, and reads stop strings.
+        settings: The caller's. They have precedence over a generation_config among them, and that
+            replaces all defaults.
+        defaults: Settings that apply where the caller has none.
     """
     config = settings.get("generation_config")
     chosen: dict[str, Any] = {}
@@ -46,10 +46,10 @@ def check_room(
     """The settings, with a default length that fits a model of few positions.
 
     Args:
-        settings: With defaults.
-        asked: The caller's own.
-        columns: Of the prompt.
-        positions: How many the model has a table of; None where it computes them.
+        settings: The caller's, with defaults.
+        asked: The caller's alone.
+        columns: The length of the prompt.
+        positions: How many positions the model has a table of; None where it computes them.
 
     Raises:
         RoadError: where the prompt, or a length that was asked for, is longer than the model.
@@ -71,7 +71,7 @@ def check_room(
 
 
 def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Check that nothing runs the model on other tokens than the call's in between.
+    """Refuse settings that run the model on other tokens than those of the call.
 
     Raises:
         RoadError: for guidance_scale and assistant_early_exit.
@@ -91,7 +91,7 @@ def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
 
 
 def drafts(model: nn.Module, settings: Mapping[str, Any]) -> bool:
-    """Whether the model is given tokens that something else drafted, in the first pass too."""
+    """Whether something else drafts tokens for the model, which come in the first pass too."""
     return settings.get("assistant_model") is not None or any(
         _setting(name, model, settings)
         for name in ("prompt_lookup_num_tokens", "use_mtp", "speculation_type")
@@ -99,7 +99,7 @@ def drafts(model: nn.Module, settings: Mapping[str, Any]) -> bool:
 
 
 def _setting(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Any:
-    """What the call says, or its generation_config, or else the model's."""
+    """A setting of the call, of its generation_config or, without one, of the model's."""
     if name in settings:
         return settings[name]
     config = settings.get("generation_config")

@@ -1,4 +1,4 @@
-"""Edits of one call at the sites of interventions, as hooks: a pass edits the tokens it holds."""
+"""The edits of one call at the sites of interventions, as hooks that run in every forward pass."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,18 +17,18 @@ from roadint.errors import RoadError
 from roadint.grammar.position import Position, Tokens
 
 Indices = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
-"""The rows and the columns of some tokens of a pass."""
+"""The rows and columns of some tokens of a pass."""
 
 
 class SiteTokens:
     """The tokens of one call at one site, pass by pass.
 
     Args:
-        path: Of the module whose output holds their hidden states.
+        path: The path of the module whose output holds the hidden states.
         layer: The layer, for messages.
-        width: Of the hidden states.
-        position: Which tokens.
-        acting: Which rows of the call.
+        width: The width of the hidden states.
+        position: The tokens that are meant.
+        acting: True for the rows of the call that are meant.
         call: The call.
     """
 
@@ -64,7 +64,7 @@ class SiteTokens:
         return rows, columns
 
     def copies(self, passes: Passes) -> int:
-        """How often the pass has each row of the call: beams and returned sequences repeat rows."""
+        """How often every row of the call is in the pass: beams repeat rows."""
         copies, left = divmod(passes.rows, len(self._acting))
         if left or not copies:
             raise RoadError(
@@ -105,7 +105,7 @@ class HiddenEdits:
     """What the interventions of a model do in one call.
 
     Args:
-        lowered: What acts at each site, in order.
+        lowered: The interventions that act, in order.
         call: The call.
     """
 
@@ -114,7 +114,7 @@ class HiddenEdits:
 
     @property
     def learns(self) -> bool:
-        """Whether what acts has values that ask for gradients."""
+        """Whether a parameter of what acts requires gradients."""
         return any(
             parameter.requires_grad
             for edit, _ in self._edits
@@ -122,27 +122,27 @@ class HiddenEdits:
         )
 
     def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
-        """The modules at which something acts, and what runs after them."""
+        """The modules at which an intervention acts, and the hooks that run after them."""
         for edit, tokens in self._edits:
             yield model.get_submodule(edit.path), _hook(edit, tokens, passes)
 
     def finish(self, passes: Passes) -> None:
-        """Check, after a pass, that every edit came by.
+        """Check, after a pass, that every edit acted.
 
         Raises:
-            RoadError: where a pass went by an edit.
+            RoadError: where one did not.
         """
         for _, tokens in self._edits:
             tokens.check_acted(passes)
 
 
 class Reading:
-    """Hidden states at some tokens, read and left as they are.
+    """Reads hidden states at some tokens, without an edit.
 
-    The forward pass ends, with `Enough`, when all sites are read: no layer above them runs.
+    When all sites are read, `Enough` ends the forward pass: no layer above them runs.
 
     Args:
-        tokens: For each site the tokens whose states are read.
+        tokens: For each site, the tokens whose states are read.
     """
 
     learns = False
@@ -152,12 +152,12 @@ class Reading:
         self.states: list[list[Float[Tensor, "tokens width"]]] = [[] for _ in tokens]
 
     def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
-        """The modules at the sites, and what runs after them."""
+        """The modules at the sites, and the hooks that run after them."""
         for index, tokens in enumerate(self._tokens):
             yield model.get_submodule(tokens.path), self._hook(index, passes)
 
     def finish(self, passes: Passes) -> None:
-        """Check, after a pass, that every site came by."""
+        """Check, after a pass, that every site was read."""
         for tokens in self._tokens:
             tokens.check_acted(passes)
 

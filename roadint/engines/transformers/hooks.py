@@ -1,4 +1,4 @@
-"""The hooks of a module's copy: its own, and those of other libraries on the module itself."""
+"""The hooks of a module's copy: those of the view, and those that the module itself has."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,20 +12,20 @@ _NEWER = 1000  # more hooks than a view has at a module
 
 
 class ForeignHook:
-    """Another library's hook on a module, which gets the module in the place of its copy.
+    """Another library's hook on a module, which is called with the module instead of its copy.
 
     Args:
         hook: The hook.
-        module: What it was put on.
+        module: The module that has the hook.
     """
 
     def __init__(self, hook: Hook, module: nn.Module) -> None:
         self._hook, self._module = hook, module
 
     def __call__(self, copy: nn.Module, *rest: Any) -> Any:
-        """Run the hook, and give the copy what it has noted on the module.
+        """Run the hook, and give the copy the attributes that it sets on the module.
 
-        Weight norms and prunings set a weight so before each forward.
+        Weight norms and prunings set a weight in this way before every forward.
         """
         before = dict(vars(self._module))
         result = self._hook(self._module, *rest)
@@ -36,15 +36,15 @@ class ForeignHook:
 
 
 class CopyHooks(dict[int, Hook]):
-    """A copy's hooks, and behind them those that its module has at the moment.
+    """A copy's hooks, followed by those that its module has at the moment.
 
-    Those come and go in the middle of a call. A view of a view keeps the first one's hooks, behind
-    the new ones.
+    The module's may come and go during a call. A view of a view has the hooks of both, the new ones
+    first.
 
     Args:
         hooks: The copy's.
         module_hooks: The module's.
-        module: What was copied.
+        module: The module that was copied.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class CopyHooks(dict[int, Hook]):
 
 
 class TakesKwargs(dict[int, bool]):
-    """Which hooks before a copy's forward take keyword arguments: all of the copy's.
+    """Which hooks before a copy's forward take keyword arguments: all of the copy's own do.
 
     Args:
-        of_module: Which of the module's do.
+        of_module: The numbers of the module's hooks that do.
     """
 
     def __init__(self, of_module: Mapping[int, bool]) -> None:

@@ -1,4 +1,4 @@
-"""What a model's forward is called with: tokens of prompts, and which of them are no padding."""
+"""The inputs of a model's forward: tokens, masks and positions, checked."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def tokens_of(
     template: Template,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """The model's inputs for prompts, padded on the left; a mapping of inputs as it is.
+    """The model's inputs for prompts, padded on the left; a mapping of inputs is returned as it is.
 
     Raises:
         RoadError: where there are no prompts.
@@ -44,10 +44,10 @@ def tokens_of(
 
 
 def with_names(model: nn.Module, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a model's forward by name, those that came without one too.
+    """Name the positional arguments of a model's forward.
 
     Raises:
-        RoadError: for an argument that is given twice, and for too many.
+        RoadError: for an argument that is there twice, and for too many.
     """
     if not args:
         return dict(inputs)
@@ -87,7 +87,7 @@ def shape_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
 def kept_tokens(
     inputs: Mapping[str, Any], model: nn.Module, device: torch.device
 ) -> Int[Tensor, "rows columns"]:
-    """Which tokens are no padding, those in a cache included.
+    """The attention mask: 1 for a token, 0 for padding; columns in a cache included.
 
     Raises:
         RoadError: for an attention_mask that does not fit, and for padded ids without one.
@@ -125,13 +125,13 @@ def _check_mask(mask: Any, rows: int, columns: int, cached: int | None) -> None:
         raise RoadError(
             f"attention_mask has {mask.shape[1]} columns for {tokens}: expected {total or columns}"
         )
-    # Elsewhere than on the CPU it would be waited for.
+    # On other devices the check would wait for the device.
     if mask.device.type == "cpu" and not bool(mask.any(1).all()):
         raise RoadError("attention_mask keeps no token of a row: expected at least one in each")
 
 
 def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """The arguments of `generate` with an attention mask: the caller's, or what padding says.
+    """The arguments of `generate` with a mask: the caller's, or one inferred from padding.
 
     Raises:
         RoadError: for a mask that does not fit.
@@ -149,9 +149,9 @@ def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) ->
 
 
 def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether ids without a mask begin or end with padding, as transformers' generate infers it.
+    """Whether ids without a mask begin or end with padding, as transformers' `generate` infers it.
 
-    It does where the padding token means nothing else.
+    False where the padding token is also the first or the last token of a sequence.
     """
     ids, config = inputs.get("input_ids"), text_config(model)
     if ids is None or ids.ndim != 2 or not ids.shape[1]:
@@ -165,10 +165,7 @@ def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
 
 
 def with_own_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs with position_ids that leave out padding on the left, where a mask shows it.
-
-    So transformers' generate counts.
-    """
+    """The inputs with position_ids that do not count padding on the left, as in `generate`."""
     mask = inputs.get("attention_mask")
     if inputs.get("position_ids") is not None or not torch.is_tensor(mask) or mask.ndim != 2:
         return dict(inputs)
@@ -179,10 +176,10 @@ def with_own_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_prompt_length(length: Any, kept: Tensor) -> Int[Tensor, " rows"] | None:
-    """The length of each row's prompt, where it is known.
+    """Check the lengths of the rows' prompts; None stays None.
 
     Raises:
-        RoadError: where it does not count a row's tokens.
+        RoadError: where they are no lengths of these rows.
     """
     if length is None:
         return None
@@ -191,7 +188,7 @@ def check_prompt_length(length: Any, kept: Tensor) -> Int[Tensor, " rows"] | Non
             f"prompt_length {quoted(length)}: expected a tensor [rows] of integers, for "
             f"{len(kept)} rows"
         )
-    if length.device.type == kept.device.type == "cpu":  # elsewhere it would be waited for
+    if length.device.type == kept.device.type == "cpu":  # elsewhere it would wait for the device
         most = kept.bool().sum(1)
         if bool(((length < 0) | (length > most)).any()):
             raise RoadError(
@@ -202,7 +199,7 @@ def check_prompt_length(length: Any, kept: Tensor) -> Int[Tensor, " rows"] | Non
 
 
 def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
-    """Check the tokens whose negative log-likelihood is wanted.
+    """Check the arguments of `RoadModel.token_nll`.
 
     Raises:
         RoadError: where they are not [2, tokens] and [tokens], or outside of the call.
@@ -221,7 +218,7 @@ def check_scored(scored: Any, rows: int, columns: int, vocabulary: int) -> None:
             f"token_nll: places of {where.dtype} and labels of {labels.dtype}: expected integers, "
             "as torch.long"
         )
-    if where.device.type == labels.device.type == "cpu":  # elsewhere they would be waited for
+    if where.device.type == labels.device.type == "cpu":  # elsewhere it would wait for the device
         limits = (("rows", where[0], rows), ("columns", where[1], columns))
         for what, values, limit in (*limits, ("labels", labels, vocabulary)):
             least, most = int(values.min()), int(values.max())

@@ -17,14 +17,14 @@ from roadint.engines.transformers.view import After
 from roadint.errors import RoadError
 
 Beside = Callable[[Tensor, Tensor, Callable[[], int]], Tensor]
-"""A layer's input, its output so far and how often it has each row of the call → its output."""
+"""(input, output so far, how often the output has every row of the call) → output"""
 
 
 class LinearEdits:
     """What the adapters of a model do in one call.
 
     Args:
-        lowered: What acts, and with which rotations.
+        lowered: The adapters that act, and their rotations.
     """
 
     def __init__(self, lowered: LoweredAdapters) -> None:
@@ -43,23 +43,23 @@ class LinearEdits:
 
     @property
     def learns(self) -> bool:
-        """Whether what acts has values that ask for gradients."""
+        """Whether a parameter of what acts requires gradients."""
         return any(
             value.requires_grad for adapter in self._acting for value in adapter.parameters()
         )
 
     def hooks(self, model: nn.Module, passes: Passes) -> Iterator[tuple[nn.Module, After]]:
-        """The targets and heads, and what runs after them."""
+        """The targets and heads, and the hooks that run after them."""
         heads = [path for adapter in self._acting for path in adapter.head_paths]
         for path in dict.fromkeys([*self._turns, *heads]):
             yield model.get_submodule(path), self._hook(path, passes)
         self._model = model
 
     def finish(self, passes: Passes) -> None:
-        """Check, after the first pass, that every target was called.
+        """Check, after the first pass, that every target ran.
 
         Raises:
-            RoadError: where a target's weights were used without calling it, so that nothing acted.
+            RoadError: where one did not, so that no adapter acted there.
         """
         if passes.number > 1:  # later passes may take from a cache what the first one computed
             return
@@ -100,9 +100,9 @@ def _last_name(path: str) -> str:
 
 
 def _beside(lowered: LoweredAdapters) -> dict[str, list[Beside]]:
-    """What acts beside the rotations at each path: LoRA and heads.
+    """LoRA and heads, by path, which act beside the rotations.
 
-    Rows that an adapter learns from and rows that it only accompanies are two steps: the second
+    An adapter has two steps where it learns from some rows and only acts in others: the second step
     takes detached values.
     """
     steps: dict[str, list[Beside]] = {}
@@ -148,7 +148,7 @@ def _lora(
 
 
 def _head(head: nn.Module, acting: Bool[Tensor, " rows"], *, learning: bool) -> Beside:
-    """Put the adapter's head in the place of the model's, for the rows in which it acts."""
+    """Replace the model's head by the adapter's, in the rows in which it acts."""
     values = {
         name: value if learning else value.detach() for name, value in head.named_parameters()
     }

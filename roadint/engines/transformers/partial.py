@@ -1,8 +1,8 @@
 """Parts of a model's own forward pass: up to the output of a layer, or from there on.
 
-Both go through the model's public forward, so that masks, positions, caches and heads stay the
-model's business. Only the layers that are not wanted do nothing, in a view of the model
-(roadint.engines.transformers.view) that nobody else sees.
+Both run the model's public forward, so that masks, positions, caches and heads are the model's own.
+The layers that are not wanted do nothing, in a view of the model
+(roadint.engines.transformers.view) that no other call sees.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,17 @@ from roadint.engines.transformers.view import view
 
 
 class Enough(Exception):
-    """Ends a forward pass from inside: what was wanted is there."""
+    """Ends a forward pass from inside, once it has computed what is wanted."""
 
 
 def run_until_enough(model: nn.Module, **inputs: Any) -> None:
-    """Run the model's forward without gradients, until it raises `Enough` or ends.
-
-    Its own output is dropped.
-    """
+    """Run the model's forward without gradients, until a hook raises `Enough`; drop its output."""
     with torch.no_grad(), suppress(Enough):
         model(**inputs, use_cache=False)
 
 
 def output_after(model: nn.Module, layers: int, **inputs: Any) -> Any:
-    """What the topmost of the lowest `layers` layers (1 or more) returns; no layer above it runs.
+    """Run the lowest `layers` layers (1 or more) and return the output of the last of them.
 
     Returns:
         The hidden states [rows, columns, width] or, in some architectures, a tuple that begins with
@@ -50,12 +47,12 @@ def output_after(model: nn.Module, layers: int, **inputs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A forward pass that begins above the lowest `layers` layers, which do no work.
+    """A forward pass that begins above the lowest layers, which do nothing.
 
     Args:
-        layers: How many of the lowest layers do no work.
-        hidden: What the next layer gets; without it, the embeddings pass.
-        as_tuple: Whether this model's layers return tuples.
+        layers: How many of the lowest layers do nothing.
+        hidden: The hidden states that the next layer gets; the embeddings, where it is None.
+        as_tuple: Whether the model's layers return tuples.
     """
 
     layers: int
@@ -63,10 +60,10 @@ class Resumed:
     as_tuple: bool = False
 
     def of(self, model: nn.Module) -> nn.Module:
-        """The model that runs so; its input_ids (or inputs_embeds) say rows and columns.
+        """A view of the model that runs so; its input_ids or inputs_embeds give rows and columns.
 
-        Hooks on the skipped layers still run: the output of the last of them is `hidden`, as if it
-        had been computed. With `layers` 0 it is the model itself.
+        Hooks on the skipped layers still run, on `hidden` as the output of the last of them. Where
+        `layers` is 0, the model itself is returned.
         """
         if not self.layers:
             return model

@@ -1,8 +1,8 @@
-"""The forward passes of one call: where each begins, and that every edit acts in it.
+"""The forward passes of one call: the column at which a pass begins, and whether all edits acted.
 
-A generation runs the model many times, with a cache or without, in chunks, with several tokens at
-once. Before its layers run, the model itself tells what a pass is given; whether a token is edited
-follows from its row and column alone.
+A generation runs the model many times: with a cache or without, in chunks, with one token or many
+at once. A hook before the model's forward reads the shape of the pass from its inputs; whether a
+token is edited follows from its row and column alone.
 """
 
 import inspect
@@ -23,34 +23,34 @@ class Edits(Protocol):
 
     @property
     def learns(self) -> bool:
-        """Whether what acts has values that ask for gradients."""
+        """Whether a parameter of what acts requires gradients."""
 
     def hooks(self, model: nn.Module, passes: "Passes") -> Iterable[tuple[nn.Module, After]]:
-        """Modules of the model, and what runs after them."""
+        """Modules of the model, and the hooks that run after them."""
 
     def finish(self, passes: "Passes") -> None:
-        """Check, after a pass, that what was asked for acted in it.
+        """Check, after a pass, that every edit acted.
 
         Raises:
-            RoadError: where it did not.
+            RoadError: where one did not.
         """
 
 
 class Passes:
-    """The pass that runs at the moment, and those before it.
+    """The forward passes of a call so far; the attributes are those of the newest one.
 
     Args:
         total: The columns of a call that is a single pass, those in its cache included; None where
-            the passes themselves tell.
-        drafted: Whether tokens come that something else drafted, in the first pass too, behind the
-            call's own.
+            the inputs of the passes tell.
+        drafted: Whether tokens that something else drafted follow those of the call, in the first
+            pass too.
 
     Attributes:
-        rows: Of the pass.
-        columns: Of the pass.
+        rows: How many rows the pass has.
+        columns: How many columns the pass has.
         start: The column of the call with which the pass begins.
-        number: Of the pass, from 1.
-        learns: Whether gradients are wanted from the call.
+        number: The number of the pass, from 1.
+        learns: Whether the call needs gradients.
     """
 
     def __init__(self, total: int | None = None, *, drafted: bool = False) -> None:
@@ -64,10 +64,10 @@ class Passes:
         self._begun: int | None = None
 
     def begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the forward of the model, or of the language model in it where that is what runs.
+        """Read rows and columns before the forward of the model, or of the language model in it.
 
         Raises:
-            RoadError: where it does not tell what it is given.
+            RoadError: where the inputs do not tell them.
         """
         if self._begun is not None:
             return
@@ -86,13 +86,13 @@ class Passes:
         self.number += 1
 
     def end(self, module: nn.Module, *_: Any) -> None:
-        """After the forward that began the pass."""
+        """Check the edits after the forward that began the pass."""
         if id(module) == self._begun:
             self._begun = None
             self.check()
 
     def check(self) -> None:
-        """Check that every edit acted in the pass that has ended.
+        """Check that every edit acted in the newest pass.
 
         Raises:
             RoadError: where one did not.
@@ -106,10 +106,10 @@ class Passes:
             edit.finish(self)
 
     def check_gradients(self, path: str) -> None:
-        """Check that a module runs with gradients in a call that wants them.
+        """Check that a module runs with gradients in a call that needs them.
 
         Raises:
-            RoadError: where it does not: the gradients would be lost in silence.
+            RoadError: where it does not, and gradients would be lost silently.
         """
         if self.learns and not torch.is_grad_enabled():
             raise RoadError(
@@ -134,12 +134,12 @@ class Passes:
             return int(mask.shape[1]) - columns
         end = self.start + self.columns
         if self.number and getattr(cache, "is_compileable", False):
-            return end  # a static cache counts on the device, which would be waited for
+            return end  # a static cache counts on the device; reading it would wait for the device
         cached = cached_columns(inputs)
         if cached or not self.number:
             return cached or 0
-        # Recurrent states tell no length and go on where the last pass ended; a model that leaves
-        # its cache empty runs everything again.
+        # Recurrent states have no length and continue where the last pass ended; a model that
+        # leaves its cache empty runs all columns again.
         return end if columns <= end else 0
 
 
@@ -151,8 +151,9 @@ def edited(
     Args:
         model: The caller's model.
         edits: In the order in which they act where they share a module.
-        passes: Follows the passes of the view.
-        copies: Gets the copies that were made. Not kept in `passes`, to which they lead.
+        passes: Counts the passes of the view.
+        copies: The copies that are made are added to it. `passes` does not hold them, since their
+            hooks hold `passes`.
     """
     passes.edits = list(edits)
     passes.learns = torch.is_grad_enabled() and any(edit.learns for edit in passes.edits)

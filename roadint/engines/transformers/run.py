@@ -1,4 +1,4 @@
-"""Calls on a transformers model: parsed, checked and lowered once, then hooks of a view of it."""
+"""Calls on a transformers model: parsed, checked and lowered once, then run on a view of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.position import PositionLike, parse_positions
 
 Scored = tuple[Int[Tensor, "2 tokens"], Int[Tensor, " tokens"]]
-"""Rows and columns, and the labels that come after them."""
+"""The rows and columns of tokens, and the labels that follow them."""
 
 
 def run_forward(
@@ -52,16 +52,16 @@ def run_forward(
     """The model's own forward, with a composition a row.
 
     Args:
-        model: The caller's model, which stays as it is.
-        attached: What compositions name.
-        inputs: Of the model's forward, by name.
-        compose: As in `RoadModel.forward`, and so the rest.
-        learning: The blocks that get a row's gradient.
-        prompt_length: How many of a row's tokens are the prompt.
-        positions: Where interventions act.
-        sources: What interchanges take.
-        resumed: Which of the lowest layers do not run, and what they would give.
-        scored: Tokens whose negative log-likelihood is wanted instead of the output.
+        model: The caller's model, which is not changed.
+        attached: Its interventions and adapters.
+        inputs: The arguments of the model's forward, by name.
+        compose: As in `RoadModel.forward`.
+        learning: As in `RoadModel.forward`.
+        prompt_length: As in `RoadModel.forward`.
+        positions: As in `RoadModel.forward`.
+        sources: As in `RoadModel.forward`.
+        resumed: As in `RoadModel.forward`.
+        scored: Tokens whose negative log-likelihood is returned instead of the model's output.
 
     Raises:
         RoadError: for bad input, and where an edit did not act.
@@ -97,14 +97,14 @@ def run_generate(
     compose: Compose,
     sources: Sequence[Source | None] | None = None,
 ) -> Any:
-    """The model's own generate, with a composition a row; compiled caches run uncompiled.
+    """The model's own `generate`, with a composition a row; compiled caches run uncompiled.
 
     Args:
-        model: The caller's model, which stays as it is.
-        attached: What compositions name.
-        inputs: Of the model's generate, by name.
-        compose: One for all rows, or one a row.
-        sources: What interchanges take.
+        model: The caller's model, which is not changed.
+        attached: Its interventions and adapters.
+        inputs: The arguments of the model's `generate`, by name.
+        compose: As in `RoadModel.forward`.
+        sources: As in `RoadModel.forward`.
 
     Raises:
         RoadError: for bad input, and where an edit did not act.
@@ -132,7 +132,7 @@ def run_collect(
     inputs: dict[str, Any],
     positions: PositionLike | None,
 ) -> States:
-    """The model's own hidden states where interventions act, or at other positions.
+    """The model's own hidden states at the sites of interventions.
 
     Raises:
         RoadError: for bad input.
@@ -151,17 +151,17 @@ def read_sources(
     positions: PositionLike | None,
     source_positions: PositionLike | None,
 ) -> tuple[Source | None, ...]:
-    """What each intervention takes into a base of `rows` rows.
+    """Run the sources of an interchange, and read the states that interventions take from them.
 
     Args:
-        model: What the sources run through.
-        attached: Its interventions; only those that take a source act, in serial mode.
-        compose: The base's compositions.
-        sources: For each intervention that takes one the inputs of the model's forward.
-        rows: Of the base.
+        model: The model, which is not changed.
+        attached: Its interventions; in serial mode those that take a source act.
+        compose: The compositions of the base.
+        sources: For each intervention that takes one, the inputs of the model's forward.
+        rows: How many rows the base has.
         mode: "parallel" or "serial", as in `RoadModel.interchange`.
-        positions: Where the base takes.
-        source_positions: Where the sources give; by default as the base takes.
+        positions: Where states are put into the base.
+        source_positions: Where states are taken from; by default as `positions`.
 
     Raises:
         RoadError: for bad input.
@@ -187,7 +187,7 @@ def _call(
     positions: PositionLike | None = None,
     prompt_length: Tensor | None = None,
 ) -> Call:
-    """The tokens of a call in which nothing acts yet."""
+    """A call without compositions: its tokens and positions."""
     kept = kept_tokens(inputs, model, _device(model))
     length = check_prompt_length(prompt_length, kept)
     chosen = None if positions is None else parse_positions(positions)
@@ -224,7 +224,7 @@ def _listed(sources: Any) -> tuple[Source | None, ...] | None:
 
 def _of_takers(composition: Composition, interventions: Interventions) -> Composition:
     """The part of a composition that names subspaces of interchanges."""
-    names = {name for site in interventions if site.takes_source for name in site.partition}
+    names = {name for edit in interventions if edit.takes_source for name in edit.partition}
     return Composition(tuple(term for term in composition.terms if term[0] in names))
 
 

@@ -1,8 +1,8 @@
-"""The language-model head where it is needed alone, and its loss without ever holding all logits.
+"""The negative log-likelihood of some tokens, without holding the logits of all of them.
 
-A vocabulary of 262,144 makes the head dearer than the layers. Here it runs on the tokens that are
-scored, some at a time, and each piece of logits is gone, with its gradient, before the next comes.
-What a model does with its logits (soft caps, scales) is done by its own forward, in which only the
+A vocabulary of 262,144 makes the head cost more than the layers. Here the head runs on the scored
+tokens only, a piece at a time, and a piece of logits and its gradient are freed before the next.
+The model's own forward computes the logits (with soft caps and scales), in a view in which the
 layers do nothing.
 """
 
@@ -36,10 +36,10 @@ def score(
     """The negative log-likelihood, in nats, of labels as the tokens after those at `where`.
 
     Args:
-        model: With the edits of the call.
-        inputs: Of the model's forward.
+        model: The model with the edits of the call.
+        inputs: The arguments of its forward.
         where: Rows and columns.
-        labels: Tokens.
+        labels: Token ids.
         plain: The model without edits.
 
     Raises:
@@ -63,7 +63,7 @@ def score(
 
 
 class _PiecewiseNLL(torch.autograd.Function):
-    """Cross-entropy in float32, in pieces; keeps the gradient of the hidden states as it goes."""
+    """Cross-entropy in float32, in pieces; the forward computes the hidden states' gradient."""
 
     @staticmethod
     def forward(
@@ -96,12 +96,12 @@ class _PiecewiseNLL(torch.autograd.Function):
 def _cross_entropy(
     logits: Tensor, labels: Tensor, learning: bool
 ) -> tuple[Float[Tensor, " tokens"], Tensor | None]:
-    """The losses and, where `learning`, their gradient in the logits' dtype."""
+    """The losses and, where `learning`, their gradient, in the dtype of the logits."""
     nll = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     gradient = torch.empty_like(logits) if learning else None
     numbers = _FLOATS if logits.device.type == "cpu" else _LOGITS
     rows = max(1, numbers // logits.shape[-1])
-    # One buffer for all parts: fresh memory costs as much as the work.
+    # One buffer for all parts: allocating costs as much as the work.
     buffer = torch.empty(rows, logits.shape[-1], dtype=torch.float32, device=logits.device)
     for start in range(0, len(labels), rows):
         part, target = logits[start : start + rows], labels[start : start + rows, None]
@@ -128,7 +128,7 @@ def _head(model: nn.Module) -> nn.Module:
 def _input_of_head(
     model: nn.Module, inputs: dict[str, Any]
 ) -> tuple[Float[Tensor, "rows columns width"], bool]:
-    """What the forward gives to its head, which does not run; whether layers return tuples."""
+    """The head's input, without running the head; and whether the layers return tuples."""
     states: list[Tensor] = []
     tuples: list[bool] = []
 
@@ -150,7 +150,7 @@ def _logits(
 ) -> Float[Tensor, "tokens vocabulary"]:
     """The model's own logits for the head's input."""
     positions = positions_of(model)
-    # One row, or a row a token where the model has too few positions.
+    # One row; or a row for every token, where the model has too few positions.
     fits = positions is None or len(hidden) <= positions
     rows = hidden[None] if fits else hidden[:, None]
 

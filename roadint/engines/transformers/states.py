@@ -1,4 +1,4 @@
-"""Hidden states from one forward pass into another: what `collect` and `interchange` do."""
+"""Hidden states that `collect` returns, and that `interchange` takes from its sources."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ from roadint.grammar.position import Position, Tokens
 
 Mode = Literal["parallel", "serial"]
 States = list[list[Float[Tensor, "tokens width"]]]
-"""For each intervention and each row the hidden states at some tokens."""
+"""For each intervention and each row, the hidden states at some tokens."""
 
 
 def read_states(
@@ -28,14 +28,14 @@ def read_states(
     call: Call,
     lowered: Sequence[LoweredIntervention] = (),
 ) -> States:
-    """The hidden states at the sites of interventions, where the call's positions or theirs say.
+    """The hidden states at the sites of interventions, at the call's positions or their own.
 
     Args:
-        model: What runs, without a cache.
-        interventions: Where to read.
-        inputs: Of the model's forward.
-        call: Whose tokens are read.
-        lowered: What acts in the pass; nothing by default.
+        model: The model, which runs without a cache.
+        interventions: The sites and positions to read at.
+        inputs: The arguments of the model's forward.
+        call: The tokens.
+        lowered: The interventions that act in the pass; none by default.
 
     Raises:
         RoadError: where a position is outside of a row.
@@ -54,15 +54,15 @@ def read_states(
     return reading.states
 
 
-def source_of_each(interventions: Interventions, source: Any) -> list[Any]:
-    """For each interchange the prompts that it takes from.
+def sources_of(interventions: Interventions, source: Any) -> list[Any]:
+    """For each interchange, the prompts that it takes from.
 
     Args:
-        interventions: Of which some take a source.
-        source: Prompts for all of them, or a list of prompts, tokens or None, one for each.
+        interventions: Those of the model.
+        source: Prompts for all interchanges; or a list of prompts, tokens or None, one for each.
 
     Raises:
-        RoadError: where none takes a source, or the list is of another length.
+        RoadError: where no intervention takes a source, or the list has another length.
     """
     count = sum(intervention.takes_source for intervention in interventions)
     if not count:
@@ -89,14 +89,14 @@ def gather(
     mode: Mode,
     read: Callable[[Any, Sequence[Source | None]], States],
 ) -> tuple[Source | None, ...]:
-    """What each intervention takes into the base, read from its source.
+    """For each intervention, the states that it takes into the base.
 
     Args:
-        interventions: Of which some take a source.
-        prompts: For each of those what it takes from; None where it takes nothing.
-        mode: "parallel" reads all sources unedited, "serial" each with what the one before it gave
-            put in place.
-        read: Prompts, and what each intervention takes in their pass, to the states at each site.
+        interventions: Those of the model.
+        prompts: For each interchange, what it takes from; None where it takes nothing.
+        mode: "parallel" reads all sources unedited; "serial" runs every source with the states of
+            the one before it put in.
+        read: (prompts, the sources of all interventions) → the states at every site.
 
     Raises:
         RoadError: for an unknown mode.
@@ -104,7 +104,7 @@ def gather(
     check_known("mode", mode, get_args(Mode))
     nothing: list[Source | None] = [None] * len(interventions)
     taken, states, last = nothing, None, None
-    takers = [index for index, each in enumerate(interventions) if each.takes_source]
+    takers = [index for index, edit in enumerate(interventions) if edit.takes_source]
     for index, source in zip(takers, prompts, strict=True):
         if source is None:
             continue

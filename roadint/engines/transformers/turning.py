@@ -1,4 +1,4 @@
-"""One product at a target's output: what turns it in every pass of a call."""
+"""The rotation of one target's output, in every pass of a call."""
 
 import re
 
@@ -16,9 +16,9 @@ _SCRATCH = 1 << 20  # numbers that are worked on at a time: they stay in the pro
 
 
 class Scratch:
-    """Memory to work in: one tensor a width, shared by the layers of a call.
+    """Memory to work in, one tensor for every width, shared by the layers of a call.
 
-    It is of the shape that outputs have at the moment: fresh memory would cost as much as the work.
+    It has the shape of the current outputs and is reused: allocating costs as much as the work.
     """
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class Scratch:
 
 
 class Turn:
-    """What turns the output of one target.
+    """The rotation of one target's output.
 
-    It runs in a decode's loop, so what follows from a shape is computed once for that shape.
+    It runs in the loop of a decode, so what depends on a shape is computed once for that shape.
 
     Args:
-        rotations: Of all targets of a layout.
-        target: The index of this one.
+        rotations: The rotations of all targets of a layout.
+        target: The index of the target.
         rows: How many rows the call has.
         scratch: Memory to work in.
     """
@@ -62,7 +62,7 @@ class Turn:
         self._shape: torch.Size | None = None
 
     def __call__(self, output: Tensor, passes: Passes) -> Tensor:
-        """Turn the layer's output [rows, …, width]; write over it where no gradient needs it."""
+        """Rotate the layer's output [rows, …, width], in place where no gradient needs it."""
         if output.shape != self._shape:
             self._prepare(output, passes)
         needs_graph = torch.is_grad_enabled() or carries_tangents()
@@ -71,16 +71,16 @@ class Turn:
         return turn(output, self._u, self._v, self._group).to(output.dtype)
 
     def _prepare(self, output: Tensor, passes: Passes) -> None:
-        """Lay u and v out beside an output of this shape."""
+        """Expand u and v for outputs of this shape."""
         u, v = self._lowered
         copies = 1
-        if self._index is not None or len(u) > 1:  # else all rows turn alike, whatever they are
+        if self._index is not None or len(u) > 1:  # else all rows have one rotation
             copies = copies_in(output, passes, self._rows, self._path)
         self._u = self._beside(u, output, copies)
         self._v = None if v is None else self._beside(v, output, copies)
         self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
         self._memory = self._scratch.of(output) if self._in_place else None
-        self._shape = None if u.requires_grad else output.shape  # a graph is of one use
+        self._shape = None if u.requires_grad else output.shape  # a graph can be used once
 
     def _beside(self, vector: Tensor, output: Tensor, copies: int) -> Tensor:
         if self._index is not None:
@@ -92,12 +92,12 @@ class Turn:
 
 
 def copies_in(output: Tensor, passes: Passes, rows: int, path: str) -> int:
-    """How often an output has each row of the call.
+    """How often an output has every row of the call.
 
-    Beams and returned sequences repeat rows in place, and some layers give [rows · columns, width].
+    Beams and returned sequences repeat rows, and some layers return [rows · columns, width].
 
     Raises:
-        RoadError: where its rows are others: an image's, or the tokens that went to an expert.
+        RoadError: where its rows are not those of the call, but an image's or an expert's tokens.
     """
     copies, left = divmod(passes.rows, rows)
     if not left and copies and not _EXPERT.search(path):

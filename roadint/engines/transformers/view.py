@@ -1,10 +1,10 @@
-"""A model with hooks of one call: nothing on the caller's model changes.
+"""A view of a model: a shallow copy with the hooks of one call; the model itself does not change.
 
-torch's hooks belong to a module, and so to everybody who calls it; compiled code does not see hooks
-that come later. A view is a shallow copy of the modules that get hooks and of the modules around
-them. All else it shares with the model: parameters, buffers, the other modules, and other
-libraries' hooks, which get the model's own modules and run after the view's. Copies run uncompiled;
-what is compiled below them stays so.
+torch's hooks belong to a module, and so to everybody who calls it, and compiled code does not see
+hooks that come later. A view copies the modules that get hooks and the modules around them. It
+shares everything else with the model: parameters, buffers, the other modules, and other libraries'
+hooks, which run after the view's and are called with the model's own modules. Copies run
+uncompiled; compiled modules below them stay compiled.
 """
 
 import functools
@@ -34,9 +34,9 @@ class Copy:
     """A copy of a module.
 
     Args:
-        module: What was copied.
+        module: The module that was copied.
         copy: The copy.
-        attributes: Those that it was made with.
+        attributes: The attributes that the copy was made with.
     """
 
     module: nn.Module
@@ -44,9 +44,9 @@ class Copy:
     attributes: dict[str, Any]
 
     def write_back(self) -> None:
-        """Give the module what its copy's forward has noted on itself.
+        """Give the module the attributes that the copy's forward has set on the copy.
 
-        Some models keep state there from call to call.
+        Some models keep state in attributes from call to call.
         """
         attributes = vars(self.module)
         for name, value in vars(self.copy).items():
@@ -56,7 +56,7 @@ class Copy:
 
 
 def write_back(copies: Iterable[Copy]) -> None:
-    """Keep, at the end of a call, what the model has noted on itself."""
+    """Keep, at the end of a call, the attributes that the model's forward has set."""
     for copy in copies:
         copy.write_back()
 
@@ -68,14 +68,14 @@ def view(
     forwards: Mapping[nn.Module, Forward] | None = None,
     copies: list[Copy] | None = None,
 ) -> nn.Module:
-    """A copy of a model that differs in some of its modules.
+    """A shallow copy of a model, with hooks or other forwards at some of its modules.
 
     Args:
-        model: The model, which stays as it is.
+        model: The model, which is not changed.
         after: Hooks after a module's forward.
         before: Hooks before a module's forward.
-        forwards: What a module runs instead of its forward.
-        copies: Gets the copies that were made, to write back.
+        forwards: Functions that replace a module's forward.
+        copies: The copies that are made are added to it, to write back.
     """
     return _Copying(after, before or {}, forwards or {}, [] if copies is None else copies).of(model)
 
@@ -120,12 +120,12 @@ class _Copying:
         state["_compiled_call_impl"] = None
         if children is not None:
             state["_modules"] = children
-        if "forward" in state:  # accelerate's and the kernels' own, bound to the module
+        if "forward" in state:  # set by accelerate or kernels, bound to the module
             for name in ("forward", "_old_forward"):
                 state[name] = _rebound(state.get(name), module, copy)
         if module in self._forwards:
             state["forward"] = self._forwards[module]
-        # The caller's module, in a view of a view too.
+        # In a view of a view, too, this is the caller's module.
         origin = state["_viewed"] = state.get("_viewed", module)
         self._add_hooks(state, module, origin)
         if children is not None or not isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Adapters from PEFT's RoAd checkpoints, and into them."""
+"""Loading adapters from PEFT's RoAd checkpoints, and exporting them."""
 
 import json
 import math
@@ -32,19 +32,19 @@ from roadint.rotation.rotation import Variant, parameter_shape
 
 
 def load(road: RoadModel, name_or_path: str | Path, name: str = "road") -> RoadAdapter:
-    """Put a PEFT RoAd checkpoint on a RoadModel as an adapter; logits are PEFT's.
+    """Put a PEFT RoAd checkpoint on a RoadModel as an adapter, with the same logits as in PEFT.
 
     Args:
-        road: the model.
-        name_or_path: a folder or a hub id; of any variant and group_size.
-        name: of the adapter.
+        road: The model.
+        name_or_path: A folder or a hub id, with any variant and group_size.
+        name: The adapter's name.
 
     Returns:
-        The adapter; what `modules_to_save` kept are its heads.
+        The adapter; its heads are what `modules_to_save` saved.
 
     Raises:
-        RoadError: if it is no RoAd, is damaged, or does not fit the model, which nothing of it
-            changes then.
+        RoadError: where it is no RoAd, is damaged, or does not fit the model; nothing has changed
+            then.
     """
     _check_road(road)
     folder = folder_of(name_or_path, (CONFIG, TENSORS))
@@ -76,10 +76,10 @@ def base_of(name_or_path: str | Path) -> str:
     """The base model that a PEFT checkpoint names; empty where it names none.
 
     Args:
-        name_or_path: a folder or a hub id.
+        name_or_path: A folder or a hub id.
 
     Raises:
-        RoadError: if it is no checkpoint, or is for another revision of the model than the hub's
+        RoadError: where it is no checkpoint, or is for another revision of the model than the hub's
             newest.
     """
     config = read_config(folder_of(name_or_path, (CONFIG, TENSORS)))
@@ -96,16 +96,16 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
     """Write an adapter as a PEFT checkpoint, for `PeftModel.from_pretrained(model, folder)`.
 
     Args:
-        road: the model.
-        folder: a new one, or one with an earlier export of the same adapter.
-        name: of the adapter; the only one by default.
+        road: The model.
+        folder: A new folder, or one with an earlier export of the same adapter.
+        name: The adapter's name; the only adapter by default.
 
     Returns:
         The size of the checkpoint in bytes.
 
     Raises:
         RoadError: for what PEFT has no form for: hidden-state interventions, a LoRA beside the
-            rotations, Conv1D and embeddings, pairs by halves of layers of several widths; and if
+            rotations, Conv1D and embeddings, pairs by halves of layers of many widths; and where
             the folder holds an adapter of other targets, variant or base model. Nothing is written
             then.
     """
@@ -117,8 +117,8 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
     config = json.dumps(_config(road.model, adapter), indent=2) + "\n"
     tensors = safetensors.torch.save(_tensors(adapter), {"format": "pt"})
     if is_file(folder / CONFIG) and (folder / CONFIG).read_bytes() != config.encode():
-        # PEFT could not tell new tensors beside the old config, as a kill would leave them, from a
-        # whole checkpoint.
+        # A kill would leave new tensors beside the old config, which PEFT would take for a whole
+        # checkpoint.
         raise RoadError(
             f"{folder} holds another adapter, whose {CONFIG} is not this one's: "
             "expected a new folder"

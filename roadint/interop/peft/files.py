@@ -1,4 +1,4 @@
-"""The two files of a PEFT checkpoint, read without trust in them."""
+"""Reading the two files of a PEFT checkpoint, without trust in them."""
 
 import os
 from pathlib import Path
@@ -39,8 +39,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of a checkpoint, checked.
 
     Raises:
-        RoadError: if it is none of a RoAd, or has a setting that roadint does not know and that
-            says anything (a later PEFT may add some).
+        RoadError: where it is not that of a RoAd, or has a setting that roadint does not know (a
+            later PEFT may add some).
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -69,7 +69,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors, by their names in the base model; no values are read.
 
     Raises:
-        RoadError: if the file is damaged, or has tensors of unknown types or one twice.
+        RoadError: where the file is damaged, or has tensors of unknown types or one twice.
     """
     try:
         with (folder / TENSORS).open("rb") as file:
@@ -99,7 +99,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors by their names in the base model.
 
     Raises:
-        RoadError: if the file is damaged.
+        RoadError: where the file is damaged.
     """
     try:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())

@@ -1,4 +1,4 @@
-"""Which modules PEFT means by the names of `target_modules` and `modules_to_save`."""
+"""The modules that PEFT's `target_modules` and `modules_to_save` name."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -27,13 +27,13 @@ def saved_modules(
     """The model's modules that `modules_to_save` names and a checkpoint has, by path.
 
     Args:
-        model: the base model.
-        config: of the checkpoint.
-        shapes: of the checkpoint's tensors that are no values of a RoAd layer.
-        folder: what messages call the checkpoint.
+        model: The base model.
+        config: The checkpoint's config.
+        shapes: The shapes of the checkpoint's tensors, without those of RoAd layers.
+        folder: The checkpoint's name in messages.
 
     Raises:
-        RoadError: if a module is not the model's, or is inside another one that is saved.
+        RoadError: where a module is not the model's, or is inside another one that is saved.
     """
     modules: dict[str, nn.Module] = {}
     named = config.get("modules_to_save") or []
@@ -73,13 +73,13 @@ def check_targets(
     """Check that PEFT would put the adapter on the layers that have values, and on no others.
 
     Args:
-        model: the base model.
-        config: of the checkpoint.
-        paths: the layers that have values.
-        owner: what messages call the checkpoint or adapter.
+        model: The base model.
+        config: The checkpoint's config.
+        paths: The layers that have values.
+        owner: The name of the checkpoint or adapter in messages.
 
     Raises:
-        RoadError: if there is a difference.
+        RoadError: where they differ.
     """
     names = config.get("target_modules")
     if not isinstance(names, list):
@@ -106,10 +106,10 @@ def _contains(parts: list[str], name: list[str]) -> bool:
 
 
 def check_names(model: nn.Module, adapter: RoadAdapter) -> None:
-    """Check that PEFT would take the names of an adapter's modules for them alone.
+    """Check that the names of an adapter's modules name no other modules in PEFT.
 
     Raises:
-        RoadError: if it would take a name for another module too.
+        RoadError: where a name means another module too.
     """
     heads = list(adapter.head_paths)
     config = {"target_modules": list(adapter.layout.paths), "modules_to_save": heads}
@@ -125,16 +125,16 @@ def check_names(model: nn.Module, adapter: RoadAdapter) -> None:
 def check_taken(
     keys: Iterable[str], paths: Iterable[str], heads: Iterable[str], folder: Path
 ) -> None:
-    """Check that every tensor of a checkpoint is taken.
+    """Check that every tensor of a checkpoint belongs to the adapter.
 
     Args:
-        keys: the tensors' names in the base model.
-        paths: the RoAd layers.
-        heads: the modules that were saved.
-        folder: what messages call the checkpoint.
+        keys: The tensors' names in the base model.
+        paths: The RoAd layers.
+        heads: The modules that were saved.
+        folder: The checkpoint's name in messages.
 
     Raises:
-        RoadError: if one belongs to none of them.
+        RoadError: where one is left.
     """
     known = {f"{path}{ending}" for path in paths for ending in VALUES}
     inside = tuple(f"{path}." for path in heads)

@@ -1,7 +1,7 @@
-"""The order in which PEFT keeps θ and α of a layer, in one row of numbers.
+"""The order of θ and α of a layer in PEFT, as a vector of numbers.
 
-RoAd1 goes by block, RoAd2 by output channel, RoAd4 by group, the entries on the diagonals before
-the others.
+The order of RoAd1 is by block, of RoAd2 by output channel, of RoAd4 by group, with the entries on
+the diagonals first.
 """
 
 import torch
@@ -17,7 +17,7 @@ def as_peft(
     """θ or α of a layer in PEFT's order.
 
     Args:
-        values: by block; with 2 entries a block for road_2, 2 × 2 for road_4.
+        values: The values by block; with 2 entries a block for road_2, 2 × 2 for road_4.
         variant: "road_1", "road_2" or "road_4".
         group: PEFT's group_size, in dims.
 
@@ -48,7 +48,7 @@ def from_peft(
 
 
 def _by_channel(entries: Float[Tensor, "blocks 2"], group: int) -> Float[Tensor, "groups group"]:
-    """First the numbers of the first matrix row of a group's blocks, then those of the second."""
+    """The numbers of the first matrix row of a group's blocks, then those of the second."""
     return entries.reshape(-1, group // 2, 2).transpose(1, 2).flatten(1)
 
 

@@ -11,7 +11,7 @@ from roadint.engines.interventions import listed_interventions
 from roadint.errors import RoadError
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import pyvene
-from roadint.interventions.pyvene.placing import register
+from roadint.interventions.pyvene.placing import register_model
 
 
 def pyvene_config(
@@ -20,24 +20,24 @@ def pyvene_config(
     """The configuration of interventions, as `pv.IntervenableModel(config, model)` takes it.
 
     Interventions without a width get the model's, and a model type that pyvene does not know
-    (Gemma 3, Qwen 3, …) is registered. Layers count from 0, as in pyvene, whose `unit_locations`
-    say the position.
+    (Gemma 3, Qwen 3, …) is registered. Layers count from 0, as in pyvene; `unit_locations` give the
+    positions.
 
     Args:
-        model: the model that they are for.
-        interventions: one or a list.
+        model: The base model.
+        interventions: One intervention, or a list.
 
     Returns:
         A `pv.IntervenableConfig`.
 
     Raises:
-        RoadError: if there are none, or the model has no such layer, component or width.
+        RoadError: where there are none, or the model has no such layer, component or width.
     """
     check_model(model)
     listed = listed_interventions(interventions)
     if not listed:
         raise RoadError("no interventions given: expected at least one RoadIntervention")
-    register(model)
+    register_model(model)
     device = next(model.parameters()).device
     for intervention in listed:
         site_path(model, intervention.layer, intervention.component)  # the model has it

@@ -1,4 +1,4 @@
-"""What pyvene saved, read back without running any of it."""
+"""Loading folders that pyvene saved, without running any code of theirs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from roadint.files.paths import path_of
 from roadint.interop.pyvene.saved_config import SavedIntervention, read_saved_config
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
-from roadint.interventions.pyvene.placing import register
+from roadint.interventions.pyvene.placing import register_model
 
 _MOST_UNITS, _MOST_DIMS = 8192, 1 << 24
 
@@ -26,20 +26,20 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
     pyvene's own `load`.
 
     Args:
-        folder: what `save` wrote.
-        model: the model that the interventions are for.
-        classes: intervention classes of your own that the folder may name. Those of roadint and
-            pyvene are known.
+        folder: The folder that `save` wrote.
+        model: The base model.
+        classes: Further intervention classes that the folder may name, beside roadint's and
+            pyvene's.
 
     Returns:
         A `pv.IntervenableModel`.
 
     Raises:
-        RoadError: if the folder holds no such model, or it does not fit.
+        RoadError: where the folder holds no such model, or it does not fit.
     """
     path = path_of("folder", folder)
     saved, mode = read_saved_config(path, classes)
-    register(model)
+    register_model(model)
     try:
         loaded = _loaded(path, model, saved, mode)
     except RoadError:
@@ -51,7 +51,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         ) from error
     device = next(model.parameters()).device
     for intervention in loaded.interventions.values():
-        if not isinstance(intervention, SubspaceIntervention):  # those are where their layer is
+        if not isinstance(intervention, SubspaceIntervention):  # those are on their layer's device
             intervention.to(device)
     return loaded
 
@@ -71,7 +71,7 @@ def _loaded(folder: Path, model: nn.Module, saved: Sequence[SavedIntervention], 
 
 
 def _fill(folder: Path, key: str, intervention: Any, saved: SavedIntervention) -> None:
-    """The values of an intervention, and what pyvene keeps of its own ones beside them."""
+    """Load an intervention's values, and attributes that pyvene saves of its own classes."""
     if isinstance(intervention, SubspaceIntervention):
         intervention.load_state_dict(state_of(folder, key))
         return
@@ -91,7 +91,7 @@ def _fill(folder: Path, key: str, intervention: Any, saved: SavedIntervention) -
 
 
 def _check_sizes(folder: Path, model: nn.Module, saved: SavedIntervention) -> None:
-    """Before memory is taken: a representation asks for no more numbers than are saved."""
+    """Check, before memory is allocated, that no more numbers are needed than were saved."""
     representation = saved.representation
     for part in representation.subspace_partition or ():
         if not isinstance(part, str) and any(number > _MOST_DIMS for number in part):
@@ -123,11 +123,11 @@ def state_of(folder: str | Path, key: str) -> dict[str, Tensor]:
     """What pyvene's `save` or `save_intervention` wrote of one intervention, on the CPU.
 
     Args:
-        folder: what was saved.
-        key: what pyvene calls the intervention.
+        folder: The folder that was saved.
+        key: The intervention's name in pyvene.
 
     Raises:
-        RoadError: if it is not there, or damaged.
+        RoadError: where it is not there, or damaged.
     """
     path = _file_of(folder, key)
     if not path.is_file():
@@ -146,7 +146,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A file of named tensors that torch wrote, on the CPU; reading it can run nothing.
 
     Raises:
-        RoadError: if it is any other file.
+        RoadError: where it is any other file.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -19,14 +19,14 @@ _COUNTS = ("max_number_of_units", "low_rank_dimension", "group_key", "moe_key", 
 
 @dataclass(frozen=True)
 class SavedIntervention:
-    """What the configuration says of one intervention.
+    """An intervention in the configuration.
 
     Attributes:
-        kind: its class.
-        representation: pyvene's RepresentationConfig of it.
-        key: what pyvene calls it, in its model and in the names of its files.
-        constant: True if its source is constant.
-        width: pyvene's interchange dim, if the configuration has one.
+        kind: The class.
+        representation: pyvene's RepresentationConfig.
+        key: The intervention's name in pyvene's model and files.
+        constant: True where the source is constant.
+        width: pyvene's interchange dim; None where the configuration has none.
     """
 
     kind: type
@@ -40,11 +40,11 @@ def read_saved_config(folder: Path, classes: Sequence[type]) -> tuple[list[Saved
     """The interventions that a folder holds, and pyvene's mode.
 
     Args:
-        folder: what `IntervenableModel.save` wrote.
-        classes: intervention classes that the folder may name beside pyvene's and roadint's.
+        folder: The folder that `IntervenableModel.save` wrote.
+        classes: Intervention classes that the folder may name beside pyvene's and roadint's.
 
     Raises:
-        RoadError: if it is no such folder, or names any other class.
+        RoadError: where it is no such folder, or names any other class.
     """
     config = _read_json(folder)
     known = _by_name([*vars(pyvene).values(), *registered().values()])
@@ -190,17 +190,17 @@ def _is_partition(value: Any) -> bool:
 
 
 def _keys(representations: Sequence[Any]) -> list[str]:
-    """What pyvene's model calls them; those of one site are numbered.
+    """The names of interventions in pyvene's model, as its `_get_representation_key` makes them.
 
-    As in pyvene's `BaseModel._get_representation_key`.
+    Interventions at the same site are numbered.
     """
     keys: list[str] = []
     counts: Counter[str] = Counter()
-    for sited in representations:
-        site = f"layer_{sited.layer}_comp_{sited.component}"
-        if "." in sited.component:
-            site = f"comp_{sited.component.replace('.', '_')}"
-        name = f"{site}_unit_{sited.unit.replace('.', '_')}_nunit_{sited.max_number_of_units}"
+    for part in representations:
+        site = f"layer_{part.layer}_comp_{part.component}"
+        if "." in part.component:
+            site = f"comp_{part.component.replace('.', '_')}"
+        name = f"{site}_unit_{part.unit.replace('.', '_')}_nunit_{part.max_number_of_units}"
         keys.append(f"{name}#{counts[name]}")
         counts[name] += 1
     return keys

@@ -1,1 +1,1 @@
-"""pyvene's entry: how an intervention runs, loads and says where it acts inside pyvene."""
+"""Interventions inside pyvene: how they run, are placed in a model and are loaded."""

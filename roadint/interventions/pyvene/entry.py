@@ -1,7 +1,7 @@
-"""pyvene's way into an intervention: its arguments, the site, the call, and values that it saves.
+"""PyveneEntry: arguments, site, call and saved values of an intervention, as pyvene needs them.
 
-An intervention runs in pyvene's IntervenableModel and in roadint's RoadModel alike. All that only
-pyvene asks of it is here.
+An intervention runs in pyvene's IntervenableModel and in roadint's RoadModel alike. What only
+pyvene needs is here.
 """
 
 import inspect
@@ -27,19 +27,24 @@ from roadint.interventions.pyvene.patches import (
 )
 from roadint.interventions.pyvene.placing import (
     check_layer,
-    check_source,
+    check_source_fits,
     layer_in_path,
     position_width,
-    register,
+    register_model,
     width_at,
 )
-from roadint.interventions.pyvene.restoring import arguments_of, check_fits, check_shape, take_over
+from roadint.interventions.pyvene.restoring import (
+    arguments_of,
+    check_shape,
+    check_values_fit,
+    take_over,
+)
 from roadint.interventions.pyvene.selection import chosen_by, entries_of, parts_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Fields of pyvene's RepresentationConfig that an intervention_type gets and ours do not need.
+# Fields of pyvene's RepresentationConfig that roadint's interventions do not need.
 _IGNORED = frozenset(
     {
         "unit",
@@ -60,18 +65,18 @@ _IGNORED = frozenset(
 class PyveneEntry(
     Sited, SubspaceIntervention, TrainableIntervention, DistributedRepresentationIntervention
 ):
-    """The base class of the kinds that take a source; `EditIntervention` of those that do not.
+    """The base class of kinds that take a source; `EditIntervention` is that of all others.
 
     Args:
-        subspace_partition: pyvene's way to say subspaces: ranges [start, end] or lists of dims,
-            which are called "subspace_0", "subspace_1", ….
-        embed_dim: the width of the hidden states, times `max_number_of_units`.
-        max_number_of_units: how many positions pyvene edits at once.
-        **arguments: those of `SubspaceIntervention`; further fields of pyvene's configuration say
-            nothing that an intervention of roadint needs.
+        subspace_partition: pyvene's form of subspaces: ranges [start, end] or lists of dims, which
+            are named "subspace_0", "subspace_1", ….
+        embed_dim: The width of the hidden states, times `max_number_of_units`.
+        max_number_of_units: How many positions pyvene edits at once.
+        **arguments: Those of `SubspaceIntervention`. Further fields of pyvene's configuration are
+            ignored.
 
     Raises:
-        RoadError: for an argument that is none, or that does not fit.
+        RoadError: for an argument that is unknown or does not fit.
     """
 
     def __init__(
@@ -99,7 +104,7 @@ class PyveneEntry(
         self.keep_last_dim, self.use_fast = True, arguments.get("use_fast", False)
         # pyvene's `subspaces` mean dims where there is no partition, else indices into it.
         self.counts_dims = site.get("subspaces") is None
-        # pyvene's `load` makes it so, and never loads the values of one with a constant source.
+        # Set by pyvene's `load`, which never loads the values of one with a constant source.
         self._lacks_values = bool(arguments.get("hidden_source_representation"))
 
     def _check_known(self, arguments: Mapping[str, Any]) -> None:
@@ -127,33 +132,33 @@ class PyveneEntry(
 
     # Where it acts.
 
-    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def representation(self, configured: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of pyvene's RepresentationConfig.
 
-        Layer and component are said once, or twice the same; what only the configuration says
-        becomes the intervention's own.
+        Where both the intervention and the configuration set layer or component, they must agree.
+        What only the configuration sets, the intervention takes over.
 
         Args:
-            given: what the user's configuration says beside the intervention.
+            configured: The fields that the user's configuration sets.
 
         Raises:
-            RoadError: where they disagree, and for a field that would not be heeded.
+            RoadError: where they disagree, and for a field that would not act.
         """
         fields = pyvene.RepresentationConfig._fields
-        for name in given:
+        for name in configured:
             if name not in fields:
                 raise RoadError(
                     f"pyvene's representations have no field {quoted(name)}: "
                     f"expected one of {listing(fields)}"
                 )
-        if given.get("subspace_partition") is not None:
+        if configured.get("subspace_partition") is not None:
             raise RoadError(
                 "subspace_partition is the intervention's own: "
                 f"expected {type(self).__name__}(subspace_partition=…)"
             )
-        self._take_site(given.get("layer"), given.get("component"))
-        self._take_source(given.get("source_representation"))
-        return {**given, "layer": self.layer, "component": self.component}
+        self._take_site(configured.get("layer"), configured.get("component"))
+        self._take_source(configured.get("source_representation"))
+        return {**configured, "layer": self.layer, "component": self.component}
 
     def _take_site(self, layer: Any, component: Any) -> None:
         layer = None if layer is None else layer_index(layer)
@@ -173,7 +178,7 @@ class PyveneEntry(
         self.component = component or self.component
 
     def _take_source(self, source: Any) -> None:
-        """A constant source that the configuration says."""
+        """Take the constant source of a configuration; kinds without sources refuse it."""
         if source is not None:
             raise RoadError(
                 f"{type(self).__name__} takes no source: expected no source_representation"
@@ -181,21 +186,21 @@ class PyveneEntry(
 
     @classmethod
     def prepare(cls, model: nn.Module, component: str) -> None:
-        """Tell pyvene about this type of model, where it does not know it.
+        """Register this type of model with pyvene, where pyvene does not know it.
 
         Raises:
             RoadError: for a model without decoder layers.
         """
         if type(model) not in pyvene.type_to_module_mapping and "." not in str(component):
-            register(model)
+            register_model(model)
 
     def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
-        """Learn the width, where the model tells it, and move to the device of the module.
+        """Set the width, where the model tells it, and move to the device of the module.
 
         Args:
-            model: the whole model.
+            model: The model.
             representation: pyvene's RepresentationConfig of this intervention.
-            module: the module whose hidden states are edited.
+            module: The module whose hidden states are edited.
         """
         if representation.component == "block_output":
             check_layer(model, representation.layer, module)
@@ -220,13 +225,16 @@ class PyveneEntry(
         Where the width was not known, it is that of `base` from now on.
 
         Args:
-            base: the hidden states, with any number of heads and positions; the dtype is kept.
-            source: those of another input, for a kind that takes them.
-            subspaces: None (all of them); a composition for all rows ("german", "a + 0.5*b"); or
-                one entry a row: a composition, or a list of names, of indices into the partition
-                or, where the intervention names no subspaces, of dims (whole blocks). None in a
-                row's place, and an empty list, leave the row as it is.
-            **kwargs: whatever else pyvene passes.
+            base: The hidden states, with any number of heads and positions, of any dtype.
+            source: The hidden states of another input, for kinds that take a source.
+            subspaces: None for all subspaces; a composition for all rows ("german", "a + 0.5*b");
+                or a list with an entry for every row. An entry is a composition, or a list of
+                names, of indices into the partition or, where the intervention names no subspaces,
+                of dims (whole blocks). None or an empty list leaves the row as it is.
+            **kwargs: Ignored.
+
+        Returns:
+            The edited hidden states, in the dtype of `base`.
 
         Raises:
             RoadError: for anything else.
@@ -264,7 +272,7 @@ class PyveneEntry(
                 f"expected .to({str(base.device)!r}) first"
             )
         if source is not None and self.takes_source:
-            check_source(source, base)
+            check_source_fits(source, base)
 
     def _strengths_of(self, subspaces: Any, rows: int) -> Float[Tensor, "rows units"]:
         if subspaces is None or isinstance(subspaces, (str, Mapping, Composition)):
@@ -288,7 +296,7 @@ class PyveneEntry(
     # The values, which pyvene saves without the arguments that they belong to.
 
     def _state_arguments(self) -> dict[str, Any]:
-        """The arguments in the form in which they were given: one that counts dims still does."""
+        """The arguments that make the intervention again, as JSON; `counts_dims` included."""
         arguments = self.spec()
         if self.counts_dims:
             arguments["subspace"] = arguments.pop("subspaces")[WHOLE]
@@ -300,10 +308,10 @@ class PyveneEntry(
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: `_load_from_state_dict` has read it before the values."""
+        """Do nothing: `_load_from_state_dict` has read the arguments already."""
 
     def _measured(self) -> dict[str, Tensor]:
-        """What `values` has beside the parameters."""
+        """The tensors of `values` that are no parameters."""
         parameters = dict(self.named_parameters())
         return {name: value for name, value in self.values().items() if name not in parameters}
 
@@ -328,10 +336,10 @@ class PyveneEntry(
     def _take_arguments(
         self, arguments: dict[str, Any], state_dict: Mapping[str, Any], prefix: str
     ) -> None:
-        """Be what the arguments say, but at the site that was said.
+        """Take over saved arguments, but for layer and component where they are set here.
 
-        After pyvene's `load`, which knows only its own fields, it has other arguments. Parameters,
-        hooks and the mode stay what they were.
+        pyvene's `load` knows only its own fields, so the intervention that it makes may have other
+        arguments than the saved one. Parameter objects, hooks and the mode stay the same.
         """
         arguments |= {name: getattr(self, name) for name in self._said}
         if self.bound and arguments == self._state_arguments():
@@ -346,18 +354,18 @@ class PyveneEntry(
             for name, value in state_dict.items()
             if name.startswith(prefix)
         }
-        check_fits(type(self), arguments, values)
+        check_values_fit(type(self), arguments, values)
         take_over(self, type(self)(**{**arguments, "embed_dim": None}))
         self._make(arguments["embed_dim"])
         self.bind(arguments["embed_dim"]).train(self.training)
 
 
 class EditIntervention(SourcelessIntervention, PyveneEntry):
-    """The base class of the kinds that edit a hidden state by itself, without a source."""
+    """The base class of kinds that edit a hidden state without a source."""
 
 
 def _names_of_arguments(kind: type) -> list[str]:
-    """The names that its __init__ gives its arguments, but for the rest that it passes on."""
+    """The names of the arguments of a class, without **kwargs."""
     parameters = inspect.signature(kind).parameters.values()
     return [
         parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD

@@ -1,8 +1,8 @@
-"""pyvene, imported without its printing, and taught to ask interventions where they act.
+"""pyvene, imported without its printing, and patched to ask interventions where they act.
 
 pyvene's configuration reads the layer from a dict (0 where it has none), and its model never tells
-an instance the width. Here `IntervenableConfig` and the model that it configures first ask the
-interventions that are `Sited`; whatever holds none of them goes to pyvene's own code as it is.
+an intervention the width. Patched, IntervenableConfig and the model ask interventions that are
+`Sited` first; configurations without such interventions reach pyvene's code unchanged.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ _COMPOSITIONS = (str, Mapping, Composition)
 
 
 class Sited:
-    """What pyvene's configuration and model ask an intervention of roadint."""
+    """What the patched pyvene asks an intervention of roadint."""
 
-    def representation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def representation(self, configured: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of pyvene's RepresentationConfig.
 
         Args:
-            given: those that the user's configuration says.
+            configured: The fields that the user's configuration sets.
 
         Raises:
             RoadError: where they disagree with the intervention.
@@ -62,19 +62,19 @@ class Sited:
 
     @classmethod
     def prepare(cls, model: nn.Module, component: str) -> None:
-        """Tell pyvene about this type of model, where it does not know it."""
+        """Register this type of model with pyvene, where pyvene does not know it."""
         raise NotImplementedError
 
     def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
-        """Learn width and device from the model and the module in it whose states are edited."""
+        """Take width and device from the model and from the module whose output is edited."""
         raise NotImplementedError
 
 
 def representations_of(listed: Any) -> list[Any]:
-    """pyvene's list of representations, of which the Sited ones have been asked.
+    """pyvene's list of representations, with the fields that Sited interventions return.
 
     Args:
-        listed: whatever pyvene takes as representations, or interventions.
+        listed: Interventions, or what pyvene takes as representations.
 
     Raises:
         RoadError: where a configuration and its intervention disagree.
@@ -107,13 +107,13 @@ def _representation(item: Any) -> Any:
 
 
 def _fields(item: Any) -> dict[str, Any]:
-    """What one of pyvene's forms says: a dict, a RepresentationConfig, or its values in order."""
+    """The fields of a representation: a dict, a RepresentationConfig, or its values in order."""
     if isinstance(item, dict):
         return item
     if isinstance(item, RepresentationConfig):
         fields: dict[str, Any] = item._asdict()
         if "." in str(item.component) and item.layer == 0:
-            del fields["layer"]  # the default: a path has its layer inside
+            del fields["layer"]  # the default: a path names its layer
         return fields
     if isinstance(item, list):
         return dict(zip(RepresentationConfig._fields, item, strict=False))
@@ -152,14 +152,14 @@ def _adding(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _settling(original: Callable[..., None]) -> Callable[..., None]:
-    """BaseModel.__init__, which tells Sited interventions the model."""
+    """BaseModel.__init__, which also gives Sited interventions the model."""
 
     @functools.wraps(original)
     def build(self: Any, config: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(config, (Sited, dict, list, tuple, nn.ModuleList)):
             config = IntervenableConfig(config)
         if isinstance(config, IntervenableConfig):
-            # Once more: the list is open to changes.
+            # Once more: the list may have been changed.
             config.representations = representations_of(config.representations)
             _prepare(config, model)
         original(self, config, model, *args, **kwargs)
@@ -172,14 +172,14 @@ def _settling(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
-    """BaseModel._broadcast_subspaces, for compositions.
+    """BaseModel._broadcast_subspaces, which also takes compositions.
 
-    It would take the letters of a text, and the first of too many entries.
+    pyvene would take a text letter by letter, and drop entries that are too many.
     """
 
     @functools.wraps(original)
     def broadcast(self: Any, batch_size: int, subspaces: Any) -> Any:
-        sited = any(isinstance(each, Sited) for each in self.interventions.values())
+        sited = any(isinstance(edit, Sited) for edit in self.interventions.values())
         if sited and isinstance(subspaces, _COMPOSITIONS):
             return [subspaces] * len(self.interventions)
         if sited and subspaces is not None and not isinstance(subspaces, int):
@@ -190,7 +190,7 @@ def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_lists(subspaces: Any, count: int) -> None:
-    """Raises RoadError where these are neither `count` lists nor indices for every row."""
+    """Refuse subspaces that are neither `count` lists nor indices for all rows."""
     if isinstance(subspaces, (list, tuple)) and any(
         isinstance(entry, _COMPOSITIONS) for entry in subspaces
     ):
@@ -235,13 +235,13 @@ def _check_there(model: nn.Module, representation: Any) -> None:
         ) from None
 
 
-def _teach(
+def _patch(
     owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
     setattr(owner, name, wrap(getattr(owner, name)))
 
 
-_teach(IntervenableConfig, "__init__", _asking)
-_teach(IntervenableConfig, "add_intervention", _adding)
-_teach(BaseModel, "__init__", _settling)
-_teach(BaseModel, "_broadcast_subspaces", _broadcasting)
+_patch(IntervenableConfig, "__init__", _asking)
+_patch(IntervenableConfig, "add_intervention", _adding)
+_patch(BaseModel, "__init__", _settling)
+_patch(BaseModel, "_broadcast_subspaces", _broadcasting)

@@ -22,8 +22,8 @@ def layer_in_path(path: str, wanted: int | None) -> int | None:
     """The layer that a path such as "model.layers[3].output" names; None where it names none.
 
     Args:
-        path: the component, as a path.
-        wanted: the layer that was said beside it, if any.
+        path: A component that is a path.
+        wanted: The layer that is set beside it, if any.
 
     Raises:
         RoadError: where the path is not in the wanted layer.
@@ -41,12 +41,11 @@ def position_width(embed_dim: Any, units: Any) -> int:
     """The width of one position.
 
     Args:
-        embed_dim: the width, which pyvene multiplies by the number of positions, although
-            keep_last_dim keeps them apart.
-        units: that number.
+        embed_dim: The width times the number of positions, by which pyvene multiplies it.
+        units: The number of positions.
 
     Raises:
-        RoadError: where they are no counts, or do not divide.
+        RoadError: where they are no counts, or the width is not divisible by the number.
     """
     width, count = index_of(embed_dim), index_of(units)
     if count is None or count < 1:
@@ -60,20 +59,20 @@ def position_width(embed_dim: Any, units: Any) -> int:
 
 
 def width_at(model: nn.Module, component: str, module: nn.Module) -> int | None:
-    """The width of the hidden states there; None where the model does not tell."""
+    """The width of the hidden states of a module; None where the model does not tell it."""
     if component not in _STREAM and not _is_site(model, module):
         return None
     try:
         return width_of(model)
-    except (RoadError, AttributeError):  # one that pyvene knows and roadint does not
+    except (RoadError, AttributeError):  # a model that pyvene knows and roadint does not
         return None
 
 
 def check_layer(model: nn.Module, layer: int, module: nn.Module) -> None:
-    """Check that a module is the language model's layer.
+    """Check that a module is a layer of the language model.
 
     Raises:
-        RoadError: where it is none, as in the vision tower of a model of both.
+        RoadError: where it is not, as in the vision tower of a multimodal model.
     """
     layers = _layers_of(model)
     if layers is not None and module is not layers[layer]:
@@ -82,8 +81,8 @@ def check_layer(model: nn.Module, layer: int, module: nn.Module) -> None:
         )
 
 
-def check_source(source: Any, base: Tensor) -> None:
-    """Check that a source fits the hidden states that it is put into.
+def check_source_fits(source: Any, base: Tensor) -> None:
+    """Check that a source fits the hidden states of the base.
 
     Raises:
         RoadError: where dtype, shape or device do not fit.
@@ -105,11 +104,11 @@ def check_source(source: Any, base: Tensor) -> None:
         )
 
 
-def register(model: nn.Module) -> None:
-    """Tell pyvene where this model's type keeps its layers, if it does not know.
+def register_model(model: nn.Module) -> None:
+    """Register a type of model with pyvene, unless pyvene knows it.
 
     Raises:
-        RoadError: where there are none.
+        RoadError: where the model has no decoder layers.
     """
     if type(model) in pyvene.type_to_module_mapping:
         return

@@ -1,6 +1,6 @@
-"""Values that come back with the arguments that they belong to.
+"""Loading saved values together with their arguments, into an intervention that exists.
 
-The arguments are read, checked before anything is made, and taken over in place.
+The arguments are read, checked before anything large is made, and taken over in place.
 """
 
 import json
@@ -35,28 +35,28 @@ def arguments_of(state: Any) -> dict[str, Any]:
 
 
 def check_shape(name: str, saved: Any, value: Tensor) -> None:
-    """Check that a saved value has the shape of the value that it is for.
+    """Check that a saved value has the shape of the current one.
 
     Raises:
-        RoadError: where it has not.
+        RoadError: where it has another.
     """
     if not torch.is_tensor(saved) or saved.shape != value.shape:
         got = tuple(saved.shape) if torch.is_tensor(saved) else quoted(saved)
         raise RoadError(f"{name} is {got}: expected {tuple(value.shape)}")
 
 
-def check_fits(
+def check_values_fit(
     kind: type[nn.Module], arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> None:
-    """Check, before anything large is made, that values have the shapes that arguments ask for.
+    """Check, before anything large is made, that values have the shapes that arguments need.
 
     Args:
-        kind: the class of the intervention.
-        arguments: those of its __init__.
-        values: what was saved with them, by name.
+        kind: The class of the intervention.
+        arguments: The arguments of its __init__.
+        values: The values that were saved with them, by name.
 
     Raises:
-        RoadError: where they have not, or the arguments make no intervention.
+        RoadError: where a shape differs, or the arguments are not valid.
     """
     width = arguments.get("embed_dim")
     numbers = sum(value.numel() for value in values.values() if torch.is_tensor(value))
@@ -84,9 +84,9 @@ def check_fits(
 
 
 def take_over(module: nn.Module, settled: nn.Module) -> None:
-    """Give `module` the configuration of `settled`, which is of its class and has no values yet.
+    """Give `module` the configuration of `settled`, which has the same class and no values yet.
 
-    Its parameters, hooks and mode stay; a parameter that the configuration has none of goes.
+    Parameters, hooks and mode of `module` stay; parameters that `settled` lacks are removed.
     """
     for name, value in vars(settled).items():
         if name not in _MACHINERY:

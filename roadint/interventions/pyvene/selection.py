@@ -1,4 +1,4 @@
-"""Which units act in a row, as pyvene's `subspaces` and `subspace_partition` say it.
+"""Which units act in a row: pyvene's `subspaces` and `subspace_partition`, read.
 
 They hold names, indices, dims or compositions.
 """
@@ -36,16 +36,16 @@ def entries_of(subspaces: Any, rows: int) -> list[Any]:
 def chosen_by(
     entry: Any, partition: Partition, dims_of: str | None
 ) -> Composition | Float[Tensor, " units"]:
-    """What acts in a row: a composition or, where dims are counted, each unit's strength.
+    """What acts in a row: a composition or, where integers are dims, the strength of every unit.
 
     Args:
-        entry: the row's, of pyvene's `subspaces`.
-        partition: the intervention's.
-        dims_of: the one subspace in which integers count dims; None where they are indices into
-            the partition.
+        entry: The row's entry of pyvene's `subspaces`.
+        partition: The intervention's partition.
+        dims_of: The subspace in which integers are dims; None where they are indices into the
+            partition.
 
     Raises:
-        RoadError: for an entry that chooses none of these.
+        RoadError: for an entry that is not understood.
     """
     names = list(partition)
     if entry is None or isinstance(entry, (str, Mapping, Composition)):
@@ -96,9 +96,9 @@ def _strengths_of_dims(
 
 
 def parts_of(partition: Any) -> list[SubspaceLike]:
-    """pyvene's subspace_partition in forms that are not ambiguous.
+    """pyvene's subspace_partition, in forms that are not ambiguous.
 
-    Two numbers are a half-open range, other counts of numbers are dims.
+    A list of two numbers is a half-open range, any other list of numbers has dims.
 
     Raises:
         RoadError: for what is no list of ranges or of dims.

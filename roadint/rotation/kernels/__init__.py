@@ -1,1 +1,1 @@
-"""The one operation that turns hidden states, a file for each backend."""
+"""The operation that rotates hidden states, with a file for every backend."""

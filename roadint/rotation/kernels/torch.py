@@ -1,9 +1,9 @@
 """The rotation as one operation in plain PyTorch.
 
-Each pair of dims is a complex number z. A real 2×2 matrix on a pair is `u·z + v·z̄`, and v is 0
-where both matrix rows rotate and scale alike, as in RoAd1. That is one complex product in the place
-of two real ones, a swap and a sum, each of which would read and write everything: the operation
-costs about what a copy costs, and keeps one copy of the input for the gradient.
+A pair of dims is a complex number z. A real 2×2 matrix on a pair is `u·z + v·z̄`, and v is 0 where
+both matrix rows rotate and scale alike, as in RoAd1. One complex product replaces two real
+products, a swap and a sum, which would all read and write everything: the operation costs about as
+much as a copy, and keeps one copy of the input for the gradient.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def turn(
         and not carries_tangents()
         and any(tensor is not None and tensor.requires_grad for tensor in (h, u, v))
     ):
-        turned: Tensor = _Turn.apply(h, u, v, group)  # type: ignore[no-untyped-call]
+        turned: Tensor = _TurnWithGradient.apply(h, u, v, group)  # type: ignore[no-untyped-call]
         return turned
     return _turn(h, u, v, group)
 
@@ -61,9 +61,9 @@ def turn_(
 
     Args:
         h: The hidden states, contiguous; they are written over.
-        u: One entry for each row, or one for all of them.
-        scratch: Float32 memory to work in where `h` is not float32; with fewer rows than `h`, the
-            rows take turns.
+        u: One entry a row, or one for all rows.
+        scratch: Float32 memory to work in, where `h` is not float32. It may have fewer rows than
+            `h`, which are then rotated in parts.
 
     Returns:
         `h` itself.
@@ -81,7 +81,7 @@ def turn_(
     return h
 
 
-class _Turn(torch.autograd.Function):
+class _TurnWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
         return _turn(h, u, v, group)
@@ -113,7 +113,7 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     if group != 2 or carries_tangents():
         return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
     shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
-    # A new tensor and no view: models write into the output of a layer.
+    # A new tensor, not a view: models write into the output of a layer.
     turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
     out = torch.view_as_complex(turned.view(*shape, 2))
     torch.mul(z, u, out=out)
@@ -130,10 +130,10 @@ def pairs(
     Args:
         h: The hidden states.
         group: The group size of the pairing.
-        like: Numbers that the pairs will meet.
+        like: The numbers that pairs are multiplied by.
 
     Returns:
-        The pairs, of float32 parts; of float64 parts where `h` or `like` has such.
+        The pairs in complex64; in complex128 where `h` or `like` has double precision.
     """
     if h.dtype is not torch.float64:
         h = h.double() if like is not None and like.dtype is torch.complex128 else h.float()

@@ -1,7 +1,4 @@
-"""Attention as plain products, in this thread alone.
-
-Torch's own switch, `sdpa_kernel`, is the whole process's.
-"""
+"""Attention as plain products, in this thread alone: torch's `sdpa_kernel` acts on all threads."""
 
 from typing import Any
 
@@ -15,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 class PlainAttention(TorchFunctionMode):
     """Runs scaled_dot_product_attention as plain products, inside and in this thread.
 
-    With a few queries over a long prefix, torch's fused attention is half as fast on a CPU,
-    gradients included.
+    For a few queries over a long prefix, torch's fused attention is half as fast on a CPU, with
+    gradients.
 
     Example:
         >>> with PlainAttention():
@@ -25,7 +22,7 @@ class PlainAttention(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace one function of torch; every other is called as it is."""
+        """Replace one function of torch, and call all others."""
         if func is functional.scaled_dot_product_attention:
             return _plain(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

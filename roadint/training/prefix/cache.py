@@ -17,7 +17,7 @@ from roadint.model.road_model import RoadModel
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cut_model import CutModel
 from roadint.training.prefix.plan import TokenPlan, first_needed
-from roadint.training.prefix.recording import record
+from roadint.training.prefix.recording import record_prefixes
 from roadint.training.prefix.reusable import CannotReuseError, check_reusable
 from roadint.training.prefix.storage import PrefixStorage, StorageKind
 
@@ -31,11 +31,11 @@ class PrefixReport:
     """What was stored, and what it took.
 
     Attributes:
-        storage: where it lies.
-        examples: how many distinct ones.
-        skipped_layers: how many of the lowest layers no step runs.
-        megabytes: its size.
-        seconds: how long the pass over the data took.
+        storage: Where it is stored.
+        examples: The number of distinct examples.
+        skipped_layers: The number of layers, from the lowest, that steps do not run.
+        megabytes: The size of what is stored.
+        seconds: The duration of the pass over the data.
     """
 
     storage: StorageKind
@@ -53,10 +53,10 @@ class PrefixReport:
 
 
 class PrefixCache:
-    """A collator in the place of `Collator`, whose batches hold only what a step must compute.
+    """A collator that replaces `Collator`, whose batches hold only what a step must compute.
 
-    `PrefixCache.build` computes what it stores. Batches with an example that it does not store are
-    the plain collator's.
+    `PrefixCache.build` fills it. A batch with an example that is not stored is made by the plain
+    collator.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class PrefixCache:
         folder: Path,
         quiet: bool = True,
     ) -> "PrefixCache":
-        """Run the base model over the data once and store what its steps would compute again.
+        """Run the base model over the data once, and store what every step would compute again.
 
         Args:
-            road: the model that is to train.
-            examples: of the training.
-            collator: makes plain batches of them.
-            memory: the budget in bytes, on the model's device; by default a quarter of what is
-                free. Beyond it only hidden states are stored (of all tokens), beyond that
-                everything in files.
-            folder: where files are put. They vanish with the process.
-            quiet: no progress bar.
+            road: The model to train.
+            examples: The examples of the training.
+            collator: Makes plain batches of the examples.
+            memory: The budget in bytes, on the model's device; by default a quarter of what is
+                free. Where it is too small, only hidden states (of all tokens) are stored; where it
+                is too small for these, everything is stored in files.
+            folder: The folder for files, which vanish with the process.
+            quiet: Whether there is no progress bar.
 
         Returns:
             A cache whose losses are the model's own.
@@ -112,20 +112,20 @@ class PrefixCache:
         if not cut.skipped and not bool(plan.starts.any()):
             raise CannotReuseError("the edit begins at the first token of the lowest layer")
         storage = PrefixStorage.allocate(cut, plan, memory, folder)
-        record(cut, listed, storage, collator.fill, quiet=quiet)
+        record_prefixes(cut, listed, storage, collator.fill, quiet=quiet)
         index = {tokens: number for number, tokens in enumerate(distinct)}
         cache = cls(cut, collator, index, storage, time.perf_counter() - started)
         cache.check_likelihoods(road, longest)
         return cache
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Make one batch: as `Collator` does, from each row's first needed token on.
+        """Make one batch, as `Collator` does, but from the first token on that a row needs.
 
         Args:
-            examples: its rows.
+            examples: One a row.
 
         Returns:
-            The batch, with "hidden" and "prefix", what is stored of its rows.
+            The batch, with what is stored of its rows as "hidden" and "prefix".
         """
         numbers = [self._index.get(_tokens_of(example), -1) for example in examples]
         if min(numbers) < 0:
@@ -147,7 +147,7 @@ class PrefixCache:
         if bool(starts.any()):
             longest = starts.max()
             before = torch.arange(int(longest)) - (longest - starts)[:, None]
-            # Below 0 it is padding, on the left.
+            # Indices below 0 are padding, on the left.
             slots = plan.prefix_slots(index, before.clamp(min=0))
             batch["prefix"] = self.storage.prefix.get(slots)
             mask = torch.cat([before >= 0, mask], dim=1)
@@ -159,11 +159,11 @@ class PrefixCache:
         """`completion_nll` of a batch of this cache, or a plain one.
 
         Args:
-            model: the RoadModel, or a wrapper of it.
-            batch: on the model's device.
+            model: The RoadModel, or a wrapper of it.
+            batch: On the model's device.
 
         Returns:
-            The negative log-likelihood of each completion token, in nats, and its row.
+            The negative log-likelihoods of the completions' tokens, in nats, and the tokens' rows.
         """
         inputs = {name: value for name, value in batch.items() if name not in ("hidden", "prefix")}
         if "prefix" in batch:
@@ -175,12 +175,13 @@ class PrefixCache:
             return completion_nll(model, inputs)
 
     def serves(self, road: RoadModel, examples: Sequence[Example], collator: Collator) -> bool:
-        """Whether a training can take what is stored, if its base model's values are the same.
+        """Whether a training can use what is stored, if its base model's values are the same.
 
         Args:
-            road: its model: the base model must be the same object, cut at the same layer.
-            examples: its data: all must be stored, from their first edited token on.
-            collator: its collator.
+            road: The model of the training; its base model must be the same object, cut at the same
+                layer.
+            examples: The data of the training; all must be stored, from the first edited token on.
+            collator: The collator of the training.
         """
         fits = (
             self.cut.model is road.model
@@ -192,16 +193,16 @@ class PrefixCache:
 
     @torch.no_grad()
     def check_likelihoods(self, road: RoadModel, example: Example) -> None:
-        """Compare an example's likelihood with the plain one.
+        """Compare an example's likelihood with that of a plain batch.
 
-        Whatever a model does that is not foreseen here shows in it.
+        It reveals whatever a model does that prefix reuse does not foresee.
 
         Args:
-            road: the model.
-            example: one that is stored.
+            road: The model.
+            example: A stored example.
 
         Raises:
-            CannotReuseError: where they differ by more than rounding does.
+            CannotReuseError: where they differ by more than rounding.
         """
         device = self.cut.device
         plain = completion_nll(road, moved(self._collator([example]), device))[0]
@@ -223,5 +224,5 @@ class PrefixCache:
 
 
 def _tokens_of(example: Example) -> _Tokens:
-    """What is stored does not depend on the composition."""
+    """The key of what is stored, which does not depend on the composition."""
     return tuple(example.prompt), tuple(example.completion)

@@ -9,25 +9,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
+from roadint.architecture.outputs import hidden_of
 from roadint.architecture.properties import cache_name, takes_positions
 from roadint.engines.transformers.partial import Resumed, output_after
 from roadint.model.road_model import RoadModel
-from roadint.training.prefix.key_values import KeyValueLayout, layout_of
+from roadint.training.prefix.key_values import KeyValueLayout, key_value_layout
 
 
 @dataclass(frozen=True)
 class CutModel:
-    """The base model of a RoadModel: the layers below the cut give the same whatever is learned.
+    """The base model of a RoadModel, whose layers below the cut do not depend on what is learned.
 
     Attributes:
-        model: the base model.
-        device: where it takes its inputs.
-        skipped: how many layers are below the cut.
-        width: of the hidden states that cross the cut; 0 where no layer is below it.
-        as_tuple: whether its layers return tuples.
-        takes_positions: whether its forward takes position_ids.
-        layout: of the keys and values of all layers.
-        upper: of those of the layers above the cut.
+        model: The base model.
+        device: The device on which it takes its inputs.
+        skipped: The number of layers below the cut.
+        width: The width of the hidden states at the cut; 0 where no layer is below it.
+        as_tuple: Whether layers return tuples.
+        takes_positions: Whether the forward takes position_ids.
+        layout: The layout of keys and values of all layers.
+        upper: The layout of keys and values above the cut.
     """
 
     model: nn.Module
@@ -41,26 +42,26 @@ class CutModel:
 
     @classmethod
     def probe(cls, road: RoadModel, tokens: Sequence[int]) -> "CutModel":
-        """Learn what a model's layers give by running a few tokens.
+        """Cut a model, and measure its layers by running a few tokens.
 
         Args:
-            road: its interventions and adapters say where the cut is.
-            tokens: ids, two or so.
+            road: The model; its interventions and adapters decide where the cut is.
+            tokens: The ids of about two tokens.
 
         Returns:
             The cut model.
 
         Raises:
-            CannotReuseError: where the model keeps something else than keys and values.
+            CannotReuseError: where the model caches something else than keys and values.
         """
         model, skipped = road.model, road.untouched_layers()
         ids = torch.tensor([list(tokens)], device=road.device)
-        layout = layout_of(model, ids)
+        layout = key_value_layout(model, ids)
         width, as_tuple = 0, False
         if skipped:
             output = output_after(model, skipped, input_ids=ids)
             as_tuple = isinstance(output, tuple)
-            width = (output[0] if as_tuple else output).shape[-1]
+            width = hidden_of(output).shape[-1]
         return cls(
             model=model,
             device=road.device,
@@ -84,13 +85,13 @@ class CutModel:
         mask: Bool[Tensor, "rows columns"],
         past: Cache,
     ) -> dict[str, Any]:
-        """What the model takes to run tokens that follow a cache without padding.
+        """The arguments to run tokens after those in a cache without padding.
 
         Args:
-            ids: the tokens.
-            rank: which tokens of their examples they are.
-            mask: which of them are no padding.
-            past: the cache.
+            ids: The tokens.
+            rank: The index of every token in its example.
+            mask: False for padding.
+            past: The cache.
 
         Returns:
             Keyword arguments, on the model's device.
@@ -103,9 +104,8 @@ class CutModel:
         return {**moved, self.cache_name: past}
 
     def hidden_at_cut(self, **inputs: Any) -> Float[Tensor, "rows columns width"]:
-        """The hidden states that cross the cut; the layers above don't run."""
-        output = output_after(self.model, self.skipped, **inputs)
-        return output[0] if self.as_tuple else output  # type: ignore[no-any-return]
+        """The hidden states at the cut, without running the layers above."""
+        return hidden_of(output_after(self.model, self.skipped, **inputs))
 
     def resumed(self, hidden: Float[Tensor, "rows columns width"] | None) -> Resumed:
         """A pass from the cut on, with these hidden states."""

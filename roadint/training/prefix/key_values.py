@@ -1,7 +1,7 @@
 """The keys and values of prefixes.
 
-They are recorded from a model's own forward, stored as a row of numbers a token, and given back to
-the model as a Cache.
+They are recorded in the model's own forward, stored as numbers a token, and passed to the model as
+a Cache.
 """
 
 from dataclasses import dataclass, replace
@@ -23,20 +23,20 @@ Numbers = Float[Tensor, "rows columns numbers"]
 
 
 class KeyValueRecorder:
-    """Keeps the keys and values that a forward pass adds; the topmost layer's end the pass."""
+    """Records the keys and values of a forward pass, which ends at the topmost layer."""
 
     def __init__(self, layers: int) -> None:
         self.added: list[tuple[Keys, Keys] | None] = [None] * layers
 
     def note(self, layer: int, keys: Keys, values: Keys) -> None:
-        """Keep one layer's."""
+        """Record those of one layer."""
         self.added[layer] = keys, values
         if layer == len(self.added) - 1:
             raise Enough
 
 
 class _PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's prefix. A forward's tokens are joined to it and then forgotten."""
+    """One layer's prefix, to which a forward's tokens are joined without being kept."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class _PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.length
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        # Older transformers give the positions instead of their number. A sliding layer masks, but
+        # Older transformers pass positions instead of their number. A sliding layer masks, but
         # drops nothing.
         added = query_length if isinstance(query_length, int) else len(query_length)
         return self.length + added, 0
@@ -73,12 +73,12 @@ class _PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class KeyValueLayout:
-    """How the keys and values of one token lie in a row of numbers, layer by layer, keys first.
+    """The order of a token's keys and values in a vector of numbers: by layer, keys first.
 
     Attributes:
-        shapes: of each layer (heads, key width, value width); None where they are not stored.
-        sliding: whether each layer has a sliding window.
-        dtype: of the numbers.
+        shapes: For each layer (heads, key width, value width); None where nothing is stored.
+        sliding: For each layer, whether it has a sliding window.
+        dtype: The dtype of the numbers.
     """
 
     shapes: tuple[tuple[int, int, int] | None, ...]
@@ -93,7 +93,7 @@ class KeyValueLayout:
     def above(self, skipped: int) -> "KeyValueLayout":
         """The layout without the lowest layers.
 
-        Its numbers are the last ones of a row of this layout.
+        Its numbers are the last ones in this layout.
         """
         return replace(self, shapes=(*[None] * skipped, *self.shapes[skipped:]))
 
@@ -101,8 +101,8 @@ class KeyValueLayout:
         """A cache that holds a prefix and forgets what is added to it.
 
         Args:
-            prefix: rows of at least `width` numbers, the last of which count.
-            recorder: is told what is added.
+            prefix: At least `width` numbers a token, of which the last are used.
+            recorder: Records what a pass adds.
 
         Returns:
             A cache for one forward pass.
@@ -120,7 +120,7 @@ class KeyValueLayout:
         return Cache(layers=layers)
 
     def joined(self, recorder: KeyValueRecorder) -> Numbers:
-        """What a pass has added, in rows of this layout."""
+        """The keys and values that a pass has added, in this layout."""
         parts: list[Tensor] = []
         for added, shape in zip(recorder.added, self.shapes, strict=True):
             if added is not None and shape is not None:
@@ -128,18 +128,18 @@ class KeyValueLayout:
         return torch.cat(parts, dim=-1)
 
 
-def layout_of(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout:
+def key_value_layout(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout:
     """The layout of all layers of a model.
 
     Args:
-        model: runs a few tokens.
-        ids: the tokens.
+        model: The model, which runs a few tokens.
+        ids: The tokens.
 
     Returns:
         The layout.
 
     Raises:
-        CannotReuseError: where a layer keeps something else from token to token.
+        CannotReuseError: where a layer caches something else from token to token.
     """
     config = text_config(model)
     count = int(config.num_hidden_layers)

@@ -16,14 +16,14 @@ Grid = Int[Tensor, "rows columns"]
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """Where the tokens of all examples are stored, one example after the other.
+    """Where the tokens of all examples are stored, one example after another.
 
     Attributes:
-        starts: the first token of each example that a step must run. Of it and what follows, hidden
-            states are stored; of what comes before, keys and values.
-        lengths: the number of tokens of each example.
-        shared: with how many equal tokens all examples begin (the template's). Their keys and
-            values are stored once, in the first slots.
+        starts: For each example, the first token that a step must run. From it on, hidden states
+            are stored; of the tokens before it, keys and values.
+        lengths: For each example, the number of tokens.
+        shared: The number of equal tokens (the template's) with which all examples begin. Their
+            keys and values are stored once, in the first slots.
     """
 
     starts: Int[Tensor, " examples"]
@@ -49,15 +49,15 @@ class TokenPlan:
 
     @property
     def prefix_count(self) -> int:
-        """Of how many tokens keys and values are stored."""
+        """How many tokens have stored keys and values."""
         return self.shared + int((self.starts - self.shared).sum())
 
     def hidden_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
-        """Where the hidden states of tokens are.
+        """The slots of tokens' hidden states.
 
         Args:
-            index: the example of each row.
-            rank: tokens, counted from the beginning of their example.
+            index: For each row, the example.
+            rank: The tokens, by index in their example.
 
         Returns:
             The slots.
@@ -66,7 +66,7 @@ class TokenPlan:
         return (counts.cumsum(0) - counts - self.starts)[index][:, None] + rank
 
     def prefix_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
-        """Where the keys and values of tokens are; arguments as of `hidden_slots`."""
+        """The slots of tokens' keys and values; arguments as in `hidden_slots`."""
         counts = self.starts - self.shared
         unshared = (counts.cumsum(0) - counts)[index][:, None] + rank
         return torch.where(rank < self.shared, rank, unshared)
@@ -76,32 +76,32 @@ def first_needed(road: RoadModel, example: Example) -> int:
     """The first token of an example that a step must run.
 
     Args:
-        road: says where it edits.
-        example: its prompt counts; the completion follows the edit or is part of it.
+        road: The model, whose interventions decide.
+        example: The example.
 
     Returns:
-        The first edited token or, where it comes earlier, the one that predicts the completion's
-        first. It counts from 0.
+        The index, from 0, of the first edited token or, where that comes earlier, of the token that
+        predicts the completion's first.
     """
     if road.adapters:
         return 0  # they act on every token
     length = len(example.prompt)
-    edited = [_edited_tokens(site.position, length) for site in road.interventions]
+    edited = [_edited_tokens(edit.position, length) for edit in road.interventions]
     return min([length - 1, *(tokens[0] for tokens in edited if tokens)])
 
 
 def _edited_tokens(position: Position, length: int) -> list[int]:
-    """What `Position.edited` says of a prompt.
+    """The edited tokens of a prompt, as `Position.indices`, but without its check.
 
-    A token that `at(i)` names may be beyond its end: only the prompts of the data sets that the
-    intervention acts on must have it.
+    `at(i)` may name a token that the prompt does not have, where the intervention does not act on
+    the prompt's data set.
     """
     edited = position.edited(torch.arange(length)[None], torch.tensor([length]))
     return [int(token) for token in edited[0].nonzero()[:, 0]]
 
 
 def common_start(prompts: Sequence[list[int]]) -> int:
-    """With how many equal tokens all prompts begin.
+    """The number of equal tokens with which all prompts begin.
 
     Example:
         >>> common_start([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 6]])

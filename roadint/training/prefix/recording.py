@@ -19,17 +19,17 @@ from roadint.training.prefix.storage import PrefixStorage
 _TOKENS = 2048  # of a batch, padding included
 
 
-def record(
+def record_prefixes(
     cut: CutModel, examples: Sequence[Example], storage: PrefixStorage, fill: int, *, quiet: bool
 ) -> None:
-    """Fill a storage, long examples first, in batches of like length.
+    """Fill a storage, long examples first, in batches of similar lengths.
 
     Args:
-        cut: the model that runs.
-        examples: the distinct ones that the storage is planned for, in its order.
-        storage: where what they give is put.
-        fill: the id of the padding.
-        quiet: no progress bar.
+        cut: The model.
+        examples: The distinct examples, in the order of the storage's plan.
+        storage: The storage to fill.
+        fill: The id of the padding.
+        quiet: Whether there is no progress bar.
     """
     plan = storage.plan
     header = _record_shared(cut, examples[0].prompt[: plan.shared], storage)
@@ -42,7 +42,7 @@ def record(
 
 
 def _record_shared(cut: CutModel, tokens: list[int], storage: PrefixStorage) -> Numbers:
-    """The keys and values of all layers: the rest of each example needs the lower ones as well."""
+    """Keys and values of the shared tokens, in all layers: the other tokens need them."""
     layout = cut.layout
     empty = torch.zeros(1, 0, layout.width, dtype=layout.dtype, device=cut.device)
     if not tokens:

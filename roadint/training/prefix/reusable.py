@@ -1,17 +1,17 @@
-"""Whether what a frozen model computes can be reused, and why not where it can't."""
+"""Whether prefix reuse is possible on a frozen model, and the error that says why not."""
 
 from torch import nn
 
 
 class CannotReuseError(Exception):
-    """Why a prefix can't be reused; training then computes it at every step."""
+    """Says why a prefix can't be reused; training then computes it at every step."""
 
 
 def check_reusable(model: nn.Module) -> None:
     """Check that a model computes the same every time.
 
     Args:
-        model: the base model.
+        model: The base model.
 
     Raises:
         CannotReuseError: where the base model itself trains, gradient checkpointing computes its
@@ -30,7 +30,7 @@ def check_reusable(model: nn.Module) -> None:
 
 
 def _dropout_rates(module: nn.Module) -> list[float]:
-    """Attention keeps its rate in a plain attribute, whose name says "drop" somewhere."""
+    """Attention has its rate in an attribute whose name contains "drop"."""
     if isinstance(module, nn.Dropout):
         return [module.p]
     named = [value for name, value in vars(module).items() if "drop" in name]

@@ -1,4 +1,4 @@
-"""A PrefixCache for a training: a new one, one that an earlier training made, or none."""
+"""A PrefixCache for a training: a new one, that of the training before, or none."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from roadint.training.prefix.reusable import CannotReuseError, check_reusable
 
 logger = logging.getLogger(__name__)
 
-# What the code of a model raises that keeps other things than keys and values, or that can't run
-# from a layer on. Running out of memory is a RuntimeError, too; training alone needs less.
+# What a model raises that caches something else than keys and values, or that can't run from a
+# layer on. Running out of memory is a RuntimeError, too; training without reuse needs less.
 _FOREIGN_ERRORS: tuple[type[Exception], ...] = (AssertionError, AttributeError, LookupError)
 _FOREIGN_ERRORS += (RuntimeError, TypeError, ValueError)
 
@@ -22,12 +22,12 @@ _FOREIGN_ERRORS += (RuntimeError, TypeError, ValueError)
 def reusable_prefix(
     road: RoadModel, examples: Sequence[Example], collator: Collator, **settings: Any
 ) -> PrefixCache | None:
-    """A new PrefixCache, where the prefix can be reused; one line in the log says so, or why not.
+    """A new PrefixCache, where the prefix can be reused; the log says so, or why not.
 
-    The arguments are those of `PrefixCache.build`.
+    Arguments as in `PrefixCache.build`.
 
     Returns:
-        The cache, or None, for training the plain way.
+        The cache; None where training has to compute everything.
 
     Raises:
         RoadError: where the model refuses the examples.
@@ -51,11 +51,11 @@ def reusable_prefix(
 class SharedPrefix:
     """Lets trainings on one model, one after the other, share a PrefixCache.
 
-    A training takes the cache of the one before it where the base model is the same, with the same
-    values, and the lowest layer and the examples fit; else it makes a new one.
+    A training uses the cache of the training before it where the base model is the same, with the
+    same values, and the lowest layer and the examples fit. Otherwise it makes a new one.
 
     Attributes:
-        cache: the last training's; None frees its memory.
+        cache: The cache of the last training; set it to None to free its memory.
     """
 
     def __init__(self) -> None:
@@ -72,17 +72,17 @@ class SharedPrefix:
         """The cache of the last training where it fits, else a new one.
 
         Args:
-            road: the model that is to train.
-            examples: of the training.
-            collator: makes plain batches of them.
-            build: makes the new one, see `reusable_prefix`.
+            road: The model to train.
+            examples: The examples of the training.
+            collator: Makes plain batches of the examples.
+            build: Makes a new cache, see `reusable_prefix`.
 
         Returns:
             The cache; None where the prefix can't be reused.
         """
         if self.cache is not None and self._fits(self.cache, road, examples, collator):
             return self.cache
-        self.cache = self._made_from = None  # before there is a new one, which takes its room
+        self.cache = self._made_from = None  # frees the memory for the new one
         self.cache = build()
         if self.cache is not None:
             self._made_from = ModelState.of(road.model)

@@ -1,4 +1,4 @@
-"""Many rows of numbers, on the model's device or in a file that is mapped into memory."""
+"""The storage of prefixes: numbers on the model's device, or in a file mapped into memory."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ StorageKind = Literal["memory", "hidden states in memory", "disk"]
 
 
 class Storage:
-    """Slots of `width` numbers, written and read many at once."""
+    """Slots of `width` numbers."""
 
     def __init__(self, numbers: Shaped[Tensor, "slots width"]) -> None:
         self._numbers = numbers
@@ -35,19 +35,19 @@ class Storage:
         self._numbers[slots.to(self._numbers.device)] = values.to(self._numbers)
 
     def get(self, slots: Int[Tensor, "*shape"]) -> Shaped[Tensor, "*shape width"]:
-        """A copy of what is in some slots."""
+        """A copy of the values in some slots."""
         return self._numbers[slots.to(self._numbers.device)]
 
 
 @dataclass(frozen=True)
 class PrefixStorage:
-    """What is stored of a data set.
+    """The stored prefixes of a data set.
 
     Attributes:
-        kind: where it lies; "hidden states in memory" is all of them, and no keys and values.
-        plan: which token lies where.
-        hidden: the hidden states that enter the layers above the cut.
-        prefix: the keys and values of the layers above the cut.
+        kind: Where they are; "hidden states in memory" is without keys and values.
+        plan: Which tokens are stored, and in which slots.
+        hidden: The hidden states that enter the layers above the cut.
+        prefix: The keys and values of the layers above the cut.
     """
 
     kind: StorageKind
@@ -62,17 +62,17 @@ class PrefixStorage:
         """Choose what is stored where, and make room for it.
 
         Args:
-            cut: says how wide hidden states and keys and values are, and of which dtype.
-            plan: what to store where there is room.
-            memory: the budget in bytes, on the model's device; by default a quarter of what is
+            cut: The model, with the widths and the dtype of what is stored.
+            plan: What to store where there is room.
+            memory: The budget in bytes, on the model's device; by default a quarter of what is
                 free.
-            folder: of files that take it all where the budget is too small even for hidden states.
+            folder: The folder for files, where the budget is too small for hidden states.
 
         Returns:
             The storage, with nothing in it yet.
 
         Raises:
-            CannotReuseError: where neither memory nor disk has the room.
+            CannotReuseError: where neither memory nor disk has room.
         """
         lesser = plan.hidden_states_alone()
         budget = free_memory(cut.device) / 4 if memory is None else memory
@@ -103,14 +103,14 @@ class PrefixStorage:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that each of the processes that share a device can take."""
+    """Free bytes on a device for this process, of those that share it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) // _processes()
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that each of the processes of this machine can take; 0 where there is no folder."""
+    """Free bytes on disk for this process, of those on this machine; 0 where there is no folder."""
     try:
         return shutil.disk_usage(folder).free // _processes()
     except OSError:
@@ -123,7 +123,7 @@ def _size(cut: CutModel, plan: TokenPlan) -> int:
 
 
 def _processes() -> int:
-    """How many torchrun started on this machine."""
+    """How many processes torchrun started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

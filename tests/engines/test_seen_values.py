@@ -10,7 +10,7 @@ from torch import nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import layout_of
-from roadint.engines.values import SeenValues
+from roadint.engines.seen_values import SeenValues
 from tests.helpers import randomised
 
 

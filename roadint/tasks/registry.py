@@ -1,4 +1,4 @@
-"""The table of all tasks, by the names that recipes use."""
+"""All tasks, by the names that recipes give them."""
 
 from collections.abc import Mapping
 
@@ -22,8 +22,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     """The task of a recipe, with its data read.
 
     Args:
-        recipe: names the task.
-        data: split → file, by default the recipe's: "train" and what the task is measured on.
+        recipe: The recipe, which names the task.
+        data: Split → file; by default the recipe's.
 
     Returns:
         The task.
@@ -53,7 +53,6 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     if recipe.data.rows_seed is not None:
         raise RoadError(
             f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first "
-            "rows of its data; "
-            "expected no seed for them"
+            "rows of its data; expected no seed for them"
         )
     return task(recipe, sources)

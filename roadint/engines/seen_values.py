@@ -1,4 +1,4 @@
-"""Whether a table was made from an adapter's values as they are now."""
+"""Whether an adapter still has the values that a table was made from."""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -11,10 +11,10 @@ from roadint.engines.locks import Lock
 
 
 class SeenValues:
-    """The values of adapters as they were seen last; a copy starts empty.
+    """The values of adapters when they were last asked about; a copy starts empty.
 
-    The values themselves are compared: torch's version counters miss fused optimizers, `.data` and
-    more. Threads may ask side by side.
+    The values themselves are compared, since torch's version counters miss fused optimizers,
+    `.data` and more. Safe to use from many threads.
     """
 
     def __init__(self) -> None:
@@ -24,15 +24,14 @@ class SeenValues:
         self._lock = Lock()
 
     def state_of(self, adapter: RoadAdapter) -> object:
-        """What stands for an adapter's values; one wait for the device.
+        """An object that stands for an adapter's current values; waits once for the device.
 
         Args:
             adapter: The adapter.
 
         Returns:
-            An object that equals itself alone, so that it is right in another process too: the same
-            one as long as θ, α and the subspace are the same numbers on the same device, and
-            another one for all other values of any adapter.
+            The same object as long as θ, α and the subspace are the same numbers on the same
+            device; a new one otherwise. It equals itself alone, also in another process.
         """
         now = [
             tensor.detach()
@@ -51,7 +50,7 @@ class SeenValues:
 
 
 def _same(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
-    """Whether these are equal numbers, on the same device."""
+    """Whether the tensors are equal, on the same device."""
     return len(now) == len(before) and all(
         tensor.shape == earlier.shape
         and tensor.device == earlier.device

@@ -1,4 +1,4 @@
-"""Hidden states that an interchange takes from another input, beside the tokens that take them."""
+"""Sources of interchanges: hidden states of another input, aligned with the tokens of the base."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ from roadint.errors import RoadError, quoted
 
 @dataclass(frozen=True)
 class AlignedSource:
-    """A source's hidden states, and which of its row's states each token of the base takes.
+    """A source, and the state that each token of the base takes.
 
     Args:
-        states: The states of each row, filled up to the longest.
-        order: For each token of the base the index of its state; −1 where it takes none.
+        states: The states of each row, padded to the longest row.
+        order: For each token of the base, the index of the state that it takes; −1 for none.
     """
 
     states: Float[Tensor, "rows longest width"]
@@ -26,7 +26,7 @@ class AlignedSource:
     def at(
         self, rows: Int[Tensor, " tokens"], columns: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens width"]:
-        """The states of these tokens of the base; generated ones come after the last column."""
+        """The states that tokens of the base take; a generated token takes the last column's."""
         columns = columns.clamp(max=self.order.shape[1] - 1)
         return self.states[rows, self.order[rows, columns]]
 
@@ -34,13 +34,13 @@ class AlignedSource:
 def align(
     source: Source, edited: Bool[Tensor, "rows columns"], after_prompt: bool, layer: int
 ) -> AlignedSource:
-    """Put a source beside the base's tokens that take from it.
+    """Align a source with the tokens of the base that take from it.
 
     Args:
-        source: For each row [tokens, width], or [width].
-        edited: The base's tokens that take a state.
+        source: For each row, [tokens, width] or [width].
+        edited: True for the tokens of the base that take a state.
         after_prompt: Whether generated tokens take one too.
-        layer: Of the intervention, for messages.
+        layer: The intervention's layer, for messages.
 
     Raises:
         RoadError: where a row has more or fewer states than tokens that take one.
@@ -69,7 +69,7 @@ def align(
 
 
 def check_source(source: Any, width: int, layer: int) -> None:
-    """Check that a source holds hidden states for each row.
+    """Check that a source holds hidden states for every row.
 
     Raises:
         RoadError: for anything else.
