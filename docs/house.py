@@ -6,16 +6,18 @@ closes a circle. Arrows that only shorten a way which others go are pale.
 """
 
 import argparse
-import math
+import itertools
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grimp
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path as Curve
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "roadint"
@@ -25,6 +27,7 @@ BOX_HEIGHT, FLOOR_HEIGHT, HALF_WIDTH = 0.52, 1.06, 4.4
 
 Arrow = tuple[str, str]
 Box = tuple[float, float, float]  # x and y of the middle, width
+BENDS = np.arange(-16, 17) / 4  # of a curve's inner points
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,9 @@ def draw(house: House, picture: Path) -> None:
         axes.axhspan(y - BOX_HEIGHT / 2 - 0.1, y + BOX_HEIGHT / 2 + 0.1, color=FLOOR, zorder=0)
         axes.text(left + 0.15, y, str(floor), color=GREY, fontsize=10, va="center")
     for pair in house.arrows:
-        bent = pair in strong and hidden(boxes[pair[0]], boxes[pair[1]], boxes.values())
-        draw_arrow(axes, boxes[pair[0]], boxes[pair[1]], pair in house.up, pair in strong, bent)
+        ends = boxes[pair[0]], boxes[pair[1]]
+        way = way_around(*ends, boxes.values()) if pair in strong else straight(*ends)
+        draw_arrow(axes, way, pair in house.up, pair in strong)
     most = max(house.lines.values())
     for room, box in boxes.items():
         draw_box(axes, room, box, house.lines[room], (house.lines[room] / most) ** 0.5)
@@ -187,33 +191,40 @@ def draw(house: House, picture: Path) -> None:
     plt.close(figure)
 
 
-def hidden(importer: Box, imported: Box, boxes: Iterable[Box]) -> bool:
-    """Whether a straight arrow would run behind a box."""
-    slope = (imported[0] - importer[0]) / (imported[1] - importer[1])
-    return any(
-        imported[1] < y < importer[1]
-        and abs(importer[0] + slope * (y - importer[1]) - x) < width / 2
-        for x, y, width in boxes
-    )
+def straight(importer: Box, imported: Box) -> np.ndarray:
+    """The four points of a curve from the bottom of a box to the top of another, not bent yet."""
+    half = BOX_HEIGHT / 2 if importer[1] > imported[1] else -BOX_HEIGHT / 2
+    start = np.array([importer[0], importer[1] - half])
+    end = np.array([imported[0], imported[1] + half])
+    return np.stack([start, (2 * start + end) / 3, (start + 2 * end) / 3, end])
 
 
-def draw_arrow(
-    axes: Axes, importer: Box, imported: Box, up: bool, strong: bool, bent: bool
-) -> None:
-    """One arrow, from the bottom of a box to the top of another, or up in red."""
-    side = -1 if importer[1] < imported[1] else 1
-    bow = 1.4 / math.dist(importer[:2], imported[:2])  # around the box that is in the way
+def way_around(importer: Box, imported: Box, boxes: Iterable[Box]) -> np.ndarray:
+    """The four points of the curve that is bent as little as keeps it off the boxes."""
+    line = straight(importer, imported)
+    shifts = np.array(sorted(itertools.product(BENDS, BENDS), key=lambda pair: np.hypot(*pair)))
+    curves = np.repeat(line[None], len(shifts), axis=0)
+    curves[:, 1:3, 0] += shifts
+    t = np.linspace(0, 1, 60)[1:-1, None]
+    weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
+    x, y = np.moveaxis(weights @ curves, -1, 0)
+    covered = abs(x) > HALF_WIDTH
+    for middle, height, width in boxes:
+        beside = abs(x - middle) > width / 2 + 0.04
+        covered |= ~beside & (abs(y - height) < BOX_HEIGHT / 2 - 0.01)
+    best: np.ndarray = curves[covered.sum(1).argmin()]
+    return best
+
+
+def draw_arrow(axes: Axes, way: np.ndarray, up: bool, strong: bool) -> None:
+    """One arrow along a curve, in red where it points up."""
     axes.add_patch(
         FancyArrowPatch(
-            (importer[0], importer[1] - side * BOX_HEIGHT / 2),
-            (imported[0], imported[1] + side * BOX_HEIGHT / 2),
+            path=Curve(way, [Curve.MOVETO] + 3 * [Curve.CURVE4]),
             arrowstyle="-|>,head_length=4,head_width=2",
-            connectionstyle=f"arc3,rad={bow if bent else 0:.2f}",
             color=RED if up else GREY,
             alpha=1.0 if up else 0.9 if strong else 0.25,
             linewidth=2.0 if up else 1.2 if strong else 0.6,
-            shrinkA=0,
-            shrinkB=1,
             zorder=4 if up else 1,
         )
     )

@@ -1,6 +1,6 @@
 """The examples of the README, in order and in one namespace as a reader would type them, on a tiny model.
 
-A block after `<!-- not run: reason -->` is not run, one after `<!-- needs: module -->` only where that is installed.
+Its recipe and the kinds that CONTRIBUTING shows are tried too. A block after `<!-- not run: reason -->` is not run, one after `<!-- needs: module -->` only where that is installed.
 What they name of roadint must exist all the same.
 """
 
@@ -17,13 +17,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import roadint
-from roadint import RoadIntervention, RoadModel
-from tests.helpers import SIZES, scaled
+from roadint import Recipe, RoadIntervention, RoadModel
+from roadint.grammar import position_kinds
+from roadint.interventions import registry
+from tests.helpers import HALVES, SIZES, scaled
 
 README = Path(__file__).parents[1] / "README.md"
+SAID = {"instruction": "What is 2 + 2?", "output": "4"}
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^>]+) -->\n)?```python\n(.*?)```", re.DOTALL)
 
 
@@ -77,6 +85,41 @@ def test_what_a_block_names_exists(block: Block) -> None:
                 assert hasattr(RoadModel, node.attr)
 
 
+def test_its_recipe_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(example, encoding="utf-8")
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert recipe == Recipe.load(recipe, {"lr": 7e-3, "edit.layers": [6, 9], "rows": 1000})
+    assert recipe.names() == ["german", "english"]
+
+
+def test_the_kinds_that_contributing_shows_train_and_load(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_KINDS", registry.kinds())
+    monkeypatch.setattr(position_kinds, "_KINDS", dict(position_kinds.position_kinds()))
+    text = (README.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {**vars(position_kinds), "__name__": "contributing"}
+    for source in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(source, namespace)
+
+    settings = {"kind": "gain", "start": 0.5, "position": "every(3)", "subspaces": HALVES}
+    settings |= {"layers": [1], "lrs": {}, "strengths": {}, "companions": {}}
+    recipe = Recipe.load("composition", {**settings, "eos": [], "template": "plain"})
+    road = recipe.on(llama)
+    roadint.train(road, tokenizer, {"a": [SAID] * 8}, recipe, lrs={"a": 1e-3}, quiet=True)
+    road.save_pretrained(tmp_path)
+    loaded = RoadModel.from_pretrained(llama, tmp_path).interventions[0]
+    assert (loaded.kind, loaded.start, str(loaded.position)) == ("gain", 0.5, "every(3)")
+    assert torch.equal(loaded.gains, road.interventions[0].gains)
+    a, b = loaded.gains.detach().split(len(loaded.gains) // 2)
+    assert bool((a != 0.5).all())
+    assert torch.equal(b, torch.full_like(b, 0.5))
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "demos/measured.md"])
 def test_what_the_prose_names_exists(page: str) -> None:
     text = (README.parent / page).read_text(encoding="utf-8")
@@ -121,8 +164,7 @@ def folder(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     RoadModel(tiny, edit).save_pretrained("runs/german-english")
     adapter = roadint.add_linear_road(tiny, name="french")
     adapter.save_pretrained("runs/french")
-    row = {"instruction": "What is 2 + 2?", "output": "4"}
-    Path("math.jsonl").write_text("\n".join([json.dumps(row)] * 8), encoding="utf-8")
+    Path("math.jsonl").write_text("\n".join([json.dumps(SAID)] * 8), encoding="utf-8")
     return tmp_path
 
 

@@ -45,7 +45,9 @@ NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tok
 Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="NAME=VALUE, repeatable: a setting of the recipe."),
+    typer.Option(
+        "--set", help="NAME=VALUE, repeatable: a setting of the recipe, as lr or optimisation.lr."
+    ),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder for the result; a new or an empty one.")]
 ReportFile = Annotated[

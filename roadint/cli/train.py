@@ -135,4 +135,4 @@ def _result(summary: Mapping[str, Any]) -> str:
         for name, value in summary["loss"].items()
         if "/" in name
     )
-    return f"last training loss (nats a token): {losses}"
+    return f"last training loss (nats a token): {losses or 'none, there is one for every 10 steps'}"
