@@ -15,11 +15,11 @@ from roadint.cli.options import (
     Data,
     Json,
     MaxPrompts,
+    MaxRows,
     NewTokens,
     Plot,
-    Prompts,
+    PromptFile,
     ReportFile,
-    Rows,
     named_values,
 )
 from roadint.cli.output import console, report_json, save_figure
@@ -32,10 +32,10 @@ def evaluate(
         typer.Argument(help="Folder or hub id of a checkpoint; several seeds of one recipe."),
     ],
     data: Data = None,
-    prompts: Prompts = None,
+    prompts: PromptFile = None,
     compose: Compositions = None,
     add: Added = None,
-    rows: Rows = None,
+    rows: MaxRows = None,
     max_completion: Annotated[
         int, typer.Option(min=1, help="Cut references at this many tokens.")
     ] = 64,

@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from roadint.cli.checks import check_adapters, check_folder
-from roadint.cli.options import Base, Checkpoint, Folder, Json
+from roadint.cli.options import Base, CheckpointName, Folder, Json
 from roadint.cli.output import print_json, print_line
 
 
 def export(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointName,
     out: Folder,
     adapter: Annotated[str | None, typer.Option(help="Which one; the only one by default.")] = None,
     model: Base = None,

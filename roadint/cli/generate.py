@@ -10,11 +10,11 @@ from rich.table import Table
 from roadint.cli.options import (
     Added,
     Base,
-    Checkpoint,
+    CheckpointName,
     Compositions,
     Json,
     NewTokens,
-    Prompts,
+    PromptFile,
     named_values,
 )
 from roadint.cli.output import console, print_json
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def generate(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointName,
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Prompts; the paper's nine by default.")
     ] = None,
-    prompt_file: Prompts = None,
+    prompt_file: PromptFile = None,
     compose: Compositions = None,
     add: Added = None,
     max_new_tokens: NewTokens = 128,

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.checks import check_picture
-from roadint.cli.options import Checkpoint, Json
+from roadint.cli.options import CheckpointName, Json
 from roadint.cli.output import console, print_json
 from roadint.errors import RoadError, listing
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointName,
     plot: Annotated[
         Path | None,
         typer.Option(help="Write a picture of all angles and scales (.png, .svg, .pdf)."),

@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from roadint.cli.checks import check_adapters, check_folder
-from roadint.cli.options import Base, Checkpoint, Folder, Json
+from roadint.cli.options import Base, CheckpointName, Folder, Json
 from roadint.cli.output import print_json, print_line
 from roadint.files.atomic import whole_folder
 
 
 def merge(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointName,
     out: Folder,
     compose: Annotated[
         str,

@@ -8,7 +8,7 @@ import typer
 
 from roadint.errors import RoadError, quoted
 
-Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+CheckpointName = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Data = Annotated[
     list[str] | None,
@@ -37,12 +37,12 @@ Added = Annotated[
         ),
     ),
 ]
-Prompts = Annotated[
+PromptFile = Annotated[
     Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")
 ]
 MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
+MaxRows = Annotated[int | None, typer.Option(min=1, help="Only the first rows of each data set.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,8 +13,8 @@ from roadint.cli.options import (
     Compositions,
     Json,
     MaxPrompts,
-    Prompts,
-    Rows,
+    MaxRows,
+    PromptFile,
     Settings,
     named_values,
 )
@@ -38,9 +38,9 @@ def sweep(
     ] = None,
     settings: Settings = None,
     compose: Compositions = None,
-    prompts: Prompts = None,
+    prompts: PromptFile = None,
     max_prompts: MaxPrompts = None,
-    rows: Rows = None,
+    rows: MaxRows = None,
     engine: Annotated[
         str, typer.Option(help="sequential, or ray (pip install 'roadint[ray]').")
     ] = "sequential",

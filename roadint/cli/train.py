@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roadint.cli.checks import check_folder
-from roadint.cli.options import Base, Data, Json, Rows, Settings, named_values, overrides
+from roadint.cli.options import Base, Data, Json, MaxRows, Settings, named_values, overrides
 from roadint.cli.output import print_json, print_line
 from roadint.errors import RoadError, listing, quoted
 
@@ -21,7 +21,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the trained checkpoint.")],
     data: Data = None,
-    rows: Rows = None,
+    rows: MaxRows = None,
     max_completion: Annotated[
         int | None, typer.Option(min=1, help="Cut completions at this many tokens.")
     ] = None,

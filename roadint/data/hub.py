@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from roadint.data.rows import Form, Row, UnusableRow, field_of
+from roadint.data.rows import Row, RowForm, UnusableRow, field_of
 from roadint.errors import RoadError, first_line, quoted
 
 
@@ -61,7 +61,7 @@ def from_ultrafeedback(row: Mapping[str, Any]) -> Row:
     return {"instruction": instruction, "output": best.get("response")}
 
 
-HUB_FORMS: dict[str, Form] = {
+HUB_FORMS: dict[str, RowForm] = {
     "LeoLM/HellaSwag_de": from_hellaswag_de,
     "openbmb/UltraFeedback": from_ultrafeedback,
 }

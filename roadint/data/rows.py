@@ -8,7 +8,7 @@ from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 Row = dict[str, str]
 """{"instruction": …, "output": …}, and "input" where it has one, as Alpaca's rows have."""
-Form = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+RowForm = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Makes a Row's fields of a row with other fields."""
 NEEDED, OPTIONAL = ("instruction", "output"), ("input",)
 
@@ -17,7 +17,7 @@ class UnusableRow(RoadError):
     """Says why a row is skipped, in a few words that are the same for all such rows."""
 
 
-def checked_row(raw: Any, form: Form | None = None) -> Row:
+def checked_row(raw: Any, form: RowForm | None = None) -> Row:
     """Check a row, and leave out other fields than those of a Row.
 
     Args:

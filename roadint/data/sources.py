@@ -26,7 +26,7 @@ from typing import Any
 
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.data.hub import HUB_FORMS, hub_rows
-from roadint.data.rows import NEEDED, OPTIONAL, Form, Row, UnusableRow, checked_row
+from roadint.data.rows import NEEDED, OPTIONAL, Row, RowForm, UnusableRow, checked_row
 from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files.paths import is_file, is_folder, path_of
 
@@ -140,7 +140,7 @@ def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[l
 
 
 def _usable(
-    name: str, raw_rows: Iterable[Any], form: Form | None, counts: Counter[str]
+    name: str, raw_rows: Iterable[Any], form: RowForm | None, counts: Counter[str]
 ) -> Iterator[Row]:
     """The usable rows; counts them, and the reasons for which others are skipped."""
     for index, raw in enumerate(raw_rows):
@@ -169,7 +169,7 @@ def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Ro
     return sample
 
 
-def _open(source: DataSource) -> tuple[str, Iterable[Any], Form | None]:
+def _open(source: DataSource) -> tuple[str, Iterable[Any], RowForm | None]:
     """The source's name in messages, its raw rows, and their form."""
     if not isinstance(source, (str, Path)):
         try:

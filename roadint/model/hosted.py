@@ -175,7 +175,7 @@ class _Bound(functools.partial[Any]):
         return inspect.Signature(ordered)
 
 
-class _Forward:
+class _ForwardMethod:
     """A method whose signature has the arguments of the instance's model.
 
     Trainer keeps those columns of a data set that the signature names, and reads the names of the
@@ -197,7 +197,7 @@ class _Forward:
 
 def shows_model_arguments(function: _F) -> _F:
     """Decorate a forward that passes its keyword arguments, `**inputs`, on to `self.model`."""
-    return cast(_F, _Forward(function))
+    return cast(_F, _ForwardMethod(function))
 
 
 def as_tokens(inputs: Any, generation: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from roadint.grammar.position import Phase
 from roadint.grammar.ranges import write_slice
 from roadint.grammar.subspace import Subspace
 from roadint.interventions.registry import kind_of, kinds
-from roadint.recipes.section import Finite, Index, Indices, Names, Section
+from roadint.recipes.section import Finite, Index, Indices, NameList, Section
 from roadint.rotation.rotation import Pairing, Variant
 
 LINEAR = "linear"
@@ -82,10 +82,10 @@ class AdapterSettings(Section):
     variant: Variant = "road_1"
     pairing: Pairing = "adjacent"
     targets: str | list[str] = ALL_LINEAR
-    exclude: Names = Field(default_factory=list)
+    exclude: NameList = Field(default_factory=list)
     lora_rank: Index = 0
     lora_alpha: Finite | None = None
-    heads: Names = Field(default_factory=list)
+    heads: NameList = Field(default_factory=list)
 
 
 def settings_of(kind: str) -> type[Section]:

@@ -53,7 +53,7 @@ NotNegative = Annotated[float, Field(ge=0, le=FLOAT32), _NUMBER]
 Share = Annotated[float, Field(ge=0, le=1), _NUMBER]
 Epochs = Annotated[float, Field(gt=0, le=1e6), _NUMBER]
 Warmup = Annotated[float, Field(ge=0, le=2**31 - 1), _NUMBER]
-Names = Annotated[list[str], _LIST]
+NameList = Annotated[list[str], _LIST]
 Indices = Annotated[list[Index], _LIST]
 
 

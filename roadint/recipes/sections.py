@@ -14,7 +14,7 @@ from roadint.recipes.section import (
     Count,
     Epochs,
     Finite,
-    Names,
+    NameList,
     NotNegative,
     Positive,
     Section,
@@ -73,9 +73,9 @@ class DataSection(Section):
     template: Template = "alpaca"
     max_length: Annotated[int, Field(ge=2, le=2**31 - 1)] = 512
     max_completion: Count | None = None
-    companions: dict[str, Names] = Field(default_factory=dict)
+    companions: dict[str, NameList] = Field(default_factory=dict)
     companion_rate: Share = 0.5
-    eos: Names = Field(default_factory=list)
+    eos: NameList = Field(default_factory=list)
 
 
 class OptimisationSection(Section):

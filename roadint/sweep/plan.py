@@ -19,7 +19,7 @@ from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
 from roadint.recipes.edit import plain_subspaces
 from roadint.recipes.recipe import Recipe
-from roadint.recipes.section import Count, Names, Section
+from roadint.recipes.section import Count, NameList, Section
 
 Changes = dict[str, Any]  # the settings of one run, by name
 _MOST = 10_000  # runs of a sweep
@@ -47,7 +47,7 @@ class Plan(Section):
     recipe: str
     set: Changes = Field(default_factory=dict)
     over: list[dict[str, Any]] = Field(default_factory=list)
-    compose: Names | None = None
+    compose: NameList | None = None
     data: dict[str, str] = Field(default_factory=lambda: dict(DEV))
     prompts: str = "bundled:prompts_dev"
     max_prompts: Count | None = None

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs
-from roadint.cli.options import Data, Json, ReportFile, Rows, Settings, named_values, overrides
+from roadint.cli.options import Data, Json, MaxRows, ReportFile, Settings, named_values, overrides
 from roadint.cli.output import console, report_json
 from roadint.errors import RoadError, first_line, quoted
 
@@ -18,7 +18,7 @@ def learn(
         str, typer.Argument(help="A recipe of a task (glue, commonsense, …) or a YAML file.")
     ] = "glue",
     data: Data = None,
-    rows: Rows = None,
+    rows: MaxRows = None,
     settings: Settings = None,
     model: Annotated[str | None, typer.Option(help="Base model instead of the recipe's.")] = None,
     method: Annotated[

@@ -6,7 +6,7 @@ import typer
 
 from roadint.cli.bench.options import Layer, Model, check_outputs
 from roadint.cli.bench.output import show_report
-from roadint.cli.options import Data, Json, Plot, ReportFile, Rows, named_values
+from roadint.cli.options import Data, Json, MaxRows, Plot, ReportFile, named_values
 from roadint.errors import RoadError, check_known, listing
 
 
@@ -14,7 +14,7 @@ def train(
     model: Model = "gemma-3-270m",
     layer: Layer = None,
     data: Data = None,
-    rows: Rows = None,
+    rows: MaxRows = None,
     max_completion: Annotated[
         int, typer.Option(min=1, help="Cut completions at this many tokens.")
     ] = 64,

@@ -16,7 +16,7 @@ from roadint.engines.transformers.view import After
 from roadint.errors import RoadError
 from roadint.grammar.position import Position, Tokens
 
-Indices = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
+RowsAndColumns = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
 """The rows and columns of some tokens of a pass."""
 
 
@@ -45,7 +45,9 @@ class SiteTokens:
         self._position, self._acting, self._call = position, acting, call
         self._last_pass = 0
 
-    def of_pass(self, hidden: Float[Tensor, "rows columns width"], passes: Passes) -> Indices:
+    def of_pass(
+        self, hidden: Float[Tensor, "rows columns width"], passes: Passes
+    ) -> RowsAndColumns:
         """The rows and columns of the pass that hold the tokens.
 
         Raises:

@@ -19,7 +19,7 @@ from roadint.engines.transformers.partial import Enough, run_until_enough
 from roadint.training.prefix.reusable import CannotReuseError
 
 Keys = Float[Tensor, "rows heads columns width"]
-Numbers = Float[Tensor, "rows columns numbers"]
+FlatKeyValues = Float[Tensor, "rows columns numbers"]
 
 
 class KeyValueRecorder:
@@ -87,7 +87,7 @@ class KeyValueLayout:
 
     @property
     def width(self) -> int:
-        """Numbers a token."""
+        """The numbers of a token."""
         return sum(heads * (key + value) for heads, key, value in filter(None, self.shapes))
 
     def above(self, skipped: int) -> "KeyValueLayout":
@@ -97,7 +97,7 @@ class KeyValueLayout:
         """
         return replace(self, shapes=(*[None] * skipped, *self.shapes[skipped:]))
 
-    def past(self, prefix: Numbers, recorder: KeyValueRecorder | None = None) -> Cache:
+    def past(self, prefix: FlatKeyValues, recorder: KeyValueRecorder | None = None) -> Cache:
         """A cache that holds a prefix and forgets what is added to it.
 
         Args:
@@ -119,7 +119,7 @@ class KeyValueLayout:
             layers.append(_PrefixLayer(index, prefix.shape[1], key_values, sliding, recorder))
         return Cache(layers=layers)
 
-    def joined(self, recorder: KeyValueRecorder) -> Numbers:
+    def joined(self, recorder: KeyValueRecorder) -> FlatKeyValues:
         """The keys and values that a pass has added, in this layout."""
         parts: list[Tensor] = []
         for added, shape in zip(recorder.added, self.shapes, strict=True):
@@ -163,5 +163,5 @@ def key_value_layout(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValu
     return KeyValueLayout(tuple(shapes), tuple(sliding), dtypes[0])
 
 
-def _by_head(numbers: Numbers, heads: int, width: int) -> Keys:
+def _by_head(numbers: FlatKeyValues, heads: int, width: int) -> Keys:
     return numbers.reshape(*numbers.shape[:-1], heads, width).transpose(1, 2)

@@ -11,7 +11,7 @@ from roadint.data.collate import Example
 from roadint.grammar.position import Position
 from roadint.model.road_model import RoadModel
 
-Grid = Int[Tensor, "rows columns"]
+TokenGrid = Int[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TokenPlan:
         """How many tokens have stored keys and values."""
         return self.shared + int((self.starts - self.shared).sum())
 
-    def hidden_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
+    def hidden_slots(self, index: Int[Tensor, " rows"], rank: TokenGrid) -> TokenGrid:
         """The slots of tokens' hidden states.
 
         Args:
@@ -65,7 +65,7 @@ class TokenPlan:
         counts = self.lengths - self.starts
         return (counts.cumsum(0) - counts - self.starts)[index][:, None] + rank
 
-    def prefix_slots(self, index: Int[Tensor, " rows"], rank: Grid) -> Grid:
+    def prefix_slots(self, index: Int[Tensor, " rows"], rank: TokenGrid) -> TokenGrid:
         """The slots of tokens' keys and values; arguments as in `hidden_slots`."""
         counts = self.starts - self.shared
         unshared = (counts.cumsum(0) - counts)[index][:, None] + rank

@@ -12,8 +12,8 @@ from roadint.data.prompts import pad
 from roadint.engines.transformers.partial import run_until_enough
 from roadint.progress import track
 from roadint.training.prefix.cut_model import CutModel
-from roadint.training.prefix.key_values import KeyValueRecorder, Numbers
-from roadint.training.prefix.plan import Grid
+from roadint.training.prefix.key_values import FlatKeyValues, KeyValueRecorder
+from roadint.training.prefix.plan import TokenGrid
 from roadint.training.prefix.storage import PrefixStorage
 
 _TOKENS = 2048  # of a batch, padding included
@@ -41,7 +41,7 @@ def record_prefixes(
         batch.record_prefix(batch.record_hidden() if cut.skipped else None)
 
 
-def _record_shared(cut: CutModel, tokens: list[int], storage: PrefixStorage) -> Numbers:
+def _record_shared(cut: CutModel, tokens: list[int], storage: PrefixStorage) -> FlatKeyValues:
     """Keys and values of the shared tokens, in all layers: the other tokens need them."""
     layout = cut.layout
     empty = torch.zeros(1, 0, layout.width, dtype=layout.dtype, device=cut.device)
@@ -65,8 +65,8 @@ class _Batch:
     cut: CutModel
     storage: PrefixStorage
     index: Int[Tensor, " rows"]
-    ids: Grid
-    header: Numbers
+    ids: TokenGrid
+    header: FlatKeyValues
 
     def record_hidden(self) -> Float[Tensor, "rows columns width"]:
         """Run the layers below the cut."""
@@ -96,7 +96,7 @@ class _Batch:
         slots = plan.prefix_slots(index, rank)[wanted]
         self.storage.prefix.put(slots, added[wanted.to(added.device)])
 
-    def _rank(self) -> Grid:
+    def _rank(self) -> TokenGrid:
         rank = self.storage.plan.shared + torch.arange(self.ids.shape[1])
         return rank.expand(len(self.ids), -1)
 
