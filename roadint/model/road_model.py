@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
@@ -248,6 +248,7 @@ class RoadModel(Hosted):
     def generate(
         self,
         inputs: Int[Tensor, "rows columns"] | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         compose: Compose = ALL,
         sources: Sequence[Source | None] | None = None,
@@ -261,6 +262,7 @@ class RoadModel(Hosted):
         Args:
             inputs: The tokens, as in transformers; or input_ids, padded on the left where rows
                 differ, with their attention_mask.
+            generation_config: As in transformers.
             compose: As in `forward`.
             sources: As in `forward`.
             generation: Other arguments of transformers' `generate`, with its defaults.
@@ -272,6 +274,8 @@ class RoadModel(Hosted):
             RoadError: as `forward`, and for guidance_scale, whose passes run on other tokens.
         """
         arguments = as_tokens(inputs, generation)
+        if generation_config is not None:
+            arguments["generation_config"] = generation_config
         with self._gate.call():
             return run_generate(self.model, self._attached(), arguments, compose, sources)
 
@@ -311,7 +315,8 @@ class RoadModel(Hosted):
         settings = generation_settings(tokenizer, generation, PAPER_DECODING)
         settings = check_room(settings, generation, columns, positions_of(self.model))
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        tokens = self.generate(compose=compose, sources=sources, **inputs, **settings)
+        arguments: dict[str, Any] = {**inputs, **settings}
+        tokens = self.generate(compose=compose, sources=sources, **arguments)
         tokens = tokens if torch.is_tensor(tokens) else tokens.sequences
         texts = tokenizer.batch_decode(tokens[:, columns:], skip_special_tokens=True)
         return [str(text).strip() for text in texts]
