@@ -58,8 +58,9 @@ class Constraints:
         bounded = self.max_log_scale is not None
         if (self.rates and without_units) or (bounded and without_scales):
             raise RoadError(
-                "rates of subspaces and bounds of the scale are for RoadInterventions: "
-                "others have no blocks"
+                "rates of subspaces and bounds of the scale are for RoadInterventions and other "
+                "kinds whose units have parameters of their own: "
+                f"expected none for {listing(sorted({edit.kind for edit in interventions}))}"
             )
 
     def install(
