@@ -105,3 +105,14 @@ def code_lines(path: Path) -> int:
         bool(line.strip()) and not line.strip().startswith("#") and number not in documented
         for number, line in lines
     )
+
+
+def test_the_table_of_public_names_is_what_type_checkers_see() -> None:
+    imported = {}
+    for node in ast.walk(ast.parse(Path(roadint.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module != "typing":
+            for alias in node.names:
+                if alias.asname is not None:
+                    imported[alias.asname] = str(node.module).removeprefix("roadint.")
+    assert imported == roadint._HOMES
+    assert {name: getattr(roadint, name) for name in roadint.__all__}.keys() == set(roadint.__all__)
