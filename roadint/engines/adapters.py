@@ -162,7 +162,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         """Check that compositions use no adapters together whose order would matter.
 
         Raises:
-            RoadError: where they do.
+            RoadError: where it would.
         """
         check_products(self._by_name, compositions)
 

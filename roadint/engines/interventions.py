@@ -106,15 +106,11 @@ class Interventions(nn.ModuleList):
         """For each intervention, the arguments that make it again, as plain JSON values."""
         return [intervention.spec() for intervention in self]
 
-    def values(self) -> list[Mapping[str, Tensor]]:
-        """For each intervention, the tensors that a checkpoint keeps of it."""
-        return [intervention.values() for intervention in self]
-
     def check(self, compositions: Sequence[Composition]) -> None:
         """Check that compositions sum only what commutes.
 
         Raises:
-            RoadError: where they do.
+            RoadError: where the order of a sum would matter.
         """
         check_sums(list(self), compositions)
 

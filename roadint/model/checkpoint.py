@@ -179,7 +179,7 @@ def save(
     interventions: Sequence[SubspaceIntervention],
     about: Mapping[str, Any],
     adapters: Sequence[RoadAdapter] = (),
-) -> int:
+) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
@@ -188,9 +188,6 @@ def save(
         about: "base_model" (id, model_type, width, layers), "template" and "training", all plain
             JSON values.
         adapters: The adapters, with their values.
-
-    Returns:
-        The size of the checkpoint in bytes.
 
     Raises:
         RoadError: for what would not load again; nothing is written then.
@@ -217,7 +214,6 @@ def save(
     check_tensors(read_header(io.BytesIO(payload), len(payload), what), needed, what)
     make_folder(folder)
     write_pair(folder / TENSORS, payload, folder / CONFIG, text)
-    return len(payload) + len(text)
 
 
 def _config(

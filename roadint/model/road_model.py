@@ -389,16 +389,15 @@ class RoadModel(Hosted):
         inputs = self._tokens(tokenizer, base, template)
         rows = shape_of(inputs)[0]
         prompts = sources_of(attached.interventions, source)
-        # One object for prompts that interchanges share, so that they run once.
-        tokens = {
-            id(asked): self._tokens(tokenizer, asked, template)
-            for asked in prompts
-            if asked is not None
-        }
-        sources = [None if asked is None else tokens[id(asked)] for asked in prompts]
         where = (positions, source_positions)
+
+        def inputs_of(asked: Prompts) -> dict[str, Any]:
+            return self._tokens(tokenizer, asked, template)
+
         with self._gate.call():
-            taken = read_sources(self.model, attached, compose, sources, rows, mode, *where)
+            taken = read_sources(
+                self.model, attached, compose, prompts, inputs_of, rows, mode, *where
+            )
             if list(self.interventions) != list(attached.interventions):
                 raise RoadError(
                     "interventions came or went while the sources were read: expected the same "

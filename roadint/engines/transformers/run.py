@@ -1,6 +1,7 @@
 """Calls on a transformers model: parsed, checked and lowered once, then run on a view of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from roadint.engines.interventions import Interventions
 from roadint.engines.transformers.generation import check_generation, drafts
 from roadint.engines.transformers.hidden_edits import HiddenEdits
 from roadint.engines.transformers.inputs import (
+    Prompts,
     check_prompt_length,
     check_scored,
     kept_tokens,
@@ -79,14 +81,9 @@ def run_forward(
     check_recomputation(model)
     call = _call(model, inputs, positions, prompt_length)
     call = replace(call, compositions=compositions, learning=learned, sources=_listed(sources))
-    passes = Passes(call.columns)
-    copies: list[Copy] = []
-    running = edited(plain, _edits(call, attached.lower(call)), passes, copies)
-    output = _output(running, inputs, scored, model)
-    if running is not plain:
-        passes.check()
-        write_back(copies)
-    return output
+    edits = _edits(call, attached.lower(call))
+    with _running(plain, edits, Passes(call.columns)) as running:
+        return _output(running, inputs, scored, model)
 
 
 @torch.no_grad()
@@ -116,13 +113,9 @@ def run_generate(
     inputs = with_mask(inputs, model, _device(model))
     kept = inputs["attention_mask"].bool()
     call = Call(compositions, kept, sources=_listed(sources), generates=True)
-    passes = Passes(drafted=drafts(model, inputs))
-    copies: list[Copy] = []
-    running: Any = edited(model, _edits(call, attached.lower(call)), passes, copies)
-    output = running.generate(**inputs, disable_compile=True)
-    passes.check()
-    write_back(copies)
-    return output
+    edits = _edits(call, attached.lower(call))
+    with _running(model, edits, Passes(drafted=drafts(model, inputs))) as running:
+        return running.generate(**inputs, disable_compile=True)  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -145,7 +138,8 @@ def read_sources(
     model: nn.Module,
     attached: Attached,
     compose: Compose,
-    sources: Sequence[Mapping[str, Tensor] | None],
+    prompts: Sequence[Prompts | None],
+    inputs_of: Callable[[Prompts], dict[str, Any]],
     rows: int,
     mode: Mode,
     positions: PositionLike | None,
@@ -157,7 +151,8 @@ def read_sources(
         model: The model, which is not changed.
         attached: Its interventions; in serial mode those that take a source act.
         compose: The compositions of the base.
-        sources: For each intervention that takes one, the inputs of the model's forward.
+        prompts: For each intervention that takes a source, its prompts; None where it takes none.
+        inputs_of: Prompts → the inputs of the model's forward.
         rows: How many rows the base has.
         mode: "parallel" or "serial", as in `RoadModel.interchange`.
         positions: Where states are put into the base.
@@ -169,8 +164,8 @@ def read_sources(
     interventions = attached.interventions
     compositions = [_of_takers(row, interventions) for row in attached.parse(compose, rows)]
 
-    def read(inputs: dict[str, Any], taken: Sequence[Source | None]) -> States:
-        lowered = []
+    def read(source: Prompts, taken: Sequence[Source | None]) -> States:
+        inputs, lowered = inputs_of(source), []
         if any(states is not None for states in taken):
             acting = _call(model, inputs, positions)
             acting = replace(acting, compositions=tuple(compositions), sources=tuple(taken))
@@ -178,7 +173,7 @@ def read_sources(
         reading = _call(model, inputs, positions if source_positions is None else source_positions)
         return read_states(model, interventions, inputs, reading, lowered)
 
-    return gather(interventions, sources, mode, read)
+    return gather(interventions, prompts, mode, read)
 
 
 def _call(
@@ -201,6 +196,19 @@ def _edits(call: Call, lowered: Lowered) -> list[Edits]:
     if lowered.adapters is not None:
         edits.append(LinearEdits(lowered.adapters))
     return edits
+
+
+@contextmanager
+def _running(model: nn.Module, edits: Sequence[Edits], passes: Passes) -> Iterator[nn.Module]:
+    """A view of the model that carries the edits.
+
+    At the end of the call every edit has acted in the last pass too, and the model has what its
+    forward noted on itself.
+    """
+    copies: list[Copy] = []
+    yield edited(model, edits, passes, copies)
+    passes.check()
+    write_back(copies)
 
 
 def _output(

@@ -1,6 +1,6 @@
 """Hidden states that `collect` returns, and that `interchange` takes from its sources."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_args
 
@@ -67,7 +67,7 @@ def sources_of(interventions: Interventions, source: Any) -> list[Any]:
     count = sum(intervention.takes_source for intervention in interventions)
     if not count:
         raise RoadError("no intervention takes a source: expected a RoadInterchange among them")
-    if not isinstance(source, (str, dict, list, tuple)) and not hasattr(source, "keys"):
+    if not isinstance(source, (str, Mapping, list, tuple)):
         raise RoadError(
             f"source {quoted(source)}: expected prompts, or for each interchange prompts, tokens "
             "or None"
