@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 from roadint.evaluation.answers import JudgedAnswer
 from roadint.evaluation.statistics import mean_of, spread_of
 
@@ -80,9 +80,14 @@ class Evaluation(Measures):
     answers: list[JudgedAnswer]
 
     def share_range(self, composition: str, name: str) -> Interval:
-        """The range of a known share: its interval."""
+        """The range of a known share: its interval.
+
+        Raises:
+            RoadError: where the share was not measured.
+        """
         interval = self.intervals.shares[composition][name]
-        assert interval is not None
+        if interval is None:
+            raise _not_measured(composition, name)
         return interval
 
 
@@ -99,11 +104,19 @@ class SeedsEvaluation(Measures):
     checkpoints: dict[str, Evaluation]
 
     def share_range(self, composition: str, name: str) -> Interval:
-        """The range of a known share: a standard deviation to either side."""
+        """The range of a known share: a standard deviation to either side.
+
+        Raises:
+            RoadError: where the share was not measured.
+        """
         mean, spread = self.shares[composition][name], self.spread.shares[composition][name]
-        assert mean is not None
-        assert spread is not None
+        if mean is None or spread is None:
+            raise _not_measured(composition, name)
         return mean - spread, mean + spread
+
+
+def _not_measured(composition: str, name: str) -> RoadError:
+    return RoadError(f"the share {quoted(name)} of '{composition}' was not measured")
 
 
 Report = Evaluation | SeedsEvaluation

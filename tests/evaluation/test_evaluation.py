@@ -211,6 +211,9 @@ def test_without_the_embedding_model_topics_are_unknown(
     assert [answer.on_topic for answer in report.answers] == [None, None]
     for values in (report.shares["a"], report.intervals.shares["a"]):
         assert [name for name, value in values.items() if value is None] == ["on_topic", "success"]
+    for shown in (report, over_seeds({"one": report, "two": report})):
+        with pytest.raises(RoadError, match="the share 'on_topic' of 'a' was not measured"):
+            shown.share_range("a", "on_topic")
 
 
 def test_the_figure_shows_one_and_several(report: Evaluation) -> None:
