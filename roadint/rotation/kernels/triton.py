@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -226,20 +227,25 @@ class Launch:
         per = tokens // max(1, len(u) if index is None else len(index))
         at_a_time = 1 if tokens <= _FEW else _TOKENS
         self._grid = (triton.cdiv(tokens, at_a_time), triton.cdiv(blocks, block), 1)
-        self._rest = (u, u if v is None else v, u if index is None else index)
-        self._numbers = (tokens, per, blocks, u.stride(0))
-        self._constants = (group // 2, v is not None, index is not None, out is h, at_a_time, block)
+        self._rest = (
+            *(u, u if v is None else v, u if index is None else index),
+            *(tokens, per, blocks, u.stride(0)),
+            *(group // 2, v is not None, index is not None, out is h, at_a_time, block),
+        )
         self._compiled: Any = None
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
         """Write the rotated `h` into `out`; both contiguous."""
-        arguments = (h, out, *self._rest, *self._numbers, *self._constants)
-        if h.data_ptr() % 16 or out.data_ptr() % 16:  # compiled for aligned ones
-            _launch(_turn, self._grid, arguments, h.device)
-        elif self._compiled is None or h.device.index != torch.cuda.current_device():
-            self._compiled = _launch(_turn, self._grid, arguments, h.device)
-        else:
-            self._compiled[self._grid](*arguments)
+        aligned = (
+            not (h.data_ptr() | out.data_ptr()) & 15
+        )  # as the compiled kernel takes for granted
+        if aligned and self._compiled is not None:
+            if h.device.index == torch.cuda.current_device():
+                self._compiled(h, out, *self._rest)
+                return
+        compiled = _launch(_turn, self._grid, (h, out, *self._rest), h.device)
+        if aligned and isinstance(compiled, CompiledKernel):
+            self._compiled = compiled[self._grid]
 
 
 def gradients(
