@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from roadint import RoadError, RoadIntervention, RoadLinear, RoadModel, Rotation
-from roadint.adapters import merging
 from roadint.interop.peft import export
+from roadint.rotation.kernels import weights as kernel
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
 
@@ -121,7 +121,7 @@ def test_large_and_odd_shapes_in_chunks(
     rotation = road.road.rotation()
     dense = Rotation(rotation.u, rotation.v, group).dense().detach()
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    monkeypatch.setattr(merging, "_CHUNK", 700)
+    monkeypatch.setattr(kernel, "_CHUNK_ON_CPU", 700)
     road.merge()
     expected = dense @ weight if isinstance(layer, nn.Linear) else weight @ dense.T
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-5)
