@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout, product
-from roadint.adapters.weights import check_weights, weights_of
+from roadint.adapters.weights import checked_weights, weights_of
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition
 from roadint.rotation.kernels.weights import Sums, add_product_, turn_weight_
@@ -52,11 +52,11 @@ class Merged:
         From copies exactly, else by inverse rotations, up to rounding in their dtype.
         """
         for module, change in self.inverses:
-            _apply(module, change)
+            weights = weights_of(module)
+            _apply(module, weights, change)
+            _note_change([weights])
         for parameter, before in self.originals:
             parameter.copy_(before)
-        for module, _ in self.inverses:
-            _note_change(module)
 
 
 @torch.no_grad()
@@ -80,22 +80,26 @@ def merge(
     """
     terms = {adapters[name]: strength for name, strength in composition.terms}
     paths = dict.fromkeys(path for adapter in terms for path in adapter.layout.paths)
-    check_weights(model, paths)
     modules = {path: model.get_submodule(path) for path in paths}
+    weights = checked_weights(model, modules)
+    devices = {path: values["weight"].device for path, values in weights.items()}
     wholes = [_product(members, terms) for members in by_layout(terms)]
-    changes = [*_rotations(wholes, modules), *_low_ranks(terms, modules)]
+    changes: list[tuple[str, Change]] = [*_rotations(wholes, devices), *_low_ranks(terms, devices)]
     originals: list[tuple[Tensor, Tensor]] = []
     inverses: list[tuple[str, Change]] = []
     if keep:
-        for module in modules.values():
-            originals += [(value, value.detach().clone()) for value in weights_of(module).values()]
+        for values in weights.values():
+            originals += [(value, value.detach().clone()) for value in values.values()]
     else:
         undone = [(adapter, _inverse(adapter, whole)) for adapter, whole in reversed(wholes)]
         opposite = {adapter: -strength for adapter, strength in terms.items()}
-        inverses = [*_low_ranks(opposite, modules), *_rotations(undone, modules)]
-    lost = [(path, sums) for path, change in changes for sums in _apply(modules[path], change)]
-    for module in modules.values():
-        _note_change(module)
+        inverses = [*_low_ranks(opposite, devices), *_rotations(undone, devices)]
+    lost = [
+        (path, sums)
+        for path, change in changes
+        for sums in _apply(modules[path], weights[path], change)
+    ]
+    _note_change(weights.values())
     originals += _replace_heads(model, adapters, composition)
     rounding = _shares(paths, lost)
     _warn(model, composition, rounding)
@@ -122,13 +126,13 @@ def _inverse(adapter: RoadAdapter, whole: Rotation) -> Rotation:
 
 
 def _rotations(
-    wholes: Iterable[tuple[RoadAdapter, Rotation]], modules: Mapping[str, nn.Module]
+    wholes: Iterable[tuple[RoadAdapter, Rotation]], devices: Mapping[str, torch.device]
 ) -> Iterator[tuple[str, Rotation]]:
     """Rotations by path, on the devices of the weights, to which they move as one."""
     for adapter, whole in wholes:
         split: dict[torch.device, list[Rotation]] = {}
         for target, path in enumerate(adapter.layout.paths):
-            device = weights_of(modules[path])["weight"].device
+            device = devices[path]
             if device not in split:
                 split[device] = _split(whole, adapter, device)
             yield path, split[device][target]
@@ -145,18 +149,17 @@ def _split(
 
 
 def _low_ranks(
-    terms: Mapping[RoadAdapter, float], modules: Mapping[str, nn.Module]
+    terms: Mapping[RoadAdapter, float], devices: Mapping[str, torch.device]
 ) -> Iterator[tuple[str, LowRank]]:
     """LoRA by path, on the devices of the weights."""
     for adapter, strength in terms.items():
         for path, (a, b) in zip(adapter.layout.paths, adapter.lora(learning=False), strict=False):
-            device = weights_of(modules[path])["weight"].device
-            yield path, (a.to(device), b.to(device), strength)
+            yield path, (a.to(devices[path]), b.to(devices[path]), strength)
 
 
-def _apply(module: nn.Module, change: Change) -> list[Sums]:
+def _apply(module: nn.Module, weights: Mapping[str, Tensor], change: Change) -> list[Sums]:
     """Make the weights R W and R b, or W + B A, in place; returns what rounding loses."""
-    values = {name: value.data for name, value in weights_of(module).items()}
+    values = {name: value.data for name, value in weights.items()}
     weight, bias, is_linear = values["weight"], values.get("bias"), isinstance(module, nn.Linear)
     if isinstance(change, Rotation):
         u, v, group = change.u, change.v, change.group
@@ -196,9 +199,10 @@ def _replace_heads(
             yield from before
 
 
-def _note_change(module: nn.Module) -> None:
+def _note_change(weights: Iterable[Mapping[str, Tensor]]) -> None:
     """Have autograd refuse the backward of an earlier call, which would use the new weights."""
-    increment_version([value for value in weights_of(module).values() if not value.is_inference()])
+    values = [value for of_module in weights for value in of_module.values()]
+    increment_version([value for value in values if not value.is_inference()])
 
 
 def _warn(model: nn.Module, composition: Composition, rounding: Mapping[str, float]) -> None:

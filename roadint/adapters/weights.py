@@ -1,6 +1,6 @@
 """The weights that merging changes: where they are, and which ones it must leave alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,31 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """
     return {
         name: _kept(module, name, parameter)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
     }
 
 
-def check_weights(model: nn.Module, paths: Iterable[str]) -> None:
-    """Refuse weights that merging can't change, or would change elsewhere too.
+def checked_weights(
+    model: nn.Module, modules: Mapping[str, nn.Module]
+) -> dict[str, dict[str, Tensor]]:
+    """The weights of modules; refuses those that merging can't change, or would change elsewhere.
 
     Args:
         model: The model.
-        paths: The paths of the modules whose weights are to change.
+        modules: The modules whose weights are to change, by their paths in the model.
+
+    Returns:
+        `weights_of` each module, by path.
 
     Raises:
         RoadError: for weights that are quantised, computed, or offloaded to disk, and weights that
             two modules share.
     """
     sharing = _sharing(model)
-    for path in paths:
-        module = model.get_submodule(path)
-        values = weights_of(module)
+    weights = {path: weights_of(module) for path, module in modules.items()}
+    for path, values in weights.items():
+        module = modules[path]
         for name, value in values.items():
             if value.device.type == "meta":
                 raise RoadError(
@@ -65,6 +71,7 @@ def check_weights(model: nn.Module, paths: Iterable[str]) -> None:
                     "or computed from others: merge into a plain layer, or serve this adapter "
                     "unmerged"
                 )
+    return weights
 
 
 def _sharing(model: nn.Module) -> dict[str, list[str]]:
@@ -72,7 +79,9 @@ def _sharing(model: nn.Module) -> dict[str, list[str]]:
     of_values: dict[tuple[str, int], list[str]] = {}
     names: dict[str, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
             kept = _kept(module, name, parameter)
             # Offloading makes a parameter for each module, and copies them from one place.
             key = ("object", id(kept)) if kept is parameter else ("address", kept.data_ptr())

@@ -212,8 +212,6 @@ def test_offloaded_models_run(tokenizer: Any) -> None:
         torch.testing.assert_close(
             road(input_ids=IDS, compose="a").logits, plain(input_ids=IDS, compose="a").logits
         )
-    with pytest.raises(RoadError, match="is offloaded: its weights are elsewhere"):
-        road.merge("x")
     assert all(parameter.device.type == "meta" for parameter in road.model.parameters())
 
 

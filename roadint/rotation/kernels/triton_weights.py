@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 2048  # pairs that a program turns
-_ROWS, _COLUMNS = (1, _TILE), (128, _TILE // 128)  # blocks by others: where dim is 0, and 1
+ROWS, COLUMNS = (1, _TILE), (128, _TILE // 128)  # blocks by others: where dim is 0, and 1
 
 
 def turn_weight_(
@@ -14,14 +14,14 @@ def turn_weight_(
 ) -> Tensor | None:
     """As roadint.rotation.kernels.weights.turn_weight_, for float32, bfloat16 and float16."""
     blocks, others = weight.shape[dim] // 2, weight.shape[1 - dim]
-    block_tile, other_tile = _COLUMNS if dim else _ROWS
+    block_tile, other_tile = COLUMNS if dim else ROWS
     if others == 1:  # a bias
         block_tile, other_tile = _TILE, 1
     programs = triton.cdiv(blocks, block_tile) * triton.cdiv(others, other_tile)
     rounds = weight.dtype is not torch.float32
     sums = weight.new_empty(2 if rounds else 0, programs, dtype=torch.float32)
     # A kernel starts on the current device, whatever its arguments are on.
-    with torch.cuda.device_of(weight):
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
         _turn_pairs[(programs,)](
             weight,
             torch.view_as_real(u.resolve_conj().contiguous()),
@@ -36,11 +36,12 @@ def turn_weight_(
             rounds=rounds,
             block_tile=block_tile,
             other_tile=other_tile,
+            enable_fp_fusion=False,  # rounds as a CPU does, whatever Triton's default is
         )
     return sums.sum(1) if rounds else None
 
 
-@triton.jit  # type: ignore[misc]
+@triton.jit  # type: ignore[untyped-decorator]
 def _turn_pairs(  # type: ignore[no-untyped-def]
     weight,
     u,
