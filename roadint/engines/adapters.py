@@ -10,7 +10,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,26 @@ class LoweredRotations:
     u: Sequence[Complex[Tensor, "rotations blocks"]]
     v: Sequence[Complex[Tensor, "rotations blocks"] | None]
     index: Int[Tensor, " rows"] | None
+    _elsewhere: dict[torch.device, "LoweredRotations"] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def on(self, device: torch.device) -> "LoweredRotations":
+        """The same on another device, to which all of them move at once, when one is first needed.
+
+        Args:
+            device: The device on which a target runs.
+        """
+        if self.u[0].device == device:
+            return self
+        if device not in self._elsewhere:
+            u, v = (
+                vectors if vectors[0] is None else _moved(vectors, device)
+                for vectors in (self.u, self.v)
+            )
+            index = None if self.index is None else self.index.to(device)
+            self._elsewhere[device] = replace(self, u=u, v=v, index=index)
+        return self._elsewhere[device]
 
 
 @dataclass(frozen=True)
@@ -247,6 +267,11 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
     # By identity, as modules are: a mapping's equality would leave the module without a hash.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+
+def _moved(vectors: Sequence[Any], device: torch.device) -> Sequence[Any]:
+    whole = torch.cat(list(vectors), dim=-1).to(device)
+    return torch.split(whole, [vector.shape[-1] for vector in vectors], dim=-1)
 
 
 def _with_gradients(

@@ -134,6 +134,8 @@ def _lora(
     alike = bool((strengths == strengths[0]).all())
 
     def add(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        nonlocal a, b
+        a, b = a.to(x.device), b.to(x.device)  # once: the target has the same device in every pass
         if alike:
             added = (x.to(a.dtype) @ a.T) @ b.T * float(strengths[0])
             return output + added.to(output.dtype)
@@ -154,6 +156,7 @@ def _head(head: nn.Module, acting: Bool[Tensor, " rows"], *, learning: bool) -> 
     }
 
     def replace(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
+        values.update({name: value.to(x.device) for name, value in values.items()})
         rows = acting.repeat_interleave(copies()).nonzero()[:, 0].to(output.device)
         result = functional_call(head, values, x[rows].float())
         return output.index_copy(0, rows, result.to(output.dtype))

@@ -4,13 +4,11 @@ Arithmetic is in float32 (float64 for weights in float64). Nothing waits for the
 rounding to the weights' dtype loses comes back as two sums on it.
 """
 
-import functools
-import importlib.util
-
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from roadint.rotation.kernels.operation import kernel_for
 from roadint.rotation.kernels.torch import turn
 
 # Numbers that are worked on at a time: on a CPU they stay in its cache, elsewhere launches are few.
@@ -39,7 +37,7 @@ def turn_weight_(
     Returns:
         What rounding lost; None where nothing is rounded.
     """
-    if weight.is_cuda and weight.dtype is not torch.float64 and _has_triton():
+    if kernel_for(weight) is not None:
         from roadint.rotation.kernels import triton_weights
 
         return triton_weights.turn_weight_(weight, u, v, group, dim)
@@ -69,11 +67,6 @@ def add_product_(
         exact = torch.addmm(rows.to(rounding.exact), factor, right, alpha=strength)
         rounding.store(rows, exact)
     return rounding.sums()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _chunk(weight: Tensor) -> int:
