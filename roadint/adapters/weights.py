@@ -93,10 +93,10 @@ def _sharing(model: nn.Module) -> dict[str, list[str]]:
 
 def _kept(module: nn.Module, name: str, value: Tensor) -> Tensor:
     """A parameter's values, or those that accelerate's hook has in memory to copy for a call."""
-    hook = getattr(module, "_hf_hook", None) if value.device.type == "meta" else None
+    hook = getattr(module, "_hf_hook", None)
     for part in (hook, *getattr(hook, "hooks", ())):
         offloaded = getattr(part, "weights_map", None)
-        if offloaded is None:
+        if offloaded is None or not part.offload:
             continue
         # A map of the module's names, of all names, or of what is in memory beside the disk's.
         everything = getattr(offloaded, "dataset", offloaded)
