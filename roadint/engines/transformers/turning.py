@@ -58,7 +58,7 @@ class Turn:
     def __init__(
         self, rotations: LoweredRotations, target: int, rows: int, scratch: Scratch
     ) -> None:
-        self._path, self._group = rotations.paths[target], rotations.groups[target]
+        self._path, self._group = rotations.layout.paths[target], rotations.groups[target]
         self._rotations, self._target = rotations, target
         self._rows, self._scratch = rows, scratch
         self._shape: torch.Size | None = None
@@ -80,7 +80,7 @@ class Turn:
     def _prepare(self, output: Tensor, passes: Passes) -> None:
         """Expand u and v for outputs of this shape."""
         here = self._rotations.on(output.device)
-        u, v, index = here.u[self._target], here.v[self._target], here.index
+        (u, v), index = here.parts[self._target], here.index
         copies = 1
         if index is not None or len(u) > 1:  # else all rows have one rotation
             copies = copies_in(output, passes, self._rows, self._path)
