@@ -6,8 +6,9 @@ host wait for a GPU is counted.
 """
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,7 +163,10 @@ def run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if device is not None:
         inner_kwargs["device"] = torch.device("cpu")
         inner_kwargs.pop("pin_memory", None)
-    result = operation(*inner_args, **inner_kwargs)
+    with torch._C._PreserveDispatchKeyGuard():
+        for lazy in (torch._C.DispatchKey.Conjugate, torch._C.DispatchKey.Negative):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(lazy, False)  # the values' own
+        result = operation(*inner_args, **inner_kwargs)
     stays = here if asked is None else asked
     mutates_cpu = operation.overloadpacket in MOVING and not isinstance(args[0], OnDevice)
     if not stays or (mutates_cpu and operation.overloadpacket is aten.copy_):
@@ -302,11 +306,53 @@ def on_cpu(value: Any) -> Any:
 
 @contextmanager
 def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Within, "cuda" is the device, for tensors made by this thread."""
-    nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
-    patch.setattr(torch.cuda, "_lazy_init", nothing)
+    """Within, "cuda" is the device: the tensors that this thread makes, and what `torch.cuda` says."""
+    for module, answers in _ANSWERS.items():
+        for name, answer in answers.items():
+            patch.setattr(module, name, lambda *_, answer=answer, **__: answer, raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda *_: waited("synchronize"))
     with ExitStack() as stack:
         stack.enter_context(_Dispatching())
         stack.enter_context(_Naming())
         yield DEVICE
+
+
+_MEMORY = 10**9
+_PROPERTIES = SimpleNamespace(
+    name="a device for tests", total_memory=_MEMORY, major=8, minor=0, multi_processor_count=1
+)
+_ANSWERS: dict[Any, dict[str, Any]] = {
+    torch.cuda: {
+        "_lazy_init": None,
+        "is_available": True,
+        "is_initialized": True,
+        "device_count": 1,
+        "current_device": 0,
+        "set_device": None,
+        "empty_cache": None,
+        "get_device_capability": (8, 0),
+        "get_device_name": _PROPERTIES.name,
+        "get_device_properties": _PROPERTIES,
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "get_rng_state_all": [torch.zeros(16, dtype=torch.uint8)],
+        "set_rng_state": None,
+        "set_rng_state_all": None,
+        "is_bf16_supported": True,
+        "is_current_stream_capturing": False,
+        "manual_seed": None,
+        "manual_seed_all": None,
+        "max_memory_allocated": _MEMORY // 2,
+        "mem_get_info": (_MEMORY // 2, _MEMORY),
+        "memory_allocated": _MEMORY // 4,
+        "reset_peak_memory_stats": None,
+    },
+    torch.cuda.random: {
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": None,
+    },
+    torch.accelerator: {
+        "is_available": True,
+        "current_accelerator": DEVICE,
+        "current_stream": SimpleNamespace(is_capturing=lambda: False),
+    },
+}
