@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -185,6 +186,8 @@ def _is_here(device: torch.device) -> bool:
 def _check(operation: Any, args: Any, kwargs: Any, flat: list[Any]) -> None:
     """Refuse what CUDA refuses."""
     packet = operation.overloadpacket
+    empty = any(torch.is_tensor(value) and value.device.type == "meta" for value in flat)
+    assert not empty, f"{operation}: a tensor without values"
     if packet in MOVING:
         return
     if packet in INDEXING:
@@ -252,6 +255,11 @@ class _Naming(TorchFunctionMode):
             args = tuple(map(_indexed, args))
             if isinstance(args[0], OnDevice) and _is_idle(args, kwargs):
                 return args[0]
+        if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnDevice):
+            args = (args[0], _as_tensors(args[1]), *args[2:])
+        if function is Tensor.new_tensor and isinstance(args[0], OnDevice):
+            function, args, kwargs = torch.tensor, args[1:], {"device": DEVICE, **kwargs}
+            kwargs.setdefault("dtype", args[0].dtype if torch.is_tensor(args[0]) else None)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": _indexed(kwargs["device"])}
         if not any(map(_is_meta, tree_iter((args, kwargs)))):
@@ -282,6 +290,13 @@ def _indexed(value: Any) -> Any:
     if isinstance(value, str) and value.partition(":")[0] in ("cuda", "cpu"):
         value = torch.device(value)
     return DEVICE if isinstance(value, torch.device) and value.type == "cuda" else value
+
+
+def _as_tensors(index: Any) -> Any:
+    """An index whose lists are tensors: torch would make them on the device that it knows of."""
+    if isinstance(index, tuple):
+        return tuple(map(_as_tensors, index))
+    return torch.tensor(index) if isinstance(index, (list, np.ndarray)) else index
 
 
 def _is_meta(value: Any) -> bool:
