@@ -5,9 +5,10 @@ never run: every operation comes here, is checked as CUDA would check it, and ru
 host wait for a GPU is counted.
 """
 
+import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,7 +197,9 @@ def _check(operation: Any, args: Any, kwargs: Any, flat: list[Any]) -> None:
         flat = [args[0], *(value for value in args[2:3] if torch.is_tensor(value) and value.ndim)]
     tensors = [value for value in flat if torch.is_tensor(value)]
     scalars = torch.Tag.pointwise in operation.tags or packet in (aten.fill_, aten.masked_fill_)
-    strangers = [t for t in tensors if not isinstance(t, OnDevice) and not (scalars and t.ndim == 0)]
+    strangers = [
+        t for t in tensors if not isinstance(t, OnDevice) and not (scalars and t.ndim == 0)
+    ]
     written = args[0] if operation._schema.is_mutable and args else None
     out = [kwargs[name] for name in ("out",) if torch.is_tensor(kwargs.get(name))]
     strangers += [t for t in (written, *out) if torch.is_tensor(t) and not isinstance(t, OnDevice)]
@@ -222,21 +225,14 @@ def _count(operation: Any, args: Any, kwargs: Any, asked: bool | None) -> None:
     elif packet is aten._to_copy and asked is not None:
         if isinstance(first, OnDevice) != asked and not kwargs.get("non_blocking"):
             waited("a copy to the device" if asked else "a copy to the CPU")
-    elif packet is aten.copy_ and isinstance(first, OnDevice) != isinstance(args[1], OnDevice):
-        if args[1].ndim and not (args[2:] and args[2]):
+    elif packet is aten.copy_:
+        ahead = args[1].ndim == 0 or (args[2:] and args[2])
+        if isinstance(first, OnDevice) != isinstance(args[1], OnDevice) and not ahead:
             waited("copy_ between devices")
 
 
 class _Dispatching(TorchDispatchMode):
     """Makes tensors of the device where only an argument says so."""
-
-    def __enter__(self) -> Any:
-        torch._C._set_only_lift_cpu_tensors(True)
-        return super().__enter__()
-
-    def __exit__(self, *details: Any) -> None:
-        torch._C._set_only_lift_cpu_tensors(False)
-        super().__exit__(*details)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
         return run(operation, args, kwargs or {})
@@ -321,15 +317,24 @@ def on_cpu(value: Any) -> Any:
 
 @contextmanager
 def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Within, "cuda" is the device: the tensors that this thread makes, and what `torch.cuda` says."""
+    """Within, "cuda" is the device: the tensors that are made, and what `torch.cuda` says."""
+    run_thread = threading.Thread.run
+
+    def run_here(thread: threading.Thread) -> None:
+        with _Dispatching(), _Naming():
+            run_thread(thread)
+
+    patch.setattr(threading.Thread, "run", run_here)  # modes are a thread's own
     for module, answers in _ANSWERS.items():
         for name, answer in answers.items():
             patch.setattr(module, name, lambda *_, answer=answer, **__: answer, raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda *_: waited("synchronize"))
-    with ExitStack() as stack:
-        stack.enter_context(_Dispatching())
-        stack.enter_context(_Naming())
-        yield DEVICE
+    torch._C._set_only_lift_cpu_tensors(True)  # values of `torch.tensor` come here as the CPU's
+    try:
+        with _Dispatching(), _Naming():
+            yield DEVICE
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
 
 
 _MEMORY = 10**9

@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from roadint import RoadModel
 from roadint.interventions.base import SubspaceIntervention
 from tests.helpers import build
-from tests.other_device import on_cpu
+from tests.other_device import on_cpu, other_device
 
 CPU = torch.device("cpu")
 
 
-def check_same(work: Callable[[torch.device], Any], device: torch.device) -> None:
+def check_same(work: Callable[[torch.device], Any]) -> None:
     """The work gives on the device what it gives on the CPU."""
     expected = work(CPU)
-    same(on_cpu(work(device)), expected)
+    with pytest.MonkeyPatch.context() as patch, other_device(patch) as device:
+        found = work(device)
+    same(on_cpu(found), expected)
 
 
 def same(found: Any, expected: Any) -> None:

@@ -29,7 +29,7 @@ def edit(**arguments: Any) -> RoadIntervention:
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_forward_at_every_position(position: str, side: str, device: torch.device) -> None:
+def test_forward_at_every_position(position: str, side: str) -> None:
     def forward(device: torch.device) -> Any:
         road = road_on(device, edit(position=position))
         inputs = {name: each.to(device) for name, each in batch.items()}
@@ -38,19 +38,17 @@ def test_forward_at_every_position(position: str, side: str, device: torch.devic
         return road(**inputs, compose=COMPOSE).logits[batch["attention_mask"] == 1], gradients
 
     batch = padded(prompts([6, 3, 5, 4]), side)
-    check_same(forward, device)
+    check_same(forward)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("phase", ["generated", "both"])
-def test_generate_with_edits_of_what_is_generated(
-    architecture: str, phase: str, device: torch.device
-) -> None:
+def test_generate_with_edits_of_what_is_generated(architecture: str, phase: str) -> None:
     def generate(device: torch.device) -> Any:
         road = road_on(device, edit(position="all", phase=phase), architecture=architecture)
         return road.generate(IDS.to(device), compose=COMPOSE, max_new_tokens=5, do_sample=False)
 
-    check_same(generate, device)
+    check_same(generate)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +59,14 @@ def test_generate_with_edits_of_what_is_generated(
         {"use_cache": False},
     ],
 )
-def test_generate_in_every_way(settings: dict[str, Any], device: torch.device) -> None:
+def test_generate_in_every_way(settings: dict[str, Any]) -> None:
     def generate(device: torch.device) -> Any:
         road = road_on(device, edit(position="last(2)"))
         return road.generate(
             IDS.to(device), compose=COMPOSE, max_new_tokens=4, do_sample=False, **settings
         )
 
-    check_same(generate, device)
+    check_same(generate)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -76,14 +74,12 @@ def test_generate_in_every_way(settings: dict[str, Any], device: torch.device) -
     "arguments",
     [{"basis": "random"}, {"basis": "hadamard"}, {"pairing": "half"}, {"form": "interchange"}],
 )
-def test_every_form_of_a_rotation(
-    variant: Any, arguments: dict[str, Any], device: torch.device
-) -> None:
+def test_every_form_of_a_rotation(variant: Any, arguments: dict[str, Any]) -> None:
     def forward(device: torch.device) -> Any:
         road = road_on(device, edit(variant=variant, **arguments))
         return road(IDS.to(device), compose=COMPOSE).logits
 
-    check_same(forward, device)
+    check_same(forward)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +90,7 @@ def test_every_form_of_a_rotation(
         lambda: SteeringIntervention(layer=1, subspaces={"a": "[0, 1)", "b": "[1, 2)"}),
     ],
 )
-def test_other_kinds(make: Any, device: torch.device) -> None:
+def test_other_kinds(make: Any) -> None:
     def forward(device: torch.device) -> Any:
         torch.manual_seed(3)
         road = road_on(device, make())
@@ -102,20 +98,20 @@ def test_other_kinds(make: Any, device: torch.device) -> None:
         logits.square().mean().backward()
         return logits.detach(), [each.grad for each in road.interventions.parameters()]
 
-    check_same(forward, device)
+    check_same(forward)
 
 
-def test_answers(device: torch.device, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answers(tokenizer: PreTrainedTokenizerFast) -> None:
     def answer(device: torch.device) -> Any:
         road = road_on(device, edit(position="last(5)"))
         one = road.answer(tokenizer, PROMPTS, compose=["a", "b"], max_new_tokens=6)
         four = road.answer(tokenizer, PROMPTS[0], compose=COMPOSE, max_new_tokens=6)
         return one, four, road.describe(tokenizer, PROMPTS[0])
 
-    check_same(answer, device)
+    check_same(answer)
 
 
-def test_likelihoods_of_tokens(device: torch.device) -> None:
+def test_likelihoods_of_tokens() -> None:
     def nll(device: torch.device) -> Any:
         road = road_on(device, edit(position="first"))
         where = torch.tensor([[0, 1, 3, 3], [4, 4, 1, 2]], device=device)
@@ -127,28 +123,28 @@ def test_likelihoods_of_tokens(device: torch.device) -> None:
         scored.sum().backward()
         return scored.detach(), [each.grad for each in road.interventions.parameters()]
 
-    check_same(nll, device)
+    check_same(nll)
 
 
-def test_what_is_learned_and_what_only_acts(device: torch.device) -> None:
+def test_what_is_learned_and_what_only_acts() -> None:
     def gradients(device: torch.device) -> Any:
         road = road_on(device, edit(basis="random"))
         learning = ["a", "b", None, "all"]
         road(IDS.to(device), compose=COMPOSE, learning=learning).logits.square().mean().backward()
         return [each.grad for each in road.interventions.parameters()]
 
-    check_same(gradients, device)
+    check_same(gradients)
 
 
-def test_collects_states(device: torch.device, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_collects_states(tokenizer: PreTrainedTokenizerFast) -> None:
     def collect(device: torch.device) -> Any:
         road = road_on(device, edit(position="last(2)"), edit(layer=2, position="all"))
         return road.collect(tokenizer, PROMPTS), road.collect(None, {"input_ids": IDS.to(device)})
 
-    check_same(collect, device)
+    check_same(collect)
 
 
-def test_saves_and_loads(device: torch.device, tmp_path: Path) -> None:
+def test_saves_and_loads(tmp_path: Path) -> None:
     def through_a_folder(device: torch.device) -> Any:
         folder = tmp_path / device.type
         road = road_on(device, edit(basis="random"), edit(layer=2))
@@ -159,24 +155,24 @@ def test_saves_and_loads(device: torch.device, tmp_path: Path) -> None:
         assert {each.device for each in again.interventions.parameters()} == {device}
         return again(IDS.to(device), compose=compose).logits
 
-    check_same(through_a_folder, device)
+    check_same(through_a_folder)
 
 
-def test_a_road_that_moves(device: torch.device) -> None:
+def test_a_road_that_moves() -> None:
     def moved(device: torch.device) -> Any:
         road = RoadModel(build(), [edit(basis="random"), edit(layer=2, basis="hadamard")])
         turned(road.interventions)
         road(IDS, compose=COMPOSE)  # fills the table with what lies on the CPU
         return road.to(device)(IDS.to(device), compose=COMPOSE).logits
 
-    check_same(moved, device)
+    check_same(moved)
 
 
-def test_an_edit_by_itself(device: torch.device) -> None:
+def test_an_edit_by_itself() -> None:
     def edited(device: torch.device) -> Any:
         alone = roadint.RoadIntervention(embed_dim=8, subspaces=HALVES).to(device)
         turned(alone)
         hidden = torch.arange(24.0).view(3, 8).to(device)
         return alone(hidden, subspaces=["a", None, "a + b"]), alone.rotation(0.5).dense()
 
-    check_same(edited, device)
+    check_same(edited)
