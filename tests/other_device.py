@@ -106,7 +106,7 @@ class OnDevice(Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_restored, (self.values, self.requires_grad, _is_parameter(self)))
+        return self.values.__reduce_ex__(protocol)  # a file's tensors are those of the CPU
 
     # A module's `.to` swaps such tensors, in the place of setting `.data`.
     def __tensor_flatten__(self) -> tuple[list[str], None]:
@@ -234,6 +234,14 @@ def _count(operation: Any, args: Any, kwargs: Any, asked: bool | None) -> None:
 class _Dispatching(TorchDispatchMode):
     """Makes tensors of the device where only an argument says so."""
 
+    def __enter__(self) -> Any:
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor`'s values come as the CPU's
+        return super().__enter__()
+
+    def __exit__(self, *details: Any) -> None:
+        torch._C._set_only_lift_cpu_tensors(False)
+        super().__exit__(*details)
+
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
         return run(operation, args, kwargs or {})
 
@@ -305,11 +313,6 @@ def _is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, torch.nn.Parameter)
 
 
-def _restored(values: Tensor, requires_grad: bool, is_parameter: bool) -> Tensor:
-    made = OnDevice(values)
-    return torch.nn.Parameter(made, requires_grad) if is_parameter else made
-
-
 def on_cpu(value: Any) -> Any:
     """Tensors of the device in any structure, as the CPU has them."""
     return tree_map_only(OnDevice, lambda tensor: tensor.detach().values, value)
@@ -329,12 +332,8 @@ def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         for name, answer in answers.items():
             patch.setattr(module, name, lambda *_, answer=answer, **__: answer, raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda *_: waited("synchronize"))
-    torch._C._set_only_lift_cpu_tensors(True)  # values of `torch.tensor` come here as the CPU's
-    try:
-        with _Dispatching(), _Naming():
-            yield DEVICE
-    finally:
-        torch._C._set_only_lift_cpu_tensors(False)
+    with _Dispatching(), _Naming():
+        yield DEVICE
 
 
 _MEMORY = 10**9
