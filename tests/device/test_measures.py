@@ -18,7 +18,7 @@ from roadint.inspection.angles import adapter_values, intervention_values
 from roadint.inspection.lens import logit_lens, next_tokens
 from roadint.inspection.pilot import PilotClassifier, direction_change, magnitude_change
 from tests.device.helpers import check_same, road_on, turned
-from tests.helpers import HALVES, build, call, check_drawn
+from tests.helpers import HALVES, call, check_drawn
 
 ROWS = [{"instruction": f"say {index}", "output": "ab" * (2 + index)} for index in range(4)]
 
