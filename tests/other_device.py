@@ -314,8 +314,19 @@ def _is_parameter(tensor: Tensor) -> bool:
 
 
 def on_cpu(value: Any) -> Any:
-    """Tensors of the device in any structure, as the CPU has them."""
-    return tree_map_only(OnDevice, lambda tensor: tensor.detach().values, value)
+    """Tensors in any structure, as the CPU has them."""
+    return tree_map_only(Tensor, lambda tensor: _plain(tensor.detach()), value)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.values if isinstance(tensor, OnDevice) else tensor.cpu()
+
+
+@contextmanager
+def stand_in() -> Iterator[torch.device]:
+    """`other_device`, for a part of a test."""
+    with pytest.MonkeyPatch.context() as patch, other_device(patch) as device:
+        yield device
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.other_device import other_device
+from tests.device import helpers
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    with other_device(monkeypatch) as device:
+def device() -> Iterator[torch.device]:
+    with helpers.plug() as device:
         yield device
