@@ -25,35 +25,44 @@ def test_in_the_interpreter() -> None:
     assert result.returncode == 0, result.stdout[-4000:]
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-def test_compiles_for_a_gpu(dim: int) -> None:
+# Triton makes a constant of an argument that is 1, and another program of it.
+ADJACENT_ROWS = {"half": 1, "other_stride": 1}
+ADJACENT_COLUMNS = {"half": 1, "block_stride": 1, "distance": 1}
+CASES = {
+    "adjacent matrix rows": (0, ADJACENT_ROWS),
+    "halves of matrix rows": (0, {"other_stride": 1}),
+    "adjacent columns": (1, ADJACENT_COLUMNS),
+    "halves of columns": (1, {"block_stride": 1}),
+    "a bias": (1, {**ADJACENT_COLUMNS, "others": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_for_a_gpu(case: str) -> None:
     """To machine code of an NVIDIA H100, with the widest loads where matrix rows turn."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from roadint.rotation.kernels import triton_weights as kernel
 
+    dim, ones = CASES[case]
+    tiles = kernel.tiles(dim, ones.get("others", 4096))
+    constants = {**ones, "rounds": True, "block_tile": tiles[0], "other_tile": tiles[1]}
     pointers = {"weight": "*bf16", "u": "*fp32", "v": "*fp32", "sums": "*fp32"}
-    numbers = dict.fromkeys(("blocks", "others"), "i32")
-    tiles = kernel.COLUMNS if dim else kernel.ROWS
-    constants = {"half": 1, "rounds": True, "block_tile": tiles[0], "other_tile": tiles[1]}
-    if dim:
-        constants |= {"block_stride": 1, "distance": 1}
-        numbers["other_stride"] = "i32"
-    else:
-        constants["other_stride"] = 1
-        numbers |= {"block_stride": "i32", "distance": "i32"}
     function = kernel._turn_pairs
     signature = {
-        name: {**pointers, **numbers}.get(name, "constexpr") for name in function.arg_names
+        name: pointers.get(name, "constexpr" if name in constants else "i32")
+        for name in function.arg_names
     }
+    places = {name: (place,) for place, name in enumerate(function.arg_names)}
     source = ASTSource(
         function,
         signature,
-        {(function.arg_names.index(name),): value for name, value in constants.items()},
+        {places[name]: value for name, value in constants.items()},
         {
-            (function.arg_names.index(name),): [["tt.divisibility", 16]]
-            for name in (*pointers, *numbers)
+            places[name]: [["tt.divisibility", 16]]
+            for name, kind in signature.items()
+            if kind != "constexpr"
         },
     )
     made = triton.compile(

@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 2048  # pairs that a program turns
-ROWS, COLUMNS = (1, _TILE), (128, _TILE // 128)  # blocks by others: where dim is 0, and 1
 
 
 def turn_weight_(
@@ -14,9 +13,7 @@ def turn_weight_(
 ) -> Tensor | None:
     """As roadint.rotation.kernels.weights.turn_weight_, for float32, bfloat16 and float16."""
     blocks, others = weight.shape[dim] // 2, weight.shape[1 - dim]
-    block_tile, other_tile = COLUMNS if dim else ROWS
-    if others == 1:  # a bias
-        block_tile, other_tile = _TILE, 1
+    block_tile, other_tile = tiles(dim, others)
     programs = triton.cdiv(blocks, block_tile) * triton.cdiv(others, other_tile)
     rounds = weight.dtype is not torch.float32
     sums = weight.new_empty(2 if rounds else 0, programs, dtype=torch.float32)
@@ -39,6 +36,16 @@ def turn_weight_(
             enable_fp_fusion=False,  # rounds as a CPU does, whatever Triton's default is
         )
     return sums.sum(1) if rounds else None
+
+
+def tiles(dim: int, others: int) -> tuple[int, int]:
+    """How many blocks a program turns, and at how many places along the other dim.
+
+    Numbers that lie side by side in memory are read together: along matrix rows, or along blocks.
+    """
+    if dim == 0:
+        return 1, _TILE
+    return (_TILE, 1) if others == 1 else (_TILE // 16, 16)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
