@@ -308,7 +308,8 @@ def rotation(
         tensor([1., 0.])
     """
     angle, scale = _positive(theta, alpha)
-    s = torch.as_tensor(strength, dtype=theta.dtype, device=theta.device)
+    # A number is written on the device: a copy from the host would wait for a GPU.
+    s = strength.to(theta) if torch.is_tensor(strength) else theta.new_full((), strength)
     if s.ndim:
         s = s.reshape(*s.shape, *(1,) * len(_SHAPE_OF_A_BLOCK[variant]))
     size, angle = scale**s, angle * s

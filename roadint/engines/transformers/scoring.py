@@ -50,16 +50,19 @@ def score(
         logits = model(**inputs).logits[rows, columns]
         return cross_entropy(logits.float(), labels, reduction="none")
     hidden, as_tuple = _input_of_head(model, inputs)
+    # The head may run on another device than the one that takes the inputs.
+    rows, columns, wanted = (tensor.to(hidden.device) for tensor in (rows, columns, labels))
 
     def logits_of(piece: Tensor) -> Tensor:
         return _logits(plain, piece, as_tuple)
 
     if torch.is_grad_enabled() and any(p.requires_grad for p in _head(plain).parameters()):
-        return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
+        logits = logits_of(hidden[rows, columns])
+        return cross_entropy(logits.float(), wanted, reduction="none").to(labels.device)
     pieces = -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS)
     pieces = min(len(labels), pieces)
-    nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
-    return nll
+    nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], wanted, pieces, logits_of)  # type: ignore[no-untyped-call]
+    return nll.to(labels.device)
 
 
 class _PiecewiseNLL(torch.autograd.Function):

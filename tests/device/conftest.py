@@ -1,0 +1,14 @@
+"""The device of these tests: it refuses to be mixed with the CPU, as a GPU does."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.device import helpers
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    with helpers.plug() as device:
+        yield device
