@@ -13,6 +13,7 @@ from roadint.bench.learn import bench_learn
 from roadint.bench.linear import bench_linear
 from roadint.bench.train_systems import SYSTEMS, TrainingJob
 
+
 @pytest.fixture
 def ends(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When the host waited until the device had done everything."""
