@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.device import helpers
-from tests.device.conftest import device
+from tests.device.conftest import device, tiny
 
-__all__ = ["device"]
+__all__ = ["device", "tiny"]
 
 
 @contextmanager
