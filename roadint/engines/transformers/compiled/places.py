@@ -8,13 +8,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from roadint.adapters.adapter import RoadAdapter
+from roadint.architecture.devices import on_device
 from roadint.architecture.outputs import hidden_of, with_hidden
-from roadint.engines.adapters import LoweredAdapters
+from roadint.engines.adapters import LoweredAdapters, LoweredRotations
 from roadint.engines.transformers.compiled.slots import Slots
 from roadint.grammar.composition import Composition
 from roadint.interventions.base import SubspaceIntervention
 from roadint.rotation.basis import Frame
 from roadint.rotation.kernels.operation import turn_rows
+from roadint.rotation.rotation import Rotation
 
 LayoutKey = tuple[Any, tuple[int, ...]]
 """A layout and the group sizes of its targets."""
@@ -81,7 +83,7 @@ class LinearPlaces:
             Place(path, self.slots, first, group) for (path, group), first in self._first.items()
         ]
         self._blocks: dict[LayoutKey, Tensor | slice] = {}
-        self._written: set[LayoutKey] = set()
+        self._written: LayoutKey | None = None
 
     def covers(self, adapters: Iterable[RoadAdapter]) -> bool:
         """Whether adapters turn nothing but what the places can turn."""
@@ -100,7 +102,7 @@ class LinearPlaces:
         count = len(parts[0].rotation.u) if len(parts) == 1 else rows
         slots = self.slots.with_room(count, mirrored=False)
         if slots is not self.slots:
-            self.slots, self._written = slots, set()
+            self.slots, self._written = slots, None
             for place in self.places:
                 place.slots = slots
 
@@ -118,17 +120,32 @@ class LinearPlaces:
         if lowered is None:
             return torch.full((rows,), -1, device=device)
         parts = lowered.rotations
-        keys = {(part.layout, part.groups) for part in parts}
-        for key in self._written - keys:
-            self.slots.clear(self._blocks[key])
-        self._written = keys
-        alone = parts[0] if len(parts) == 1 else None
+        key = (parts[0].layout, parts[0].groups) if len(parts) == 1 else None
+        if self._written != key:  # what another layout left
+            self.slots.clear(slice(None))
+        self._written = key
+        if key is None:
+            self.slots.put(self._product(parts, rows), slice(None))
+            slot = torch.arange(rows, device=device)
+        else:
+            self.slots.put(parts[0].rotation, self._blocks_of(*key))
+            slot = parts[0].number_of_rows(rows).to(device)
+        return torch.where(on_device([bool(terms) for terms in lowered.terms], device), slot, -1)
+
+    def _product(self, parts: Sequence[LoweredRotations], rows: int) -> Rotation:
+        """The rotations of adapters of several layouts, one a row: a target may be in many."""
+        u = torch.ones(
+            rows, self.slots.u.shape[1], dtype=torch.complex64, device=self.slots.u.device
+        )
+        v = None if self.slots.v is None else torch.zeros_like(u)
         for part in parts:
-            rotation = part.rotation if alone else part.of_rows(rows)
-            self.slots.put(rotation, self._blocks_of(part.layout, part.groups))
-        slot = alone.number_of_rows(rows) if alone else torch.arange(rows)
-        acts = torch.tensor([bool(terms) for terms in lowered.terms])
-        return torch.where(acts.to(device), slot.to(device), -1)
+            blocks, turned = self._blocks_of(part.layout, part.groups), part.of_rows(rows)
+            before = Rotation(u[:, blocks], None if v is None else v[:, blocks])
+            after = Rotation(turned.u, turned.v) @ before
+            u[:, blocks] = after.u
+            if v is not None and after.v is not None:
+                v[:, blocks] = after.v
+        return Rotation(u, v)
 
     def _blocks_of(self, layout: Any, groups: tuple[int, ...]) -> Tensor | slice:
         key = (layout, groups)
