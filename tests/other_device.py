@@ -339,6 +339,17 @@ def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         with _Dispatching(), _Naming():
             run_thread(thread)
 
+    move = torch.nn.Module.to
+
+    def to_here(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        device, dtype, *_ = torch._C._nn._parse_to(*map(_indexed, args), **kwargs)
+        tensors = [*module.parameters(), *module.buffers()]
+        is_there = all(isinstance(tensor, OnDevice) for tensor in tensors)
+        if device is not None and device.type == "cuda" and dtype is None and is_there:
+            return module  # torch would swap every tensor for itself, which may be held elsewhere
+        return move(module, *args, **kwargs)
+
+    patch.setattr(torch.nn.Module, "to", to_here)
     patch.setattr(threading.Thread, "run", run_here)  # modes are a thread's own
     for module, answers in _ANSWERS.items():
         for name, answer in answers.items():

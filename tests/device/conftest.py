@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from tests.device import helpers
+from tests.test_readme import tiny
+
+__all__ = ["device", "tiny"]
 
 
 @pytest.fixture
