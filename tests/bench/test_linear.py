@@ -22,7 +22,7 @@ from tests.helpers import call, check_drawn
 def test_rows_have_adapters_of_their_own(make: Any) -> None:
     """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
     torch.manual_seed(0)
-    layer = SingleLinear(16, torch.float32).eval()
+    layer = SingleLinear(16, torch.float32, torch.device("cpu")).eval()
     x = torch.randn(4, 3, 16)
     with torch.no_grad():
         system = make(layer, ["layer"], 3)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.bench.options import Runs, check_outputs
+from roadint.cli.bench.options import Runs, Shape, check_outputs, check_shape
 from roadint.cli.options import Json, Plot, ReportFile
 from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import check_known
@@ -18,9 +18,12 @@ def linear(
     model: Annotated[
         str, typer.Option(help="For the decode; hub id, folder or short name.")
     ] = "smollm2-135m",
+    shape: Shape = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="layer, decode, merge or memory, repeatable; all by default."),
+        typer.Option(
+            help="layer, decode, merge, memory or prefill, repeatable; all but the last by default."
+        ),
     ] = None,
     width: Annotated[
         list[int] | None,
@@ -38,16 +41,18 @@ def linear(
 
     Beside them: PEFT, and a LoRA of batched products.
     """
-    from roadint.bench.linear import PARTS, WIDTHS, bench_linear
+    from roadint.bench.linear import DEFAULT_PARTS, PARTS, WIDTHS, bench_linear
 
     check_outputs(out, plot)
+    check_shape(shape)
     for name in part or ():
         check_known("part", name, PARTS)
     for name in dtype or ():
         check_known("dtype", name, _DTYPES)
     report = bench_linear(
         model,
-        parts=part or PARTS,
+        shape=shape,
+        parts=part or DEFAULT_PARTS,
         widths=width or WIDTHS,
         dtypes=dtype or _DTYPES,
         runs=runs,
@@ -75,7 +80,7 @@ def _table(report: Mapping[str, Any]) -> Table:
     )
     for case in report["cases"]:
         table.add_row(
-            case["name"],
+            ", ".join(case[key] for key in ("name", "mode") if key in case),
             case["dtype"],
             _size(case),
             str(case.get("width", "")),

@@ -1,0 +1,146 @@
+"""What `roadint bench linear` measures on whole models: decoding steps, prefill, merging."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from roadint.adapters.targets import find_targets
+from roadint.bench.linear_merging import whole_model_cases
+from roadint.bench.linear_systems import (
+    LinearSystem,
+    Maker,
+    base_system,
+    bmm_lora_system,
+    road_system,
+)
+from roadint.bench.shapes import model_and_tokenizer, random_ids
+from roadint.bench.steps import Mode, Steps, modes_on, steps_of
+from roadint.bench.timing import compare, seconds_of
+
+_PROMPT = 16  # tokens in the cache before the steps of a decode
+_FEW, _MANY = 8, 64  # rows
+
+
+class WholeModel:
+    """What is measured on a whole model, in every dtype; it is built anew for each dtype.
+
+    Args:
+        model: Hub id, folder or short name.
+        shape: A name in `roadint.bench.shapes.SHAPES`, in place of the model.
+        dtypes: The dtypes.
+        rivals: The systems beside the base and roadint.
+        runs: The runs of every system.
+        quiet: Whether there is no progress bar.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        shape: str | None,
+        dtypes: Sequence[torch.dtype],
+        rivals: Sequence[Maker],
+        runs: int,
+        quiet: bool,
+    ) -> None:
+        self._model, self._shape, self._dtypes = model, shape, dtypes
+        self._rivals, self._runs, self._quiet = rivals, runs, quiet
+
+    def decode(self, modes: Sequence[Mode], steps: int) -> list[dict[str, Any]]:
+        """Steps with 8 rows and with 64, the rivals beside the first alone."""
+        cases = []
+        for base, about in self._bases():
+            device = next(base.parameters()).device
+            for rows in (_FEW, _MANY):
+                for mode in modes_on(device, modes):
+                    makers = self._makers(rows, mode)
+                    systems = _decoding_systems(base, rows, makers)
+                    entries = {"rows": rows, "tokens": 1, "mode": mode, **about}
+                    with steps_of(mode, base, rows, max(_PROMPT, 2 * steps), steps) as once:
+                        cases += compare(
+                            "decode", systems, once, self._runs, entries, quiet=self._quiet
+                        )
+        return cases
+
+    def _makers(self, rows: int, mode: Mode) -> Sequence[Maker]:
+        """PEFT asks the host at every layer, which no graph can hold, and takes minutes for 64."""
+        graph = [make for make in self._rivals if make in (bmm_lora_system,)]
+        if mode == "graph":
+            return (base_system, road_system, *graph)
+        return (base_system, road_system, *(self._rivals if rows < _MANY else ()))
+
+    def prefill(self, rows: int, tokens: int) -> list[dict[str, Any]]:
+        """The pass over prompts, a row with an adapter of its own, the head at the last token."""
+        cases = []
+        for base, about in self._bases():
+            paths = find_targets(base).paths
+            systems = [
+                make(base, paths, rows) for make in (base_system, road_system, *self._rivals)
+            ]
+            adapters = list(range(rows))
+
+            once = _prefill(random_ids(base, rows, tokens))
+            entries = {"rows": rows, "tokens": tokens, "mode": "eager", **about}
+            cases += compare("prefill", systems, once, self._runs, entries, quiet=self._quiet)
+        return cases
+
+    def merge(self) -> list[dict[str, Any]]:
+        """Merging and unmerging all linear layers."""
+        cases = []
+        for base, about in self._bases():
+            cases += whole_model_cases(base, find_targets(base).paths, self._runs, about)
+        return cases
+
+    def _bases(self) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
+        for dtype in self._dtypes:
+            base, _ = model_and_tokenizer(self._model, self._shape, dtype)
+            base.requires_grad_(False)
+            yield base, {"dtype": _name_of(dtype), "model": self._shape or self._model}
+
+
+def _decoding_systems(
+    base: PreTrainedModel, rows: int, makers: Sequence[Maker]
+) -> list[LinearSystem]:
+    """The base, and every other system twice: with one adapter for all rows, and with one a row."""
+    paths = find_targets(base).paths
+    base_alone, *others = [make(base, paths, rows) for make in makers]
+    assignments = {"1 adapter": [0] * rows, f"{rows} adapters": list(range(rows))}
+    return [
+        base_alone,
+        *(
+            _assigned(system, adapters, label)
+            for system in others
+            for label, adapters in assignments.items()
+        ),
+    ]
+
+
+def _assigned(system: LinearSystem, adapters: Sequence[int], label: str) -> LinearSystem:
+    """A system in which every row has a fixed adapter."""
+    return replace(
+        system,
+        name=f"{system.name}, {label}",
+        context=lambda _: system.context(adapters),
+        keywords=lambda _: system.keywords(adapters),
+    )
+
+
+def _prefill(ids: Int[Tensor, "rows tokens"]) -> Steps:
+    """A function that returns the time of a pass over prompts."""
+    adapters = list(range(len(ids)))
+
+    def once(system: LinearSystem) -> float:
+        keywords = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        with system.context(adapters) as module:
+            return seconds_of(partial(module, **keywords, **system.keywords(adapters)), ids.device)
+
+    return once
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
