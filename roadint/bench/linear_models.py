@@ -1,8 +1,6 @@
 """What `roadint bench linear` measures on whole models: decoding steps, prefill, merging."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -78,12 +76,8 @@ class WholeModel:
         """The pass over prompts, a row with an adapter of its own, the head at the last token."""
         cases = []
         for base, about in self._bases():
-            paths = find_targets(base).paths
-            systems = [
-                make(base, paths, rows) for make in (base_system, road_system, *self._rivals)
-            ]
-            adapters = list(range(rows))
-
+            makers = (base_system, road_system, *self._rivals)
+            systems = [make(base, find_targets(base).paths, rows) for make in makers]
             once = _prefill(random_ids(base, rows, tokens))
             entries = {"rows": rows, "tokens": tokens, "mode": "eager", **about}
             cases += compare("prefill", systems, once, self._runs, entries, quiet=self._quiet)
@@ -109,35 +103,25 @@ def _decoding_systems(
     """The base, and every other system twice: with one adapter for all rows, and with one a row."""
     paths = find_targets(base).paths
     base_alone, *others = [make(base, paths, rows) for make in makers]
-    assignments = {"1 adapter": [0] * rows, f"{rows} adapters": list(range(rows))}
+    assignments = {", 1 adapter": [0] * rows, f", {rows} adapters": list(range(rows))}
     return [
         base_alone,
-        *(
-            _assigned(system, adapters, label)
-            for system in others
-            for label, adapters in assignments.items()
-        ),
+        *(system.assigned(*reversed(to)) for system in others for to in assignments.items()),
     ]
 
 
-def _assigned(system: LinearSystem, adapters: Sequence[int], label: str) -> LinearSystem:
-    """A system in which every row has a fixed adapter."""
-    return replace(
-        system,
-        name=f"{system.name}, {label}",
-        context=lambda _: system.context(adapters),
-        keywords=lambda _: system.keywords(adapters),
-    )
-
-
 def _prefill(ids: Int[Tensor, "rows tokens"]) -> Steps:
-    """A function that returns the time of a pass over prompts."""
+    """A function that returns the time of a pass over prompts, its edit made and all."""
     adapters = list(range(len(ids)))
 
     def once(system: LinearSystem) -> float:
         keywords = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
-        with system.context(adapters) as module:
-            return seconds_of(partial(module, **keywords, **system.keywords(adapters)), ids.device)
+
+        def act() -> None:
+            with system.context(adapters) as module:
+                module(**keywords, **system.keywords(adapters))
+
+        return seconds_of(act, ids.device)
 
     return once
 

@@ -1,5 +1,6 @@
 """What `roadint bench linear` compares: systems in which every row has an adapter."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from roadint.adapters.adapter import RoadAdapter
+from roadint.adapters.merging import merge
 from roadint.adapters.targets import Layout, layout_of
 from roadint.bench.peft_library import import_peft
 from roadint.bench.shapes import noise, twin
@@ -65,6 +67,20 @@ class LinearSystem:
     module: nn.Module
     context: Callable[[Sequence[int]], AbstractContextManager[nn.Module]]
     keywords: Callable[[Sequence[int]], dict[str, Any]] = lambda rows: {}
+
+    def assigned(self, adapters: Sequence[int], label: str = "") -> "LinearSystem":
+        """The system with a fixed adapter for every row, whatever rows it is called with.
+
+        Args:
+            adapters: The adapter of every row.
+            label: Ends the name.
+        """
+        return LinearSystem(
+            self.name + label,
+            self.module,
+            lambda _: self.context(adapters),
+            lambda _: self.keywords(adapters),
+        )
 
 
 def base_system(module: nn.Module, paths: Sequence[str], count: int) -> LinearSystem:
@@ -162,6 +178,18 @@ def bmm_lora_system(
     return LinearSystem(f"bmm LoRA r={rank}", model, context)
 
 
+def merged_system(
+    module: nn.Module, paths: Sequence[str], count: int, *, lora_rank: int = 0
+) -> LinearSystem:
+    """RoAd1, or LoRA where it has a rank, merged into the weights of a whole copy of the module."""
+    model, layout = copy.deepcopy(module), layout_of(module, paths)
+    adapter = random_adapter("a0", layout, lora_rank=lora_rank)
+    adapter.to(next(module.parameters()).device)
+    merge(model, {"a0": adapter}, Composition((("a0", 1.0),)), keep=False)
+    name = f"LoRA r={lora_rank} merged" if lora_rank else "roadint RoAd1 merged"
+    return LinearSystem(name, model, lambda rows: nullcontext(model))
+
+
 class _BmmLora:
     """Replaces a layer's forward by its output and B A x, with the matrices of every row."""
 
@@ -190,7 +218,7 @@ class _BmmLora:
 
 
 def random_adapter(
-    name: str, layout: Layout, seed: int = 0, variant: Variant = "road_1"
+    name: str, layout: Layout, seed: int = 0, variant: Variant = "road_1", lora_rank: int = 0
 ) -> RoadAdapter:
     """Make an adapter with random values, and without gradients.
 
@@ -199,12 +227,17 @@ def random_adapter(
         layout: The adapter's layers.
         seed: The seed.
         variant: The variant of RoAd.
+        lora_rank: The rank of a LoRA in the place of rotations; 0 for rotations.
 
     Returns:
         The adapter, on the CPU until it is attached to a model.
     """
-    adapter = RoadAdapter(name, layout, variant=variant).requires_grad_(False)
+    adapter = RoadAdapter(name, layout, variant=variant, lora_rank=lora_rank)
+    adapter.requires_grad_(False)
     draw = torch.Generator().manual_seed(seed)
-    nn.init.normal_(adapter.theta, 0, 0.05, generator=draw)
-    nn.init.normal_(adapter.alpha, 1, 0.05, generator=draw)
+    if lora_rank:
+        nn.init.normal_(adapter.lora_b, 0, 0.05, generator=draw)
+    else:
+        nn.init.normal_(adapter.theta, 0, 0.05, generator=draw)
+        nn.init.normal_(adapter.alpha, 1, 0.05, generator=draw)
     return adapter

@@ -1,5 +1,6 @@
 """The machine that a benchmark runs on: what it is, its matrix-multiply rate, its peak memory."""
 
+import gc
 import os
 import platform
 import time
@@ -69,6 +70,13 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing holds any more, circles of references included."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def forget_peak(device: torch.device) -> None:

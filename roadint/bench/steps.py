@@ -20,7 +20,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 Steps = Callable[[LinearSystem], float]
 """A system → the seconds of a step."""
 
-_LIMIT = 2.0  # seconds, after which a slow system makes no further steps in a run
+_LIMIT = 1.0  # seconds, after which a slow system makes no further steps in a run
 _WARM_UP = 3  # steps before a graph is captured
 
 

@@ -11,7 +11,9 @@ from roadint.bench.machine import wait_for
 from roadint.bench.report import case, ratio
 from roadint.bench.turns import rounds
 
-_TIMES = ("system", "median_s", "min_s", "max_s", "runs", "peak_mb", "over_base")
+# What a case tells of its system, not of what all systems are given.
+_OF_SYSTEM = {"system", "median_s", "min_s", "max_s", "runs", "peak_mb", "over_base"}
+_OF_SYSTEM |= {"tokens_per_s", "hundred_steps_s", "beside_mb", "numbers", "loss"}
 BASE = "base"
 
 
@@ -171,4 +173,4 @@ def _ending(entry: Mapping[str, Any]) -> str:
 
 
 def _about(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in _TIMES}
+    return {key: value for key, value in entry.items() if key not in _OF_SYSTEM}
