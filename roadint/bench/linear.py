@@ -71,7 +71,8 @@ def bench_linear(
             "memory" (one layer of the first width).
         widths: The widths of layers.
         dtypes: The dtypes of layers and decodes.
-        modes: "eager", and "graph" for the steps of a shape on a GPU.
+        modes: Of the steps of a shape: "eager"; "graph", captured by hand on a GPU; "generate", as
+            users call it, compiled on a GPU.
         rivals: What decode and prefill with 8 rows compare with.
         runs: The runs of every system.
         steps: The steps of a decode.

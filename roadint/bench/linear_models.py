@@ -1,6 +1,7 @@
 """What `roadint bench linear` measures on whole models: decoding steps, prefill, merging."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from roadint.adapters.targets import find_targets
+from roadint.bench.compiled import generation_steps, generations
 from roadint.bench.linear_merging import whole_model_cases
 from roadint.bench.linear_systems import (
     LinearSystem,
@@ -17,6 +19,7 @@ from roadint.bench.linear_systems import (
     bmm_lora_system,
     road_system,
 )
+from roadint.bench.machine import free_memory
 from roadint.bench.shapes import model_and_tokenizer, random_ids
 from roadint.bench.steps import Mode, Steps, modes_on, steps_of
 from roadint.bench.timing import compare, seconds_of
@@ -48,22 +51,29 @@ class WholeModel:
     ) -> None:
         self._model, self._shape, self._dtypes = model, shape, dtypes
         self._rivals, self._runs, self._quiet = rivals, runs, quiet
+        self._built: dict[torch.dtype, PreTrainedModel] = {}
 
     def decode(self, modes: Sequence[Mode], steps: int) -> list[dict[str, Any]]:
         """Steps with 8 rows and with 64, the rivals beside the first alone."""
         cases = []
         for base, about in self._bases():
-            device = next(base.parameters()).device
             for rows in (_FEW, _MANY):
-                for mode in modes_on(device, modes):
-                    makers = self._makers(rows, mode)
-                    systems = _decoding_systems(base, rows, makers)
+                for mode in modes_on(base.device, modes):
                     entries = {"rows": rows, "tokens": 1, "mode": mode, **about}
-                    with steps_of(mode, base, rows, max(_PROMPT, 2 * steps), steps) as once:
-                        cases += compare(
-                            "decode", systems, once, self._runs, entries, quiet=self._quiet
-                        )
+                    cases += self._steps(base, mode, rows, steps, entries)
+                    free_memory(base.device)
         return cases
+
+    def _steps(
+        self, base: PreTrainedModel, mode: Mode, rows: int, steps: int, about: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        timed = partial(compare, "decode", runs=self._runs, about=about, quiet=self._quiet)
+        if mode == "generate":
+            return timed(generations(base, rows), generation_steps(base, rows, _PROMPT, steps))
+        systems = _decoding_systems(base, rows, self._makers(rows, mode))
+        length = _PROMPT if mode == "eager" else _PROMPT + steps
+        with steps_of(mode, base, rows, length, steps) as once:
+            return timed(systems, once)
 
     def _makers(self, rows: int, mode: Mode) -> Sequence[Maker]:
         """PEFT asks the host at every layer, which no graph can hold, and takes minutes for 64."""
@@ -92,9 +102,12 @@ class WholeModel:
 
     def _bases(self) -> Iterator[tuple[PreTrainedModel, dict[str, Any]]]:
         for dtype in self._dtypes:
-            base, _ = model_and_tokenizer(self._model, self._shape, dtype)
-            base.requires_grad_(False)
-            yield base, {"dtype": _name_of(dtype), "model": self._shape or self._model}
+            if dtype not in self._built:
+                self._built.clear()  # one at a time
+                base, _ = model_and_tokenizer(self._model, self._shape, dtype)
+                self._built[dtype] = base.requires_grad_(False)
+            about = {"dtype": _name_of(dtype), "model": self._shape or self._model}
+            yield self._built[dtype], about
 
 
 def _decoding_systems(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, StaticCache
@@ -15,8 +15,8 @@ from roadint.bench.linear_systems import LinearSystem
 from roadint.bench.shapes import random_ids
 from roadint.bench.timing import seconds_of
 
-Mode = Literal["eager", "graph"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+Mode = Literal["eager", "graph", "generate"]
+MODES: tuple[Mode, ...] = ("eager", "graph")
 Steps = Callable[[LinearSystem], float]
 """A system → the seconds of a step."""
 
@@ -25,7 +25,7 @@ _WARM_UP = 3  # steps before a graph is captured
 
 
 def modes_on(device: torch.device, wanted: Sequence[Mode] = MODES) -> list[Mode]:
-    """The modes that a device has: graphs are CUDA's.
+    """The modes that a device has: graphs captured by hand are CUDA's.
 
     Args:
         device: The device.
@@ -34,7 +34,7 @@ def modes_on(device: torch.device, wanted: Sequence[Mode] = MODES) -> list[Mode]
     Returns:
         Those of `wanted` that the device has.
     """
-    return [mode for mode in wanted if mode == "eager" or device.type == "cuda"]
+    return [mode for mode in wanted if mode != "graph" or device.type == "cuda"]
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def steps_of(
     """Steps of a mode, whose memory is free again after the context.
 
     Args:
-        mode: The mode.
+        mode: "eager" or "graph".
         base: The bare model.
         rows: How many rows a step has.
         length: How many tokens the cache holds: before the first step where it grows ("eager"); in

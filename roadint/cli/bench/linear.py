@@ -12,6 +12,7 @@ from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import check_known
 
 _DTYPES = ("float32", "bfloat16")
+_MODES = ("eager", "graph", "generate")
 
 
 def linear(
@@ -32,6 +33,13 @@ def linear(
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32 or bfloat16, repeatable; both by default.")
     ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a shape's decode: eager, graph (captured by hand, on a GPU) or generate (as "
+            "users call it, compiled on a GPU), repeatable; the first two by default."
+        ),
+    ] = None,
     runs: Runs = 15,
     out: ReportFile = None,
     plot: Plot = None,
@@ -49,12 +57,15 @@ def linear(
         check_known("part", name, PARTS)
     for name in dtype or ():
         check_known("dtype", name, _DTYPES)
+    for name in mode or ():
+        check_known("mode", name, _MODES)
     report = bench_linear(
         model,
         shape=shape,
         parts=part or DEFAULT_PARTS,
         widths=width or WIDTHS,
         dtypes=dtype or _DTYPES,
+        modes=mode or _MODES[:2],  # type: ignore[arg-type]
         runs=runs,
         quiet=as_json,
     )
