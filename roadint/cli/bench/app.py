@@ -1,4 +1,4 @@
-"""`roadint bench train`, `generate`, `align`, `linear` and `learn`."""
+"""`roadint bench train`, `generate`, `align`, `linear`, `learn` and `paper`."""
 
 import typer
 
@@ -6,11 +6,12 @@ from roadint.cli.bench.align import align
 from roadint.cli.bench.generate import generate
 from roadint.cli.bench.learn import learn
 from roadint.cli.bench.linear import linear
+from roadint.cli.bench.paper import paper
 from roadint.cli.bench.train import train
 
 app = typer.Typer(
     help="Measure roadint against pyvene and the bare model, on this machine in one run.",
     no_args_is_help=True,
 )
-for command in (train, generate, align, linear, learn):
+for command in (train, generate, align, linear, learn, paper):
     app.command()(command)
