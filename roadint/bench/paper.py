@@ -108,7 +108,8 @@ def bench_paper(
         "cases": [],
     }
     for part in parts:
-        report["cases"] += measure[part]()
+        with torch.no_grad():
+            report["cases"] += measure[part]()
         report["ratios"] = ratios_of(report["cases"])
         done(report)
         free_memory(base.device)

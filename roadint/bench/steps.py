@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from roadint.architecture.properties import cache_name, device_of
 from roadint.bench.linear_systems import LinearSystem
+from roadint.bench.machine import free_memory
 from roadint.bench.shapes import random_ids
 from roadint.bench.timing import seconds_of
 
@@ -107,7 +108,7 @@ class GraphSteps:
 
     def __init__(self, base: PreTrainedModel, rows: int, length: int, count: int) -> None:
         self._device = device_of(base) or torch.device("cpu")
-        self._count = min(count, length - _WARM_UP)
+        self._count = min(count, length)
         self._cache = StaticCache(config=base.config, max_cache_len=length)
         self._inputs = {
             "input_ids": random_ids(base, rows, 1),
@@ -124,7 +125,7 @@ class GraphSteps:
         if system.name not in self._graphs:
             self._graphs[system.name] = self._captured(system)
         graph = self._graphs[system.name]
-        self._rewind()
+        self.rewind()
 
         def replay() -> None:
             for _ in range(self._count):
@@ -138,26 +139,30 @@ class GraphSteps:
         self._inputs.clear()
         self._held.close()
         del self._cache
-        torch.cuda.empty_cache()
+        free_memory(self._device)
 
-    def _captured(self, system: LinearSystem) -> torch.cuda.CUDAGraph:
+    def step(self, system: LinearSystem) -> Callable[[], Any]:
+        """What a graph captures: a step, whose inputs and outputs stay where they are in memory."""
         module = self._held.enter_context(system.context(()))
-        inputs = {**self._inputs, **system.keywords(())}
-        self._rewind()
-        beside = torch.cuda.Stream(self._device)
-        beside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UP):
-                module(**inputs)
-        torch.cuda.current_stream(self._device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            module(**inputs)
-        return graph
+        return partial(module, **self._inputs, **system.keywords(()))
 
-    def _rewind(self) -> None:
-        """Let the cache take its first tokens again: a replay past its end would write outside."""
+    def rewind(self) -> None:
+        """Let the cache take its first tokens again: a step past its end would write outside."""
         for layer in self._cache.layers:
             count: Any = getattr(layer, "cumulative_length", None)
             if torch.is_tensor(count):
                 count.zero_()
+
+    def _captured(self, system: LinearSystem) -> torch.cuda.CUDAGraph:
+        step = self.step(system)
+        self.rewind()
+        beside = torch.cuda.Stream(self._device)
+        beside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                step()
+        torch.cuda.current_stream(self._device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph
