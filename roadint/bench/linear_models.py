@@ -119,7 +119,11 @@ def _decoding_systems(
     assignments = {", 1 adapter": [0] * rows, f", {rows} adapters": list(range(rows))}
     return [
         base_alone,
-        *(system.assigned(*reversed(to)) for system in others for to in assignments.items()),
+        *(
+            system.assigned(adapters, label)
+            for system in others
+            for label, adapters in assignments.items()
+        ),
     ]
 
 

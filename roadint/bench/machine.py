@@ -73,9 +73,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing holds any more, circles of references included."""
-    gc.collect()
+    """Give back what nothing holds any more on a GPU, circles of references included."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -5,6 +5,7 @@ scores tokens as its trainer does, PEFT's models compute their own loss over all
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from statistics import fmean
@@ -36,9 +37,7 @@ _PEFT: dict[str, Callable[[Any, Sequence[str]], Any]] = {
     "PEFT RoAd": lambda peft, paths: peft.RoadConfig(group_size=2, target_modules=paths),
     "PEFT OFT w=2": lambda peft, paths: peft.OFTConfig(oft_block_size=2, target_modules=paths),
     "PEFT OFT w=16": lambda peft, paths: peft.OFTConfig(oft_block_size=16, target_modules=paths),
-    "PEFT BOFT w=4 m=2": lambda peft, paths: peft.BOFTConfig(
-        boft_block_size=4, boft_n_butterfly_factor=2, target_modules=paths
-    ),
+    "PEFT BOFT w=4 m=2": lambda peft, paths: _boft(peft, paths),
 }
 METHODS = (*_ROADS, *_PEFT)
 
@@ -78,7 +77,7 @@ class _Method:
             self._loss = self._road() if self.name in _ROADS else self._peft()
             self._optimizer = torch.optim.AdamW(self.parameters, _RATE, weight_decay=0.0)
             self.first_loss = self._step()
-        free_memory(device)
+            free_memory(device)
         before = used_mb(device)
         forget_peak(device)
         seconds = seconds_of(self._step, device)
@@ -104,8 +103,7 @@ class _Method:
     def _peft(self) -> Callable[[], Float[Tensor, ""]]:
         peft = import_peft()
         config = _PEFT[self.name](peft, list(find_targets(self._base).paths))
-        with redirect_stdout(io.StringIO()):  # BOFT tells how it builds a kernel
-            model = peft.get_peft_model(twin(self._base), config).train()
+        model = peft.get_peft_model(twin(self._base), config).train()
         self.parameters = [value for value in model.parameters() if value.requires_grad]
 
         def loss() -> Float[Tensor, ""]:
@@ -114,6 +112,17 @@ class _Method:
             return result
 
         return loss
+
+
+def _boft(peft: Any, paths: Sequence[str]) -> Any:
+    """Two butterflies: without its kernel PEFT would go on with one, which is OFT."""
+    from peft.tuners.boft.layer import get_fbd_cuda
+
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if get_fbd_cuda() is None:
+            raise RuntimeError("PEFT can't build BOFT's CUDA kernel here (nvcc, ninja)")
+    return peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=paths)
 
 
 def training_cases(

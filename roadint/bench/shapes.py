@@ -22,7 +22,7 @@ from roadint.errors import check_known
 from roadint.model.pretrained import load
 
 # Shape → the sizes of a LLaMA.
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-7b": {
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -69,8 +69,9 @@ def random_model(
     check_known("shape", shape, SHAPES)
     where = device or default_device()
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=_POSITIONS)
+    make: Any = LlamaForCausalLM
     with where, no_init_weights():
-        model: Any = LlamaForCausalLM._from_config(config, dtype=dtype)
+        model = make._from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
     # Billions of numbers: drawn where they are needed.
     draw = torch.Generator(where).manual_seed(0)
@@ -101,8 +102,8 @@ def model_and_tokenizer(
     chosen = "bfloat16" if dtype == "auto" else dtype
     made = getattr(torch, chosen) if isinstance(chosen, str) else chosen
     words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
-    return random_model(shape, made), tokenizer
+    make: Any = PreTrainedTokenizerFast
+    return random_model(shape, made), make(tokenizer_object=words, pad_token="<pad>")
 
 
 def twin(module: _Module) -> _Module:
@@ -115,7 +116,7 @@ def twin(module: _Module) -> _Module:
         The copy.
     """
     shared = {id(value): value for value in [*module.parameters(), *module.buffers()]}
-    return copy.deepcopy(module, shared)  # type: ignore[arg-type]
+    return copy.deepcopy(module, shared)
 
 
 def noise(
@@ -148,7 +149,8 @@ def random_ids(model: PreTrainedModel, rows: int, columns: int, seed: int = 0) -
     Returns:
         Ids, [rows, columns], none of the ten lowest.
     """
-    highest = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+    embeddings: Any = model.get_input_embeddings()
+    highest = int(embeddings.weight.shape[0])
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, highest, (rows, columns), generator=draw)
     return ids.to(next(model.parameters()).device)

@@ -156,7 +156,7 @@ class GraphSteps:
     def _captured(self, system: LinearSystem) -> torch.cuda.CUDAGraph:
         step = self.step(system)
         self.rewind()
-        beside = torch.cuda.Stream(self._device)
+        beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UP):

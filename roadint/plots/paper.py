@@ -75,7 +75,9 @@ def training_cost_figure(report: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 0.8 + 0.34 * max(1, len(cases))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = [case["system"] for case in cases]
-    colours = [COLOURS[0] if name.startswith("roadint") else COLOURS[1] for name in names]
+    colours = [
+        COLOURS[0 if name.startswith("roadint") else 2 if "OFT" in name else 1] for name in names
+    ]
     for panel, key, unit, label in (
         (left, "hundred_steps_s", 1, "seconds for 100 steps"),
         (right, "beside_mb", 1e3, "GB beside the weights"),
