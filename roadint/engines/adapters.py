@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.products import by_layout, check_products, product
+from roadint.architecture.devices import on_device
 from roadint.architecture.properties import device_of
 from roadint.engines.call import Call
 from roadint.engines.table import Table, Tables
@@ -259,17 +260,15 @@ def _with_gradients(
     rotation = _stacked(made)
     if len(slot_of) == 1:
         return rotation, None
-    return rotation, torch.tensor([slot_of[key] for key in keys], device=rotation.u.device)
+    return rotation, on_device([slot_of[key] for key in keys], rotation.u.device)
 
 
 def _from_table(
     members: Mapping[str, RoadAdapter], terms: Sequence[Terms], table: Table
 ) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
     """The rotations of a table, whose keys are terms with the adapters' values at this moment."""
-    states = {
-        name: table.seen.state_of(members[name])
-        for name in {name for row in terms for name, _ in row}
-    }
+    names = list({name for row in terms for name, _ in row})
+    states = dict(zip(names, table.seen.states_of([members[name] for name in names]), strict=True))
     keys: list[Hashable] = [tuple((*term, states[term[0]]) for term in row) for row in terms]
 
     def make(key: Any) -> Rotation:
