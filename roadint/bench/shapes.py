@@ -47,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 _POSITIONS, _SPREAD = 8192, 0.02
+_DRAWN = (1 << 22) + 1  # odd, so that the rows of no matrix repeat
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -71,14 +72,17 @@ def random_model(
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=_POSITIONS)
     make: Any = LlamaForCausalLM
     with where, no_init_weights():
-        model = make._from_config(config, dtype=dtype)
-    model.eval().requires_grad_(False)
-    # Billions of numbers: drawn where they are needed.
-    draw = torch.Generator(where).manual_seed(0)
-    for parameter in model.parameters():
+        model: PreTrainedModel = make._from_config(config, dtype=dtype)
+    model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    # To draw billions of numbers on a CPU would take minutes: the same ones serve again and again.
+    drawn = _SPREAD * torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(where, dtype)
+    for index, parameter in enumerate(model.parameters()):
         if parameter.ndim > 1:
-            parameter.data.normal_(0, _SPREAD, generator=draw)
-    return model  # type: ignore[no-any-return]
+            turned = drawn.roll(index * _DRAWN // 1000)
+            for piece in parameter.data.view(-1).split(_DRAWN):
+                piece.copy_(turned[: len(piece)])
+    return model
 
 
 def model_and_tokenizer(
