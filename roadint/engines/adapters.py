@@ -11,6 +11,7 @@ from collections.abc import (
     ValuesView,
 )
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.products import by_layout, check_products, product
+from roadint.adapters.targets import Layout
 from roadint.architecture.devices import on_device
 from roadint.architecture.properties import device_of
 from roadint.engines.call import Call
@@ -38,21 +40,46 @@ class LoweredRotations:
     """The rotations of one call at the targets of adapters that share a layout.
 
     Args:
-        paths: The targets' paths.
-        widths: The widths of the targets' outputs, in dims.
+        layout: The targets.
         groups: The group size of the pairs at each target.
-        u: For each target the rotations: one a row of the call, one for all rows or, where there is
-            an `index`, one for each different composition.
-        v: As `u`; None at a target where it is 0.
+        rotation: The rotations of all targets, end to end: one a row of the call, one for all rows
+            or, where there is an `index`, one for each different composition.
         index: The rotation that each row takes.
     """
 
-    paths: Sequence[str]
-    widths: Sequence[int]
-    groups: Sequence[int]
-    u: Sequence[Complex[Tensor, "rotations blocks"]]
-    v: Sequence[Complex[Tensor, "rotations blocks"] | None]
+    layout: Layout
+    groups: tuple[int, ...]
+    rotation: Rotation
     index: Int[Tensor, " rows"] | None
+
+    @cached_property
+    def parts(
+        self,
+    ) -> list[
+        tuple[
+            Complex[Tensor, "rotations blocks"],
+            Complex[Tensor, "rotations blocks"] | None,
+        ]
+    ]:
+        """For each target u and v; None for a v that is 0."""
+        blocks = self.layout.blocks
+        u, v = self.rotation.u, self.rotation.v
+        of_v = [None] * len(blocks) if v is None else torch.split(v, blocks, dim=-1)
+        return list(zip(torch.split(u, blocks, dim=-1), of_v, strict=True))
+
+    def of_rows(self, rows: int) -> Rotation:
+        """The rotations, one a row."""
+        if self.index is not None:
+            return self.rotation.row(self.index)
+        u, v = self.rotation.u, self.rotation.v
+        return Rotation(u.expand(rows, -1), None if v is None else v.expand(rows, -1))
+
+    def number_of_rows(self, rows: int) -> Int[Tensor, " rows"]:
+        """The number of the rotation that each row takes."""
+        if self.index is not None:
+            return self.index
+        numbers = torch.arange(rows, device=self.rotation.u.device)
+        return numbers if len(self.rotation.u) > 1 else torch.zeros_like(numbers)
 
 
 @dataclass(frozen=True)
@@ -208,15 +235,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         else:
             table = self.tables.of(first.layout_and_groups, sum(blocks), first.theta.device)
             rotation, index = _from_table(by_name, members_terms, table)
-        v = rotation.v
-        return LoweredRotations(
-            first.layout.paths,
-            first.layout.widths,
-            first.groups,
-            torch.split(rotation.u, blocks, dim=-1),
-            [None] * len(blocks) if v is None else torch.split(v, blocks, dim=-1),
-            index,
-        )
+        return LoweredRotations(first.layout, first.groups, rotation, index)
 
     @property
     def _by_name(self) -> dict[str, RoadAdapter]:

@@ -69,6 +69,7 @@ class SubspaceIntervention(KeepsPrecision):
 
     kind: str  # its name in recipes and checkpoints; `register` sets it
     takes_source = False  # whether an edit needs the hidden states of another input
+    turns = False  # whether an edit is a turn of pairs in a basis: see `as_turn`
     partition: Partition
     source_representation: Tensor | None  # a constant source [width], for every call
 

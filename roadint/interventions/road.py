@@ -74,6 +74,8 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         640
     """
 
+    turns = True
+
     theta: nn.Parameter
     alpha: nn.Parameter
 

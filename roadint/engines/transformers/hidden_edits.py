@@ -54,14 +54,18 @@ class SiteTokens:
         """
         self._last_pass = passes.number
         passes.check_gradients(self.path)
-        self._check_shape(hidden, passes)
+        self.check_shape(hidden, passes)
+        wanted = self.wanted(passes)
+        return None if wanted is None else wanted.to(hidden.device)
+
+    def wanted(self, passes: Passes) -> Bool[Tensor, "rows columns"] | None:
+        """True for the tokens of the pass that are meant; None where none can be."""
         start, stop = passes.start, passes.start + passes.columns
         if start >= self._call.columns and not self._position.after_prompt:
             return None
         wanted = self._call.edited(self._position, start, stop) & self._acting[:, None]
         copies = self.copies(passes)
-        wanted = wanted.repeat_interleave(copies, dim=0) if copies > 1 else wanted
-        return wanted.to(hidden.device)
+        return wanted.repeat_interleave(copies, dim=0) if copies > 1 else wanted
 
     def most(self, passes: Passes) -> int:
         """How many tokens of a pass are meant, at most."""
@@ -89,7 +93,12 @@ class SiteTokens:
                 "act: expected a model that calls it for all tokens"
             )
 
-    def _check_shape(self, hidden: Any, passes: Passes) -> None:
+    def check_shape(self, hidden: Any, passes: Passes) -> None:
+        """Check that a module gives hidden states of the pass.
+
+        Raises:
+            RoadError: where they have another shape.
+        """
         expected = (passes.rows, passes.columns, self._width)
         if not torch.is_tensor(hidden) or tuple(hidden.shape) != expected:
             shape = tuple(hidden.shape) if torch.is_tensor(hidden) else type(hidden).__name__
@@ -97,6 +106,14 @@ class SiteTokens:
                 f"{self.path} gives hidden states of shape {shape}: expected [rows, columns, "
                 f"width], so {expected}"
             )
+        self.check_columns(passes)
+
+    def check_columns(self, passes: Passes) -> None:
+        """Check that the first pass has the columns of the call.
+
+        Raises:
+            RoadError: where it has more.
+        """
         stop = passes.start + passes.columns
         if passes.number == 1 and stop > self._call.columns and not passes.drafted:
             raise RoadError(
@@ -114,7 +131,7 @@ class HiddenEdits:
     """
 
     def __init__(self, lowered: Sequence[LoweredIntervention], call: Call) -> None:
-        self._edits = [(edit, _tokens(edit, call)) for edit in lowered]
+        self._edits = [(edit, tokens_of(edit, call)) for edit in lowered]
 
     @property
     def learns(self) -> bool:
@@ -180,7 +197,8 @@ class Reading:
         return read
 
 
-def _tokens(edit: LoweredIntervention, call: Call) -> SiteTokens:
+def tokens_of(edit: LoweredIntervention, call: Call) -> SiteTokens:
+    """The tokens of a call that an intervention edits."""
     intervention = edit.intervention
     where = (edit.path, intervention.layer, intervention.width)
     return SiteTokens(*where, edit.position, edit.acting, call)

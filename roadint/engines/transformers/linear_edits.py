@@ -35,8 +35,9 @@ class LinearEdits:
         self._turns: dict[str, list[Turn]] = {}
         scratch = Scratch()
         for rotations in lowered.rotations:
-            self._widths |= zip(rotations.paths, rotations.widths, strict=True)
-            for target, path in enumerate(rotations.paths):
+            layout = rotations.layout
+            self._widths |= zip(layout.paths, layout.widths, strict=True)
+            for target, path in enumerate(layout.paths):
                 turn = Turn(rotations, target, self._rows, scratch)
                 self._turns.setdefault(path, []).append(turn)
         self._beside = _beside(lowered)

@@ -58,8 +58,8 @@ class Turn:
     def __init__(
         self, rotations: LoweredRotations, target: int, rows: int, scratch: Scratch
     ) -> None:
-        self._path, self._group = rotations.paths[target], rotations.groups[target]
-        self._lowered = (rotations.u[target], rotations.v[target])
+        self._path, self._group = rotations.layout.paths[target], rotations.groups[target]
+        self._lowered = rotations.parts[target]
         self._index, self._rows, self._scratch = rotations.index, rows, scratch
         self._shape: torch.Size | None = None
         self._launch: Any = None

@@ -76,8 +76,10 @@ def turn_rows(
         first: The first of the blocks, in the table.
         group: The group size of the pairing.
     """
-    turned: Tensor = torch.ops.roadint.turn(h, u, v, index, first, group)
-    return turned
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        turned: Tensor = torch.ops.roadint.turn(h, u, v, index, first, group)
+        return turned
+    return _registered_forward(h, u, v, index, first, group)
 
 
 def kernel_for(h: Tensor) -> ModuleType | None:
@@ -190,6 +192,14 @@ def _part(table: Tensor | None, first: int, h: Tensor) -> Tensor | None:
     return None if table is None else table[:, first : first + h.shape[-1] // 2]
 
 
+def _registered_forward(
+    h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, first: int, group: int
+) -> Tensor:
+    part = _part(u, first, h)
+    assert part is not None
+    return _forward(h.contiguous(), part, _part(v, first, h), index, group)
+
+
 @torch.library.custom_op(
     "roadint::turn",
     mutates_args=(),
@@ -198,9 +208,7 @@ def _part(table: Tensor | None, first: int, h: Tensor) -> Tensor | None:
 def _registered(
     h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, first: int, group: int
 ) -> Tensor:
-    part = _part(u, first, h)
-    assert part is not None
-    return _forward(h.contiguous(), part, _part(v, first, h), index, group)
+    return _registered_forward(h, u, v, index, first, group)
 
 
 @torch.library.custom_op(

@@ -146,7 +146,7 @@ def gradients_indexed(
         z = pairs(h.reshape(shape), group, of_u_taken)
         g = pairs(gradient.reshape(shape), group, of_u_taken)
         acts = None if index is None else (index >= 0)[:, None]
-        to_u = _sum_where(acts, g * z.conj())
+        to_u = _sum_where(acts, g * z.conj_physical())
         to_v = None if of_v_taken is None else _sum_where(acts, g * z)
     return to_h, to_u, to_v
 
@@ -205,14 +205,15 @@ class _TurnWithGradient(torch.autograd.Function):
 def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     z = pairs(h, group, u)
     if group != 2 or carries_tangents():
-        return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
+        return dims(z * u if v is None else torch.addcmul(z * u, z.conj_physical(), v), group)
     shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
     # A new tensor, not a view: models write into the output of a layer.
     turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
     out = torch.view_as_complex(turned.view(*shape, 2))
     torch.mul(z, u, out=out)
     if v is not None:
-        out.addcmul_(z.conj(), v)
+        # Not a lazy view: where torch compiles, an operation may lose its mark.
+        out.addcmul_(z.conj_physical(), v)
     return turned
 
 
