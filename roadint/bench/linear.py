@@ -2,9 +2,9 @@
 
 It measures, in one process with all systems in turns, the wall-clock time of one layer in batches
 whose rows have different adapters ("layer"), of one-token steps of a whole model ("decode"), of the
-pass over prompts ("prefill"), of merging ("merge"), and the memory that a layer keeps for its
-gradient ("memory"). "over_base" is the median ratio of a system's time to the base's in the same
-turn.
+pass over prompts ("prefill"), of merging ("merge"), the memory that a layer keeps for its gradient
+("memory"), and what a compiled step launches and moves ("traffic"). "over_base" is the median ratio
+of a system's time to the base's in the same turn.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ from roadint.progress import track
 
 WIDTHS, TOKENS, ADAPTERS, ROWS = (576, 1024, 2048, 4096), (1, 128), (1, 8, 64), 64
 DEFAULT_PARTS = ("layer", "decode", "merge", "memory")
-PARTS = (*DEFAULT_PARTS, "prefill")
+PARTS = (*DEFAULT_PARTS, "prefill", "traffic")
 _PREFILL = (8, 512)  # rows, tokens
 _MAKERS: tuple[Maker, ...] = (
     base_system,
@@ -68,7 +68,8 @@ def bench_linear(
         parts: "layer" (64 rows; 1 and 128 tokens; 1, 8 and 64 adapters), "decode" (8 rows with 1
             and 8 adapters, 64 rows with 1 and 64), "prefill" (8 rows, 8 adapters), "merge"
             (2,048 × 2,048, in and out, alone and in a stack of eight; all layers of a shape),
-            "memory" (one layer of the first width).
+            "memory" (one layer of the first width), "traffic" (launches and bytes of a compiled
+            step, counted: 8 rows, 8 adapters).
         widths: The widths of layers.
         dtypes: The dtypes of layers and decodes.
         modes: Of the steps of a shape: "eager"; "graph", captured by hand on a GPU; "generate", as
@@ -92,6 +93,7 @@ def bench_linear(
         "prefill": lambda: whole.prefill(*prefill),
         "merge": lambda: merging_cases(runs) if shape is None else whole.merge(),
         "memory": lambda: memory_cases(widths[0]),
+        "traffic": whole.traffic,
     }
     with torch.no_grad():
         cases = [row for part in parts for row in measure[part]()]

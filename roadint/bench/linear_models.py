@@ -23,6 +23,7 @@ from roadint.bench.machine import free_memory
 from roadint.bench.shapes import model_and_tokenizer, random_ids
 from roadint.bench.steps import Mode, Steps, modes_on, steps_of
 from roadint.bench.timing import compare, seconds_of
+from roadint.bench.traffic import traffic_cases
 
 _PROMPT = 16  # tokens in the cache before the steps of a decode
 _FEW, _MANY = 8, 64  # rows
@@ -92,6 +93,10 @@ class WholeModel:
             entries = {"rows": rows, "tokens": tokens, "mode": "eager", **about}
             cases += compare("prefill", systems, once, self._runs, entries, quiet=self._quiet)
         return cases
+
+    def traffic(self) -> list[dict[str, Any]]:
+        """Launches and bytes of a compiled step with 8 rows."""
+        return [case for base, about in self._bases() for case in traffic_cases(base, _FEW, about)]
 
     def merge(self) -> list[dict[str, Any]]:
         """Merging and unmerging all linear layers."""

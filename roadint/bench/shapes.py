@@ -30,6 +30,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "vocab_size": 32000,
     },
+    "llama-7b-2-layers": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    },
     "smollm2-135m": {
         "hidden_size": 576,
         "intermediate_size": 1536,

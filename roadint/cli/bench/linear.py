@@ -23,7 +23,8 @@ def linear(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="layer, decode, merge, memory or prefill, repeatable; all but the last by default."
+            help="layer, decode, merge, memory, prefill or traffic, repeatable; the first four by "
+            "default."
         ),
     ] = None,
     width: Annotated[
@@ -98,16 +99,26 @@ def _table(report: Mapping[str, Any]) -> Table:
             str(case.get("adapters", "")),
             case["system"],
             _result(case),
-            f"{case['over_base']:.2f}" if "over_base" in case else "",
+            _over_base(case),
         )
     return table
 
 
+def _over_base(case: Mapping[str, Any]) -> str:
+    if "launches_beside" in case:
+        return f"+ {case['launches_beside']} launches, {case['mb_over_base']:.3f} of the bytes"
+    return f"{case['over_base']:.2f}" if "over_base" in case else ""
+
+
 def _size(case: Mapping[str, Any]) -> str:
-    return f"{case['rows']} × {case['tokens']}" if "rows" in case else str(case.get("layers", ""))
+    if "rows" in case:
+        return f"{case['rows']} × {case.get('tokens', 1)}"
+    return str(case.get("layers", ""))
 
 
 def _result(case: Mapping[str, Any]) -> str:
     if "median_s" in case:
         return f"{1000 * case['median_s']:.2f} ms"
+    if "launches" in case:
+        return f"{case['launches']:,} launches, {case['mb']:,.1f} MB"
     return case.get("error") or f"{case['copies_kept']} copies kept"

@@ -14,7 +14,7 @@ Model = Annotated[
 Shape = Annotated[
     str | None,
     typer.Option(
-        help="Random weights in a known shape instead of a model: llama-7b, smollm2-135m or tiny."
+        help="Random weights in a known shape instead of a model: llama-7b, smollm2-135m, …"
     ),
 ]
 Layer = Annotated[
