@@ -59,8 +59,18 @@ def bars_of(widths: Sequence[int], compositions: int) -> list[Bar]:
         bmm = f"bmm LoRA r=8, {rows} adapters"
         made = partial(_over, name="decode", ours=ours, rows=rows)
         bars += [
-            Bar(f"{what}, compiled, over the bare model", "compiled", made(mode="generate"), 1.08),
-            Bar(f"{what}, compiled, over bmm LoRA's graph", "compiled", _over_bmm(rows), 0.75),
+            Bar(
+                f"{what}, compiled, over the bare model",
+                f"compiled-{rows}",
+                made(mode="generate"),
+                1.08,
+            ),
+            Bar(
+                f"{what}, compiled, over bmm LoRA's graph",
+                f"compiled-{rows}",
+                _over_bmm(rows),
+                0.75,
+            ),
             Bar(f"{what}, graph by hand, over bare", "decode", made(mode="graph"), 1.08),
             Bar(f"{what}, graph, over bmm LoRA", "decode", made(mode="graph", other=bmm), 0.75),
         ]

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -50,11 +49,6 @@ class _Clock(BaseStreamer):
         pass
 
 
-def can_compile() -> bool:
-    """Whether RoadModel has a `compile` of its own."""
-    return RoadModel.compile is not nn.Module.compile
-
-
 def generations(base: PreTrainedModel, rows: int) -> list[Generation]:
     """The bare model, and a RoadModel in which every row has an adapter of its own.
 
@@ -63,14 +57,14 @@ def generations(base: PreTrainedModel, rows: int) -> list[Generation]:
         rows: How many rows.
 
     Returns:
-        Both; the bare model alone on a GPU without `RoadModel.compile`.
+        Both.
     """
     on_gpu = base.device.type == "cuda"
+    if on_gpu:
+        torch.compiler.reset()  # else a second number of rows would be compiled for any number
     static = {"cache_implementation": "static"} if on_gpu else {}
     bare: Any = base
     found = [Generation(BASE, partial(bare.generate, **static))]
-    if on_gpu and not can_compile():
-        return found
     # A twin: what compiling does to modules is not done to the bare model's.
     road = RoadModel(twin(base))
     layout = find_targets(base)

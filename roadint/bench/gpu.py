@@ -17,13 +17,13 @@ import torch
 
 from roadint.bench.align import bench_align
 from roadint.bench.bars import Report, bars_of
-from roadint.bench.compiled import can_compile
 from roadint.bench.generate import bench_generate
 from roadint.bench.linear import bench_linear
 from roadint.bench.linear_systems import bmm_lora_system
 from roadint.bench.machine import default_device, free_memory, machine
 from roadint.bench.paper_training import training_cases
 from roadint.bench.shapes import model_and_tokenizer
+from roadint.bench.steps import Mode
 from roadint.bench.timing import ratios_of
 from roadint.bench.train import bench_train
 from roadint.bench.train_systems import TrainingJob
@@ -160,9 +160,11 @@ def stages_of(sizes: Sizes, quiet: bool = False) -> dict[str, Callable[[], Repor
         )
     # PEFT takes 12 s to take its adapters out again.
     stages["merge"] = partial(linear, parts=("merge",), runs=min(2, sizes.runs))
-    if default_device().type == "cuda" and can_compile():  # last: compilation may take minutes
-        compiled = partial(linear, parts=("decode",), modes=("graph", "generate"))
-        stages["compiled"] = partial(compiled, runs=2 * sizes.runs)
+    if default_device().type == "cuda":  # compiling takes minutes: last
+        for count in (8, 64):
+            modes: tuple[Mode, ...] = ("graph", "generate")
+            compiled = partial(linear, parts=("decode",), modes=modes, rows=(count,))
+            stages[f"compiled-{count}"] = partial(compiled, runs=2 * sizes.runs)
     return stages
 
 

@@ -56,6 +56,7 @@ def bench_linear(
     rivals: Sequence[Maker] = _MAKERS[2:],
     runs: int = 15,
     steps: int = 16,
+    rows: Sequence[int] = (8, ROWS),
     prefill: tuple[int, int] = _PREFILL,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def bench_linear(
         shape: A name in `roadint.bench.shapes.SHAPES`: decode, prefill and merge take a model of
             that shape with random weights.
         parts: "layer" (64 rows; 1 and 128 tokens; 1, 8 and 64 adapters), "decode" (8 rows with 1
-            and 8 adapters, 64 rows with 1 and 64), "prefill" (8 rows, 8 adapters), "merge"
-            (2,048 × 2,048, in and out, alone and in a stack of eight; all layers of a shape),
-            "memory" (one layer of the first width), "traffic" (launches and bytes of a compiled
-            step, counted: 8 rows, 8 adapters).
+            and 8 adapters, 64 rows with 1 and 64, the rivals beside up to 8), "prefill" (8 rows, 8
+            adapters), "merge" (2,048 × 2,048, in and out, alone and in a stack of eight; all layers
+            of a shape), "memory" (one layer of the first width), "traffic" (launches and bytes of a
+            compiled step, counted: 8 rows, 8 adapters).
         widths: The widths of layers.
         dtypes: The dtypes of layers and decodes.
         modes: Of the steps of a shape: "eager"; "graph", captured by hand on a GPU; "generate", as
@@ -77,6 +78,7 @@ def bench_linear(
         rivals: What decode and prefill with 8 rows compare with.
         runs: The runs of every system.
         steps: The steps of a decode.
+        rows: The rows of a decode, which has one adapter, and one a row.
         prefill: The rows, each with an adapter of its own, and the tokens of a prefill.
         quiet: Whether there is no progress bar.
 
@@ -89,7 +91,7 @@ def bench_linear(
     whole = WholeModel(model, shape, chosen, rivals, few, quiet)
     measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "layer": lambda: _layer_cases(widths, chosen, runs, quiet),
-        "decode": lambda: whole.decode(graphs, steps),
+        "decode": lambda: whole.decode(rows, graphs, steps),
         "prefill": lambda: whole.prefill(*prefill),
         "merge": lambda: merging_cases(runs) if shape is None else whole.merge(),
         "memory": lambda: memory_cases(widths[0]),

@@ -26,7 +26,7 @@ from roadint.bench.timing import compare, seconds_of
 from roadint.bench.traffic import traffic_cases
 
 _PROMPT = 16  # tokens in the cache before the steps of a decode
-_FEW, _MANY = 8, 64  # rows
+_FEW = 8  # rows
 
 
 class WholeModel:
@@ -54,11 +54,13 @@ class WholeModel:
         self._rivals, self._runs, self._quiet = rivals, runs, quiet
         self._built: dict[torch.dtype, PreTrainedModel] = {}
 
-    def decode(self, modes: Sequence[Mode], steps: int) -> list[dict[str, Any]]:
-        """Steps with 8 rows and with 64, the rivals beside the first alone."""
+    def decode(
+        self, rows_of: Sequence[int], modes: Sequence[Mode], steps: int
+    ) -> list[dict[str, Any]]:
+        """Steps with some numbers of rows, the rivals beside up to 8."""
         cases = []
         for base, about in self._bases():
-            for rows in (_FEW, _MANY):
+            for rows in rows_of:
                 for mode in modes_on(base.device, modes):
                     entries = {"rows": rows, "tokens": 1, "mode": mode, **about}
                     cases += self._steps(base, mode, rows, steps, entries)
@@ -81,7 +83,7 @@ class WholeModel:
         graph = [make for make in self._rivals if make in (bmm_lora_system,)]
         if mode == "graph":
             return (base_system, road_system, *graph)
-        return (base_system, road_system, *(self._rivals if rows < _MANY else ()))
+        return (base_system, road_system, *(self._rivals if rows <= _FEW else ()))
 
     def prefill(self, rows: int, tokens: int) -> list[dict[str, Any]]:
         """The pass over prompts, a row with an adapter of its own, the head at the last token."""

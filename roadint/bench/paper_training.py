@@ -120,7 +120,7 @@ def _boft(peft: Any, paths: Sequence[str]) -> Any:
 
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if get_fbd_cuda() is None:
+        if get_fbd_cuda() is None:  # type: ignore[no-untyped-call]
             raise RuntimeError("PEFT can't build BOFT's CUDA kernel here (nvcc, ninja)")
     return peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=paths)
 

@@ -87,7 +87,7 @@ def random_model(
     for index, parameter in enumerate(model.parameters()):
         if parameter.ndim > 1:
             turned = drawn.roll(index * _DRAWN // 1000)
-            for piece in parameter.data.view(-1).split(_DRAWN):
+            for piece in torch.split(parameter.data.view(-1), _DRAWN):
                 piece.copy_(turned[: len(piece)])
     return model
 

@@ -25,7 +25,7 @@ _STEPS = 3  # the first step of a graph may make what later ones keep
 _PROMPT = 16
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations inside a context.
 
     Attributes:
@@ -35,7 +35,7 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = self.bytes = 0
         self.names: list[str] = []
 
@@ -62,7 +62,7 @@ def _turned(args: Sequence[Any], result: Any) -> int:
     h, u, v, index = args[:4]
     entries = len(u) if index is None else len(index)
     of_entry = h.shape[-1] // 2 * 2 * u.element_size()
-    return 2 * _size(h) + _size(index) + entries * of_entry * (1 if v is None else 2)
+    return 2 * _size(h) + _size(index) + int(entries * of_entry * (1 if v is None else 2))
 
 
 # What does not touch all of its tensors.

@@ -24,7 +24,7 @@ def test_what_is_measured_stands_beside_its_bar(tmp_path: Path) -> None:
     reports = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in stages}
     values = {bar["name"]: bar["value"] for bar in result["bars"]}
     missing = {name for name, value in values.items() if value is None}
-    elsewhere = ("graph", "compiled", "training step")  # a GPU, RoadModel.compile, other processes
+    elsewhere = ("graph", "compiled", "training step")  # a GPU, and other processes
     if torch.cuda.is_available():
         elsewhere = elsewhere[1:]
     assert all(any(word in name for word in elsewhere) for name in missing)
@@ -61,7 +61,7 @@ def test_bars_of_training_and_compiled_steps_are_read() -> None:
     ]
     reports: dict[str, Any] = {
         "train": train,
-        "compiled": {"cases": cases, "ratios": []},
+        "compiled-8": {"cases": cases, "ratios": []},
         "decode": {"cases": cases, "ratios": []},
     }
     found = {
@@ -118,5 +118,5 @@ def test_the_command_shows_a_table(
 
 
 def test_every_bar_has_a_stage() -> None:
-    known = {*stages_of(Sizes()), "compiled"}
+    known = {*stages_of(Sizes()), "compiled-8", "compiled-64"}
     assert {bar.stage for bar in bars_of(Sizes().widths, 64)} <= known

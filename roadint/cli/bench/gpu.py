@@ -24,8 +24,8 @@ def gpu(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="decode, train, adapters, generate, align-2048, align-4096, merge or compiled, "
-            "repeatable; all by default."
+            help="decode, train, adapters, generate, align-2048, align-4096, merge, compiled-8 or "
+            "compiled-64, repeatable; all by default."
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.0, help="No stage begins after so many.")] = 9.5,
