@@ -133,20 +133,16 @@ class RoadTrainer(BaseTrainer):
 
     @contextmanager
     def _reusing_prefix(self) -> Iterator[None]:
-        collator, pinned = self.data_collator, self.args.dataloader_pin_memory
-        cache = None
+        collator, cache = self.data_collator, None
         if self._prefix_reuse and isinstance(collator, Collator):
             cache = self._prefix_for(collator)
         self.prefix_report = cache.report if cache else None
         try:
             if cache is not None:
-                self._prefix_cache = self.data_collator = cache
-                if self.model.device.type != "cpu":  # what is stored is on the device already
-                    self.args.dataloader_pin_memory = False
+                self._prefix_cache, self.data_collator = cache, cache.batches
             yield
         finally:
             self._prefix_cache, self.data_collator = None, collator
-            self.args.dataloader_pin_memory = pinned
 
     def _prefix_for(self, collator: Collator) -> PrefixCache | None:
         shard = self._get_train_sampler().shard(self.args.process_index)
@@ -156,6 +152,13 @@ class RoadTrainer(BaseTrainer):
             reusable_prefix, *data, memory=self._prefix_memory, folder=folder, quiet=self._quiet
         )
         return self._shared_prefix.take(*data, build) if self._shared_prefix else build()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step; what they hold on the host is copied from now on."""
+        batches, tokens = super().get_batch_samples(*args, **kwargs)
+        if self._prefix_cache is not None:
+            self._prefix_cache.fetch(batches)
+        return batches, tokens
 
     def compute_loss(
         self,
