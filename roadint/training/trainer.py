@@ -107,6 +107,7 @@ class RoadTrainer(BaseTrainer):
             RoadError: where a checkpoint lacks something that continuing needs.
         """
         last = self._whole_checkpoint(resume_from_checkpoint)
+        self._losses = CompositionLosses()
         with (
             alone,
             self.model.running(),
@@ -115,6 +116,11 @@ class RoadTrainer(BaseTrainer):
             self._reusing_prefix(),
         ):
             return super().train(last, *args, **kwargs)
+
+    def fit_rows(self) -> None:
+        """As BaseTrainer's, with the base model frozen, as it is while training."""
+        with frozen(self.model.model):
+            super().fit_rows()
 
     def _whole_checkpoint(self, wanted: str | bool | None) -> str | None:
         if not wanted:

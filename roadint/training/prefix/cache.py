@@ -137,7 +137,7 @@ class PrefixCache:
         if self.cut.device.type != "cuda":
             return
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self.cut.device)
+            self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
         for batch in batches:
             for held in batch.values():
                 if isinstance(held, OnHost):
