@@ -83,21 +83,26 @@ class BaseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False
 
-    def fit_rows(self) -> None:
-        """Split steps into as few equal micro-batches as the memory of a GPU takes.
+    def fit_rows(self, free: float | None = None) -> None:
+        """Split steps into as few equal micro-batches as memory takes.
 
         The loss of a step is the mean over all that its micro-batches hold, so the split changes no
-        gradient. Elsewhere than on a GPU it stays as it is.
+        gradient.
+
+        Args:
+            free: The free bytes; by default those of a GPU, and elsewhere steps stay as they are.
         """
         device = self.args.device
-        if device.type != "cuda":
+        on_gpu = device.type == "cuda"
+        if free is None and not on_gpu:
             return
-        with unchanged(self.model), torch.random.fork_rng([device]):
+        available = free_memory(device) if free is None else free
+        with unchanged(self.model), torch.random.fork_rng([device] if on_gpu else []):
             self.model.train()
             examples: Any = self.train_dataset
             longest = max(examples, key=_length)
             kept = kept_bytes(self.model, partial(self._loss_of, longest))
-        self.split_steps(rows_that_fit(free_memory(device), kept, self._step_rows))
+        self.split_steps(rows_that_fit(available, kept, self._step_rows))
 
     @property
     def _step_rows(self) -> int:

@@ -117,10 +117,10 @@ class RoadTrainer(BaseTrainer):
         ):
             return super().train(last, *args, **kwargs)
 
-    def fit_rows(self) -> None:
+    def fit_rows(self, free: float | None = None) -> None:
         """As BaseTrainer's, with the base model frozen, as it is while training."""
         with frozen(self.model.model):
-            super().fit_rows()
+            super().fit_rows(free)
 
     def _whole_checkpoint(self, wanted: str | bool | None) -> str | None:
         if not wanted:

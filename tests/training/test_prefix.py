@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
+from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cache import PrefixCache
 from roadint.training.prefix.plan import first_needed
@@ -318,6 +320,27 @@ def test_a_position_beyond_a_prompt_edits_nothing_there() -> None:
     road = RoadModel(build("llama"), RoadIntervention(layer=1, position="at(10)"))
     starts = [first_needed(road, Example([1] * length, [2], "road")) for length in (7, 11, 20)]
     assert starts == [6, 10, 10]
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_batches_are_made_in_other_processes_too(
+    budget: float | None, collator: Collator, tmp_path: Path
+) -> None:
+    """What makes them holds no module and, of numbers on the model's device, only where they are."""
+    road, listed = road_on(build("llama"), [{"layer": 1}]), examples()
+    cache = PrefixCache.build(road, listed, collator, memory=budget, folder=tmp_path)
+    here = cache(listed)
+    assert isinstance(here["hidden"], torch.Tensor if budget is None else OnHost)
+    loader: Any = DataLoader(
+        listed, batch_size=len(listed), collate_fn=cache.batches, num_workers=1,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    (there,) = loader
+    for batch in (there, here):
+        loss, gradients = loss_and_gradients(road, cache.nll(road, batch)[0])
+        plain_loss, plain = loss_and_gradients(road, completion_nll(road, collator(listed))[0])
+        torch.testing.assert_close((loss, gradients), (plain_loss, plain))
+    assert torch.equal(cache.nll(road, there)[0], cache.nll(road, here)[0])
 
 
 def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -> None:
