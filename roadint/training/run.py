@@ -145,6 +145,7 @@ def _learn(
                 prefix_reuse=recipe.optimisation.prefix_reuse,
                 prefix_memory=None if memory is None else memory * 1e9,
                 shared_prefix=shared_prefix,
+                compile=recipe.optimisation.compile,
                 quiet=quiet,
             )
             if not isinstance(recipe.optimisation.micro_batch, int):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from roadint.data.collate import Collator, Example, completion_nll, moved
+from roadint.engines.transformers.partial import Resumed
+from roadint.engines.transformers.view import Forward
 from roadint.model.road_model import RoadModel
 from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
@@ -144,13 +146,17 @@ class PrefixCache:
                     held.start(self._stream)
 
     def nll(
-        self, model: nn.Module, batch: dict[str, Any]
+        self,
+        model: nn.Module,
+        batch: dict[str, Any],
+        compiled: Mapping[nn.Module, Forward] | None = None,
     ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
         """`completion_nll` of a batch of this cache, or a plain one.
 
         Args:
             model: The RoadModel, or a wrapper of it.
             batch: On the model's device.
+            compiled: Layer → its compiled forward.
 
         Returns:
             The negative log-likelihoods of the completions' tokens, in nats, and the tokens' rows.
@@ -160,8 +166,11 @@ class PrefixCache:
             prefix = self.storage.prefix.get(batch["prefix"])
             inputs[self.cut.cache_name] = self.cut.upper.past(prefix)
         if "hidden" in batch:
-            inputs["resumed"] = self.cut.resumed(self.storage.hidden.get(batch["hidden"]))
-        plain = "prefix" in batch and self.cut.device.type == "cpu"
+            hidden = self.storage.hidden.get(batch["hidden"])
+            inputs["resumed"] = replace(self.cut.resumed(hidden), forwards=compiled or {})
+        elif compiled:
+            inputs["resumed"] = Resumed(0, None, forwards=compiled)
+        plain = "prefix" in batch and self.cut.device.type == "cpu" and not compiled
         with PlainAttention() if plain else nullcontext():
             return completion_nll(model, inputs)
 
