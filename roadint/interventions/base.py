@@ -186,7 +186,8 @@ class SubspaceIntervention(KeepsPrecision):
         self._check_strengths(table)
         numbers = {composition: number for number, composition in enumerate(distinct)}
         index = torch.tensor([numbers[composition] for composition in compositions])
-        return table[index].to(next(self.parameters()).device)
+        # A few numbers: they are on their way when this returns, and no step waits for the device.
+        return table[index].to(next(self.parameters()).device, non_blocking=True)
 
     def _check_strengths(self, strengths: Float[Tensor, "rows units"]) -> None:
         """Refuse strengths (on the CPU) at which the intervention is not defined."""

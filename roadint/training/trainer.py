@@ -38,7 +38,8 @@ class RoadTrainer(BaseTrainer):
 
     Args:
         model: The RoadModel.
-        args: Trainer's settings.
+        args: Trainer's settings. On a GPU, logging_nan_inf_filter=False, a pinned memory and
+            non_blocking copies (accelerator_config) leave a step nothing to wait for.
         companions: Composition → its companion, or a list of companions. In a share
             `companion_rate` of the composition's examples one of them, at random, acts too, without
             gradients, so that the composition learns to work with it.

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -336,7 +337,9 @@ def test_batches_are_made_in_other_processes_too(
         multiprocessing_context="fork",
     )  # fmt: skip
     (there,) = loader
-    for batch in (there, here):
+    copy = pickle.dumps(cache.batches)  # what a process gets that is not forked
+    assert (len(copy) < cache.storage.size) == (budget is None)
+    for batch in (there, pickle.loads(copy)(listed), here):
         loss, gradients = loss_and_gradients(road, cache.nll(road, batch)[0])
         plain_loss, plain = loss_and_gradients(road, completion_nll(road, collator(listed))[0])
         torch.testing.assert_close((loss, gradients), (plain_loss, plain))

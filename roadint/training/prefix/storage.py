@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int, Shaped
@@ -36,6 +36,10 @@ class Storage:
     ) -> None:
         self._numbers, self._device = numbers, device
         self._fetched = in_file or numbers.device.type != device.type
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process gets that makes batches: of numbers on the device, none."""
+        return vars(self) | ({} if self._fetched else {"_numbers": torch.empty(0)})
 
     @property
     def size(self) -> int:
