@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from roadint.data.collate import Collator, Example, completion_nll
 from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cache import PrefixCache
-from roadint.training.prefix.plan import first_needed
+from roadint.training.prefix.cut_model import CutModel
+from roadint.training.prefix.plan import TokenPlan, first_needed
 from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
+from roadint.training.prefix.storage import PrefixStorage
 from roadint.training.sampler import MixedLengthSampler
 from tests.helpers import LAYERS, build, trained
 
@@ -219,6 +222,28 @@ def test_what_is_kept_follows_the_budget(collator: Collator, tmp_path: Path) -> 
     )
     assert reports["disk"].examples == 13
     assert reports["disk"].skipped_layers == 1
+
+
+def test_beside_another_device_the_hosts_memory_comes_before_less(tmp_path: Path) -> None:
+    """torch's meta device stands for a GPU: it holds no numbers, so that none can be there by mistake."""
+    road, listed = road_on(build("llama"), [{"layer": 1}]), examples()
+    device = torch.device("meta")
+    cut = replace(CutModel.probe(road, listed[0].inputs[:2]), device=device)
+    plan = TokenPlan.of(road, listed)
+    on_device = PrefixStorage.allocate(cut, plan, 1e6, tmp_path)
+    slots = torch.tensor([[3, 1], [0, 3]])
+    assert on_device.kind == "memory"
+    assert on_device.hidden.for_batch(slots) is slots
+    assert on_device.hidden.get(slots).device == device
+    on_host = PrefixStorage.allocate(cut, plan, 0, tmp_path)
+    assert on_host.kind == "host memory"
+    numbers = torch.randn(plan.hidden_count, cut.width)
+    on_host.hidden.put(torch.arange(plan.hidden_count), numbers)
+    held = on_host.hidden.for_batch(slots)
+    assert isinstance(held, OnHost)
+    assert torch.equal(held.on(torch.device("cpu")), numbers[slots])
+    assert on_host.hidden.get(held).device == device
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_any_room_it_says_so_in_one_line(
