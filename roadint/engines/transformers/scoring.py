@@ -60,8 +60,8 @@ def score(
         return nll.to(labels.device)
     pieces = -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS)
     pieces = min(len(labels), pieces)
-    nll = _PiecewiseNLL.apply(scored, wanted, pieces, logits_of)  # type: ignore[no-untyped-call]
-    return nll.to(labels.device)
+    in_pieces: Tensor = _PiecewiseNLL.apply(scored, wanted, pieces, logits_of)  # type: ignore[no-untyped-call]
+    return in_pieces.to(labels.device)
 
 
 class _PiecewiseNLL(torch.autograd.Function):

@@ -236,13 +236,12 @@ class Launch:
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
         """Write the rotated `h` into `out`; both contiguous."""
-        aligned = (
-            not (h.data_ptr() | out.data_ptr()) & 15
-        )  # as the compiled kernel takes for granted
-        if aligned and self._compiled is not None:
-            if h.device.index == torch.cuda.current_device():
-                self._compiled(h, out, *self._rest)
-                return
+        # The compiled kernel takes aligned memory for granted.
+        aligned = (h.data_ptr() | out.data_ptr()) % 16 == 0
+        known = aligned and self._compiled is not None
+        if known and h.device.index == torch.cuda.current_device():
+            self._compiled(h, out, *self._rest)
+            return
         compiled = _launch(_turn, self._grid, (h, out, *self._rest), h.device)
         if aligned and isinstance(compiled, CompiledKernel):
             self._compiled = compiled[self._grid]

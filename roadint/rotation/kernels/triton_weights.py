@@ -18,7 +18,7 @@ def turn_weight_(
     rounds = weight.dtype is not torch.float32
     sums = weight.new_empty(2 if rounds else 0, programs, dtype=torch.float32)
     # A kernel starts on the current device, whatever its arguments are on.
-    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(weight):
         _turn_pairs[(programs,)](
             weight,
             torch.view_as_real(u.resolve_conj().contiguous()),
@@ -48,8 +48,8 @@ def tiles(dim: int, others: int) -> tuple[int, int]:
     return (_TILE, 1) if others == 1 else (_TILE // 16, 16)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _turn_pairs(  # type: ignore[no-untyped-def]
+@triton.jit
+def _turn_pairs(
     weight,
     u,
     v,
