@@ -97,3 +97,18 @@ def test_learn(classifier: str, sentiment: dict[str, str], device: torch.device)
         quiet=True,
     )
     assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
+
+
+@pytest.mark.parametrize("part", ["requests", "training"])
+def test_paper(part: str, device: torch.device) -> None:
+    pytest.importorskip("peft")
+    paper = pytest.importorskip("roadint.bench.paper")
+    few: dict[str, Any] = {"ranks": (1,), "lengths": (4,), "requests": (1, 2), "tokens": 2}
+    few |= {"rows": 2, "runs": 1, "steps": 1, "training_steps": 1, "training_tokens": 4}
+    report = paper.bench_paper(
+        "tiny", parts=(part,), modes=("eager",), dtype=torch.float32, quiet=True, **few
+    )
+    assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
+    assert report["cases"]
+    failing = [each["system"] for each in report["cases"] if "error" in each]
+    assert all("BOFT" in system for system in failing)  # PEFT compiles a kernel for it
