@@ -15,7 +15,7 @@ OUT ?= runs/german-english
 COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test lint types unit architectures quantised gpu real browser chromium notebooks wheel house install-pyreft clean
+.PHONY: run test lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -76,6 +76,10 @@ wheel: $(VENV)/.installed
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
 		from roadint.model.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
+
+# what is promised of speed on a GPU, beside what is measured there: ten minutes, reports and bars.json in build/gpu
+gpu-bench: $(VENV)/.installed
+	$(BIN)/roadint bench gpu --out build/gpu
 
 # the rooms of the package, their floors and what imports what, as a picture
 house: $(VENV)/.installed

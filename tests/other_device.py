@@ -48,7 +48,8 @@ class OnDevice(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> "OnDevice":
+    def __new__(cls, values: Tensor, requires_grad: bool = False) -> "OnDevice":
+        values = values.values if isinstance(values, OnDevice) else values  # as accelerate copies
         made: OnDevice = Tensor._make_wrapper_subclass(
             cls,
             values.shape,

@@ -10,7 +10,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,25 @@ class LoweredRotations:
     groups: tuple[int, ...]
     rotation: Rotation
     index: Int[Tensor, " rows"] | None
+
+    def on(self, device: torch.device) -> "LoweredRotations":
+        """The same on another device, to which all of them move at once, when one is first needed.
+
+        Args:
+            device: The device on which a target runs.
+        """
+        u, v = self.rotation.u, self.rotation.v
+        if u.device == device:
+            return self
+        if device not in self._elsewhere:
+            rotation = Rotation(u.to(device), None if v is None else v.to(device))
+            index = None if self.index is None else self.index.to(device)
+            self._elsewhere[device] = replace(self, rotation=rotation, index=index)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, "LoweredRotations"]:
+        return {}
 
     @cached_property
     def parts(

@@ -266,8 +266,8 @@ class Tokens(_EditedTokens):
         wanted = torch.tensor(padded, device=rank.device)
         wanted = torch.where(wanted < 0, prompt_length[:, None] + wanted, wanted)
         edited = torch.zeros_like(rank, dtype=torch.bool)
-        for token in wanted.split(1, dim=1):
-            edited |= rank == token
+        for token in wanted.unbind(1):
+            edited |= rank == token[:, None]
         return edited
 
     def most(self, columns: int) -> int:

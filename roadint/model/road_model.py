@@ -412,7 +412,7 @@ class RoadModel(Hosted):
                 )
             return self(compose=compose, positions=positions, sources=taken, **inputs)
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Run calls as a compiled graph, in which the edits are operations.
 
         One graph serves any mixture of compositions, strengths and adapters, in any order of rows;

@@ -34,6 +34,8 @@ Schedule = Literal[
     "inverse_sqrt",
 ]
 
+_CPU_ROWS = 4  # a larger micro-batch leaves the caches of a CPU
+
 
 class ModelSection(Section):
     """The base model.
@@ -89,15 +91,20 @@ class OptimisationSection(Section):
         strengths: Subspace → the strength that becomes the new 1 after training.
         epochs: Passes through the data.
         batch_size: Rows of a step, all compositions in proportion.
-        micro_batch: Rows that run at once, of like length; a whole step by default.
+        micro_batch: Rows that run at once, of like length. By default a whole step, or on a GPU as
+            much of it as its memory takes; "auto" is the same on a GPU, and up to 4 elsewhere,
+            which CPUs run quickest. No gradient depends on it.
+        mixed_precision: "bf16" or "fp16": automatic mixed precision, as Trainer has it; for a base
+            model in float32.
+        compile: Compile the layers above the lowest edit, see `roadint.training.compiled`.
         schedule: How the rate goes over the steps.
         warmup_steps: A count, or below 1 a share of all steps.
         max_grad_norm: Longer gradients are cut to it.
         seed: The seed of the order of rows and of random draws.
         save_steps: Steps between two checkpoints while it runs.
         prefix_reuse: Compute once what the edit can't change.
-        prefix_memory: The GB that prefix reuse may store; beyond them it stores less, or in files.
-            A quarter of what is free by default.
+        prefix_memory: The GB that prefix reuse may store on the model's device, a quarter of what
+            is free by default. Beyond them it uses the host's memory, stores less, or in files.
     """
 
     lr: Positive = 5e-3
@@ -107,7 +114,9 @@ class OptimisationSection(Section):
     strengths: dict[str, Finite] = Field(default_factory=dict)
     epochs: Epochs = 5.0
     batch_size: Count = 8
-    micro_batch: Count | None = None
+    micro_batch: Count | Literal["auto"] | None = None
+    mixed_precision: Literal["bf16", "fp16"] | None = None
+    compile: bool = False
     schedule: Schedule = "linear"
     warmup_steps: Warmup = 0.0
     max_grad_norm: NotNegative = 1.0
@@ -119,11 +128,23 @@ class OptimisationSection(Section):
     def model_post_init(self, context: Any) -> None:
         """Check settings that depend on each other."""
         del context
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+        if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise RoadError(
                 f"recipe setting micro_batch={self.micro_batch} does not divide "
                 f"batch_size={self.batch_size}"
             )
+
+    def rows_at_once(self, *, on_gpu: bool) -> int:
+        """The rows of a micro-batch, where memory is no matter.
+
+        Args:
+            on_gpu: Whether a GPU trains.
+        """
+        if isinstance(self.micro_batch, int):
+            return self.micro_batch
+        if on_gpu or self.micro_batch is None:
+            return self.batch_size
+        return max(rows for rows in range(1, _CPU_ROWS + 1) if self.batch_size % rows == 0)
 
 
 class TaskSection(Section):

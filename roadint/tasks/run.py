@@ -121,6 +121,8 @@ def fit(
             data_collator=collate,
             score=lambda: task.score(system, tokenizer, "validation"),
         )
+        if not isinstance(recipe.optimisation.micro_batch, int):
+            trainer.fit_rows()
         with progress_bar(trainer, quiet=quiet):
             result = trainer.train()
     seconds = time.perf_counter() - started

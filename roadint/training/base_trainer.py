@@ -1,13 +1,18 @@
 """The base class of roadint's trainers, and their TrainingArguments."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
+from roadint.training.isolation import unchanged
+from roadint.training.memory import free_memory, kept_bytes, rows_that_fit
 
 
 def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> TrainingArguments:
@@ -19,11 +24,30 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
         settings: Other fields of TrainingArguments, such as when to save and evaluate.
 
     Returns:
-        Arguments without weight decay, which would pull α to 0.
+        Arguments without weight decay, which would pull α to 0, and without what makes a step wait
+        for a GPU.
+
+    Raises:
+        RoadError: for a mixed precision that this machine does not have.
     """
-    micro_batch = recipe.optimisation.micro_batch or recipe.optimisation.batch_size
+    on_gpu, precision = torch.cuda.is_available(), recipe.optimisation.mixed_precision
+    if precision == "fp16" and not on_gpu:
+        raise RoadError(
+            "recipe setting mixed_precision=fp16 needs a GPU, and there is none here: expected "
+            "mixed_precision=bf16, or none"
+        )
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise RoadError(
+            "recipe setting mixed_precision=bf16 needs a GPU that computes in bfloat16, and "
+            f"{torch.cuda.get_device_name()} does not: expected mixed_precision=fp16, or none"
+        )
+    micro_batch = recipe.optimisation.rows_at_once(on_gpu=on_gpu)
+    if on_gpu:
+        settings = {"accelerator_config": {"non_blocking": True}, **settings}
     return TrainingArguments(
         output_dir=str(folder),
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=recipe.optimisation.batch_size // micro_batch,
         num_train_epochs=recipe.optimisation.epochs,
@@ -37,9 +61,10 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
         report_to="none",
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
+        logging_nan_inf_filter=False,  # it reads every loss
         # Without this, every process of torchrun would train the same run where there is no GPU.
-        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        use_cpu=not (on_gpu or torch.backends.mps.is_available()),
         disable_tqdm=True,
         log_level="error",
         **settings,
@@ -58,6 +83,49 @@ class BaseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False
 
+    def fit_rows(self, free: float | None = None) -> None:
+        """Split steps into as few equal micro-batches as memory takes.
+
+        The loss of a step is the mean over all that its micro-batches hold, so the split changes no
+        gradient.
+
+        Args:
+            free: The free bytes; by default those of a GPU, and elsewhere steps stay as they are.
+        """
+        device = self.args.device
+        on_gpu = device.type == "cuda"
+        if free is None and not on_gpu:
+            return
+        available = free_memory(device) if free is None else free
+        with unchanged(self.model), torch.random.fork_rng([device] if on_gpu else []):
+            self.model.train()
+            examples: Any = self.train_dataset
+            longest = max(examples, key=_length)
+            kept = kept_bytes(self.model, partial(self._loss_of, longest))
+        self.split_steps(rows_that_fit(available, kept, self._step_rows))
+
+    @property
+    def _step_rows(self) -> int:
+        return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
+
+    def _loss_of(self, example: Any) -> Tensor:
+        inputs = self._prepare_inputs(self.data_collator([example]))
+        with self.accelerator.autocast():
+            return self.compute_loss(self.model, inputs)  # type: ignore[return-value]
+
+    def split_steps(self, rows: int) -> None:
+        """Run steps of as many rows as before in micro-batches of `rows`, in all processes alike.
+
+        Args:
+            rows: A divisor of a step's rows; of several processes, the least one counts.
+        """
+        if self.args.world_size > 1:
+            everywhere = self.accelerator.gather(torch.tensor([rows], device=self.args.device))
+            rows = int(everywhere.min())
+        self.args.gradient_accumulation_steps = self._step_rows // rows
+        self.args.per_device_train_batch_size = rows
+        self._train_batch_size = self.args.train_batch_size
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters for the optimizer: those that require gradients."""
         return [value for value in self.model.parameters() if value.requires_grad]
@@ -72,3 +140,16 @@ class BaseTrainer(Trainer):
             settings = {**settings, "weight_decay": 0.0}
             self.optimizer = optimizer_class(self.trained_parameters(), **settings)
         return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave a model where it is that accelerate runs on several devices, or offloads."""
+        if any(hasattr(module, "_hf_hook") for module in model.modules()):
+            self.accelerator.device_placement = False
+            self.args._n_gpu = 1  # else Trainer copies the model to every GPU
+        else:
+            super()._move_model_to_device(model, device)
+
+
+def _length(example: Any) -> int:
+    """The tokens of an example: roadint's, or a task's mapping of inputs."""
+    return len(example["input_ids"] if isinstance(example, Mapping) else example)

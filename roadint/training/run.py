@@ -61,8 +61,8 @@ def train(
 
     Returns:
         The summary, also `road.training_summary`: "recipe", "rows" of each composition, "steps",
-        "seconds", "trainable" (how many numbers trained), "prefix_reuse" and "loss", the last in
-        the log, in nats a token.
+        "micro_batch" (rows that ran at once), "seconds", "trainable" (how many numbers trained),
+        "prefix_reuse" and "loss", the last in the log, in nats a token.
 
     Raises:
         RoadError: for bad input, before anything is written.
@@ -145,8 +145,11 @@ def _learn(
                 prefix_reuse=recipe.optimisation.prefix_reuse,
                 prefix_memory=None if memory is None else memory * 1e9,
                 shared_prefix=shared_prefix,
+                compile=recipe.optimisation.compile,
                 quiet=quiet,
             )
+            if not isinstance(recipe.optimisation.micro_batch, int):
+                trainer.fit_rows()
             with progress_bar(trainer, quiet=quiet):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
     except BaseException:
@@ -189,6 +192,7 @@ def _summary(road: RoadModel, run: PreparedRun, trainer: RoadTrainer) -> dict[st
         "recipe": run.recipe.record(run.sources),
         "rows": rows,
         "steps": int(trainer.state.global_step),
+        "micro_batch": trainer.args.per_device_train_batch_size,
         "trainable": road.trainable_count,
         "prefix_reuse": asdict(report) if report else None,
         "loss": {name: value for name, value in last.items() if name.startswith("loss")},

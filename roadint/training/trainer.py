@@ -11,17 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from roadint.data.collate import Collator, completion_nll
+from roadint.data.collate import Collator, completion_nll, moved
+from roadint.engines.transformers.partial import Resumed
 from roadint.errors import RoadError, quoted
 from roadint.model.checkpoint import read
 from roadint.model.road_model import RoadModel
 from roadint.training.base_trainer import BaseTrainer
 from roadint.training.companions import Companions
+from roadint.training.compiled import Forwards, compiled_forwards
 from roadint.training.composition_losses import CompositionLosses
 from roadint.training.constraints import Constraints
 from roadint.training.isolation import alone, frozen, unchanged
 from roadint.training.prefix.cache import PrefixCache, PrefixReport
 from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
+from roadint.training.refusals import check_arguments, check_functions
 from roadint.training.run_folder import checkpoints_in, is_whole, log_state, restore
 from roadint.training.sampler import MixedLengthSampler
 
@@ -35,7 +38,8 @@ class RoadTrainer(BaseTrainer):
 
     Args:
         model: The RoadModel.
-        args: Trainer's settings.
+        args: Trainer's settings. On a GPU, logging_nan_inf_filter=False, a pinned memory and
+            non_blocking copies (accelerator_config) leave a step nothing to wait for.
         companions: Composition → its companion, or a list of companions. In a share
             `companion_rate` of the composition's examples one of them, at random, acts too, without
             gradients, so that the composition learns to work with it.
@@ -45,6 +49,8 @@ class RoadTrainer(BaseTrainer):
             data_collator is roadint's.
         prefix_memory: The bytes that prefix reuse may store; a quarter of what is free by default.
         shared_prefix: Lets the next training use what prefix reuse stored in this one.
+        compile: Compile the layers above the lowest edit (roadint.training.compiled), with
+            torch.compile's default or the backend of this name.
         quiet: Whether prefix reuse has no progress bar.
         kwargs: Trainer's other arguments; data sets are sequences of Example
             (roadint.data.collate).
@@ -70,15 +76,18 @@ class RoadTrainer(BaseTrainer):
         prefix_reuse: bool = True,
         prefix_memory: float | None = None,
         shared_prefix: SharedPrefix | None = None,
+        compile: bool | str = False,
         quiet: bool = True,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(args)
-        _check_functions(kwargs, constrained=constraints is not None)
+        check_arguments(args)
+        check_functions(kwargs, constrained=constraints is not None)
         self._companions = Companions.parse(model, companions or {}, companion_rate)
         self._constraints = constraints
         self._prefix_reuse, self._prefix_memory, self._quiet = prefix_reuse, prefix_memory, quiet
         self._shared_prefix = shared_prefix
+        self._backend = "inductor" if compile is True else compile
+        self._compiled: Forwards = {}
         self._prefix_cache: PrefixCache | None = None
         self.prefix_report: PrefixReport | None = None
         self._losses = CompositionLosses()
@@ -107,14 +116,21 @@ class RoadTrainer(BaseTrainer):
             RoadError: where a checkpoint lacks something that continuing needs.
         """
         last = self._whole_checkpoint(resume_from_checkpoint)
+        self._losses = CompositionLosses()
         with (
             alone,
             self.model.running(),
             unchanged(self.model),
             frozen(self.model.model),
             self._reusing_prefix(),
+            self._compiling(),
         ):
             return super().train(last, *args, **kwargs)
+
+    def fit_rows(self, free: float | None = None) -> None:
+        """As BaseTrainer's, with the base model frozen, as it is while training."""
+        with frozen(self.model.model):
+            super().fit_rows(free)
 
     def _whole_checkpoint(self, wanted: str | bool | None) -> str | None:
         if not wanted:
@@ -133,20 +149,29 @@ class RoadTrainer(BaseTrainer):
 
     @contextmanager
     def _reusing_prefix(self) -> Iterator[None]:
-        collator, pinned = self.data_collator, self.args.dataloader_pin_memory
-        cache = None
+        collator, cache = self.data_collator, None
         if self._prefix_reuse and isinstance(collator, Collator):
             cache = self._prefix_for(collator)
         self.prefix_report = cache.report if cache else None
         try:
             if cache is not None:
-                self._prefix_cache = self.data_collator = cache
-                if self.model.device.type != "cpu":  # what is stored is on the device already
-                    self.args.dataloader_pin_memory = False
+                self._prefix_cache, self.data_collator = cache, cache.batches
             yield
         finally:
             self._prefix_cache, self.data_collator = None, collator
-            self.args.dataloader_pin_memory = pinned
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        if self._backend:
+            longest = sorted(self.train_dataset, key=len)[-2:]
+            batch = moved(self.data_collator(longest), self.model.device)
+            with self.accelerator.autocast():
+                nll = partial(self._nll, self.model, batch)
+                self._compiled = compiled_forwards(self.model, nll, str(self._backend))
+        try:
+            yield
+        finally:
+            self._compiled = {}
 
     def _prefix_for(self, collator: Collator) -> PrefixCache | None:
         shard = self._get_train_sampler().shard(self.args.process_index)
@@ -156,6 +181,13 @@ class RoadTrainer(BaseTrainer):
             reusable_prefix, *data, memory=self._prefix_memory, folder=folder, quiet=self._quiet
         )
         return self._shared_prefix.take(*data, build) if self._shared_prefix else build()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step; what they hold on the host is copied from now on."""
+        batches, tokens = super().get_batch_samples(*args, **kwargs)
+        if self._prefix_cache is not None:
+            self._prefix_cache.fetch(batches)
+        return batches, tokens
 
     def compute_loss(
         self,
@@ -176,9 +208,9 @@ class RoadTrainer(BaseTrainer):
             The loss, in nats a token, or a pair of it and {"nll": [tokens]}.
         """
         compositions = inputs["compose"]
-        nll_of = self._prefix_cache.nll if self._prefix_cache else completion_nll
         acting = self._companions.draw(compositions) if model.training else {}
-        nll, rows = nll_of(model, {**inputs, **acting})
+        compiled = self._compiled if model.training else {}
+        nll, rows = self._nll(model, {**inputs, **acting}, compiled)
         if num_items_in_batch is None:
             loss = nll.mean()
         else:
@@ -188,6 +220,14 @@ class RoadTrainer(BaseTrainer):
         if model.training:
             self._losses.add(compositions, nll, rows)
         return (loss, {"nll": nll}) if return_outputs else loss
+
+    def _nll(
+        self, model: nn.Module, batch: dict[str, Any], compiled: Forwards
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+        if self._prefix_cache:
+            return self._prefix_cache.nll(model, batch, compiled)
+        resumed = Resumed(0, None, forwards=compiled) if compiled else None
+        return completion_nll(model, {**batch, "resumed": resumed})
 
     def prediction_step(
         self,
@@ -289,51 +329,3 @@ class RoadTrainer(BaseTrainer):
 def _by_row(values: Tensor, counts: list[int]) -> Tensor:
     rows = list(torch.split(values, counts))
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
-
-
-_REFUSED = {
-    "label_smoothing_factor": "the loss is the completions' own",
-    "neftune_noise_alpha": "the base model is frozen, in its own mode",
-    "gradient_checkpointing": "it computes the layers again, without the edit",
-    "activation_checkpointing": "it computes the layers again, without the edit",
-    "torch_compile": "compiled code does not see the edit",
-    "use_liger_kernel": "it changes the caller's model for good",
-    "push_to_hub": "Trainer would upload a model without the edit; "
-    "expected RoadModel.push_to_hub afterwards",
-    "auto_find_batch_size": "it would start again from values that are trained already; "
-    "expected a smaller batch",
-}
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse settings of Trainer that would not act here, or would be wrong."""
-    if args.weight_decay:
-        raise RoadError(
-            f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: "
-            "expected 0"
-        )
-    for name, reason in _REFUSED.items():
-        value = getattr(args, name, None)  # some versions of transformers do not have it
-        if value:
-            raise RoadError(f"{name}={quoted(value)} can't be used in a RoadTrainer: {reason}")
-
-
-def _check_functions(arguments: Mapping[str, Any], *, constrained: bool) -> None:
-    """Refuse functions and optimizers that would not act here, or would be wrong."""
-    if arguments.get("compute_loss_func") is not None:
-        raise RoadError(
-            "compute_loss_func would not be called in a RoadTrainer: "
-            "expected to override compute_loss"
-        )
-    optimizer = (arguments.get("optimizers") or (None, None))[0]
-    if optimizer is None:
-        return
-    if constrained:
-        raise RoadError(
-            "constraints act around the steps of the trainer's own optimizer: "
-            "expected no optimizers"
-        )
-    if any(group.get("weight_decay") for group in optimizer.param_groups):
-        raise RoadError(
-            "the optimizer's weight_decay pulls α toward 0, not toward the identity: expected 0"
-        )

@@ -3,17 +3,20 @@
 import json
 import logging
 import os
+import pickle
 import random
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -25,10 +28,13 @@ from transformers import (
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
+from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cache import PrefixCache
-from roadint.training.prefix.plan import first_needed
+from roadint.training.prefix.cut_model import CutModel
+from roadint.training.prefix.plan import TokenPlan, first_needed
 from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
+from roadint.training.prefix.storage import PrefixStorage
 from roadint.training.sampler import MixedLengthSampler
 from tests.helpers import LAYERS, build, trained
 
@@ -218,6 +224,28 @@ def test_what_is_kept_follows_the_budget(collator: Collator, tmp_path: Path) -> 
     assert reports["disk"].skipped_layers == 1
 
 
+def test_beside_another_device_the_hosts_memory_comes_before_less(tmp_path: Path) -> None:
+    """torch's meta device stands for a GPU: it holds no numbers, so that none can be there by mistake."""
+    road, listed = road_on(build("llama"), [{"layer": 1}]), examples()
+    device = torch.device("meta")
+    cut = replace(CutModel.probe(road, listed[0].inputs[:2]), device=device)
+    plan = TokenPlan.of(road, listed)
+    on_device = PrefixStorage.allocate(cut, plan, 1e6, tmp_path)
+    slots = torch.tensor([[3, 1], [0, 3]])
+    assert on_device.kind == "memory"
+    assert on_device.hidden.for_batch(slots) is slots
+    assert on_device.hidden.get(slots).device == device
+    on_host = PrefixStorage.allocate(cut, plan, 0, tmp_path)
+    assert on_host.kind == "host memory"
+    numbers = torch.randn(plan.hidden_count, cut.width)
+    on_host.hidden.put(torch.arange(plan.hidden_count), numbers)
+    held = on_host.hidden.for_batch(slots)
+    assert isinstance(held, OnHost)
+    assert torch.equal(held.on(torch.device("cpu")), numbers[slots])
+    assert on_host.hidden.get(held).device == device
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_any_room_it_says_so_in_one_line(
     collator: Collator,
     tmp_path: Path,
@@ -318,6 +346,29 @@ def test_a_position_beyond_a_prompt_edits_nothing_there() -> None:
     road = RoadModel(build("llama"), RoadIntervention(layer=1, position="at(10)"))
     starts = [first_needed(road, Example([1] * length, [2], "road")) for length in (7, 11, 20)]
     assert starts == [6, 10, 10]
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_batches_are_made_in_other_processes_too(
+    budget: float | None, collator: Collator, tmp_path: Path
+) -> None:
+    """What makes them holds no module and, of numbers on the model's device, only where they are."""
+    road, listed = road_on(build("llama"), [{"layer": 1}]), examples()
+    cache = PrefixCache.build(road, listed, collator, memory=budget, folder=tmp_path)
+    here = cache(listed)
+    assert isinstance(here["hidden"], torch.Tensor if budget is None else OnHost)
+    loader: Any = DataLoader(
+        listed, batch_size=len(listed), collate_fn=cache.batches, num_workers=1,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    (there,) = loader
+    copy = pickle.dumps(cache.batches)  # what a process gets that is not forked
+    assert (len(copy) < cache.storage.size) == (budget is None)
+    for batch in (there, pickle.loads(copy)(listed), here):
+        loss, gradients = loss_and_gradients(road, cache.nll(road, batch)[0])
+        plain_loss, plain = loss_and_gradients(road, completion_nll(road, collator(listed))[0])
+        torch.testing.assert_close((loss, gradients), (plain_loss, plain))
+    assert torch.equal(cache.nll(road, there)[0], cache.nll(road, here)[0])
 
 
 def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -> None:

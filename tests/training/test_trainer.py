@@ -166,6 +166,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
         {"neftune_noise_alpha": 5.0},
         {"gradient_checkpointing": True},
         {"torch_compile": True},
+        {"use_liger_kernel": True},
         {"auto_find_batch_size": True},
         {"push_to_hub": True},
         {"weight_decay": 0.1},
@@ -252,6 +253,44 @@ def test_half_precision_leaves_the_forward_as_it_was(
         trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits, before
     )
     assert bool(trainer.model.interventions[0].theta.any())
+
+
+def with_other_kernels(model: Any) -> Any:
+    """As Liger and others do it: forwards of their own on single modules, and on the model, which then returns a loss alone where it gets labels."""
+
+    def norm(self: Any, hidden: Tensor) -> Tensor:
+        called.append("norm")
+        scale = (hidden * hidden).mean(-1, keepdim=True).add(self.variance_epsilon).rsqrt()
+        return self.weight * (hidden * scale)
+
+    def whole(self: Any, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        called.append("model")
+        assert labels is None
+        return type(self).forward(self, *args, **kwargs)
+
+    called: list[str] = []
+    model.called = called
+    for module in model.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            vars(module)["forward"] = norm.__get__(module, type(module))
+    vars(model)["forward"] = whole.__get__(model, type(model))
+    return model
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_model_that_already_has_other_kernels_trains_with_them(
+    reuse: bool, tokenizer: Any
+) -> None:
+    found = []
+    for make in (build, lambda: with_other_kernels(build())):
+        road = trained(make().requires_grad_(False))
+        roadint.train(
+            road, tokenizer, {"a": ROWS}, template="plain", eos=[], companions={}, epochs=1, max_length=64,
+            batch_size=4, prefix_reuse=reuse, quiet=True,
+        )  # fmt: skip
+        found.append(road.interventions[0].theta.detach())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
+    assert {"norm", "model"} == set(road.model.called)
 
 
 def test_trainings_of_several_threads_are_those_of_one(tokenizer: Any) -> None:

@@ -257,12 +257,13 @@ class _Places:
 
 def _places(wanted: Bool[Tensor, "rows columns"], most: int) -> _Places:
     if wanted.device.type == "cpu":
-        return _Places(*wanted.nonzero(as_tuple=True), None)
+        rows, columns = wanted.nonzero(as_tuple=True)
+        return _Places(rows, columns, None)
     flat = wanted.flatten()
     first = flat.to(torch.uint8).argsort(descending=True, stable=True)[:most]
     order = (flat.cumsum(0) - 1).clamp(min=0).view_as(wanted)
-    columns = wanted.shape[1]
-    return _Places(first // columns, first % columns, (order, wanted))
+    per_row = wanted.shape[1]
+    return _Places(first // per_row, first % per_row, (order, wanted))
 
 
 def _edited(

@@ -5,9 +5,9 @@ The layers that are not wanted do nothing, in a view of the model
 (roadint.engines.transformers.view) that no other call sees.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.architecture.layers import find_layers
-from roadint.engines.transformers.view import view
+from roadint.engines.transformers.view import Forward, view
 
 
 class Enough(Exception):
@@ -53,23 +53,25 @@ class Resumed:
         layers: How many of the lowest layers do nothing.
         hidden: The hidden states that the next layer gets; the embeddings, where it is None.
         as_tuple: Whether the model's layers return tuples.
+        forwards: What layers above run in the place of their own forward, which must give the same.
     """
 
     layers: int
     hidden: Float[Tensor, "rows columns width"] | None
     as_tuple: bool = False
+    forwards: Mapping[nn.Module, Forward] = field(default_factory=dict)
 
     def of(self, model: nn.Module) -> nn.Module:
         """A view of the model that runs so; its input_ids or inputs_embeds give rows and columns.
 
         Hooks on the skipped layers still run, on `hidden` as the output of the last of them. Where
-        `layers` is 0, the model itself is returned.
+        nothing differs, the model itself is returned.
         """
-        if not self.layers:
+        if not self.layers and not self.forwards:
             return model
         skipped = find_layers(model)[1][: self.layers]
-        forwards = {layer: self._forward(layer is skipped[-1]) for layer in skipped}
-        return view(model, {}, forwards=forwards)
+        idle = {layer: self._forward(layer is skipped[-1]) for layer in skipped}
+        return view(model, {}, forwards={**self.forwards, **idle})
 
     def _forward(self, is_last: bool) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

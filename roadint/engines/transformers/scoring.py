@@ -50,16 +50,18 @@ def score(
         logits = model(**inputs).logits[rows, columns]
         return cross_entropy(logits.float(), labels, reduction="none")
     hidden, as_tuple = _input_of_head(model, inputs)
-
-    def logits_of(piece: Tensor) -> Tensor:
-        return _logits(plain, piece, as_tuple)
-
+    # The head may run on another device than the one that takes the inputs.
+    rows, columns, wanted = (tensor.to(hidden.device) for tensor in (rows, columns, labels))
+    # By one index: by two, the gradient would sort the tokens first.
+    scored = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)
+    logits_of = _logits_of(plain, as_tuple)
     if torch.is_grad_enabled() and any(p.requires_grad for p in _head(plain).parameters()):
-        return cross_entropy(logits_of(hidden[rows, columns]).float(), labels, reduction="none")
+        nll = cross_entropy(logits_of(scored).float(), wanted, reduction="none")
+        return nll.to(labels.device)
     pieces = -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS)
     pieces = min(len(labels), pieces)
-    nll: Tensor = _PiecewiseNLL.apply(hidden[rows, columns], labels, pieces, logits_of)  # type: ignore[no-untyped-call]
-    return nll
+    in_pieces: Tensor = _PiecewiseNLL.apply(scored, wanted, pieces, logits_of)  # type: ignore[no-untyped-call]
+    return in_pieces.to(labels.device)
 
 
 class _PiecewiseNLL(torch.autograd.Function):
@@ -145,20 +147,26 @@ def _input_of_head(
     return states[0], tuples[0]
 
 
-def _logits(
-    model: nn.Module, hidden: Float[Tensor, "tokens width"], as_tuple: bool
-) -> Float[Tensor, "tokens vocabulary"]:
-    """The model's own logits for the head's input."""
+def _logits_of(model: nn.Module, as_tuple: bool) -> Callable[[Tensor], Tensor]:
+    """The model's own logits [tokens, vocabulary] as a function of the head's input.
+
+    The view that it runs is made once for all pieces.
+    """
     positions = positions_of(model)
-    # One row; or a row for every token, where the model has too few positions.
-    fits = positions is None or len(hidden) <= positions
-    rows = hidden[None] if fits else hidden[:, None]
+    given: list[Tensor] = []  # what the head gets next
 
     def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (rows, *args[1:]), kwargs
+        return (given.pop(), *args[1:]), kwargs
 
     headless = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
     running = view(headless, {}, {_head(headless): [replace]})
-    ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)
-    logits: Tensor = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-    return logits
+
+    def logits_of(hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
+        # One row; or a row for every token, where the model has too few positions.
+        fits = positions is None or len(hidden) <= positions
+        given.append(hidden[None] if fits else hidden[:, None])
+        ids = torch.zeros(given[0].shape[:2], dtype=torch.long, device=hidden.device)
+        logits: Tensor = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        return logits
+
+    return logits_of

@@ -59,8 +59,8 @@ class Turn:
         self, rotations: LoweredRotations, target: int, rows: int, scratch: Scratch
     ) -> None:
         self._path, self._group = rotations.layout.paths[target], rotations.groups[target]
-        self._lowered = rotations.parts[target]
-        self._index, self._rows, self._scratch = rotations.index, rows, scratch
+        self._rotations, self._target = rotations, target
+        self._rows, self._scratch = rows, scratch
         self._shape: torch.Size | None = None
         self._launch: Any = None
         self._entries: Tensor | None = None
@@ -79,25 +79,23 @@ class Turn:
 
     def _prepare(self, output: Tensor, passes: Passes) -> None:
         """Expand u and v for outputs of this shape."""
-        u, v = self._lowered
+        here = self._rotations.on(output.device)
+        (u, v), index = here.parts[self._target], here.index
         copies = 1
-        if self._index is not None or len(u) > 1:  # else all rows have one rotation
+        if index is not None or len(u) > 1:  # else all rows have one rotation
             copies = copies_in(output, passes, self._rows, self._path)
         self._shape = None if u.requires_grad else output.shape  # a graph can be used once
         self._launch = self._entries = self._memory = None
         kernels = kernel_for(output)
         if kernels is None:
-            self._u = self._beside(u, output, copies)
-            self._v = None if v is None else self._beside(v, output, copies)
+            self._u = _beside(u, index, output, copies)
+            self._v = None if v is None else _beside(v, index, output, copies)
             self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
             self._memory = self._scratch.of(output) if self._in_place else None
             return
         # The kernel looks rotations up by the index: nothing is copied for a row.
-        entries = self._index
-        if entries is None:
-            entries = torch.arange(len(u), device=output.device)
-        self._entries = entries.to(output.device)
-        self._u, self._v = u.to(output.device), None if v is None else v.to(output.device)
+        self._entries = torch.arange(len(u), device=u.device) if index is None else index
+        self._u, self._v = u, v
         self._in_place = not u.requires_grad
         if self._in_place:
             real = (
@@ -105,13 +103,14 @@ class Turn:
             )
             self._launch = kernels.Launch(output, *real, self._entries, self._group, output)
 
-    def _beside(self, vector: Tensor, output: Tensor, copies: int) -> Tensor:
-        if self._index is not None:
-            vector = vector.index_select(0, self._index)
-        if copies > 1 and len(vector) > 1:
-            vector = vector.repeat_interleave(copies, dim=0)
-        between = (1,) * (output.ndim - 2)
-        return vector.reshape(len(vector), *between, vector.shape[-1]).to(output.device)
+
+def _beside(vector: Tensor, index: Tensor | None, output: Tensor, copies: int) -> Tensor:
+    if index is not None:
+        vector = vector.index_select(0, index)
+    if copies > 1 and len(vector) > 1:
+        vector = vector.repeat_interleave(copies, dim=0)
+    between = (1,) * (output.ndim - 2)
+    return vector.reshape(len(vector), *between, vector.shape[-1])
 
 
 def copies_in(output: Tensor, passes: Passes, rows: int, path: str) -> int:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,7 +25,7 @@ _CHUNK = 64  # tokens of a backward program, whose gradients of u are summed in 
 @triton.jit
 def _load_pairs(
     numbers, row, exists, part, blocks, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """First and second dims of some blocks of some rows, as [ROWS, BLOCKS]."""
     if HALF == 1:  # adjacent dims: one contiguous read
         dim = part * 2 * BLOCKS + tl.arange(0, 2 * BLOCKS)
@@ -52,7 +53,7 @@ def _store_pairs(
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     kind = numbers.dtype.element_ty
     if HALF == 1:
         dim = part * 2 * BLOCKS + tl.arange(0, 2 * BLOCKS)
@@ -84,7 +85,7 @@ def _turn(
     IN_PLACE: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCKS: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     part = tl.program_id(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     exists = token < tokens
@@ -131,7 +132,7 @@ def _gradients(  # noqa: C901, one kernel
     CHUNK: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCKS: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     part, piece = tl.program_id(1), tl.program_id(0)
     entry = piece // chunks
     begin = piece % chunks * CHUNK
@@ -226,20 +227,24 @@ class Launch:
         per = tokens // max(1, len(u) if index is None else len(index))
         at_a_time = 1 if tokens <= _FEW else _TOKENS
         self._grid = (triton.cdiv(tokens, at_a_time), triton.cdiv(blocks, block), 1)
-        self._rest = (u, u if v is None else v, u if index is None else index)
-        self._numbers = (tokens, per, blocks, u.stride(0))
-        self._constants = (group // 2, v is not None, index is not None, out is h, at_a_time, block)
+        self._rest = (
+            *(u, u if v is None else v, u if index is None else index),
+            *(tokens, per, blocks, u.stride(0)),
+            *(group // 2, v is not None, index is not None, out is h, at_a_time, block),
+        )
         self._compiled: Any = None
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
         """Write the rotated `h` into `out`; both contiguous."""
-        arguments = (h, out, *self._rest, *self._numbers, *self._constants)
-        if h.data_ptr() % 16 or out.data_ptr() % 16:  # compiled for aligned ones
-            _launch(_turn, self._grid, arguments, h.device)
-        elif self._compiled is None or h.device.index != torch.cuda.current_device():
-            self._compiled = _launch(_turn, self._grid, arguments, h.device)
-        else:
-            self._compiled[self._grid](*arguments)
+        # The compiled kernel takes aligned memory for granted.
+        aligned = (h.data_ptr() | out.data_ptr()) % 16 == 0
+        known = aligned and self._compiled is not None
+        if known and h.device.index == torch.cuda.current_device():
+            self._compiled(h, out, *self._rest)
+            return
+        compiled = _launch(_turn, self._grid, (h, out, *self._rest), h.device)
+        if aligned and isinstance(compiled, CompiledKernel):
+            self._compiled = compiled[self._grid]
 
 
 def gradients(
@@ -319,4 +324,5 @@ def _launch(kernel: Any, grid: tuple[int, int, int], arguments: Any, device: tor
     if device.type != "cuda":  # Triton's interpreter
         return kernel[grid](*arguments)
     with torch.cuda.device(device):
-        return kernel[grid](*arguments)
+        # No fused products and sums: it rounds as a CPU does.
+        return kernel[grid](*arguments, enable_fp_fusion=False)

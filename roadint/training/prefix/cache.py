@@ -1,9 +1,9 @@
-"""PrefixCache: batches that hold only what a training step must compute, and their loss."""
+"""PrefixCache: what a training step need not compute, stored, and the loss of its batches."""
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from roadint.data.collate import Collator, Example, completion_nll, moved, targets
-from roadint.data.prompts import pad
+from roadint.data.collate import Collator, Example, completion_nll, moved
+from roadint.engines.transformers.partial import Resumed
+from roadint.engines.transformers.view import Forward
 from roadint.model.road_model import RoadModel
+from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
+from roadint.training.prefix.batches import PrefixBatches, Tokens, tokens_of
 from roadint.training.prefix.cut_model import CutModel
 from roadint.training.prefix.plan import TokenPlan, first_needed
 from roadint.training.prefix.recording import record_prefixes
@@ -23,7 +26,6 @@ from roadint.training.prefix.storage import PrefixStorage, StorageKind
 
 # Mean differences of a token's likelihood, in nats, that rounding explains.
 _ROUNDING, _HALF_PRECISION_ROUNDING = 1e-3, 0.25
-_Tokens = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,32 @@ class PrefixReport:
 
 
 class PrefixCache:
-    """A collator that replaces `Collator`, whose batches hold only what a step must compute.
+    """What is stored, batches that hold only what a step must compute, and their loss.
 
-    `PrefixCache.build` fills it. A batch with an example that is not stored is made by the plain
-    collator.
+    `PrefixCache.build` fills it.
+
+    Attributes:
+        batches: Makes the batches, in place of a `Collator`; calling the cache does the same.
     """
 
     def __init__(
         self,
         cut: CutModel,
         collator: Collator,
-        index: Mapping[_Tokens, int],
+        index: Mapping[Tokens, int],
         storage: PrefixStorage,
         seconds: float = 0.0,
     ) -> None:
         self.cut, self.storage = cut, storage
+        self.batches = PrefixBatches(
+            collator, index, storage, skips=cut.skipped > 0, takes_positions=cut.takes_positions
+        )
         megabytes = round(storage.size / 1e6, 3)
         self.report = PrefixReport(
             storage.kind, len(index), cut.skipped, megabytes, round(seconds, 1)
         )
-        self._collator, self._index = collator, index
+        self._collator = collator
+        self._stream: torch.cuda.Stream | None = None
 
     @classmethod
     def build(
@@ -105,7 +113,7 @@ class PrefixCache:
         """
         started = time.perf_counter()
         check_reusable(road.model)
-        distinct = {_tokens_of(example): example for example in examples}
+        distinct = {tokens_of(example): example for example in examples}
         listed = list(distinct.values())
         longest = max(listed, key=len)
         cut, plan = CutModel.probe(road, longest.inputs[:2]), TokenPlan.of(road, listed)
@@ -119,58 +127,50 @@ class PrefixCache:
         return cache
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Make one batch, as `Collator` does, but from the first token on that a row needs.
+        """Make one batch; see `PrefixBatches`."""
+        return self.batches(examples)
+
+    def fetch(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Begin to copy what batches hold on the host to a GPU, while it computes something else.
 
         Args:
-            examples: One a row.
-
-        Returns:
-            The batch, with what is stored of its rows as "hidden" and "prefix".
+            batches: Batches of this cache, or plain ones.
         """
-        numbers = [self._index.get(_tokens_of(example), -1) for example in examples]
-        if min(numbers) < 0:
-            return self._collator(examples)
-        index, plan = torch.tensor(numbers), self.storage.plan
-        starts, lengths = plan.starts[index], plan.lengths[index]
-        firsts = zip(examples, starts.tolist(), strict=True)
-        ids = pad(
-            [example.inputs[start:] for example, start in firsts], self._collator.fill, "right"
-        )
-        rank = starts[:, None] + torch.arange(ids.shape[1])
-        mask = rank < lengths[:, None]
-        rank = rank.minimum(lengths[:, None] - 1)
-        batch = {"input_ids": ids}
-        if self.cut.takes_positions:
-            batch["position_ids"] = rank
-        if self.cut.skipped:
-            batch["hidden"] = self.storage.hidden.get(plan.hidden_slots(index, rank))
-        if bool(starts.any()):
-            longest = starts.max()
-            before = torch.arange(int(longest)) - (longest - starts)[:, None]
-            # Indices below 0 are padding, on the left.
-            slots = plan.prefix_slots(index, before.clamp(min=0))
-            batch["prefix"] = self.storage.prefix.get(slots)
-            mask = torch.cat([before >= 0, mask], dim=1)
-        return {**batch, "attention_mask": mask.long(), **targets(examples, starts)}
+        if self.cut.device.type != "cuda":
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
+        for batch in batches:
+            for held in batch.values():
+                if isinstance(held, OnHost):
+                    held.start(self._stream)
 
     def nll(
-        self, model: nn.Module, batch: dict[str, Any]
+        self,
+        model: nn.Module,
+        batch: dict[str, Any],
+        compiled: Mapping[nn.Module, Forward] | None = None,
     ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
         """`completion_nll` of a batch of this cache, or a plain one.
 
         Args:
             model: The RoadModel, or a wrapper of it.
             batch: On the model's device.
+            compiled: Layer → its compiled forward.
 
         Returns:
             The negative log-likelihoods of the completions' tokens, in nats, and the tokens' rows.
         """
         inputs = {name: value for name, value in batch.items() if name not in ("hidden", "prefix")}
         if "prefix" in batch:
-            inputs[self.cut.cache_name] = self.cut.upper.past(batch["prefix"])
+            prefix = self.storage.prefix.get(batch["prefix"])
+            inputs[self.cut.cache_name] = self.cut.upper.past(prefix)
         if "hidden" in batch:
-            inputs["resumed"] = self.cut.resumed(batch["hidden"])
-        plain = "prefix" in batch and self.cut.device.type == "cpu"
+            hidden = self.storage.hidden.get(batch["hidden"])
+            inputs["resumed"] = replace(self.cut.resumed(hidden), forwards=compiled or {})
+        elif compiled:
+            inputs["resumed"] = Resumed(0, None, forwards=compiled)
+        plain = "prefix" in batch and self.cut.device.type == "cpu" and not compiled
         with PlainAttention() if plain else nullcontext():
             return completion_nll(model, inputs)
 
@@ -217,12 +217,7 @@ class PrefixCache:
             )
 
     def _holds(self, road: RoadModel, example: Example) -> bool:
-        number = self._index.get(_tokens_of(example))
+        number = self.batches.index.get(tokens_of(example))
         if number is None:
             return False
         return int(self.storage.plan.starts[number]) <= first_needed(road, example)
-
-
-def _tokens_of(example: Example) -> _Tokens:
-    """The key of what is stored, which does not depend on the composition."""
-    return tuple(example.prompt), tuple(example.completion)

@@ -1,29 +1,45 @@
-"""The storage of prefixes: numbers on the model's device, or in a file mapped into memory."""
+"""The storage of prefixes: on the model's device, on the host, or in a file mapped into memory."""
 
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import psutil
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from roadint.training.memory import free_memory, processes
+from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.cut_model import CutModel
 from roadint.training.prefix.plan import TokenPlan
 from roadint.training.prefix.reusable import CannotReuseError
 
-StorageKind = Literal["memory", "hidden states in memory", "disk"]
+StorageKind = Literal["memory", "host memory", "hidden states in memory", "disk"]
+_HOST = torch.device("cpu")
 
 
 class Storage:
-    """Slots of `width` numbers."""
+    """Slots of `width` numbers.
 
-    def __init__(self, numbers: Shaped[Tensor, "slots width"]) -> None:
-        self._numbers = numbers
+    Args:
+        numbers: The slots.
+        device: The device that needs them.
+        in_file: Whether they are in a file.
+    """
+
+    def __init__(
+        self, numbers: Shaped[Tensor, "slots width"], device: torch.device, *, in_file: bool = False
+    ) -> None:
+        self._numbers, self._device = numbers, device
+        self._fetched = in_file or numbers.device.type != device.type
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process gets that makes batches: of numbers on the device, none."""
+        return vars(self) | ({} if self._fetched else {"_numbers": torch.empty(0)})
 
     @property
     def size(self) -> int:
@@ -34,9 +50,25 @@ class Storage:
         """Write values."""
         self._numbers[slots.to(self._numbers.device)] = values.to(self._numbers)
 
-    def get(self, slots: Int[Tensor, "*shape"]) -> Shaped[Tensor, "*shape width"]:
-        """A copy of the values in some slots."""
-        return self._numbers[slots.to(self._numbers.device)]
+    def for_batch(self, slots: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"] | OnHost:
+        """What a batch holds of some slots: their numbers, where they come from the host.
+
+        Otherwise the slots themselves: a process that makes batches must not use the device.
+        """
+        if not self._fetched:
+            return slots
+        shape = *slots.shape, self._numbers.shape[-1]
+        # Only this process may ask for memory that the device reads.
+        pinned = self._device.type == "cuda" and get_worker_info() is None
+        numbers = torch.empty(shape, dtype=self._numbers.dtype, pin_memory=pinned)
+        torch.index_select(self._numbers, 0, slots.flatten(), out=numbers.flatten(0, -2))
+        return OnHost(numbers)
+
+    def get(self, held: Int[Tensor, "*shape"] | OnHost) -> Shaped[Tensor, "*shape width"]:
+        """The numbers on the device, a copy, of what a batch holds."""
+        if isinstance(held, OnHost):
+            return held.on(self._device)
+        return self._numbers[held.to(self._device, non_blocking=True)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +76,8 @@ class PrefixStorage:
     """The stored prefixes of a data set.
 
     Attributes:
-        kind: Where they are; "hidden states in memory" is without keys and values.
+        kind: Where they are: in the memory of the model's device (or there without keys and values,
+            "hidden states in memory"), in that of the host, or in files.
         plan: Which tokens are stored, and in which slots.
         hidden: The hidden states that enter the layers above the cut.
         prefix: The keys and values of the layers above the cut.
@@ -65,7 +98,7 @@ class PrefixStorage:
             cut: The model, with the widths and the dtype of what is stored.
             plan: What to store where there is room.
             memory: The budget in bytes, on the model's device; by default a quarter of what is
-                free.
+                free. Of the host's memory, where that is another, a quarter may be used.
             folder: The folder for files, where the budget is too small for hidden states.
 
         Returns:
@@ -78,9 +111,11 @@ class PrefixStorage:
         budget = free_memory(cut.device) / 4 if memory is None else memory
         needed, least = _size(cut, plan), _size(cut, lesser)
         if needed <= budget:
-            return cls._make("memory", cut, plan, None)
+            return cls._make("memory", cut, plan)
+        if cut.device.type != "cpu" and needed <= free_memory(_HOST) / 4:
+            return cls._make("host memory", cut, plan)
         if cut.skipped and least <= budget:
-            return cls._make("hidden states in memory", cut, lesser, None)
+            return cls._make("hidden states in memory", cut, lesser)
         if needed <= free_disk(folder) / 2:
             return cls._make("disk", cut, plan, folder)
         raise CannotReuseError(
@@ -90,11 +125,18 @@ class PrefixStorage:
 
     @classmethod
     def _make(
-        cls, kind: StorageKind, cut: CutModel, plan: TokenPlan, folder: Path | None
+        cls, kind: StorageKind, cut: CutModel, plan: TokenPlan, folder: Path | None = None
     ) -> "PrefixStorage":
-        hidden = _room(plan.hidden_count, cut.width, cut, folder)
-        prefix = _room(plan.prefix_count, cut.upper.width, cut, folder)
-        return cls(kind, plan, Storage(hidden), Storage(prefix))
+        def room(count: int, width: int) -> Storage:
+            dtype = cut.layout.dtype
+            if folder is not None:
+                numbers = _mapped(folder, count * width, dtype).view(count, width)
+                return Storage(numbers, cut.device, in_file=True)
+            device = _HOST if kind == "host memory" else cut.device
+            return Storage(torch.empty(count, width, dtype=dtype, device=device), cut.device)
+
+        hidden = room(plan.hidden_count, cut.width)
+        return cls(kind, plan, hidden, room(plan.prefix_count, cut.upper.width))
 
     @property
     def size(self) -> int:
@@ -102,17 +144,10 @@ class PrefixStorage:
         return self.hidden.size + self.prefix.size
 
 
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a device for this process, of those that share it."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) // _processes()
-
-
 def free_disk(folder: Path) -> int:
     """Free bytes on disk for this process, of those on this machine; 0 where there is no folder."""
     try:
-        return shutil.disk_usage(folder).free // _processes()
+        return shutil.disk_usage(folder).free // processes()
     except OSError:
         return 0
 
@@ -120,19 +155,6 @@ def free_disk(folder: Path) -> int:
 def _size(cut: CutModel, plan: TokenPlan) -> int:
     numbers = plan.hidden_count * cut.width + plan.prefix_count * cut.upper.width
     return numbers * cut.layout.dtype.itemsize
-
-
-def _processes() -> int:
-    """How many processes torchrun started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _room(
-    count: int, width: int, cut: CutModel, folder: Path | None
-) -> Shaped[Tensor, "count width"]:
-    if folder is not None:
-        return _mapped(folder, count * width, cut.layout.dtype).view(count, width)
-    return torch.empty(count, width, dtype=cut.layout.dtype, device=cut.device)
 
 
 def _mapped(folder: Path, count: int, dtype: torch.dtype) -> Shaped[Tensor, " count"]:

@@ -45,12 +45,12 @@ class Keeping:
 
     def cache_for(self, rows: Any, made: StaticCache) -> StaticCache:
         """The cache of an earlier call with as many rows and columns, emptied; else `made`."""
-        kept = self._caches.get(rows)
+        kept: StaticCache | None = self._caches.get(rows)
         if kept is None or _lengths(kept) != _lengths(made):
             if _can_empty(made):
                 self._caches[rows] = made
             return made
-        kept.reset()
+        kept.reset()  # type: ignore[no-untyped-call]
         for layer in kept.layers:
             if hasattr(layer, "cumulative_length_int"):  # `reset` leaves it
                 layer.cumulative_length_int = 0
@@ -90,7 +90,8 @@ def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
 
         def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
             """transformers' compiled call, which comes after what prepares the pass."""
-            return self._keeping.compiled(compile_config.to_dict())
+            call: Callable[..., Any] = self._keeping.compiled(compile_config.to_dict())
+            return call
 
         def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
             """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
