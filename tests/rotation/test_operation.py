@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from roadint.rotation.kernels import torch as plain
 from roadint.rotation.kernels.operation import turn, turn_rows
@@ -128,24 +130,49 @@ def test_the_registered_operation_obeys_torchs_rules(mirrored: bool) -> None:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_compiled_code_has_one_operation_and_the_same_values(mirrored: bool) -> None:
+@pytest.mark.parametrize("group", [2, 8])
+def test_in_a_graph_a_table_gives_the_same_values(mirrored: bool, group: int) -> None:
     torch._dynamo.reset()
     h, index = numbers(*TOKENS, WIDTH), INDICES["a row"]
     assert index is not None
     table = numbers(SLOTS, WIDTH, 2, seed=1)
     mirror = numbers(SLOTS, WIDTH, 2, seed=2) if mirrored else None
-    counts: list[int] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        counts.append(sum("roadint" in str(node.target) for node in graph.graph.nodes))
-        return graph.forward
-
-    compiled = torch.compile(lambda h: turn_rows(h, table, mirror, index, 5, 2), backend=backend)
+    compiled = torch.compile(
+        lambda h: turn_rows(h, table, mirror, index, 5, group), backend="aot_eager", fullgraph=True
+    )
     with torch.no_grad():
         u = torch.view_as_complex(table[:, 5 : 5 + WIDTH // 2])
         v = None if mirror is None else torch.view_as_complex(mirror[:, 5 : 5 + WIDTH // 2])
-        torch.testing.assert_close(compiled(h), by_rows(h, u, v, index, 2))
-    assert counts == [1]
+        expected = by_rows(h, u, v, index, group)
+        torch.testing.assert_close(compiled(h), expected)
+        torch.testing.assert_close(turn_rows(h, table, mirror, index, 5, group), expected)
+        half = turn_rows(h.bfloat16(), table, mirror, index, 5, group)
+        assert torch.equal(compiled(h.bfloat16())[1], h.bfloat16()[1]), "a row without a rotation"
+        torch.testing.assert_close(compiled(h.bfloat16()), half)
+
+
+def test_a_graph_has_no_kernel_for_the_turn() -> None:
+    """Inductor fuses it: linear layers, a gate, a residual sum and a norm take as many kernels with it as without."""
+    weights = [numbers(24, 32, seed=1), numbers(24, 32, seed=2), numbers(32, 24, seed=3)]
+    table, index = numbers(SLOTS, 60, 2, seed=4), torch.tensor([1, -1, 0])
+
+    def layer(x: Tensor, turned: bool) -> Tensor:
+        def turn_at(h: Tensor, first: int) -> Tensor:
+            return turn_rows(h, table, None, index, first, 2) if turned else h
+
+        gate, up = turn_at(x @ weights[0], 0), turn_at(x @ weights[1], 16)
+        x = x + turn_at((torch.nn.functional.silu(gate) * up) @ weights[2], 32)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+    launched = []
+    for turned in (False, True):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            _, code = run_and_get_code(torch.compile(layer), numbers(3, 1, 24), turned)
+        launched.append(
+            len(re.findall(r"^ +(?:cpp_fused\w*\(|extern_kernels)", code[0], re.MULTILINE))
+        )
+    assert launched == [5, 5], "three products, and what lies between them"
 
 
 @pytest.mark.parametrize(("index", "mirrored", "group"), CASES)

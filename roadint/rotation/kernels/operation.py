@@ -66,7 +66,7 @@ def turn_rows(
     first: int,
     group: int,
 ) -> Float[Tensor, "*rows width"]:
-    """`turn` with some blocks of a table, for compiled code: one operation of the graph.
+    """`turn` with some blocks of a table, for graphs, whose compiler fuses it with its neighbours.
 
     Args:
         h: The hidden states.
@@ -76,10 +76,11 @@ def turn_rows(
         first: The first of the blocks, in the table.
         group: The group size of the pairing.
     """
+    part = _part(u, first, h)
+    of_v = None if v is None else _part(v, first, h)
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        turned: Tensor = torch.ops.roadint.turn(h, u, v, index, first, group)
-        return turned
-    return _registered_forward(h, u, v, index, first, group)
+        return plain.turn_in_graph(h, part, of_v, index, group)
+    return _forward(h.contiguous(), part, of_v, index, group)
 
 
 def kernel_for(h: Tensor) -> ModuleType | None:
@@ -188,16 +189,8 @@ class _Turn(torch.autograd.Function):
 # What compiled code calls. `first` and the width of h choose the blocks of a table.
 
 
-def _part(table: Tensor | None, first: int, h: Tensor) -> Tensor | None:
-    return None if table is None else table[:, first : first + h.shape[-1] // 2]
-
-
-def _registered_forward(
-    h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, first: int, group: int
-) -> Tensor:
-    part = _part(u, first, h)
-    assert part is not None
-    return _forward(h.contiguous(), part, _part(v, first, h), index, group)
+def _part(table: Tensor, first: int, h: Tensor) -> Tensor:
+    return table[:, first : first + h.shape[-1] // 2]
 
 
 @torch.library.custom_op(
@@ -208,7 +201,8 @@ def _registered_forward(
 def _registered(
     h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, first: int, group: int
 ) -> Tensor:
-    return _registered_forward(h, u, v, index, first, group)
+    of_v = None if v is None else _part(v, first, h)
+    return _forward(h.contiguous(), _part(u, first, h), of_v, index, group)
 
 
 @torch.library.custom_op(
@@ -228,11 +222,8 @@ def _registered_backward(
     of_h: bool,
     of_u: bool,
 ) -> list[Tensor]:
-    part = _part(u, first, h)
-    assert part is not None
-    to_h, to_u, to_v = _backward(
-        gradient, h.contiguous(), part, _part(v, first, h), index, group, of_h, of_u
-    )
+    part, of_v = _part(u, first, h), None if v is None else _part(v, first, h)
+    to_h, to_u, to_v = _backward(gradient, h.contiguous(), part, of_v, index, group, of_h, of_u)
     results = [] if to_h is None else [to_h]
     for table, gradient_of_part in ((u, to_u), (v, to_v)):
         if gradient_of_part is not None and table is not None:

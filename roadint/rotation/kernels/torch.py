@@ -110,6 +110,40 @@ def turn_indexed(
     return turned.view(h.shape)
 
 
+def turn_in_graph(
+    h: Float[Tensor, "*rows width"],
+    u: Float[Tensor, "rotations blocks 2"],
+    v: Float[Tensor, "rotations blocks 2"] | None,
+    index: Int[Tensor, " entries"],
+    group: int,
+) -> Float[Tensor, "*rows width"]:
+    """`turn_indexed` in real numbers, for compilers: they fuse it with what is before and after.
+
+    An operation of its own would be one more kernel, with a read and a write, at every layer.
+
+    Args:
+        h: As in `turn_indexed`.
+        u: As in `turn_indexed`.
+        v: As in `turn_indexed`.
+        index: As in `turn_indexed`.
+        group: As in `turn_indexed`.
+    """
+    tokens = h.reshape(len(index), -1, h.shape[-1]).float()
+    grouped = tokens.reshape(*tokens.shape[:-1], -1, 2, group // 2)
+    a, b = grouped[..., 0, :].flatten(-2), grouped[..., 1, :].flatten(-2)
+    slot = index.clamp(min=0)
+    x, y = u[slot, None, :, 0], u[slot, None, :, 1]
+    c, d = x * a - y * b, x * b + y * a
+    if v is not None:
+        x, y = v[slot, None, :, 0], v[slot, None, :, 1]
+        c, d = c + x * a + y * b, d + y * a - x * b
+    acts = (index >= 0)[:, None, None]
+    c, d = torch.where(acts, c, a), torch.where(acts, d, b)
+    halves = [part.reshape(*part.shape[:-1], -1, group // 2) for part in (c, d)]
+    turned = torch.stack(halves, dim=-2)
+    return turned.to(h.dtype).reshape(h.shape)
+
+
 def gradients_indexed(
     gradient: Float[Tensor, "*rows width"],
     h: Float[Tensor, "*rows width"],

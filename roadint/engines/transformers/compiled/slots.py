@@ -64,7 +64,8 @@ class Slots:
     @torch.no_grad()
     def clear(self, blocks: Int[Tensor, " blocks"] | slice) -> None:
         """Make blocks the identity in every slot."""
-        self.u[:, blocks] = self.u.new_tensor([1.0, 0.0])
+        self.u[:, blocks] = 0
+        self.u[:, blocks, 0] = 1
         if self.v is not None:
             self.v[:, blocks] = 0
 
