@@ -146,7 +146,7 @@ def stages_of(sizes: Sizes, quiet: bool = False) -> dict[str, Callable[[], Repor
             batch_size=prompts,
             new_tokens=new_tokens,
             compositions=(prompts,),
-            runs=sizes.runs,
+            runs=2 * sizes.runs,  # eager steps vary, and the bar is narrow
             quiet=quiet,
         ),
     }
