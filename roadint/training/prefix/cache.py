@@ -138,12 +138,11 @@ class PrefixCache:
         """
         if self.cut.device.type != "cuda":
             return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
-        for batch in batches:
-            for held in batch.values():
-                if isinstance(held, OnHost):
-                    held.start(self._stream)
+        held = [part for batch in batches for part in batch.values() if isinstance(part, OnHost)]
+        for part in held:
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
+            part.start(self._stream)
 
     def nll(
         self,
