@@ -107,21 +107,23 @@ def test_a_shape(device: torch.device) -> None:
     )
 
 
-def test_the_figures_of_the_paper(device: torch.device, ends: list[float]) -> None:
-    pytest.importorskip("peft")
-    report = bench_paper(
-        "tiny", parts=("lengths", "training"), modes=("eager",), lengths=(4,), rows=2, runs=1, steps=2, training_steps=1, training_tokens=8,
-        dtype=torch.float32, quiet=True,
-    )  # fmt: skip
-    assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
-    errors = {entry["system"] for entry in report["cases"] if "error" in entry}
-    assert errors <= {"PEFT BOFT w=4 m=2"}  # whose kernel is built by nvcc
-    assert len(ends) >= 2 * 2 * 5  # two rounds, two steps, the systems of "lengths"
-
-
 @pytest.mark.parametrize("system", ["roadint", "pyvene"])
 def test_train_in_a_shape(system: str, device: torch.device) -> None:
     job = TrainingJob("", layer=0, shape="tiny", prompt=6, max_completion=4, batch_size=4)
     made = SYSTEMS[system](job)
     made.prepare_job()
     assert made.step(0)[0] > 0
+
+
+@pytest.mark.parametrize("part", ["requests", "training"])
+def test_paper(part: str, device: torch.device) -> None:
+    pytest.importorskip("peft")
+    few: dict[str, Any] = {"ranks": (1,), "lengths": (4,), "requests": (1, 2), "tokens": 2}
+    few |= {"rows": 2, "runs": 1, "steps": 1, "training_steps": 1, "training_tokens": 4}
+    report = bench_paper(
+        "tiny", parts=(part,), modes=("eager",), dtype=torch.float32, quiet=True, **few
+    )
+    assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
+    assert report["cases"]
+    failing = [each["system"] for each in report["cases"] if "error" in each]
+    assert all("BOFT" in system for system in failing)  # PEFT compiles a kernel for it
