@@ -78,8 +78,8 @@ def bars_of(widths: Sequence[int], compositions: int) -> list[Bar]:
         *bars,
         Bar("decode, 8 rows, 8 adapters, eager, over bare", "decode", _eager, 1.15),
         Bar("prefill, over bare", "decode", _over("prefill", "roadint"), 1.08),
-        Bar("training step, pyvene's over ours", "train", _step_over_pyvene, 4.0, at_most=False),
-        Bar("training step, seconds", "train", _step_seconds, 0.033),
+        *_bars_of_training("roadint", "training step"),
+        *_bars_of_training("roadint, compiled", "training step, compiled"),
         Bar("adapters on all layers: time over LoRA's", "adapters", _adapters_time, 1.0),
         Bar("adapters on all layers: memory over LoRA's", "adapters", _adapters_memory, 1.0),
         Bar("merge, PEFT's over ours", "merge", _merge("merge"), 10.0, at_most=False),
@@ -148,13 +148,19 @@ def _adapters_memory(report: Report) -> float | None:
     return None if ours is None or lora is None else ours["beside_mb"] / max(lora["beside_mb"], 1)
 
 
-def _step_over_pyvene(report: Report) -> float | None:
-    return _ratio(report, "step", "pyvene")
+def _bars_of_training(system: str, what: str) -> list[Bar]:
+    def seconds(report: Report) -> float | None:
+        case = _find(report, name="step", system=system)
+        return None if case is None else float(case["median_s"])
 
+    def over(report: Report) -> float | None:
+        ours, pyvene = seconds(report), _find(report, name="step", system="pyvene")
+        return None if ours is None or pyvene is None else pyvene["median_s"] / ours
 
-def _step_seconds(report: Report) -> float | None:
-    case = _find(report, name="step", system="roadint")
-    return None if case is None else float(case["median_s"])
+    return [
+        Bar(f"{what}, pyvene's over ours", "train", over, 4.0, at_most=False),
+        Bar(f"{what}, seconds", "train", seconds, 0.033),
+    ]
 
 
 def _merge(name: str) -> Callable[[Report], float | None]:

@@ -4,7 +4,9 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from roadint.data.prompts import pad
 from roadint.data.sources import load_rows
 from roadint.interventions.road import RoadIntervention
 from roadint.model.road_model import RoadModel
+from roadint.training.compiled import Forwards, compiled_forwards
 from roadint.training.prefix.cache import PrefixCache
 from roadint.training.sampler import MixedLengthSampler
 
@@ -217,12 +220,27 @@ class RoadWithoutReuse(TrainingSystem):
 class RoadWithReuse(RoadWithoutReuse):
     """roadint as it trains: the prefix is computed once."""
 
+    _forwards: Forwards = MappingProxyType({})
+
     def _before_first_step(self) -> None:
         folder = Path(tempfile.gettempdir())
         self.cache = PrefixCache.build(self.road, self.examples, self.collator, folder=folder)
 
     def _nll(self, rows: list[Example]) -> Float[Tensor, " tokens"]:
-        return self.cache.nll(self.road, moved(self.cache(rows), self.device))[0]
+        return self.cache.nll(self.road, self._batch(rows), self._forwards)[0]
+
+    def _batch(self, rows: list[Example]) -> dict[str, Any]:
+        return moved(self.cache.batches(rows), self.device)
+
+
+class RoadCompiled(RoadWithReuse):
+    """roadint as it trains with the recipe setting `compile`: the layers above the edit too."""
+
+    def _before_first_step(self) -> None:
+        super()._before_first_step()
+        longest = self._batch(sorted(self.examples, key=len)[-2:])
+        nll = partial(self.cache.nll, self.road, longest)
+        self._forwards = compiled_forwards(self.road, nll)
 
 
 class PyveneTraining(TrainingSystem):
@@ -255,10 +273,12 @@ class BareForward(TrainingSystem):
 
 SYSTEMS: dict[str, Callable[[TrainingJob], TrainingSystem]] = {
     "roadint": RoadWithReuse,
+    "roadint, compiled": RoadCompiled,
     "roadint, no prefix reuse": RoadWithoutReuse,
     "pyvene": PyveneTraining,
     "bare model, forward only": BareForward,
 }
+DEFAULT_SYSTEMS = tuple(name for name in SYSTEMS if SYSTEMS[name] is not RoadCompiled)
 
 
 def labelled_batch(

@@ -155,12 +155,14 @@ def test_a_shape_trains_and_generates_on_random_tokens(
 ) -> None:
     out = tmp_path / "bench.json"
     sizes = "--shape tiny --layer 0 --prompt 9 --max-completion 5 --batch-size 4 --steps 5"
-    only = ["--system", "roadint", "--out", str(out)]
+    only = ["--system", "roadint, compiled", "--out", str(out)]
     code, _, errors = call(capsys, monkeypatch, "bench", "train", *sizes.split(), *only)
     assert code == 0, errors
     report = json.loads(out.read_text())
-    step, whole = report["cases"]
+    step, whole = report["cases"][:2]
     assert (step["runs"], whole["steps"]) == (5, 4 * 5)
+    systems = [entry["system"] for entry in report["cases"] if entry["name"] == "step"]
+    assert systems == ["roadint", "roadint, compiled"]  # at one loss, else there is no report
     assert report["machine"]["dtype"] == "bfloat16"
     sizes = "--shape tiny --batch-size 3 --new-tokens 2 --compositions 3 --runs 2"
     code, _, errors = call(

@@ -41,7 +41,11 @@ def test_what_is_measured_stands_beside_its_bar(tmp_path: Path) -> None:
 def test_bars_of_training_and_compiled_steps_are_read() -> None:
     """Stages that a CPU has no time or no way to run: from reports of the same form."""
     train: dict[str, Any] = {
-        "cases": [case("step", "roadint", [0.02], None), case("step", "pyvene", [0.1], None)],
+        "cases": [
+            case("step", "roadint", [0.02], None),
+            case("step", "roadint, compiled", [0.04], None),
+            case("step", "pyvene", [0.1], None),
+        ],
         "ratios": [ratio("step", "pyvene", 0.1, 0.02)],
     }
     steps = {"base": 7.5e-3, "roadint, 8 adapters": 8e-3}
@@ -76,6 +80,8 @@ def test_bars_of_training_and_compiled_steps_are_read() -> None:
         f"{what}, graph, over bmm LoRA": (round(9 / 11, 4), False),
         "training step, pyvene's over ours": (5.0, True),
         "training step, seconds": (0.02, True),
+        "training step, compiled, pyvene's over ours": (2.5, False),
+        "training step, compiled, seconds": (0.04, False),
     }
 
 

@@ -95,6 +95,26 @@ def test_learn(classifier: str, sentiment: dict[str, str], device: torch.device)
     assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
 
 
+def test_a_shape(device: torch.device) -> None:
+    pytest.importorskip("peft")
+    report = bench_linear(
+        shape="tiny", parts=("decode", "prefill"), dtypes=("float32",), rows=(8,), prefill=(3, 5), modes=("eager",), runs=1, steps=2, quiet=True,
+    )  # fmt: skip
+    assert report["machine"]["processor"] == torch.cuda.get_device_name(device)
+    assert failed(report) == set()
+    bench_generate(
+        "", shape="tiny", batch_size=4, new_tokens=2, compositions=(4,), runs=1, quiet=True
+    )
+
+
+@pytest.mark.parametrize("system", ["roadint", "pyvene"])
+def test_train_in_a_shape(system: str, device: torch.device) -> None:
+    job = TrainingJob("", layer=0, shape="tiny", prompt=6, max_completion=4, batch_size=4)
+    made = SYSTEMS[system](job)
+    made.prepare_job()
+    assert made.step(0)[0] > 0
+
+
 @pytest.mark.parametrize("part", ["requests", "training"])
 def test_paper(part: str, device: torch.device) -> None:
     pytest.importorskip("peft")

@@ -40,7 +40,10 @@ def train(
     ] = False,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="Only these systems, repeatable; roadint is always one."),
+        typer.Option(
+            help="Only these systems, repeatable; roadint is always one, 'roadint, compiled' only "
+            "where it is named."
+        ),
     ] = None,
     out: ReportFile = None,
     plot: Plot = None,
@@ -51,14 +54,15 @@ def train(
     Each system runs in a process of its own.
     """
     from roadint.bench.train import bench_train
-    from roadint.bench.train_systems import BUNDLED, SYSTEMS, TrainingJob
+    from roadint.bench.train_systems import BUNDLED, DEFAULT_SYSTEMS, SYSTEMS, TrainingJob
     from roadint.data.sources import check_sources
 
     for name in system or ():
         check_known("system", name, SYSTEMS)
     check_outputs(out, plot)
     check_shape(shape)
-    chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
+    wanted = {"roadint", *(system or DEFAULT_SYSTEMS)}
+    chosen = [name for name in SYSTEMS if name in wanted]
     sources = named_values(data, "--data") or BUNDLED
     if not set(sources) <= set(BUNDLED):
         raise RoadError(
