@@ -1,6 +1,7 @@
 # make run    environment, install, then the main job: learn German and English subspaces, compare four ways, measure
 # make test   everything that CI checks
 # make unit   the tests that need no real model, with the share of the code that they run
+# make gpu    every feature on a GPU, against the CPU's numbers; no part of make test
 # make house  draw the package: docs/house.png
 #
 # The torch requirement is a variable: on a machine without a GPU, a CPU build saves gigabytes, for example
@@ -14,7 +15,7 @@ OUT ?= runs/german-english
 COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test lint types unit architectures quantised real browser chromium notebooks wheel house install-pyreft clean
+.PHONY: run test lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -38,7 +39,7 @@ types: $(VENV)/.installed
 unit: $(VENV)/.installed
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
 		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests \
-		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks
+		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
 architectures: $(VENV)/.installed
@@ -48,6 +49,10 @@ architectures: $(VENV)/.installed
 quantised: $(VENV)/.installed
 	test -d build/bitsandbytes || $(BIN)/python -m pip install --quiet --no-deps --target build/bitsandbytes 'bitsandbytes>=0.49'
 	PYTHONPATH=build/bitsandbytes $(BIN)/pytest tests/adapters/test_quantised.py
+
+# a few minutes in one process; without a GPU every test fails
+gpu: $(VENV)/.installed
+	$(BIN)/pytest tests/gpu
 
 real: $(VENV)/.installed
 	$(BIN)/pytest tests/real
@@ -71,6 +76,10 @@ wheel: $(VENV)/.installed
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
 		from roadint.model.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
+
+# what is promised of speed on a GPU, beside what is measured there: ten minutes, reports and bars.json in build/gpu
+gpu-bench: $(VENV)/.installed
+	$(BIN)/roadint bench gpu --out build/gpu
 
 # the rooms of the package, their floors and what imports what, as a picture
 house: $(VENV)/.installed

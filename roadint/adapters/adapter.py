@@ -133,6 +133,11 @@ class RoadAdapter(KeepsPrecision):
             parameter.numel() for parameter in beside if parameter is not None
         )
 
+    def acting_values(self) -> list[Tensor]:
+        """The tensors that its rotations are made from: θ, α and the blocks of its subspace."""
+        values = (self.theta, self.alpha, self.held)
+        return [tensor for tensor in values if tensor is not None]
+
     def rotation(self, strength: float = 1.0, *, learning: bool = True) -> Rotation:
         """The rotations of all targets, end to end.
 

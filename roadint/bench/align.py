@@ -6,7 +6,6 @@ if only the variable had been swapped. The benchmark measures this interchange a
 wall-clock time of a training step. All systems see the same pairs at every step.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch.nn import functional
 
 from roadint.bench.align_systems import RIVALS, AlignmentSystem, interchange_systems
 from roadint.bench.equality import EqualityNetwork, Hidden, Labels, learn_task, swapped_pairs
-from roadint.bench.machine import machine, wait_for
+from roadint.bench.machine import default_device, machine
 from roadint.bench.report import case, ratio
+from roadint.bench.timing import Stopwatch
+from roadint.bench.turns import in_turns
 from roadint.errors import RoadError, check_known
 from roadint.progress import track
 
@@ -54,7 +55,7 @@ def bench_align(
     if width < 4 or width % 4:
         raise RoadError(f"width {width}: expected a multiple of 4, for two halves of whole pairs")
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     network = EqualityNetwork(width).to(device)
     task_accuracy = learn_task(network, task_steps, quiet)
     network.requires_grad_(False)
@@ -108,15 +109,14 @@ def _train(
     for step in track(range(steps), steps, "aligning", quiet=quiet):
         variable = step % 2
         base, source, label = swapped_pairs(network, batch_size, variable)
-        for system in systems:
-            started = time.perf_counter()
-            logits = network.above(system.swap(base, source, variable))
-            loss = functional.cross_entropy(logits, label)
-            system.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            system.optimizer.step()
-            wait_for(device)
-            system.seconds.append(time.perf_counter() - started)
+        for system in in_turns(systems, step):
+            with Stopwatch(device) as watch:
+                logits = network.above(system.swap(base, source, variable))
+                loss = functional.cross_entropy(logits, label)
+                system.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                system.optimizer.step()
+            system.seconds.append(watch.seconds)
         for schedule in schedules:
             schedule.step()
 

@@ -5,31 +5,36 @@ length, in one process: by the bare model, through 1, 8, … different compositi
 by pyvene through one composition for all rows.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import width_of
 from roadint.bench.halves import HALVES
-from roadint.bench.machine import forget_peak, machine, peak_mb, wait_for
+from roadint.bench.machine import forget_peak, machine, peak_mb
 from roadint.bench.pyvene_road import wrap_in_pyvene
 from roadint.bench.report import case, ratio
+from roadint.bench.shapes import model_and_tokenizer, noise, random_ids
+from roadint.bench.timing import seconds_of
 from roadint.bench.turns import rounds
 from roadint.data.prompts import batch_prompts
 from roadint.data.sources import load_prompts
 from roadint.interventions.road import RoadIntervention
-from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
+
+_BARE = ("untouched", "bare model")
+_COLUMNS = 64  # of random prompts
 
 
 def bench_generate(
     model: str,
     *,
+    shape: str | None = None,
     layer: int | None = None,
     batch_size: int = 64,
     new_tokens: int = 32,
@@ -42,6 +47,8 @@ def bench_generate(
 
     Args:
         model: Hub id, folder or short name.
+        shape: A name in `roadint.bench.shapes.SHAPES`, in place of the model; its prompts are 64
+            random tokens.
         layer: From 0; the middle one by default.
         batch_size: Prompts in the batch.
         new_tokens: The length of every answer.
@@ -52,19 +59,20 @@ def bench_generate(
 
     Returns:
         {"machine", "job", "cases", "ratios"}: roadint over the bare model for each number of
-        compositions, and over pyvene for the first.
+        compositions, by the median of ratios in the same turn, and over pyvene for the first.
 
     Raises:
         RoadError: for bad input.
     """
-    base, tokenizer = load(model, dtype=dtype)
+    base, tokenizer = model_and_tokenizer(model, shape, dtype)
     device = next(base.parameters()).device
     layer = len(find_layers(base)[1]) // 2 if layer is None else layer
     road = _random_road(base, layer)
-    bundled = load_prompts("bundled:prompts")
-    prompts = [bundled[index % len(bundled)] for index in range(batch_size)]
-    batch = batch_prompts(tokenizer, "alpaca", prompts)
-    inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch.items()}
+    if shape is None:
+        inputs = _bundled(tokenizer, batch_size, device)
+    else:
+        ids = random_ids(base, batch_size, _COLUMNS)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     length: dict[str, Any] = {
         "max_new_tokens": new_tokens,
         "min_new_tokens": new_tokens,
@@ -79,18 +87,17 @@ def bench_generate(
         return lambda: road.generate(compose=composed, **inputs, **length)
 
     systems: dict[tuple[str, str], Callable[[], Any]] = {
-        ("untouched", "bare model"): lambda: base.generate(**inputs, **length)  # type: ignore[operator]
+        _BARE: lambda: base.generate(**inputs, **length)  # type: ignore[operator]
     }
     for count in compositions:
         systems[_name_of(count), "roadint"] = through(min(count, batch_size))
     systems[_name_of(1), "pyvene"] = _pyvene(base, layer, inputs, length)
     cases = _time(systems, runs, device, quiet)
     ours = [timed for timed in cases if timed["system"] == "roadint"]
-    bare, pyvene = cases[0]["median_s"], cases[-1]["median_s"]
-    ratios = [ratio(timed["name"], "bare model", bare, timed["median_s"]) for timed in ours]
-    ratios += [ratio(ours[0]["name"], "pyvene", pyvene, ours[0]["median_s"])]
+    ratios = [ratio(timed["name"], "bare model", 1, timed["over_base"]) for timed in ours]
+    ratios += [ratio(ours[0]["name"], "pyvene", cases[-1]["median_s"], ours[0]["median_s"])]
     job = {
-        "model": model,
+        "model": shape or model,
         "layer": layer,
         "batch_size": batch_size,
         "new_tokens": new_tokens,
@@ -99,13 +106,20 @@ def bench_generate(
     return {"machine": machine(device, base.dtype), "job": job, "cases": cases, "ratios": ratios}
 
 
+def _bundled(
+    tokenizer: PreTrainedTokenizerBase, count: int, device: torch.device
+) -> dict[str, Any]:
+    bundled = load_prompts("bundled:prompts")
+    prompts = [bundled[index % len(bundled)] for index in range(count)]
+    batch = batch_prompts(tokenizer, "alpaca", prompts)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def _random_road(base: PreTrainedModel, layer: int) -> RoadModel:
     road = RoadModel(base, RoadIntervention(layer=layer, subspaces=HALVES))
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in road.interventions.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.1 * noise.to(parameter.device))
+        for seed, parameter in enumerate(road.interventions.parameters()):
+            parameter.add_(0.1 * noise(*parameter.shape, like=parameter, seed=seed))
     return road
 
 
@@ -117,14 +131,21 @@ def _time(
     peaks = dict.fromkeys(systems, 0.0)
     for number, key in rounds(list(systems), runs, "runs", quiet=quiet):
         forget_peak(device)
-        started = time.perf_counter()
         with torch.no_grad():
-            systems[key]()
-        wait_for(device)
+            seconds = seconds_of(systems[key], device)
         if number:
-            times[key].append(time.perf_counter() - started)
+            times[key].append(seconds)
             peaks[key] = max(peaks[key], peak_mb(device))
-    return [case(*key, times[key], peaks[key]) for key in systems]
+    bare = times[_BARE]
+    return [
+        case(
+            *key,
+            times[key],
+            peaks[key],
+            over_base=round(median(a / b for a, b in zip(times[key], bare, strict=True)), 4),
+        )
+        for key in systems
+    ]
 
 
 def _name_of(compositions: int) -> str:

@@ -58,14 +58,13 @@ def bench_learn(
     runs = []
     for seed, name in track(todo, len(todo), "runs", quiet=quiet):
         rate = (rates or {}).get(name, RATES[name])
-        figures = _finetune(name, recipe.override({"seed": seed, "lr": rate}), task)
+        figures, used = _finetune(name, recipe.override({"seed": seed, "lr": rate}), task)
         runs.append({"method": name, "seed": seed, "lr": rate, **figures})
     cases = [_case(name, [run for run in runs if run["method"] == name]) for name in chosen]
     if task.labels is None:
         model, tokenizer = load_for(task, recipe)
         untouched = task.score(PeftMethod(model, "base", recipe), tokenizer, "test")
         cases.insert(0, {"method": "base", "numbers": 0, "test": round(untouched, 4)})
-    dtype = torch.float32 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     about = {
         "task": recipe.task.name,
         "model": recipe.model.name,
@@ -74,14 +73,17 @@ def bench_learn(
         "epochs": recipe.optimisation.epochs,
     }
     return {
-        "machine": machine(torch.device("cpu"), dtype),
+        "machine": machine(*used),
         "job": about,
         "runs": runs,
         "cases": cases,
     }
 
 
-def _finetune(method: str, recipe: Recipe, task: Task) -> dict[str, Any]:
+def _finetune(
+    method: str, recipe: Recipe, task: Task
+) -> tuple[dict[str, Any], tuple[torch.device, torch.dtype]]:
+    """The figures of one run, and the device and the dtype of the model."""
     set_seed(recipe.optimisation.seed)  # the new head is the same for all methods
     model, tokenizer = load_for(task, recipe)
     model.requires_grad_(False)
@@ -92,7 +94,8 @@ def _finetune(method: str, recipe: Recipe, task: Task) -> dict[str, Any]:
         system = PeftMethod(model, method, recipe)
         heads = [model.get_submodule(path) for path in recipe.edit.heads]
     size = sum(parameter.numel() for head in heads for parameter in head.parameters())
-    return {**fit(system, tokenizer, task, recipe), "head": size}
+    used = next(model.parameters()).device, model.dtype
+    return {**fit(system, tokenizer, task, recipe), "head": size}, used
 
 
 def _case(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

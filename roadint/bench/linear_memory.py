@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from roadint.adapters.layer import RoadLinear
 from roadint.bench.linear_systems import RANK, SingleLinear
+from roadint.bench.machine import default_device
 from roadint.bench.peft_library import import_peft
+from roadint.bench.shapes import noise
 
 
 def memory_cases(width: int) -> list[dict[str, Any]]:
@@ -26,12 +28,13 @@ def memory_cases(width: int) -> list[dict[str, Any]]:
         f"PEFT LoRA r={RANK}": peft.LoraConfig(r=RANK, target_modules=["layer"]),
     }
     cases = []
+    device = default_device()
     for dtype in (torch.float32, torch.bfloat16):
-        base = SingleLinear(width, dtype)
+        base = SingleLinear(width, dtype, device)
         systems: dict[str, nn.Module] = {"base": base, "roadint": RoadLinear(base.layer)}
         for name, config in configs.items():
-            systems[name] = peft.get_peft_model(SingleLinear(width, dtype), config)
-        x = torch.randn(8, 128, width, dtype=dtype)
+            systems[name] = peft.get_peft_model(SingleLinear(width, dtype, device), config)
+        x = noise(8, 128, width, like=base.layer.weight, seed=1)
         about = {"width": width, "dtype": str(dtype).removeprefix("torch.")}
         for name, module in systems.items():
             copies = round(_copies_kept(module, x), 2)

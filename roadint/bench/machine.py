@@ -1,5 +1,6 @@
 """The machine that a benchmark runs on: what it is, its matrix-multiply rate, its peak memory."""
 
+import gc
 import os
 import platform
 import time
@@ -13,6 +14,11 @@ import transformers
 _SIZE = 2048  # of the square matrices whose product is the machine's rate
 
 
+def default_device() -> torch.device:
+    """Where benchmarks run that load no model: a GPU where there is one, as `roadint.load`."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Describe the machine of a report's figures.
 
@@ -21,14 +27,17 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         dtype: The dtype of the benchmark.
 
     Returns:
-        Names and sizes; "matmul_gflops" is the rate of `matmul_rate` in 10⁹ operations a second.
+        Names and sizes; "matmul_gflops" is the rate of `matmul_rate` in 10⁹ operations a second,
+        "float32_products" how exact products of float32 are ("highest", or "high" with TF32).
     """
     return {
+        "device": device.type,
         "processor": _processor(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "dtype": str(dtype).removeprefix("torch."),
+        "float32_products": torch.get_float32_matmul_precision(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "matmul_gflops": round(matmul_rate(device, dtype) / 1e9, 1),
@@ -46,9 +55,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> floa
     Returns:
         Floating-point operations a second, by the quickest product.
     """
-    left, right = (torch.randn(_SIZE, _SIZE, dtype=dtype, device=device) for _ in range(2))
+    left, right = (torch.randn(_SIZE, _SIZE).to(device, dtype) for _ in range(2))
     times = []
     for _ in range(runs + 1):
+        wait_for(device)
         started = time.perf_counter()
         left @ right
         wait_for(device)
@@ -60,6 +70,13 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing holds any more on a GPU, circles of references included."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def forget_peak(device: torch.device) -> None:
@@ -84,6 +101,20 @@ def peak_mb(device: torch.device) -> float:
     peaks = _lines_of("/proc/self/status", "VmHWM")
     if peaks:
         return int(peaks[0].split()[0]) * 1024 / 1e6
+    return used_mb(device)
+
+
+def used_mb(device: torch.device) -> float:
+    """Read the memory that this process has now.
+
+    Args:
+        device: As in `peak_mb`.
+
+    Returns:
+        10⁶ bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
     return float(psutil.Process().memory_info().rss) / 1e6
 
 

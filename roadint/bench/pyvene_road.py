@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from roadint.architecture.layers import find_layers
 from roadint.data.collate import Example
 from roadint.interop.pyvene import register_model
 from roadint.interventions.pyvene.patches import (
@@ -59,7 +60,7 @@ class PyveneRoad(
 
 
 def wrap_in_pyvene(model: nn.Module, layer: int, width: int) -> tuple[Any, PyveneRoad]:
-    """Put a PyveneRoad at the output of a layer.
+    """Put a PyveneRoad at the output of a layer, on the layer's device.
 
     Args:
         model: The model, whose parameters are frozen.
@@ -70,7 +71,8 @@ def wrap_in_pyvene(model: nn.Module, layer: int, width: int) -> tuple[Any, Pyven
         pyvene's IntervenableModel, and the intervention.
     """
     register_model(model)
-    intervention = PyveneRoad(embed_dim=width)
+    at = find_layers(model)[1][layer]
+    intervention = PyveneRoad(embed_dim=width).to(next(at.parameters()).device)
     config = pyvene.IntervenableConfig(
         [{"layer": layer, "component": "block_output", "intervention": intervention}]
     )

@@ -58,6 +58,8 @@ def bench_train(
         numbers = list(range(total))
         if steps is not None:
             numbers = [round(index * epoch / steps) for index in range(min(steps, epoch))]
+            if job.shape is not None:  # random rows are all alike
+                numbers = [index % epoch for index in range(steps)]
         times = _time_steps(started, numbers, quiet)
         for worker in started:
             seconds, preparation = times[worker.name], prepared[worker.name]["seconds"]

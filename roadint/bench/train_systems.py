@@ -1,7 +1,6 @@
 """The systems of `roadint bench train`: one job through roadint, pyvene and the bare model."""
 
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from roadint.architecture.layers import find_layers, text_config
 from roadint.bench.flops import needed_flops
 from roadint.bench.halves import HALVES, block_strengths
-from roadint.bench.machine import forget_peak, machine, peak_mb, wait_for
+from roadint.bench.machine import forget_peak, machine, peak_mb
 from roadint.bench.pyvene_road import pyreft_loss, wrap_in_pyvene
+from roadint.bench.shapes import model_and_tokenizer
+from roadint.bench.timing import Stopwatch, seconds_of
 from roadint.data.collate import Collator, Example, completion_nll, moved, tokenize
 from roadint.data.prompts import pad
 from roadint.data.sources import load_rows
 from roadint.interventions.road import RoadIntervention
-from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
 from roadint.training.prefix.cache import PrefixCache
 from roadint.training.sampler import MixedLengthSampler
@@ -41,10 +41,14 @@ class TrainingJob:
         rows: The number of rows of a source; all by default.
         max_completion: Tokens at which completions are cut.
         batch_size: Rows of a step.
-        micro_batch: Rows that roadint computes at once; pyreft's loop takes a step's at once.
+        micro_batch: Rows that roadint computes at once; pyreft's loop takes a step's at once. By
+            default 4 on a CPU, whose caches they fill, and a step's on a GPU.
         epochs: The number of epochs of the whole job.
         dtype: The dtype of the model.
         seed: The seed of the order of rows.
+        shape: A name in `roadint.bench.shapes.SHAPES`, in place of the model. Its rows are four
+            steps of random tokens, completions of `max_completion`.
+        prompt: Tokens of random prompts.
     """
 
     model: str
@@ -53,10 +57,12 @@ class TrainingJob:
     rows: int | None = None
     max_completion: int = 64
     batch_size: int = 8
-    micro_batch: int = 4
+    micro_batch: int | None = None
     epochs: int = 5
     dtype: str = "auto"
     seed: int = 42
+    shape: str | None = None
+    prompt: int = 256
 
 
 class TrainingSystem(ABC):
@@ -69,7 +75,7 @@ class TrainingSystem(ABC):
     def __init__(self, job: TrainingJob) -> None:
         torch.manual_seed(job.seed)
         self.job = job
-        self.model, self.tokenizer = load(job.model, dtype=job.dtype)
+        self.model, self.tokenizer = model_and_tokenizer(job.model, job.shape, job.dtype)
         self.model.requires_grad_(False)
         self.device = next(self.model.parameters()).device
         self.layer = len(find_layers(self.model)[1]) // 2 if job.layer is None else job.layer
@@ -84,20 +90,24 @@ class TrainingSystem(ABC):
             {"seconds", "steps"}: the seconds of what only this system prepares, and the steps of an
             epoch.
         """
+        job = self.job
         examples = [
             example
-            for name, source in self.job.data.items()
+            for name, source in ({} if job.shape else job.data).items()
             for example in tokenize(
-                load_rows(source, self.job.rows),
+                load_rows(source, job.rows),
                 self.tokenizer,
                 name,
                 template="alpaca",
                 max_length=512,
-                max_completion=self.job.max_completion,
+                max_completion=job.max_completion,
                 eos=True,
             )
         ]
-        seconds = self._prepare(examples, self.job.batch_size)
+        if job.shape:
+            rows = 4 * job.batch_size
+            examples = self._random(job.prompt, job.max_completion, rows, compositions=2)
+        seconds = self._prepare(examples, job.batch_size)
         return {"seconds": seconds, "steps": len(self.batches)}
 
     def prepare_random(self, prompt: int, completion: int, rows: int, compositions: int) -> None:
@@ -109,19 +119,7 @@ class TrainingSystem(ABC):
             rows: How many rows.
             compositions: Through how many different compositions they go.
         """
-        draw = torch.Generator().manual_seed(self.job.seed)
-        highest = int(text_config(self.model).vocab_size) - 10
-        ids = torch.randint(10, highest, (rows, prompt + completion), generator=draw).tolist()
-        # Every half gets half of the strengths, from 1 down.
-        texts = [
-            f"{1 - index / (2 * compositions):g}*{('german', 'english')[index % 2]}"
-            for index in range(compositions)
-        ]
-        examples = [
-            Example(row[:prompt], row[prompt:], texts[index % compositions])
-            for index, row in enumerate(ids)
-        ]
-        self._prepare(examples, rows)
+        self._prepare(self._random(prompt, completion, rows, compositions), rows)
 
     def step(self, number: int) -> tuple[float, float]:
         """Make one optimizer step.
@@ -133,14 +131,13 @@ class TrainingSystem(ABC):
             The seconds, and the loss in nats a token.
         """
         rows = self._rows(number)
-        started = time.perf_counter()
-        loss = self._backward(rows)
-        if self.optimizer:
-            torch.nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        wait_for(self.device)
-        return time.perf_counter() - started, float(loss)
+        with Stopwatch(self.device) as watch:
+            loss = self._backward(rows)
+            if self.optimizer:
+                torch.nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return watch.seconds, float(loss)
 
     def peak_mb(self) -> float:
         """The peak of memory so far, in MB."""
@@ -175,9 +172,21 @@ class TrainingSystem(ABC):
         self.optimizer = None
         if self.parameters:
             self.optimizer = torch.optim.AdamW(self.parameters, lr=_RATE, weight_decay=0.0)
-        started = time.perf_counter()
-        self._before_first_step()
-        return time.perf_counter() - started
+        return seconds_of(self._before_first_step, self.device)
+
+    def _random(self, prompt: int, completion: int, rows: int, compositions: int) -> list[Example]:
+        draw = torch.Generator().manual_seed(self.job.seed)
+        highest = int(text_config(self.model).vocab_size) - 10
+        ids = torch.randint(10, highest, (rows, prompt + completion), generator=draw).tolist()
+        # Every half gets half of the strengths, from 1 down.
+        texts = [
+            f"{1 - index / (2 * compositions):g}*{('german', 'english')[index % 2]}"
+            for index in range(compositions)
+        ]
+        return [
+            Example(row[:prompt], row[prompt:], texts[index % compositions])
+            for index, row in enumerate(ids)
+        ]
 
     def _rows(self, number: int) -> list[Example]:
         return [self.examples[index] for index in self.batches[number % len(self.batches)]]
@@ -197,8 +206,9 @@ class RoadWithoutReuse(TrainingSystem):
     def _backward(self, rows: list[Example]) -> Float[Tensor, ""]:
         tokens = sum(len(row.completion) for row in rows)
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(rows), self.job.micro_batch):
-            loss = self._nll(rows[start : start + self.job.micro_batch]).sum() / tokens
+        at_once = self.job.micro_batch or (4 if self.device.type == "cpu" else len(rows))
+        for start in range(0, len(rows), at_once):
+            loss = self._nll(rows[start : start + at_once]).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from roadint.architecture.devices import on_device
 from roadint.architecture.properties import positions_of
 from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
 from roadint.data.rows import Row
@@ -199,9 +200,10 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on a device."""
+    """The batch with its tensors on a device, which is not waited for."""
     return {
-        name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()
+        name: on_device(value, device) if torch.is_tensor(value) else value
+        for name, value in batch.items()
     }
 
 
@@ -225,24 +227,25 @@ def completion_nll(
 
 
 def row_sums(
-    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"]
+    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"], count: int
 ) -> Float[Tensor, " rows"]:
     """The sum of every row's values.
 
     Args:
         values: The values of the tokens.
-        rows: The rows of the tokens; every row has a token.
+        rows: The rows of the tokens.
+        count: How many rows there are.
 
     Example:
-        >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()
+        >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist()
         [3.0, 5.0]
     """
-    sums = torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device)
+    sums = torch.zeros(count, dtype=values.dtype, device=values.device)
     return sums.index_add_(0, rows, values)
 
 
 def row_means(
-    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"]
+    values: Float[Tensor, " tokens"], rows: Int[Tensor, " tokens"], count: int
 ) -> Float[Tensor, " rows"]:
     """The mean of every row's values; arguments as in `row_sums`."""
-    return row_sums(values, rows) / rows.bincount()
+    return row_sums(values, rows, count) / row_sums(torch.ones_like(values), rows, count)

@@ -10,7 +10,8 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.merging import Merged
 from roadint.adapters.products import by_layout, check_products, product
+from roadint.adapters.targets import Layout
+from roadint.architecture.devices import on_device
 from roadint.architecture.properties import device_of
 from roadint.engines.call import Call
 from roadint.engines.table import Table, Tables
@@ -37,21 +40,65 @@ class LoweredRotations:
     """The rotations of one call at the targets of adapters that share a layout.
 
     Args:
-        paths: The targets' paths.
-        widths: The widths of the targets' outputs, in dims.
+        layout: The targets.
         groups: The group size of the pairs at each target.
-        u: For each target the rotations: one a row of the call, one for all rows or, where there is
-            an `index`, one for each different composition.
-        v: As `u`; None at a target where it is 0.
+        rotation: The rotations of all targets, end to end: one a row of the call, one for all rows
+            or, where there is an `index`, one for each different composition.
         index: The rotation that each row takes.
     """
 
-    paths: Sequence[str]
-    widths: Sequence[int]
-    groups: Sequence[int]
-    u: Sequence[Complex[Tensor, "rotations blocks"]]
-    v: Sequence[Complex[Tensor, "rotations blocks"] | None]
+    layout: Layout
+    groups: tuple[int, ...]
+    rotation: Rotation
     index: Int[Tensor, " rows"] | None
+
+    def on(self, device: torch.device) -> "LoweredRotations":
+        """The same on another device, to which all of them move at once, when one is first needed.
+
+        Args:
+            device: The device on which a target runs.
+        """
+        u, v = self.rotation.u, self.rotation.v
+        if u.device == device:
+            return self
+        if device not in self._elsewhere:
+            rotation = Rotation(u.to(device), None if v is None else v.to(device))
+            index = None if self.index is None else self.index.to(device)
+            self._elsewhere[device] = replace(self, rotation=rotation, index=index)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, "LoweredRotations"]:
+        return {}
+
+    @cached_property
+    def parts(
+        self,
+    ) -> list[
+        tuple[
+            Complex[Tensor, "rotations blocks"],
+            Complex[Tensor, "rotations blocks"] | None,
+        ]
+    ]:
+        """For each target u and v; None for a v that is 0."""
+        blocks = self.layout.blocks
+        u, v = self.rotation.u, self.rotation.v
+        of_v = [None] * len(blocks) if v is None else torch.split(v, blocks, dim=-1)
+        return list(zip(torch.split(u, blocks, dim=-1), of_v, strict=True))
+
+    def of_rows(self, rows: int) -> Rotation:
+        """The rotations, one a row."""
+        if self.index is not None:
+            return self.rotation.row(self.index)
+        u, v = self.rotation.u, self.rotation.v
+        return Rotation(u.expand(rows, -1), None if v is None else v.expand(rows, -1))
+
+    def number_of_rows(self, rows: int) -> Int[Tensor, " rows"]:
+        """The number of the rotation that each row takes."""
+        if self.index is not None:
+            return self.index
+        numbers = torch.arange(rows, device=self.rotation.u.device)
+        return numbers if len(self.rotation.u) > 1 else torch.zeros_like(numbers)
 
 
 @dataclass(frozen=True)
@@ -207,15 +254,7 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
         else:
             table = self.tables.of(first.layout_and_groups, sum(blocks), first.theta.device)
             rotation, index = _from_table(by_name, members_terms, table)
-        v = rotation.v
-        return LoweredRotations(
-            first.layout.paths,
-            first.layout.widths,
-            first.groups,
-            torch.split(rotation.u, blocks, dim=-1),
-            [None] * len(blocks) if v is None else torch.split(v, blocks, dim=-1),
-            index,
-        )
+        return LoweredRotations(first.layout, first.groups, rotation, index)
 
     @property
     def _by_name(self) -> dict[str, RoadAdapter]:
@@ -259,17 +298,15 @@ def _with_gradients(
     rotation = _stacked(made)
     if len(slot_of) == 1:
         return rotation, None
-    return rotation, torch.tensor([slot_of[key] for key in keys], device=rotation.u.device)
+    return rotation, on_device([slot_of[key] for key in keys], rotation.u.device)
 
 
 def _from_table(
     members: Mapping[str, RoadAdapter], terms: Sequence[Terms], table: Table
 ) -> tuple[Rotation, Int[Tensor, " rows"] | None]:
     """The rotations of a table, whose keys are terms with the adapters' values at this moment."""
-    states = {
-        name: table.seen.state_of(members[name])
-        for name in {name for row in terms for name, _ in row}
-    }
+    names = list({name for row in terms for name, _ in row})
+    states = dict(zip(names, table.seen.states_of([members[name] for name in names]), strict=True))
     keys: list[Hashable] = [tuple((*term, states[term[0]]) for term in row) for row in terms]
 
     def make(key: Any) -> Rotation:

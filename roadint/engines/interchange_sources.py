@@ -50,7 +50,10 @@ def align(
             f"a source of {len(source)} rows for {len(edited)} rows of the base: expected one a row"
         )
     order = (edited.long().cumsum(1) - 1).masked_fill(~edited, -1)
-    for row, (states, count) in enumerate(zip(source, edited.sum(1).tolist(), strict=True)):
+    # Counting waits for the device; a state for all tokens fits any number of them.
+    alike = all(states.ndim == 1 for states in source)
+    counts = [0] * len(edited) if alike else edited.sum(1).tolist()
+    for row, (states, count) in enumerate(zip(source, counts, strict=True)):
         if states.ndim == 1:
             order[row] = 0
         elif after_prompt:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from roadint.architecture.devices import on_device
 from roadint.architecture.layers import site_path
 from roadint.architecture.properties import device_of, width_of
 from roadint.engines.call import Call, Source
@@ -205,10 +206,10 @@ def _lower(
     acting_rows: Sequence[bool],
     call: Call,
 ) -> LoweredIntervention:
-    acting = torch.tensor(acting_rows, device=call.kept.device)
+    acting = on_device(acting_rows, call.kept.device)
     position = call.positions or intervention.position
     if any(acting_rows) and isinstance(position, Position):
-        _check_position(position, intervention.layer, acting, call)
+        _check_position(position, intervention.layer, acting_rows, call)
     learning = None
     if call.learning is not None:
         learning = intervention.strengths(call.learning) != 0
@@ -222,7 +223,7 @@ def _lower(
 
 
 def _check_position(
-    position: Position, layer: int, acting: Bool[Tensor, " rows"], call: Call
+    position: Position, layer: int, acting_rows: Sequence[bool], call: Call
 ) -> None:
     none_generated = call.prompt_length is None and not call.generates
     if none_generated and position.phase == "generated":
@@ -230,4 +231,5 @@ def _check_position(
             f"the intervention at layer {layer} edits generated tokens alone, and this call has "
             "none: give prompt_length, what of each row is the prompt, or let generate run"
         )
-    position.check(call.prompt_end[acting])
+    if position.names_tokens:  # it waits for the device
+        position.check(call.prompt_end[[row for row, acts in enumerate(acting_rows) if acts]])

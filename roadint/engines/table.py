@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from roadint.architecture.devices import on_device
 from roadint.engines.locks import Lock
 from roadint.engines.seen_values import SeenValues
 from roadint.errors import RoadError, quoted
@@ -68,11 +69,11 @@ class Table:
             slots = {key: self._slot(key, distinct, make) for key in distinct}
             by_row = len(distinct) > 1 and self._is_worth_copying(len(keys), len(distinct))
             wanted = [slots[key] for key in (keys if by_row else distinct)]
-            rotation = self._copy(torch.tensor(wanted, device=self.device), slots.values())
+            rotation = self._copy(on_device(wanted, self.device), slots.values())
         if by_row or len(distinct) == 1:
             return rotation, None
         index_of = {key: index for index, key in enumerate(distinct)}
-        return rotation, torch.tensor([index_of[key] for key in keys], device=self.device)
+        return rotation, on_device([index_of[key] for key in keys], self.device)
 
     def _is_worth_copying(self, rows: int, distinct: int) -> bool:
         """Whether to copy a rotation for every row, instead of one for every different key."""

@@ -54,20 +54,17 @@ def divergence(
     )
     collate = Collator(tokenizer)
     check_fits(examples, road.model, collate.fill)
-    divergences: list[list[float]] = [[] for _ in compositions]
+    measured: list[list[Tensor]] = [[] for _ in compositions]  # on the device until the end
     starts = range(0, len(examples), batch_size)
     for start in track(starts, len(starts), "divergence", quiet=quiet):
         chosen = examples[start : start + batch_size]
         batch = moved(collate(chosen), road.device)
         base = _log_probabilities(road, batch, Composition())
-        for composition, values in zip(compositions, divergences, strict=True):
-            if composition.terms:
-                edited = _log_probabilities(road, batch, composition)
-                kl = (base.exp() * (base - edited)).sum(-1)
-                values += row_means(kl, batch["places"][0]).tolist()
-            else:
-                values += [0.0] * len(chosen)
-    return divergences
+        for composition, means in zip(compositions, measured, strict=True):
+            edited = _log_probabilities(road, batch, composition) if composition.terms else base
+            kl = (base.exp() * (base - edited)).sum(-1)
+            means.append(row_means(kl, batch["places"][0], len(chosen)))
+    return [torch.cat(means).tolist() for means in measured]
 
 
 def _log_probabilities(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from roadint.data.collate import (
@@ -64,12 +65,12 @@ def reference_nll(
     )
     collate = Collator(tokenizer)
     check_fits(examples, road.model, collate.fill)
-    means = torch.zeros(len(compositions), len(examples))
+    measured: list[list[Tensor]] = [[] for _ in compositions]  # on the device until the end
     batches = by_length([len(example) for example in examples], batch_size)
     for indices in track(batches, len(batches), "likelihood", quiet=quiet):
         batch = moved(collate([examples[index] for index in indices]), road.device)
-        for number, composition in enumerate(compositions):
+        for composition, means in zip(compositions, measured, strict=True):
             nll, rows_of_tokens = completion_nll(road, {**batch, "compose": composition})
-            means[number, indices] = row_means(nll, rows_of_tokens).cpu()
-    values: list[list[float]] = means.tolist()
-    return values
+            means.append(row_means(nll, rows_of_tokens, len(indices)))
+    order = torch.tensor([index for indices in batches for index in indices]).argsort()
+    return [torch.cat(means).cpu()[order].tolist() for means in measured]

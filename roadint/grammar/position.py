@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from roadint.errors import RoadError, check_known, did_you_mean, quoted
-from roadint.grammar.position_kinds import expected_positions, position_kinds
+from roadint.grammar.position_kinds import PositionKind, expected_positions, position_kinds
 from roadint.grammar.scanner import check_length
 
 Phase = Literal["prompt", "generated", "both"]
@@ -39,6 +39,9 @@ class _EditedTokens(ABC):
 
     @abstractmethod
     def edited(self, rank: Tensor, prompt_length: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def most(self, columns: int) -> int: ...
 
     @abstractmethod
     def check(self, lengths: Tensor) -> None: ...
@@ -156,6 +159,21 @@ class Position(_EditedTokens):
                 return self._generated(rank, length)
         return self._in_prompt(rank, length) | self._generated(rank, length)
 
+    def most(self, columns: int) -> int:
+        """How many tokens of a row are edited at most.
+
+        Args:
+            columns: How many tokens a row has, at most.
+        """
+        most = position_kinds()[self.kind].most(self.numbers)
+        return columns if most is None or self.after_prompt else min(most, columns)
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether prompts may lack a token that it names; `check` has nothing to do otherwise."""
+        kind = type(position_kinds()[self.kind])
+        return self.phase != "generated" and kind.missing is not PositionKind.missing
+
     def _in_prompt(self, rank: Tensor, length: Tensor) -> Tensor:
         selects = position_kinds()[self.kind].selects
         return (rank >= 0) & (rank < length) & selects(self.numbers, rank, length)
@@ -173,7 +191,7 @@ class Position(_EditedTokens):
         Raises:
             RoadError: where `at(i)` names a token that a prompt does not have.
         """
-        if self.phase != "generated" and len(lengths):
+        if self.names_tokens and len(lengths):
             problem = position_kinds()[self.kind].missing(self.numbers, lengths)
             if problem:
                 raise RoadError(f"position {self} {problem}")
@@ -242,13 +260,23 @@ class Tokens(_EditedTokens):
         self, rank: Int[Tensor, "rows columns"], prompt_length: Int[Tensor, " rows"]
     ) -> Bool[Tensor, "rows columns"]:
         """Which tokens are edited, as Position.edited."""
+        longest = self.most(_LONGEST)
+        # The last index again, where a row has fewer.
+        padded = [(*row, *row[-1:] * (longest - len(row))) for row in self.indices]
+        wanted = torch.tensor(padded, device=rank.device)
+        wanted = torch.where(wanted < 0, prompt_length[:, None] + wanted, wanted)
         edited = torch.zeros_like(rank, dtype=torch.bool)
-        for row, (indices, length) in enumerate(
-            zip(self.indices, prompt_length.tolist(), strict=True)
-        ):
-            for index in indices:
-                edited[row] |= rank[row] == (index if index >= 0 else length + index)
+        for token in wanted.unbind(1):
+            edited |= rank == token[:, None]
         return edited
+
+    def most(self, columns: int) -> int:
+        """How many tokens of a row are edited at most.
+
+        Args:
+            columns: How many tokens a row has, at most.
+        """
+        return min(columns, max(map(len, self.indices)))
 
     def check(self, lengths: Int[Tensor, " rows"]) -> None:
         """Refuse prompts that lack a token to edit.

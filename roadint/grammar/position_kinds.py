@@ -59,6 +59,14 @@ class PositionKind(ABC):
             True where a token is selected.
         """
 
+    def most(self, numbers: Numbers) -> int | None:
+        """How many tokens of a prompt are selected at most; None where that depends on it.
+
+        Args:
+            numbers: The position's numbers.
+        """
+        return None
+
     def missing(self, numbers: Numbers, lengths: Int[Tensor, " rows"]) -> str | None:
         """What is wrong where a prompt lacks a token that the position names.
 
@@ -126,6 +134,9 @@ class _Counting(PositionKind):
             return None
         return f"needs one count of at least 1, such as {self.name}(1)"
 
+    def most(self, numbers: Numbers) -> int | None:
+        return numbers[0]
+
 
 @position_kind("last", "last", "last(n)")
 class _Last(_Counting):
@@ -175,6 +186,9 @@ class _At(PositionKind):
         for number in numbers:
             selected |= index == (number if number >= 0 or length is None else length + number)
         return selected
+
+    def most(self, numbers: Numbers) -> int | None:
+        return len(numbers)
 
     def missing(self, numbers: Numbers, lengths: Tensor) -> str | None:
         shortest = int(lengths.min())

@@ -86,7 +86,7 @@ def next_tokens(
     inputs = _repeated(road, tokenizer, prompt, 1 + len(listed), template)
     with torch.no_grad():
         output = road(compose=[None, *listed], **inputs, **_last_alone(road.model))
-    base, *edited = output.logits[:, -1].float().log_softmax(-1)
+    base, *edited = output.logits[:, -1].float().log_softmax(-1).cpu()  # the host reads much of it
     names = [str(Composition.parse(composition, road.names)) for composition in listed]
     return [
         _next_token(tokenizer, name, base, logs, count)
@@ -158,11 +158,12 @@ def logit_lens(
         ).hidden_states
         # The last state has been through the norm already.
         normed = [*(norm(state[:, -1]) for state in states), last[:, -1]]
-        layers = [_capped(road.model, head(state)).float().softmax(-1).max(-1) for state in normed]
+        logits = torch.stack([_capped(road.model, head(state)).float() for state in normed])
+        probabilities, tokens = (each.tolist() for each in logits.softmax(-1).max(-1))
     return [
         [
-            Token(_text(tokenizer, int(layer.indices[row])), float(layer.values[row]))
-            for layer in layers
+            Token(_text(tokenizer, of_rows[row]), probabilities_of_rows[row])
+            for of_rows, probabilities_of_rows in zip(tokens, probabilities, strict=True)
         ]
         for row in range(len(listed))
     ]

@@ -12,14 +12,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from roadint.architecture.devices import on_device
 from roadint.errors import RoadError, quoted
 from roadint.files.rules import Rule, Shapes
 from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.position import Phase, Position
 from roadint.grammar.subspace import Partition, SubspaceLike
 from roadint.interventions.arguments import component_name, layer_index
-from roadint.rotation.basis import Axes
+from roadint.rotation.basis import Axes, Frame
 from roadint.rotation.parameters import KeepsPrecision, keep_objects, register_waiting
+from roadint.rotation.rotation import Rotation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +69,7 @@ class SubspaceIntervention(KeepsPrecision):
 
     kind: str  # its name in recipes and checkpoints; `register` sets it
     takes_source = False  # whether an edit needs the hidden states of another input
+    turns = False  # whether an edit is a turn of pairs in a basis: see `as_turn`
     partition: Partition
     source_representation: Tensor | None  # a constant source [width], for every call
 
@@ -186,8 +189,7 @@ class SubspaceIntervention(KeepsPrecision):
         self._check_strengths(table)
         numbers = {composition: number for number, composition in enumerate(distinct)}
         index = torch.tensor([numbers[composition] for composition in compositions])
-        # A few numbers: they are on their way when this returns, and no step waits for the device.
-        return table[index].to(next(self.parameters()).device, non_blocking=True)
+        return on_device(table[index], next(self.parameters()).device)
 
     def _check_strengths(self, strengths: Float[Tensor, "rows units"]) -> None:
         """Refuse strengths (on the CPU) at which the intervention is not defined."""
@@ -235,6 +237,19 @@ class SubspaceIntervention(KeepsPrecision):
         """
         raise NotImplementedError
 
+    def as_turn(self, rows: Any) -> tuple[Rotation, Frame | None] | None:
+        """The rotation and its basis, where the edit is no more than that.
+
+        Engines run it in one launch, and in compiled graphs.
+
+        Args:
+            rows: What `rows` returned.
+
+        Returns:
+            None for another kind of edit.
+        """
+        return None
+
     # The arguments and the values.
 
     def spec(self) -> dict[str, Any]:
@@ -251,6 +266,10 @@ class SubspaceIntervention(KeepsPrecision):
     def values(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint keeps: every parameter by its name, detached."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def acting_values(self) -> list[Tensor]:
+        """The tensors that `rows` is made from."""
+        return list(self.parameters())
 
     @property
     def trainable_count(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from roadint.architecture.devices import on_device
 from roadint.errors import RoadError, check_known, listing, quoted
 from roadint.files.rules import Rule, Shapes, listed, number, one_of, whole
 from roadint.grammar.position import Phase, Position
@@ -288,7 +289,7 @@ class RoadInterchange(PairedIntervention):
         if self.learn is None:
             return logits
         for boundary, subspace in zip(self.boundary, self.partition.values(), strict=True):
-            held = torch.tensor(subspace.blocks, device=logits.device)
+            held = on_device(subspace.blocks, logits.device)
             # pyvene's form: soft within `temperature` rows of the boundary
             ranks = torch.arange(len(held), device=logits.device)
             distances = boundary.clamp(0, 1) * len(held) - ranks - 0.5
@@ -297,7 +298,7 @@ class RoadInterchange(PairedIntervention):
 
     def sparsity(self) -> Float[Tensor, ""]:
         """The mean gate of the matrix rows in subspaces, to add to a loss."""
-        return self.gates()[torch.tensor(self._held(), device=self.theta.device)].mean()
+        return self.gates()[on_device(self._held(), self.theta.device)].mean()
 
     def _held(self) -> list[int]:
         """The matrix rows of R in subspaces."""
@@ -305,9 +306,9 @@ class RoadInterchange(PairedIntervention):
 
     def taken(self) -> dict[str, Subspace | None]:
         """The matrix rows of R that subspaces exchange when gates are 0 or 1; None for none."""
-        opened = self._logits() > 0
+        opened = (self._logits() > 0).tolist()
         left = {
-            name: [row for row in subspace.blocks if bool(opened[row])]
+            name: [row for row in subspace.blocks if opened[row]]
             for name, subspace in self.partition.items()
         }
         return {

@@ -19,7 +19,7 @@ from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.paired import PairedIntervention
 from roadint.interventions.pyvene.entry import EditIntervention
 from roadint.interventions.registry import register
-from roadint.rotation.basis import BasisKind, rotate
+from roadint.rotation.basis import BasisKind, Frame, rotate
 from roadint.rotation.rotation import (
     Pairing,
     Rotation,
@@ -73,6 +73,8 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         >>> RoadIntervention(layer=9, subspaces=halves, embed_dim=640).trainable_count
         640
     """
+
+    turns = True
 
     theta: nn.Parameter
     alpha: nn.Parameter
@@ -255,6 +257,10 @@ class RoadIntervention(PairedIntervention, EditIntervention):
     ) -> Float[Tensor, "*rows width"]:
         """The rotated hidden states, in the dtype of `h`; pairs are formed in the basis."""
         return rotate(h, rows, self.frame)
+
+    def as_turn(self, rows: Rotation) -> tuple[Rotation, Frame | None]:
+        """The rotation itself, in the basis."""
+        return rows, self.frame
 
     def _rescale(self, strengths: Float[Tensor, " blocks"]) -> None:
         strengths = strengths.reshape(-1, *(1,) * (self.theta.ndim - 1))

@@ -96,7 +96,8 @@ def load(
             of a PyPI package, which is checked, de-quantised once and kept under ROADINT_CACHE
             (~/.cache/roadint by default).
         dtype: As in transformers.
-        device: Where to; a GPU by default, where there is one.
+        device: Where to; a GPU by default, where there is one. Of the processes that torchrun
+            started, each takes its own, also where the device is "cuda".
         labels: The number of classes (1 to predict a number) of a classifier, which is loaded in
             place of a language model; its head is new where the model has none.
 
@@ -154,11 +155,15 @@ def load(
 
 def _device(device: str | torch.device | None) -> torch.device:
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception:  # of all kinds, by what was given
         raise RoadError(
             f"device {quoted(device)} is unknown: expected 'cpu', 'cuda', 'cuda:1' and the like"
         ) from None
+    rank = os.environ.get("LOCAL_RANK", "")
+    if chosen.type != "cuda" or chosen.index is not None or not rank.isdecimal():
+        return chosen
+    return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()))
 
 
 def _hub_or_offline(name: str) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from roadint.engines.call import Source
 from roadint.engines.interventions import Interventions, listed_interventions
 from roadint.engines.locks import Gate, Lock
 from roadint.engines.table import Tables
+from roadint.engines.transformers.compiled.compiled import Compiled
 from roadint.engines.transformers.generation import (
     check_room,
     generation_settings,
@@ -114,6 +115,7 @@ class RoadModel(Hosted):
         self._gate = Gate()
         self._changing = Lock()
         self._counts_padding = counts_padding(model)
+        self._compiled: Compiled | None = None
 
     # What is on the model
 
@@ -222,7 +224,8 @@ class RoadModel(Hosted):
         with self._gate.call():
             inputs = self._with_positions(inputs)
             attached = self._attached()
-            return run_forward(self.model, attached, inputs, compose, scored=scored, **about)
+            about |= {"scored": scored, "compiled": self._compiled}
+            return run_forward(self.model, attached, inputs, compose, **about)
 
     # torch.compile(road) can't trace this; the model inside may be compiled.
     _uncompiled = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
@@ -256,8 +259,9 @@ class RoadModel(Hosted):
     ) -> Any:
         """The model's own `generate`, with a composition a row: same arguments, same result.
 
-        Beams and returned sequences share their row's composition and sources. Compiled models and
-        caches run uncompiled where something composes.
+        Beams and returned sequences share their row's composition and sources. After `compile`, the
+        decode is a compiled graph; a model that was compiled otherwise runs uncompiled where
+        something composes.
 
         Args:
             inputs: The tokens, as in transformers; or input_ids, padded on the left where rows
@@ -277,7 +281,10 @@ class RoadModel(Hosted):
         if generation_config is not None:
             arguments["generation_config"] = generation_config
         with self._gate.call():
-            return run_generate(self.model, self._attached(), arguments, compose, sources)
+            attached = self._attached()
+            return run_generate(
+                self.model, attached, arguments, compose, sources, compiled=self._compiled
+            )
 
     def answer(
         self,
@@ -404,6 +411,32 @@ class RoadModel(Hosted):
                     "ones; call again"
                 )
             return self(compose=compose, positions=positions, sources=taken, **inputs)
+
+    def compile(self, **options: Any) -> None:
+        """Run calls as a compiled graph, in which the edits are operations.
+
+        One graph serves any mixture of compositions, strengths and adapters, in any order of rows;
+        adapters may come and go. Only a target or a site that no edit had before makes a new one.
+        `generate` uses a static cache and, on a GPU, CUDA graphs. Rows of a batch that compose
+        nothing are untouched in it; a batch of such rows alone is the caller's model as it is.
+
+        What can't be part of the graph runs uncompiled, and the log says why: interventions that
+        are no rotations, interchanges, adapters with a LoRA or a head, gradients, several devices,
+        offloaded weights, and hidden states or attentions as outputs. Calls of several threads run
+        one after another.
+
+        Args:
+            options: Those of torch.compile: backend, mode, dynamic, fullgraph, options. `generate`
+                takes mode "reduce-overhead" by default, which is CUDA graphs.
+
+        Raises:
+            RoadError: for an option that torch.compile does not have.
+
+        Example:
+            >>> road.compile()  # doctest: +SKIP
+            >>> road.generate(**inputs, compose=["german", None, "0.5*english"])  # doctest: +SKIP
+        """
+        self._compiled = Compiled(options)
 
     def describe(
         self, tokenizer: PreTrainedTokenizerBase, prompt: str, template: Template | None = None

@@ -5,6 +5,7 @@ from roadint.plots.blocks import adapter_figure, block_figure
 from roadint.plots.evaluation import composition_figure, interference_figure
 from roadint.plots.heat import heat_figure
 from roadint.plots.linear import linear_figure
+from roadint.plots.paper import throughput_figure, training_cost_figure
 from roadint.plots.sweep import sweep_figure
 from roadint.plots.training import training_figure
 
@@ -17,5 +18,7 @@ __all__ = [
     "interference_figure",
     "linear_figure",
     "sweep_figure",
+    "throughput_figure",
+    "training_cost_figure",
     "training_figure",
 ]

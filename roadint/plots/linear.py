@@ -73,8 +73,13 @@ def _draw_decoding(
     panel: Axes, cases: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
 ) -> None:
     """A bar for every system and number of rows."""
+    modes = [case.get("mode", "eager") for case in cases]
+    endings = ["" if mode == "eager" else f", {mode}" for mode in modes]
     panel.barh(
-        [f"{case['system']} in {case['rows']} rows" for case in cases],
+        [
+            f"{case['system']} in {case['rows']} rows{ending}"
+            for case, ending in zip(cases, endings, strict=True)
+        ],
         [case["over_base"] for case in cases],
         color=[colours[_system(case)] for case in cases],
     )

@@ -28,4 +28,4 @@ def draw_line(panel: Axes, points: Iterable[tuple[float, float]], **style: Any) 
         points: (x, y), at least one.
         **style: As `Axes.plot` takes it.
     """
-    panel.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
+    panel.plot(*zip(*points, strict=True), **{"marker": "o", "markersize": 3, **style})

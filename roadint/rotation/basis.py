@@ -30,10 +30,10 @@ class Basis:
     Args:
         kind: "identity" is the paper's. "random" is Haar-distributed. "hadamard" is random signs,
             then a Walsh–Hadamard transform (with a small random matrix for the odd factor of a
-            width that is no power of two); it takes O(d log d) and stores d signs. "pca" is the
-            principal axes of the hidden states at the site, the largest first: training measures
-            them on its prompts, `fit_basis` on any hidden states, and checkpoints keep them. Before
-            that, an intervention in them raises RoadError.
+            width that is no power of two): two small products. "pca" is the principal axes of the
+            hidden states at the site, the largest first: training measures them on its prompts,
+            `fit_basis` on any hidden states, and checkpoints keep them. Before that, an
+            intervention in them raises RoadError.
         seed: From 0 to 2³² − 1, for "random" and "hadamard".
 
     Raises:
@@ -201,7 +201,7 @@ class Axes(Matrix):
 
 
 class Hadamard(Frame):
-    """`Qᵀ = (H ⊗ O) D`, which takes O(d log d) to apply.
+    """`Qᵀ = (H ⊗ O) D`, which takes two products with small matrices.
 
     D has random signs, H is the Walsh–Hadamard matrix of the width's power of two, and O a random
     orthogonal matrix of its odd factor.
@@ -212,29 +212,37 @@ class Hadamard(Frame):
     """
 
     signs: Float[Tensor, " width"]
-    mixer: Float[Tensor, "odd odd"]
+    left: Float[Tensor, "a a"]
+    right: Float[Tensor, "b b"]
 
     def __init__(self, width: int, seed: int) -> None:
         odd = width
         while odd % 2 == 0:
             odd //= 2
         super().__init__()
-        signs = np.random.RandomState(seed).choice([-1.0, 1.0], width)
-        self.register_buffer("signs", torch.from_numpy(signs.astype(np.float32)), persistent=False)
-        self.register_buffer("mixer", _random_orthogonal(odd, seed), persistent=False)
+        signs = np.random.RandomState(seed).choice([-1.0, 1.0], width).astype(np.float32)
+        self.register_buffer("signs", torch.from_numpy(signs), persistent=False)
+        # H of ab is (H of a) ⊗ (H of b): two products with small matrices, where butterflies would
+        # read and write everything log₂(ab) times.
+        depth = (width // odd).bit_length() - 1
+        of_right = max(0, (depth - odd.bit_length() + 1) // 2)
+        left, right = _walsh(1 << depth - of_right), _walsh(1 << of_right)
+        right = torch.kron(right, _random_orthogonal(odd, seed))
+        self.register_buffer("left", left / len(left) ** 0.5, persistent=False)
+        self.register_buffer("right", right / (1 << of_right) ** 0.5, persistent=False)
 
     def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """Apply signs, the odd factor and the transform."""
-        mixed: Tensor = self._split(h.to(self.signs.dtype) * self.signs) @ self.mixer
-        return _walsh(mixed).flatten(-2)
+        signed = self._split(h.to(self.signs.dtype) * self.signs)
+        return (self.left @ (signed @ self.right)).flatten(-2)
 
     def out(self, coordinates: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """Apply the same in reverse."""
-        mixed: Tensor = _walsh(self._split(coordinates)) @ self.mixer.T
+        mixed: Tensor = self.left @ (self._split(coordinates) @ self.right.T)
         return mixed.flatten(-2) * self.signs
 
     def _split(self, h: Tensor) -> Tensor:
-        return h.reshape(*h.shape[:-1], -1, len(self.mixer))
+        return h.reshape(*h.shape[:-1], len(self.left), len(self.right))
 
 
 def rotate(
@@ -255,19 +263,12 @@ def rotate(
     return (h + frame.out(rotation.minus_identity(frame.into(h)))).to(h.dtype)
 
 
-def _walsh(x: Tensor) -> Tensor:
-    """The orthonormal Walsh–Hadamard transform along the dimension before the last, a power of 2.
-
-    It is its own inverse.
-    """
-    size = x.shape[-2]
-    half = 1
-    while half < size:
-        first, second = x.reshape(*x.shape[:-2], -1, 2, half, x.shape[-1]).unbind(-3)
-        x = torch.stack((first + second, first - second), dim=-3).flatten(-4, -2)
-        half *= 2
-    transformed: Tensor = x / size**0.5
-    return transformed
+def _walsh(size: int) -> Float[Tensor, "size size"]:
+    """The Walsh–Hadamard matrix of a power of 2, with entries 1 and −1."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix
 
 
 @lru_cache(maxsize=8)

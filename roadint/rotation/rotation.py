@@ -25,7 +25,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from roadint.errors import RoadError, check_known, quoted
-from roadint.rotation.kernels.torch import dims, turn
+from roadint.rotation.kernels.operation import turn
+from roadint.rotation.kernels.torch import dims
 
 LARGEST_SCALE = 1e6  # of a block: products with it stay far inside float32
 
@@ -149,7 +150,7 @@ class Rotation:
         Returns:
             `R h`, computed in float32 at least, in the dtype of `h`.
         """
-        return turn(h, self.u, self.v, self.group).to(h.dtype)
+        return turn(h, self.u, self.v, self.group)
 
     def minus_identity(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """What the rotation adds to hidden states.
@@ -307,7 +308,8 @@ def rotation(
         tensor([1., 0.])
     """
     angle, scale = _positive(theta, alpha)
-    s = torch.as_tensor(strength, dtype=theta.dtype, device=theta.device)
+    # A number is written on the device: a copy from the host would wait for a GPU.
+    s = strength.to(theta) if torch.is_tensor(strength) else theta.new_full((), strength)
     if s.ndim:
         s = s.reshape(*s.shape, *(1,) * len(_SHAPE_OF_A_BLOCK[variant]))
     size, angle = scale**s, angle * s

@@ -148,7 +148,7 @@ class ChoosingTask(ReasoningTask):
         for batch in by_length([len(example) for example in examples], SCORED_ROWS):
             inputs = moved(collate([examples[index] for index in batch]), model.device)
             nll, rows = completion_nll(model, inputs)
-            losses[batch] = row_sums(nll, rows).cpu().numpy()
+            losses[batch] = row_sums(nll, rows, len(batch)).cpu().numpy()
         ends = np.cumsum([len(question.choices) for question in questions])[:-1]
         likeliest = [int(part.argmin()) for part in np.split(losses, ends)]
         right = [question.right for question in questions]

@@ -141,6 +141,14 @@ class BaseTrainer(Trainer):
             self.optimizer = optimizer_class(self.trained_parameters(), **settings)
         return self.optimizer
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave a model where it is that accelerate runs on several devices, or offloads."""
+        if any(hasattr(module, "_hf_hook") for module in model.modules()):
+            self.accelerator.device_placement = False
+            self.args._n_gpu = 1  # else Trainer copies the model to every GPU
+        else:
+            super()._move_model_to_device(model, device)
+
 
 def _length(example: Any) -> int:
     """The tokens of an example: roadint's, or a task's mapping of inputs."""

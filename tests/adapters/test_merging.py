@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from roadint import RoadError, RoadIntervention, RoadLinear, RoadModel, Rotation
-from roadint.adapters import merging
 from roadint.interop.peft import export
+from roadint.rotation.kernels import weights as kernel
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
 
@@ -121,13 +121,36 @@ def test_large_and_odd_shapes_in_chunks(
     rotation = road.road.rotation()
     dense = Rotation(rotation.u, rotation.v, group).dense().detach()
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    monkeypatch.setattr(merging, "_CHUNK", 700)
+    monkeypatch.setattr(kernel, "_CHUNK_ON_CPU", 700)
     road.merge()
     expected = dense @ weight if isinstance(layer, nn.Linear) else weight @ dense.T
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(layer.bias.detach(), dense @ bias, rtol=0, atol=1e-5)
     road.unmerge()
     torch.testing.assert_close(layer.weight.detach(), weight, rtol=0, atol=1e-4)
+
+
+def test_double_precision_is_kept() -> None:
+    torch.manual_seed(0)
+    for layer in (nn.Linear(6, 8).double(), Conv1D(8, 6).double()):
+        road = RoadLinear(layer, variant="road_4", lora_rank=2)
+        randomised(road.road)
+        x = torch.randn(3, 6, dtype=torch.float64)
+        rotation, ((a, b),) = road.road.rotation(), road.road.lora()
+        dense = Rotation(rotation.u, rotation.v).dense().double()
+        expected = layer(x) @ dense.T + x @ a.double().T @ b.double().T
+        road.merge()
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=2e-8)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["old", "new"]
+)
+def test_computed_weights_are_refused(norm: Any) -> None:
+    """A change of what the layer computes from other parameters would vanish in its next call."""
+    road = RoadLinear(norm(nn.Linear(6, 8)))
+    with pytest.raises(RoadError, match="the weight of base .* is no parameter, but packed or"):
+        road.merge()
 
 
 def test_tells_what_the_dtype_loses() -> None:

@@ -150,6 +150,31 @@ def test_bench_generate_reports_what_tools_read(
     assert [entry["over"] for entry in report["ratios"]] == ["bare model", "bare model", "pyvene"]
 
 
+def test_a_shape_trains_and_generates_on_random_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bench.json"
+    sizes = "--shape tiny --layer 0 --prompt 9 --max-completion 5 --batch-size 4 --steps 5"
+    only = ["--system", "roadint", "--out", str(out)]
+    code, _, errors = call(capsys, monkeypatch, "bench", "train", *sizes.split(), *only)
+    assert code == 0, errors
+    report = json.loads(out.read_text())
+    step, whole = report["cases"]
+    assert (step["runs"], whole["steps"]) == (5, 4 * 5)
+    assert report["machine"]["dtype"] == "bfloat16"
+    sizes = "--shape tiny --batch-size 3 --new-tokens 2 --compositions 3 --runs 2"
+    code, _, errors = call(
+        capsys, monkeypatch, "bench", "generate", *sizes.split(), "--out", str(out)
+    )
+    assert code == 0, errors
+    report = json.loads(out.read_text())
+    assert (report["job"]["model"], report["job"]["columns"]) == ("tiny", 64)
+    over = {entry["system"]: entry["over_base"] for entry in report["cases"]}
+    assert over["bare model"] == 1.0
+    found = {entry["over"]: entry["value"] for entry in report["ratios"]}
+    assert found["bare model"] == pytest.approx(1 / over["roadint"], abs=2e-3)
+
+
 def test_bench_align_finds_the_variables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +210,7 @@ def test_bench_align_finds_the_variables(
             r"unknown rival 'RotatedSpce': .*did you mean 'RotatedSpace'",
         ),
         (["train", "--system", "pyven"], r"unknown system 'pyven': .*did you mean 'pyvene'"),
+        (["train", "--shape", "llama"], r"unknown shape 'llama'"),
         (["train", "--plot", "bench.txt"], r"--plot bench.txt: expected a .png, .svg or .pdf file"),
         (
             ["generate", "--out", "nowhere/bench.json"],

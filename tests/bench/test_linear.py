@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from roadint.bench.linear import bench_linear
 from roadint.bench.linear_systems import (
     SingleLinear,
     base_system,
@@ -15,6 +16,8 @@ from roadint.bench.linear_systems import (
     peft_road_system,
     road_system,
 )
+from roadint.bench.machine import default_device
+from roadint.bench.steps import modes_on
 from tests.helpers import call, check_drawn
 
 
@@ -22,7 +25,7 @@ from tests.helpers import call, check_drawn
 def test_rows_have_adapters_of_their_own(make: Any) -> None:
     """In every system a mixed batch is what its rows give alone, and no adapter gives what the base or another gives."""
     torch.manual_seed(0)
-    layer = SingleLinear(16, torch.float32).eval()
+    layer = SingleLinear(16, torch.float32, torch.device("cpu")).eval()
     x = torch.randn(4, 3, 16)
     with torch.no_grad():
         system = make(layer, ["layer"], 3)
@@ -128,3 +131,47 @@ def test_learn_reports_every_method(
         "boft",
     )
     assert (code, "method" in errors) == (2, True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [[0, 2, 1, 2], [1, 1, 1, 1]])
+def test_the_bmm_lora_is_a_dense_lora_a_row(rows: list[int]) -> None:
+    layer = SingleLinear(16, torch.float32, torch.device("cpu")).eval()
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    system = bmm_lora_system(layer, ["layer"], 3, rank=5)
+    with system.context(rows) as module:
+        output, lora = module(x), module.layer.forward.__self__
+        for row in range(4):
+            a, b = (values[row] if values.ndim == 3 else values for values in (lora.a, lora.b))
+            assert (a.shape, b.shape) == ((16, 5), (5, 16))
+            dense = layer.layer.weight + (a @ b).T
+            torch.testing.assert_close(output[row], x[row] @ dense.T)
+            assert not torch.allclose(output[row], layer(x)[row], atol=1e-2)
+
+
+def test_a_shape_is_measured_whole() -> None:
+    report = bench_linear(
+        shape="tiny", parts=("decode", "prefill", "merge"), dtypes=("bfloat16",), runs=1, steps=2, prefill=(3, 5), modes=("eager", "graph", "generate"), quiet=True,
+    )  # fmt: skip
+    cases = report["cases"]
+    assert report["machine"]["device"] == default_device().type
+    decodes = {(entry["rows"], entry["mode"]) for entry in cases if entry["name"] == "decode"}
+    wanted = modes_on(default_device(), ("eager", "graph", "generate"))
+    assert decodes == {(rows, mode) for rows in (8, 64) for mode in wanted}
+    (base, ours) = [
+        entry for entry in cases if entry["name"] == "prefill" and entry["system"] in ("base", "roadint")
+    ]  # fmt: skip
+    assert (base["rows"], base["tokens"], base["over_base"]) == (3, 5, 1.0)
+    assert ours["median_s"] > 0
+    merged = {
+        (entry["name"], entry["system"]): entry for entry in cases if "merge" in entry["name"]
+    }
+    assert {entry["layers"] for entry in merged.values()} == {14}
+    for entry in report["ratios"]:
+        if entry["name"] == "merge":
+            ours = merged["merge", entry["system"]]["median_s"]
+            assert entry["value"] == pytest.approx(
+                merged["merge", entry["over"]]["median_s"] / ours, rel=0.01
+            )
+    over_bmm = [entry for entry in report["ratios"] if "bmm" in entry["over"]]
+    assert {entry["system"] for entry in over_bmm} == {"roadint", "roadint, 1 adapter", "roadint, 8 adapters"}  # fmt: skip

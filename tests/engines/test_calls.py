@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from accelerate import cpu_offload
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -188,33 +187,6 @@ def test_compiled_caches_lose_nothing(cache: str) -> None:
             road.generate(input_ids=IDS, compose=compose, **GREEDY, **settings),
             expected[compose],
         )
-
-
-def test_offloaded_models_run(tokenizer: Any) -> None:
-    def on(model: Any) -> RoadModel:
-        road = trained(model)
-        randomised(road.add_adapter("x"), 4)
-        return road
-
-    plain, road = on(build("llama")), on(cpu_offload(build("llama"), execution_device="cpu"))
-    with torch.no_grad():
-        for compose in ("a", "b + x", None):
-            torch.testing.assert_close(
-                road(input_ids=IDS, compose=compose).logits,
-                plain(input_ids=IDS, compose=compose).logits,
-            )
-            assert road.answer(tokenizer, "Why?", compose) == plain.answer(
-                tokenizer, "Why?", compose
-            )
-        torch.testing.assert_close(
-            road.collect(tokenizer, ["Why?"]), plain.collect(tokenizer, ["Why?"])
-        )
-        torch.testing.assert_close(
-            road(input_ids=IDS, compose="a").logits, plain(input_ids=IDS, compose="a").logits
-        )
-    with pytest.raises(RoadError, match="is offloaded: its weights are elsewhere"):
-        road.merge("x")
-    assert all(parameter.device.type == "meta" for parameter in road.model.parameters())
 
 
 @pytest.mark.parametrize("kind", list(CheckpointImpl))

@@ -21,34 +21,34 @@ def adapter(name: str = "a") -> RoadAdapter:
 
 def test_the_same_values_have_the_same_state() -> None:
     seen, a, b = SeenValues(), adapter("a"), adapter("b")
-    first = seen.state_of(a)
-    assert seen.state_of(a) is first
-    assert seen.state_of(b) is not first, "equal values of another adapter"
+    first = seen.states_of([a])[0]
+    assert seen.states_of([a])[0] is first
+    assert seen.states_of([b])[0] is not first, "equal values of another adapter"
     for change in (
         lambda: a.theta.data.add_(1),
         lambda: a.alpha.data.mul_(2),
         lambda: a.held.zero_(),
     ):
-        before = seen.state_of(a)
+        before = seen.states_of([a])[0]
         change()
-        assert seen.state_of(a) is not before
+        assert seen.states_of([a])[0] is not before
     a.theta.data.sub_(0)
-    assert seen.state_of(a) is seen.state_of(a)
+    assert seen.states_of([a])[0] is seen.states_of([a])[0]
 
 
 def test_a_copy_starts_empty() -> None:
     seen, a = SeenValues(), adapter()
-    state = seen.state_of(a)
+    state = seen.states_of([a])[0]
     for twin in (copy.deepcopy(seen), pickle.loads(pickle.dumps(seen)), copy.copy(seen)):
-        assert twin.state_of(a) is not state
+        assert twin.states_of([a])[0] is not state
     both = copy.deepcopy((seen, a))
-    assert both[0].state_of(both[1]) is not state
-    assert seen.state_of(a) is state
+    assert both[0].states_of([both[1]])[0] is not state
+    assert seen.states_of([a])[0] is state
 
 
 def test_an_adapter_that_is_gone_is_forgotten() -> None:
     seen, a = SeenValues(), adapter()
-    seen.state_of(a)
+    seen.states_of([a])[0]
     assert len(seen._seen) == 1
     del a
     gc.collect()
@@ -63,7 +63,7 @@ def test_threads_see_one_state() -> None:
             a.theta.fill_(round_)
         states.clear()
         threads = [
-            threading.Thread(target=lambda: states.append(seen.state_of(a))) for _ in range(4)
+            threading.Thread(target=lambda: states.append(seen.states_of([a])[0])) for _ in range(4)
         ]
         for thread in threads:
             thread.start()

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError
+from roadint import RoadError, load
 from roadint.model import pretrained
 from tests.helpers import build
+from tests.other_device import other_device
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +150,35 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(RoadError, match=next(iter(arguments))):
             roadint.load(tmp_path / "empty", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "expected"),
+    [
+        (None, None, "cuda"),
+        (None, "1", "cuda:1"),
+        ("cuda", "3", "cuda:1"),  # of two that this process sees, as accelerate counts them
+        ("cuda:0", "1", "cuda:0"),
+        ("cpu", "1", "cpu"),
+    ],
+)
+def test_every_process_of_torchrun_has_a_gpu_of_its_own(
+    device: str | None, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert pretrained._device(device) == torch.device(expected)
+
+
+def test_loads_onto_the_gpu_that_is_there(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for one, to which every tensor of the model goes."""
+    with other_device(monkeypatch) as device:
+        model, _ = load(base)
+        assert {each.device for each in model.state_dict().values()} == {device}
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert tied
+        assert load(base, device="cpu")[0].device.type == "cpu"

@@ -19,6 +19,8 @@ from roadint.plots import (
     interference_figure,
     linear_figure,
     sweep_figure,
+    throughput_figure,
+    training_cost_figure,
     training_figure,
 )
 from tests.helpers import randomised, trained
@@ -276,3 +278,85 @@ def test_figures_are_written_in_every_form(form: str) -> None:
     composition_figure(evaluation(0.5)).savefig(picture, format=form)
     start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[form]
     assert picture.getvalue().startswith(start)
+
+
+def test_throughput_goes_by_rank_tokens_and_requests() -> None:
+    def case(name: str, system: str, speed: float, mode: str = "eager", **at: int) -> Any:
+        sizes = {"requests": 8, "tokens": 2048, **at}
+        return {
+            "name": name,
+            "system": system,
+            "tokens_per_s": speed,
+            "mode": mode,
+            **sizes,
+        }
+
+    cases = [
+        case("ranks", "base", 130, requests=1),
+        case("ranks", "roadint RoAd1", 120, requests=1),
+        case("ranks", "roadint RoAd1 merged", 130, requests=1),
+        case("ranks", "bmm LoRA r=1", 100, requests=1),
+        case("ranks", "bmm LoRA r=16", 90, requests=1),
+        *(case("lengths", "roadint", 900 - n, tokens=n) for n in (256, 4096)),
+        *(case("lengths", "bmm LoRA r=8", 600 - n, mode="graph", tokens=n) for n in (256, 4096)),
+        *(case("requests", "roadint", 100 * n, requests=n) for n in (1, 2, 16)),
+        {"name": "requests", "system": "PEFT RoAd", "error": "half precision"},
+        {"name": "training", "system": "PEFT RoAd", "median_s": 1.0},
+    ]
+    figure = throughput_figure({"cases": cases})
+    unit = "generated tokens a second"
+    assert labels(figure) == [
+        ("LoRA's rank, one request", unit),
+        ("generated tokens", unit),
+        ("requests, each with an adapter of its own", unit),
+    ]
+    ranks, lengths, requests = figure.axes
+    assert lines(ranks) == {
+        "base, eager": [[1, 130], [16, 130]],
+        "roadint RoAd1, eager": [[1, 120], [16, 120]],
+        "roadint RoAd1 merged, eager": [[1, 130], [16, 130]],
+        "bmm LoRA, eager": [[1, 100], [16, 90]],
+    }
+    assert lines(lengths) == {
+        "roadint RoAd1, eager": [[256, 644], [4096, -3196]],
+        "bmm LoRA, graph": [[256, 344], [4096, -3496]],
+    }
+    assert lines(requests) == {"roadint RoAd1, eager": [[1, 100], [2, 200], [16, 1600]]}
+    assert [ticks(panel)[0] for panel in figure.axes] == [
+        ["1", "16"],
+        ["256", "4,096"],
+        ["1", "2", "16"],
+    ]
+    (shown,) = figure.legends
+    assert len(shown.get_texts()) == 5
+    styles = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
+    assert styles["bmm LoRA, graph"].get_linestyle() == "--"
+    assert styles["bmm LoRA, graph"].get_color() == styles["bmm LoRA, eager"].get_color()
+    assert styles["roadint RoAd1 merged, eager"].get_marker() == "s"
+    (only,) = throughput_figure({"cases": cases[:2]}).axes
+    assert set(lines(only)) == {"base", "roadint RoAd1"}  # one mode needs no name
+    assert throughput_figure({"cases": []})._repr_png_()
+
+
+def test_the_cost_of_training_is_time_and_memory() -> None:
+    cases = [
+        {
+            "name": "training",
+            "system": "roadint RoAd1",
+            "hundred_steps_s": 9.0,
+            "beside_mb": 5000.0,
+        },
+        {"name": "training", "system": "PEFT OFT w=2", "hundred_steps_s": 200.0, "beside_mb": 2e4},
+        {"name": "training", "system": "PEFT BOFT w=4 m=2", "error": "out of memory"},
+        {"name": "ranks", "system": "base"},
+    ]
+    figure = training_cost_figure({"cases": cases})
+    assert [label for label, _ in labels(figure)] == [
+        "seconds for 100 steps",
+        "GB beside the weights",
+    ]
+    seconds, memory = figure.axes
+    assert bars(seconds.containers[0]) == [9.0, 200.0, 0]
+    assert bars(memory.containers[0]) == [5.0, 20.0, 0]
+    assert ticks(seconds)[1] == ["roadint RoAd1", "PEFT OFT w=2", "PEFT BOFT w=4 m=2"]
+    assert [text.get_text() for text in memory.texts] == ["5", "20", "fails"]

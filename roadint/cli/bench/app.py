@@ -1,16 +1,18 @@
-"""`roadint bench train`, `generate`, `align`, `linear` and `learn`."""
+"""`roadint bench train`, `generate`, `align`, `linear`, `learn`, `paper` and `gpu`."""
 
 import typer
 
 from roadint.cli.bench.align import align
 from roadint.cli.bench.generate import generate
+from roadint.cli.bench.gpu import gpu
 from roadint.cli.bench.learn import learn
 from roadint.cli.bench.linear import linear
+from roadint.cli.bench.paper import paper
 from roadint.cli.bench.train import train
 
 app = typer.Typer(
     help="Measure roadint against pyvene and the bare model, on this machine in one run.",
     no_args_is_help=True,
 )
-for command in (train, generate, align, linear, learn):
+for command in (train, generate, align, linear, learn, paper, gpu):
     app.command()(command)

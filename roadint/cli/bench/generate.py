@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from roadint.cli.bench.options import Layer, Model, Runs, check_outputs
+from roadint.cli.bench.options import Layer, Model, Runs, Shape, check_outputs, check_shape
 from roadint.cli.bench.output import show_report
 from roadint.cli.options import Json, Plot, ReportFile
 
 
 def generate(
     model: Model = "gemma-3-270m",
+    shape: Shape = None,
     layer: Layer = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in the batch.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer.")] = 32,
@@ -26,8 +27,10 @@ def generate(
     from roadint.bench.generate import bench_generate
 
     check_outputs(out, plot)
+    check_shape(shape)
     report = bench_generate(
         model,
+        shape=shape,
         layer=layer,
         batch_size=batch_size,
         new_tokens=new_tokens,

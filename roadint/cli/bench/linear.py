@@ -6,21 +6,26 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.bench.options import Runs, check_outputs
+from roadint.cli.bench.options import Runs, Shape, check_outputs, check_shape
 from roadint.cli.options import Json, Plot, ReportFile
 from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import check_known
 
 _DTYPES = ("float32", "bfloat16")
+_MODES = ("eager", "graph", "generate")
 
 
 def linear(
     model: Annotated[
         str, typer.Option(help="For the decode; hub id, folder or short name.")
     ] = "smollm2-135m",
+    shape: Shape = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="layer, decode, merge or memory, repeatable; all by default."),
+        typer.Option(
+            help="layer, decode, merge, memory, prefill or traffic, repeatable; the first four by "
+            "default."
+        ),
     ] = None,
     width: Annotated[
         list[int] | None,
@@ -28,6 +33,13 @@ def linear(
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32 or bfloat16, repeatable; both by default.")
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a shape's decode: eager, graph (captured by hand, on a GPU) or generate (as "
+            "users call it, compiled on a GPU), repeatable; the first two by default."
+        ),
     ] = None,
     runs: Runs = 15,
     out: ReportFile = None,
@@ -38,18 +50,23 @@ def linear(
 
     Beside them: PEFT, and a LoRA of batched products.
     """
-    from roadint.bench.linear import PARTS, WIDTHS, bench_linear
+    from roadint.bench.linear import DEFAULT_PARTS, PARTS, WIDTHS, bench_linear
 
     check_outputs(out, plot)
+    check_shape(shape)
     for name in part or ():
         check_known("part", name, PARTS)
     for name in dtype or ():
         check_known("dtype", name, _DTYPES)
+    for name in mode or ():
+        check_known("mode", name, _MODES)
     report = bench_linear(
         model,
-        parts=part or PARTS,
+        shape=shape,
+        parts=part or DEFAULT_PARTS,
         widths=width or WIDTHS,
         dtypes=dtype or _DTYPES,
+        modes=mode or _MODES[:2],  # type: ignore[arg-type]
         runs=runs,
         quiet=as_json,
     )
@@ -75,23 +92,33 @@ def _table(report: Mapping[str, Any]) -> Table:
     )
     for case in report["cases"]:
         table.add_row(
-            case["name"],
+            ", ".join(case[key] for key in ("name", "mode") if key in case),
             case["dtype"],
             _size(case),
             str(case.get("width", "")),
             str(case.get("adapters", "")),
             case["system"],
             _result(case),
-            f"{case['over_base']:.2f}" if "over_base" in case else "",
+            _over_base(case),
         )
     return table
 
 
+def _over_base(case: Mapping[str, Any]) -> str:
+    if "launches_beside" in case:
+        return f"+ {case['launches_beside']} launches, {case['mb_over_base']:.3f} of the bytes"
+    return f"{case['over_base']:.2f}" if "over_base" in case else ""
+
+
 def _size(case: Mapping[str, Any]) -> str:
-    return f"{case['rows']} × {case['tokens']}" if "rows" in case else str(case.get("layers", ""))
+    if "rows" in case:
+        return f"{case['rows']} × {case.get('tokens', 1)}"
+    return str(case.get("layers", ""))
 
 
 def _result(case: Mapping[str, Any]) -> str:
     if "median_s" in case:
         return f"{1000 * case['median_s']:.2f} ms"
+    if "launches" in case:
+        return f"{case['launches']:,} launches, {case['mb']:,.1f} MB"
     return case.get("error") or f"{case['copies_kept']} copies kept"

@@ -6,14 +6,36 @@ from typing import Annotated
 import typer
 
 from roadint.cli.checks import check_file, check_picture
+from roadint.errors import check_known
 
 Model = Annotated[
     str, typer.Option(help="Hub id, folder or short name (gemma-3-270m, smollm2-135m).")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="Random weights in a known shape instead of a model: llama-7b, smollm2-135m, …"
+    ),
 ]
 Layer = Annotated[
     int | None, typer.Option(min=0, help="Where the edit is; the middle layer by default.")
 ]
 Runs = Annotated[int, typer.Option(min=1, help="Of every system, in turns.")]
+
+
+def check_shape(shape: str | None) -> None:
+    """Check the name of a shape.
+
+    Args:
+        shape: The name; None where there is none.
+
+    Raises:
+        RoadError: where it is unknown.
+    """
+    from roadint.bench.shapes import SHAPES
+
+    if shape is not None:
+        check_known("shape", shape, SHAPES)
 
 
 def check_outputs(out: Path | None, plot: Path | None = None) -> None:

@@ -29,12 +29,7 @@ def show_report(
         save_figure(bench_figure(report), plot)
     if as_json:
         return
-    machine = report["machine"]
-    print_line(
-        f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, matrix "
-        f"products {machine['matmul_gflops']:.0f} GFLOP/s, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}"
-    )
+    print_line(machine_line(report["machine"]))
     table = Table(
         "case",
         "system",
@@ -51,14 +46,40 @@ def show_report(
     console.print(table)
 
 
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """What a report says of its machine, in a line."""
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['dtype']}, matrix "
+        f"products {machine['matmul_gflops']:,.0f} GFLOP/s, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write a time with three digits, in seconds or in milliseconds.
+
+    Args:
+        seconds: The time.
+
+    Example:
+        >>> duration(12.04), duration(0.00751)
+        ('12.0 s', '7.51 ms')
+    """
+    return f"{_short(seconds)} s" if seconds >= 1 else f"{_short(1000 * seconds)} ms"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def _cells(case: Mapping[str, Any], faster: float | None) -> tuple[str, ...]:
     varied = next((f" = {case[axis]}" for axis in _AXES if axis in case), "")
     rate, peak = case.get("matmul_fraction"), case["peak_mb"]
     return (
         case["name"] + varied,
         case["system"],
-        f"{case['median_s']:.2f} s",
-        f"{case['min_s']:.2f} to {case['max_s']:.2f}",
+        duration(case["median_s"]),
+        f"{duration(case['min_s'])} to {duration(case['max_s'])}",
         str(case["runs"]),
         "" if peak is None else f"{peak:,.0f} MB",
         "" if rate is None else f"{rate:.0%}",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from roadint.cli.bench.options import Layer, Model, check_outputs
+from roadint.cli.bench.options import Layer, Model, Shape, check_outputs, check_shape
 from roadint.cli.bench.output import show_report
 from roadint.cli.options import Data, Json, MaxRows, Plot, ReportFile, named_values
 from roadint.errors import RoadError, check_known, listing
@@ -12,6 +12,8 @@ from roadint.errors import RoadError, check_known, listing
 
 def train(
     model: Model = "gemma-3-270m",
+    shape: Shape = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a shape's random prompts.")] = 256,
     layer: Layer = None,
     data: Data = None,
     rows: MaxRows = None,
@@ -19,6 +21,10 @@ def train(
         int, typer.Option(min=1, help="Cut completions at this many tokens.")
     ] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 8,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows that roadint computes at once: 4, all of them on a GPU."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of the whole job.")] = 5,
     steps: Annotated[
         int, typer.Option(min=1, help="Measure this many steps, evenly over an epoch.")
@@ -51,6 +57,7 @@ def train(
     for name in system or ():
         check_known("system", name, SYSTEMS)
     check_outputs(out, plot)
+    check_shape(shape)
     chosen = [name for name in SYSTEMS if system is None or name in system or name == "roadint"]
     sources = named_values(data, "--data") or BUNDLED
     if not set(sources) <= set(BUNDLED):
@@ -59,7 +66,18 @@ def train(
             "are trained"
         )
     check_sources(sources, rows)
-    job = TrainingJob(model, layer, sources, rows, max_completion, batch_size, epochs=epochs)
+    job = TrainingJob(
+        model,
+        layer,
+        sources,
+        rows,
+        max_completion,
+        batch_size,
+        micro_batch,
+        epochs,
+        shape=shape,
+        prompt=prompt,
+    )
     report = bench_train(
         job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json
     )

@@ -36,7 +36,7 @@ class Capturing:
 
 def _install(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Have transformers hook the model where arguments or a configuration ask to capture."""
-    if not _captures(model, inputs):
+    if not captures(model, inputs):
         return
     try:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
@@ -53,7 +53,8 @@ def _install(model: nn.Module, inputs: Mapping[str, Any]) -> None:
             waiting.extend(module.children())
 
 
-def _captures(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+def captures(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether arguments or a configuration ask for hidden states, attentions or the like."""
     settings = list(inputs.items())
     for config in (
         getattr(model, "config", None),

@@ -76,13 +76,13 @@ def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
     Raises:
         RoadError: for guidance_scale and assistant_early_exit.
     """
-    scale = _setting("guidance_scale", model, settings)
+    scale = setting("guidance_scale", model, settings)
     if scale is not None and scale != 1:
         raise RoadError(
             f"guidance_scale={quoted(scale)} runs the model on other tokens in between, where no "
             "position of the prompt holds: expected 1 or None where something composes"
         )
-    if _setting("assistant_early_exit", model, settings) is not None:
+    if setting("assistant_early_exit", model, settings) is not None:
         raise RoadError(
             "assistant_early_exit drafts with the lowest layers alone, where edits above them do "
             "not act: expected an assistant_model or prompt_lookup_num_tokens where something "
@@ -93,12 +93,12 @@ def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
 def drafts(model: nn.Module, settings: Mapping[str, Any]) -> bool:
     """Whether something else drafts tokens for the model, which come in the first pass too."""
     return settings.get("assistant_model") is not None or any(
-        _setting(name, model, settings)
+        setting(name, model, settings)
         for name in ("prompt_lookup_num_tokens", "use_mtp", "speculation_type")
     )
 
 
-def _setting(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Any:
+def setting(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Any:
     """A setting of the call, of its generation_config or, without one, of the model's."""
     if name in settings:
         return settings[name]

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from roadint.adapters.targets import may_rest
+from roadint.architecture.devices import on_device
 from roadint.engines.adapters import LoweredAdapters
 from roadint.engines.transformers.passes import Passes
 from roadint.engines.transformers.turning import Scratch, Turn, copies_in
@@ -35,8 +36,9 @@ class LinearEdits:
         self._turns: dict[str, list[Turn]] = {}
         scratch = Scratch()
         for rotations in lowered.rotations:
-            self._widths |= zip(rotations.paths, rotations.widths, strict=True)
-            for target, path in enumerate(rotations.paths):
+            layout = rotations.layout
+            self._widths |= zip(layout.paths, layout.widths, strict=True)
+            for target, path in enumerate(layout.paths):
                 turn = Turn(rotations, target, self._rows, scratch)
                 self._turns.setdefault(path, []).append(turn)
         self._beside = _beside(lowered)
@@ -114,47 +116,72 @@ def _beside(lowered: LoweredAdapters) -> dict[str, list[Beside]]:
             [names is None or adapter.name in names for names in lowered.learning]
         )
         for learning in (True, False):
-            rows = strengths.where(learns == learning, torch.zeros(()))
-            if not bool(rows.any()):
+            of_rows = strengths.where(learns == learning, torch.zeros(()))
+            if not bool(of_rows.any()):
                 continue
+            rows = _ActingRows(of_rows)
             lora = adapter.lora(learning=learning)
             for path, (a, b) in zip(adapter.layout.paths, lora, strict=False):
                 steps.setdefault(path, []).append(_lora(a, b, rows))
             for path, head in zip(adapter.head_paths, adapter.heads, strict=True):
-                steps.setdefault(path, []).append(_head(head, rows != 0, learning=learning))
+                steps.setdefault(path, []).append(_head(head, rows, learning=learning))
     return steps
+
+
+class _ActingRows:
+    """The rows in which an adapter acts, and its strengths in them.
+
+    Args:
+        strengths: One a row of the call, 0 where it does not act.
+    """
+
+    def __init__(self, strengths: Float[Tensor, " rows"]) -> None:
+        self._strengths = strengths
+        self.alike = float(strengths[0]) if bool((strengths == strengths[0]).all()) else None
+        self._on: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+
+    def on(
+        self, device: torch.device, copies: int
+    ) -> tuple[Int[Tensor, " acting"], Float[Tensor, " acting"]]:
+        """Indices and strengths on a device, in outputs that have every row so often."""
+        key = device, copies
+        if key not in self._on:
+            strengths = self._strengths.repeat_interleave(copies)
+            rows = strengths.nonzero()[:, 0]
+            self._on[key] = on_device(rows, device), on_device(strengths[rows], device)
+        return self._on[key]
 
 
 def _lora(
     a: Float[Tensor, "rank inputs"],
     b: Float[Tensor, "outputs rank"],
-    strengths: Float[Tensor, " rows"],
+    acting: _ActingRows,
 ) -> Beside:
     """Add `s · B A x`."""
-    alike = bool((strengths == strengths[0]).all())
 
     def add(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
-        if alike:
-            added = (x.to(a.dtype) @ a.T) @ b.T * float(strengths[0])
+        nonlocal a, b
+        a, b = a.to(x.device), b.to(x.device)  # once: the target has the same device in every pass
+        if acting.alike is not None:
+            added = (x.to(a.dtype) @ a.T) @ b.T * acting.alike
             return output + added.to(output.dtype)
-        strength_of = strengths.repeat_interleave(copies())
-        rows = strength_of.nonzero()[:, 0]
-        scale = strength_of[rows].reshape(-1, *(1,) * (output.ndim - 1)).to(output.device)
-        rows = rows.to(output.device)
+        rows, strengths = acting.on(output.device, copies())
+        scale = strengths.reshape(-1, *(1,) * (output.ndim - 1))
         added = (x[rows].to(a.dtype) @ a.T) @ b.T * scale
         return output.index_add(0, rows, added.to(output.dtype))
 
     return add
 
 
-def _head(head: nn.Module, acting: Bool[Tensor, " rows"], *, learning: bool) -> Beside:
+def _head(head: nn.Module, acting: _ActingRows, *, learning: bool) -> Beside:
     """Replace the model's head by the adapter's, in the rows in which it acts."""
     values = {
         name: value if learning else value.detach() for name, value in head.named_parameters()
     }
 
     def replace(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
-        rows = acting.repeat_interleave(copies()).nonzero()[:, 0].to(output.device)
+        values.update({name: value.to(x.device) for name, value in values.items()})
+        rows, _ = acting.on(output.device, copies())
         result = functional_call(head, values, x[rows].float())
         return output.index_copy(0, rows, result.to(output.dtype))
 

@@ -14,6 +14,7 @@ from roadint.architecture.properties import check_recomputation, device_of
 from roadint.engines.attached import Attached, Compose, Lowered
 from roadint.engines.call import Call, Source
 from roadint.engines.interventions import Interventions
+from roadint.engines.transformers.compiled.compiled import Compiled
 from roadint.engines.transformers.generation import check_generation, drafts
 from roadint.engines.transformers.hidden_edits import HiddenEdits
 from roadint.engines.transformers.inputs import (
@@ -50,6 +51,7 @@ def run_forward(
     sources: Sequence[Source | None] | None = None,
     resumed: Resumed | None = None,
     scored: Scored | None = None,
+    compiled: Compiled | None = None,
 ) -> Any:
     """The model's own forward, with a composition a row.
 
@@ -64,6 +66,7 @@ def run_forward(
         sources: As in `RoadModel.forward`.
         resumed: As in `RoadModel.forward`.
         scored: Tokens whose negative log-likelihood is returned instead of the model's output.
+        compiled: Runs what it can as a compiled graph.
 
     Raises:
         RoadError: for bad input, and where an edit did not act.
@@ -81,6 +84,10 @@ def run_forward(
     check_recomputation(model)
     call = _call(model, inputs, positions, prompt_length)
     call = replace(call, compositions=compositions, learning=learned, sources=_listed(sources))
+    if compiled is not None and resumed is None and scored is None:
+        output = compiled.forward(model, attached, call, inputs)
+        if output is not NotImplemented:
+            return output
     edits = _edits(call, attached.lower(call))
     with _running(plain, edits, Passes(call.columns)) as running:
         return _output(running, inputs, scored, model)
@@ -93,8 +100,9 @@ def run_generate(
     inputs: dict[str, Any],
     compose: Compose,
     sources: Sequence[Source | None] | None = None,
+    compiled: Compiled | None = None,
 ) -> Any:
-    """The model's own `generate`, with a composition a row; compiled caches run uncompiled.
+    """The model's own `generate`, with a composition a row; what a caller compiled runs uncompiled.
 
     Args:
         model: The caller's model, which is not changed.
@@ -102,6 +110,7 @@ def run_generate(
         inputs: The arguments of the model's `generate`, by name.
         compose: As in `RoadModel.forward`.
         sources: As in `RoadModel.forward`.
+        compiled: Runs what it can as a compiled graph.
 
     Raises:
         RoadError: for bad input, and where an edit did not act.
@@ -113,8 +122,13 @@ def run_generate(
     inputs = with_mask(inputs, model, _device(model))
     kept = inputs["attention_mask"].bool()
     call = Call(compositions, kept, sources=_listed(sources), generates=True)
+    drafted = drafts(model, inputs)
+    if compiled is not None and not drafted:
+        output = compiled.generate(model, attached, call, inputs)
+        if output is not NotImplemented:
+            return output
     edits = _edits(call, attached.lower(call))
-    with _running(model, edits, Passes(drafted=drafts(model, inputs))) as running:
+    with _running(model, edits, Passes(drafted=drafted)) as running:
         return running.generate(**inputs, disable_compile=True)  # type: ignore[operator]
 
 

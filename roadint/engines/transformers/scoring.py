@@ -50,16 +50,18 @@ def score(
         logits = model(**inputs).logits[rows, columns]
         return cross_entropy(logits.float(), labels, reduction="none")
     hidden, as_tuple = _input_of_head(model, inputs)
-    rows, columns, labels = (each.to(hidden.device) for each in (rows, columns, labels))
+    # The head may run on another device than the one that takes the inputs.
+    rows, columns, wanted = (tensor.to(hidden.device) for tensor in (rows, columns, labels))
     # By one index: by two, the gradient would sort the tokens first.
     scored = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)
     logits_of = _logits_of(plain, as_tuple)
     if torch.is_grad_enabled() and any(p.requires_grad for p in _head(plain).parameters()):
-        return cross_entropy(logits_of(scored).float(), labels, reduction="none")
+        nll = cross_entropy(logits_of(scored).float(), wanted, reduction="none")
+        return nll.to(labels.device)
     pieces = -(-len(labels) * int(text_config(plain).vocab_size) // _LOGITS)
     pieces = min(len(labels), pieces)
-    nll: Tensor = _PiecewiseNLL.apply(scored, labels, pieces, logits_of)  # type: ignore[no-untyped-call]
-    return nll
+    in_pieces: Tensor = _PiecewiseNLL.apply(scored, wanted, pieces, logits_of)  # type: ignore[no-untyped-call]
+    return in_pieces.to(labels.device)
 
 
 class _PiecewiseNLL(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """The rotation of one target's output, in every pass of a call."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from torch import Tensor
 from roadint.engines.adapters import LoweredRotations
 from roadint.engines.transformers.passes import Passes
 from roadint.errors import RoadError
-from roadint.rotation.kernels.torch import carries_tangents, turn, turn_
+from roadint.rotation.kernels.operation import kernel_for, turn
+from roadint.rotation.kernels.torch import carries_tangents, turn_
 
 _IN_PLACE = (torch.float32, torch.bfloat16, torch.float16)
 _EXPERT = re.compile(r"(^|\.)experts?(\.|$)")  # these run on the tokens that are sent to them
@@ -56,10 +58,12 @@ class Turn:
     def __init__(
         self, rotations: LoweredRotations, target: int, rows: int, scratch: Scratch
     ) -> None:
-        self._path, self._group = rotations.paths[target], rotations.groups[target]
-        self._lowered = (rotations.u[target], rotations.v[target])
-        self._index, self._rows, self._scratch = rotations.index, rows, scratch
+        self._path, self._group = rotations.layout.paths[target], rotations.groups[target]
+        self._rotations, self._target = rotations, target
+        self._rows, self._scratch = rows, scratch
         self._shape: torch.Size | None = None
+        self._launch: Any = None
+        self._entries: Tensor | None = None
 
     def __call__(self, output: Tensor, passes: Passes) -> Tensor:
         """Rotate the layer's output [rows, …, width], in place where no gradient needs it."""
@@ -67,28 +71,46 @@ class Turn:
             self._prepare(output, passes)
         needs_graph = torch.is_grad_enabled() or carries_tangents()
         if self._in_place and not needs_graph and output.is_contiguous():
+            if self._launch is not None:
+                self._launch(output, output)
+                return output
             return turn_(output, self._u, self._memory)
-        return turn(output, self._u, self._v, self._group).to(output.dtype)
+        return turn(output, self._u, self._v, self._group, self._entries)
 
     def _prepare(self, output: Tensor, passes: Passes) -> None:
         """Expand u and v for outputs of this shape."""
-        u, v = self._lowered
+        here = self._rotations.on(output.device)
+        (u, v), index = here.parts[self._target], here.index
         copies = 1
-        if self._index is not None or len(u) > 1:  # else all rows have one rotation
+        if index is not None or len(u) > 1:  # else all rows have one rotation
             copies = copies_in(output, passes, self._rows, self._path)
-        self._u = self._beside(u, output, copies)
-        self._v = None if v is None else self._beside(v, output, copies)
-        self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
-        self._memory = self._scratch.of(output) if self._in_place else None
         self._shape = None if u.requires_grad else output.shape  # a graph can be used once
+        self._launch = self._entries = self._memory = None
+        kernels = kernel_for(output)
+        if kernels is None:
+            self._u = _beside(u, index, output, copies)
+            self._v = None if v is None else _beside(v, index, output, copies)
+            self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
+            self._memory = self._scratch.of(output) if self._in_place else None
+            return
+        # The kernel looks rotations up by the index: nothing is copied for a row.
+        self._entries = torch.arange(len(u), device=u.device) if index is None else index
+        self._u, self._v = u, v
+        self._in_place = not u.requires_grad
+        if self._in_place:
+            real = (
+                None if part is None else torch.view_as_real(part) for part in (self._u, self._v)
+            )
+            self._launch = kernels.Launch(output, *real, self._entries, self._group, output)
 
-    def _beside(self, vector: Tensor, output: Tensor, copies: int) -> Tensor:
-        if self._index is not None:
-            vector = vector.index_select(0, self._index)
-        if copies > 1 and len(vector) > 1:
-            vector = vector.repeat_interleave(copies, dim=0)
-        between = (1,) * (output.ndim - 2)
-        return vector.reshape(len(vector), *between, vector.shape[-1]).to(output.device)
+
+def _beside(vector: Tensor, index: Tensor | None, output: Tensor, copies: int) -> Tensor:
+    if index is not None:
+        vector = vector.index_select(0, index)
+    if copies > 1 and len(vector) > 1:
+        vector = vector.repeat_interleave(copies, dim=0)
+    between = (1,) * (output.ndim - 2)
+    return vector.reshape(len(vector), *between, vector.shape[-1])
 
 
 def copies_in(output: Tensor, passes: Passes, rows: int, path: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from roadint.architecture.devices import on_device
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.subspace import SubspaceLike
@@ -286,7 +287,7 @@ class PyveneEntry(
             return self.strengths(compositions)
         strengths = torch.stack([self._unit_strengths(choice) for choice in chosen])
         self._check_strengths(strengths)
-        return strengths.to(next(self.parameters()).device)
+        return on_device(strengths, next(self.parameters()).device)
 
     def _unit_strengths(self, choice: Composition | Tensor) -> Float[Tensor, " units"]:
         if isinstance(choice, Composition):

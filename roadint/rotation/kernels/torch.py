@@ -9,7 +9,7 @@ much as a copy, and keeps one copy of the input for the gradient.
 from typing import Any
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
@@ -81,6 +81,100 @@ def turn_(
     return h
 
 
+def turn_indexed(
+    h: Float[Tensor, "*rows width"],
+    u: Float[Tensor, "rotations blocks 2"],
+    v: Float[Tensor, "rotations blocks 2"] | None,
+    index: Int[Tensor, " entries"] | None,
+    group: int,
+) -> Float[Tensor, "*rows width"]:
+    """Rotate hidden states by rotations of a table, without gradients.
+
+    Args:
+        h: The hidden states.
+        u: Real and imaginary parts.
+        v: As `u`.
+        index: The rotation of every token or, where it is shorter, of as many tokens after another
+            as there are for an entry; below 0 for tokens that stay as they are. Without an index
+            the tokens are divided among the rotations in order.
+        group: The group size of the pairing.
+
+    Returns:
+        The rotated hidden states, in the dtype of `h`; a new tensor.
+    """
+    entries = len(u) if index is None else len(index)
+    tokens = h.reshape(entries, -1, h.shape[-1])
+    turned = _turn(tokens, *_taken(u, v, index), group).to(h.dtype)
+    if index is not None:
+        turned = torch.where(index[:, None, None] >= 0, turned, tokens)
+    return turned.view(h.shape)
+
+
+def gradients_indexed(
+    gradient: Float[Tensor, "*rows width"],
+    h: Float[Tensor, "*rows width"],
+    u: Float[Tensor, "rotations blocks 2"],
+    v: Float[Tensor, "rotations blocks 2"] | None,
+    index: Int[Tensor, " entries"] | None,
+    group: int,
+    *,
+    of_h: bool,
+    of_u: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of `turn_indexed`: those of u and v for every entry of the index.
+
+    Args:
+        gradient: The gradient of the rotated hidden states.
+        h: As in `turn_indexed`.
+        u: As in `turn_indexed`.
+        v: As in `turn_indexed`.
+        index: As in `turn_indexed`.
+        group: As in `turn_indexed`.
+        of_h: Whether the gradient of h is wanted.
+        of_u: Whether those of u and v are wanted.
+
+    Returns:
+        The gradients of h, u and v; None for what is not wanted.
+    """
+    entries = len(u) if index is None else len(index)
+    shape = (entries, -1, h.shape[-1])
+    of_u_taken, of_v_taken = _taken(u, v, index)
+    to_h = to_u = to_v = None
+    if of_h:
+        to_h = turn_indexed(gradient, _conjugate(u), v, index, group)
+    if of_u:
+        z = pairs(h.reshape(shape), group, of_u_taken)
+        g = pairs(gradient.reshape(shape), group, of_u_taken)
+        acts = None if index is None else (index >= 0)[:, None]
+        to_u = _sum_where(acts, g * z.conj_physical())
+        to_v = None if of_v_taken is None else _sum_where(acts, g * z)
+    return to_h, to_u, to_v
+
+
+def _taken(u: Tensor, v: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The complex numbers of every entry, to broadcast against [entries, tokens, blocks]."""
+    parts = []
+    for part in (u, v):
+        if part is not None and index is not None:
+            part = part.index_select(0, index.clamp(min=0))
+        parts.append(None if part is None else torch.view_as_complex(part)[:, None])
+    return parts[0], parts[1]  # type: ignore[return-value]
+
+
+def _conjugate(u: Float[Tensor, "rotations blocks 2"]) -> Tensor:
+    return torch.stack((u[..., 0], -u[..., 1]), dim=-1)
+
+
+def _sum_where(
+    acts: Tensor | None, products: Complex[Tensor, "entries tokens blocks"]
+) -> Float[Tensor, "entries blocks 2"]:
+    """The sums over the tokens, as real and imaginary parts; 0 for entries that do not act."""
+    sums = products.sum(1)
+    if acts is not None:
+        sums = torch.where(acts, sums, torch.zeros_like(sums))
+    return torch.view_as_real(sums)
+
+
 class _TurnWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
@@ -111,14 +205,15 @@ class _TurnWithGradient(torch.autograd.Function):
 def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     z = pairs(h, group, u)
     if group != 2 or carries_tangents():
-        return dims(z * u if v is None else torch.addcmul(z * u, z.conj(), v), group)
+        return dims(z * u if v is None else torch.addcmul(z * u, z.conj_physical(), v), group)
     shape = torch.broadcast_shapes(z.shape, u.shape)  # type: ignore[no-untyped-call]
     # A new tensor, not a view: models write into the output of a layer.
     turned = torch.empty(*shape[:-1], 2 * shape[-1], dtype=z.real.dtype, device=z.device)
     out = torch.view_as_complex(turned.view(*shape, 2))
     torch.mul(z, u, out=out)
     if v is not None:
-        out.addcmul_(z.conj(), v)
+        # Not a lazy view: where torch compiles, an operation may lose its mark.
+        out.addcmul_(z.conj_physical(), v)
     return turned
 
 

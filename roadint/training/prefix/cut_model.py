@@ -25,6 +25,7 @@ class CutModel:
         device: The device on which it takes its inputs.
         skipped: The number of layers below the cut.
         width: The width of the hidden states at the cut; 0 where no layer is below it.
+        place: The device on which the layer below the cut gives them.
         as_tuple: Whether layers return tuples.
         takes_positions: Whether the forward takes position_ids.
         layout: The layout of keys and values of all layers.
@@ -35,6 +36,7 @@ class CutModel:
     device: torch.device
     skipped: int
     width: int
+    place: torch.device
     as_tuple: bool
     takes_positions: bool
     layout: KeyValueLayout
@@ -57,16 +59,17 @@ class CutModel:
         model, skipped = road.model, road.untouched_layers()
         ids = torch.tensor([list(tokens)], device=road.device)
         layout = key_value_layout(model, ids)
-        width, as_tuple = 0, False
+        width, place, as_tuple = 0, road.device, False
         if skipped:
             output = output_after(model, skipped, input_ids=ids)
             as_tuple = isinstance(output, tuple)
-            width = hidden_of(output).shape[-1]
+            width, place = hidden_of(output).shape[-1], hidden_of(output).device
         return cls(
             model=model,
             device=road.device,
             skipped=skipped,
             width=width,
+            place=place,
             as_tuple=as_tuple,
             takes_positions=takes_positions(model),
             layout=layout,
@@ -109,4 +112,6 @@ class CutModel:
 
     def resumed(self, hidden: Float[Tensor, "rows columns width"] | None) -> Resumed:
         """A pass from the cut on, with these hidden states."""
-        return Resumed(self.skipped, hidden, self.as_tuple)
+        return Resumed(
+            self.skipped, None if hidden is None else hidden.to(self.place), self.as_tuple
+        )

@@ -58,8 +58,9 @@ class _PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.recorder.note(self.index, key_states, value_states)
         if self.keys is None or self.values is None:
             return key_states, value_states
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        return keys, torch.cat([self.values, value_states], dim=-2)
+        device = key_states.device  # of the layer, which may be another than the storage's
+        keys = torch.cat([self.keys.to(device), key_states], dim=-2)
+        return keys, torch.cat([self.values.to(device), value_states], dim=-2)
 
     def get_seq_length(self, *args: Any) -> int:
         return self.length
@@ -125,7 +126,7 @@ class KeyValueLayout:
         for added, shape in zip(recorder.added, self.shapes, strict=True):
             if added is not None and shape is not None:
                 parts += [part.transpose(1, 2).flatten(2) for part in added]
-        return torch.cat(parts, dim=-1)
+        return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
 
 def key_value_layout(model: nn.Module, ids: Int[Tensor, "1 columns"]) -> KeyValueLayout:

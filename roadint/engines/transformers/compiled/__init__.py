@@ -1,0 +1,1 @@
+"""Calls whose edits are part of a compiled graph: `RoadModel.compile`."""

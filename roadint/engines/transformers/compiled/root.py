@@ -1,0 +1,109 @@
+"""The root of a graph view: prepares each pass outside of the graph, and keeps static caches."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+BeforePass = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+class Keeping:
+    """What the root of a view needs beside its model.
+
+    Args:
+        plain: The root's forward pass without a preparation, which is what is compiled.
+        before_pass: Called with the arguments of every forward pass, outside of the graph.
+
+    Attributes:
+        keeps_caches: Whether `generate` may use the cache of an earlier call.
+    """
+
+    def __init__(self, plain: Callable[..., Any], before_pass: BeforePass) -> None:
+        self.plain, self.before_pass = plain, before_pass
+        self.keeps_caches = True
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._caches: dict[Any, Any] = {}
+
+    def compiled(self, settings: dict[str, Any]) -> Callable[..., Any]:
+        """The forward pass: prepared, then compiled, once for equal settings."""
+        key = repr(sorted(settings.items()))
+        if key not in self._compiled:
+            self._compiled[key] = torch.compile(self.plain, **settings)
+        run = self._compiled[key]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.before_pass(args, kwargs)
+            return run(*args, **kwargs)
+
+        return call
+
+    def cache_for(self, rows: Any, made: StaticCache) -> StaticCache:
+        """The cache of an earlier call with as many rows and columns, emptied; else `made`."""
+        kept: StaticCache | None = self._caches.get(rows)
+        if kept is None or _lengths(kept) != _lengths(made):
+            if _can_empty(made):
+                self._caches[rows] = made
+            return made
+        kept.reset()  # type: ignore[no-untyped-call]
+        for layer in kept.layers:
+            if hasattr(layer, "cumulative_length_int"):  # `reset` leaves it
+                layer.cumulative_length_int = 0
+        return kept
+
+
+def _lengths(cache: StaticCache) -> list[Any]:
+    return [(type(layer), getattr(layer, "max_cache_len", None)) for layer in cache.layers]
+
+
+def _can_empty(cache: StaticCache) -> bool:
+    """Whether all state of a cache is known: recurrent layers have more."""
+    known = (StaticLayer, StaticSlidingWindowLayer)
+    return type(cache) is StaticCache and all(type(layer) in known for layer in cache.layers)
+
+
+def make_root(copy: nn.Module, before_pass: BeforePass) -> Keeping:
+    """Give a view's copy of a transformers model the class of a root."""
+    kind = type(copy)
+    keeping = Keeping(types.MethodType(kind.__call__, copy), before_pass)
+    vars(copy)["_keeping"] = keeping
+    copy.__class__ = _rooted(kind)
+    return keeping
+
+
+_ROOTED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
+    if kind in _ROOTED:
+        return _ROOTED[kind]
+
+    class Root(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self._keeping.before_pass(args, kwargs)
+            return super().__call__(*args, **kwargs)
+
+        def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
+            """transformers' compiled call, which comes after what prepares the pass."""
+            call: Callable[..., Any] = self._keeping.compiled(compile_config.to_dict())
+            return call
+
+        def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
+            """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
+            made = super()._prepare_static_cache(*args, **kwargs)
+            inspected = inspect.signature(super()._prepare_static_cache).bind(*args, **kwargs)
+            rows = inspected.arguments.get("batch_size")
+            name = inspected.arguments.get("cache_implementation")
+            if name != "static" or not self._keeping.keeps_caches:
+                return made
+            return self._keeping.cache_for(rows, made)
+
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Root, name, getattr(kind, name))
+    _ROOTED[kind] = Root
+    return Root

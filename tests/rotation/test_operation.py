@@ -1,0 +1,215 @@
+"""The operation `turn`: plain, registered for compiled code, and as Triton kernels in Triton's interpreter."""
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from roadint.rotation.kernels import torch as plain
+from roadint.rotation.kernels.operation import turn, turn_rows
+
+TOKENS, WIDTH, SLOTS = (3, 4), 24, 5
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    """The kernels, which Triton interprets on the CPU (tests/__init__.py)."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles here: tests/gpu compares the kernels")
+    return importlib.import_module("roadint.rotation.kernels.triton")
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rotations(count: int, seed: int = 1) -> Tensor:
+    return torch.view_as_complex(numbers(count, WIDTH // 2, 2, seed=seed))
+
+
+def by_rows(h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, group: int) -> Tensor:
+    """Every token by itself, through the plain turn of one vector."""
+    tokens = h.reshape(-1, WIDTH)
+    entries = torch.arange(len(u)) if index is None else index
+    slots = entries.repeat_interleave(len(tokens) // len(entries)).tolist()
+    rows = [
+        token
+        if slot < 0
+        else plain.turn(token, u[slot], None if v is None else v[slot], group).to(h.dtype)
+        for token, slot in zip(tokens, slots, strict=True)
+    ]
+    return torch.stack(rows).view(h.shape)
+
+
+INDICES = {
+    "a row": torch.tensor([4, -1, 0]),
+    "a token": torch.tensor([4, -1, 0, 0, -1, -1, 3, 2, 1, 1, -1, 0]),
+    "in order": None,
+}
+CASES = [
+    pytest.param(index, mirrored, group, id=f"{name}, {'v, ' if mirrored else ''}group {group}")
+    for name, index in INDICES.items()
+    for mirrored in (False, True)
+    for group in (2, 8)
+]
+
+
+def made(index: Tensor | None, mirrored: bool) -> tuple[Tensor, Tensor | None]:
+    count = TOKENS[0] if index is None else SLOTS
+    return rotations(count), rotations(count, 2) if mirrored else None
+
+
+@pytest.mark.parametrize(("index", "mirrored", "group"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_take_their_rotation(
+    index: Tensor | None, mirrored: bool, group: int, dtype: torch.dtype
+) -> None:
+    h, (u, v) = numbers(*TOKENS, WIDTH, dtype=dtype), made(index, mirrored)
+    expected = by_rows(h, u, v, index, group)
+    wide = (u[:, None], None if v is None else v[:, None]) if index is None else (u, v)
+    turned = turn(h, *wide, group, index)
+    assert turned.dtype is dtype
+    torch.testing.assert_close(turned, expected)
+    if index is not None:
+        still = (index < 0).repeat_interleave(12 // len(index)).view(TOKENS)
+        assert torch.equal(turned[still], h[still]), "tokens without a rotation"
+
+
+def gradients_of(function: Any, *values: Tensor) -> tuple[Tensor, ...]:
+    leaves = [value.clone().requires_grad_() for value in values]
+    output = function(*leaves)
+    output.backward(numbers(*output.shape, seed=9))
+    return tuple(leaf.grad for leaf in leaves)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("index", "mirrored", "group"), CASES)
+def test_gradients_are_those_of_single_tokens(
+    index: Tensor | None, mirrored: bool, group: int
+) -> None:
+    h, (u, v) = numbers(*TOKENS, WIDTH), made(index, mirrored)
+    values = (h, u) if v is None else (h, u, v)
+
+    def ours(h: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        if index is None:
+            u, v = u[:, None], None if v is None else v[:, None]
+        return turn(h, u, v, group, index)
+
+    def theirs(h: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        return by_rows(h, u, v, index, group)
+
+    for one, other in zip(gradients_of(ours, *values), gradients_of(theirs, *values), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_nan_in_an_unturned_token_reaches_no_gradient() -> None:
+    h, u, index = numbers(*TOKENS, WIDTH), rotations(SLOTS), INDICES["a row"]
+    h[1] = torch.nan  # its index is −1
+    u.requires_grad_()
+    turn(h, u, None, 2, index)[0].sum().backward()
+    assert u.grad is not None
+    assert bool(torch.view_as_real(u.grad).isfinite().all())
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_registered_operation_obeys_torchs_rules(mirrored: bool) -> None:
+    """Schema, fake implementation, gradient and ahead-of-time tracing, as torch checks them."""
+    u = numbers(SLOTS, WIDTH, 2, seed=1).requires_grad_()
+    v = numbers(SLOTS, WIDTH, 2, seed=2).requires_grad_() if mirrored else None
+    h = numbers(*TOKENS, WIDTH).requires_grad_()
+    for index in (INDICES["a row"], INDICES["a token"]):
+        torch.library.opcheck(torch.ops.roadint.turn.default, (h, u, v, index, 5, 2))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_compiled_code_has_one_operation_and_the_same_values(mirrored: bool) -> None:
+    torch._dynamo.reset()
+    h, index = numbers(*TOKENS, WIDTH), INDICES["a row"]
+    assert index is not None
+    table = numbers(SLOTS, WIDTH, 2, seed=1)
+    mirror = numbers(SLOTS, WIDTH, 2, seed=2) if mirrored else None
+    counts: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        counts.append(sum("roadint" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(lambda h: turn_rows(h, table, mirror, index, 5, 2), backend=backend)
+    with torch.no_grad():
+        u = torch.view_as_complex(table[:, 5 : 5 + WIDTH // 2])
+        v = None if mirror is None else torch.view_as_complex(mirror[:, 5 : 5 + WIDTH // 2])
+        torch.testing.assert_close(compiled(h), by_rows(h, u, v, index, 2))
+    assert counts == [1]
+
+
+@pytest.mark.parametrize(("index", "mirrored", "group"), CASES)
+def test_kernels_equal_plain_pytorch(
+    kernels: ModuleType, index: Tensor | None, mirrored: bool, group: int
+) -> None:
+    h, (u, v) = numbers(*TOKENS, WIDTH), made(index, mirrored)
+    real = [None if part is None else torch.view_as_real(part) for part in (u, v)]
+    out = torch.empty_like(h)
+    kernels.turn(h, *real, index, group, out)
+    torch.testing.assert_close(out, plain.turn_indexed(h, *real, index, group))  # type: ignore[arg-type]
+    again = h.clone()
+    kernels.turn(again, *real, index, group, again)
+    assert torch.equal(again, out), "in place"
+    gradient = numbers(*TOKENS, WIDTH, seed=9)
+    arguments = (gradient, h, *real, index, group)
+    both = zip(
+        kernels.gradients(*arguments, of_h=True, of_u=True),
+        plain.gradients_indexed(*arguments, of_h=True, of_u=True),  # type: ignore[arg-type]
+        strict=True,
+    )
+    for one, other in both:
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_work_on_many_tokens_in_half_precision(
+    kernels: ModuleType, dtype: torch.dtype
+) -> None:
+    """More tokens than a program of the backward sums, and a table wider than the layer."""
+    h, index = numbers(2, 70, 12, dtype=dtype), torch.tensor([1, 0])
+    table = numbers(2, 20, 2, seed=1)[:, 3:9]
+    out = torch.empty_like(h)
+    kernels.turn(h, table, None, index, 2, out)
+    torch.testing.assert_close(out, plain.turn_indexed(h, table, None, index, 2))
+    arguments = (numbers(2, 70, 12, seed=9, dtype=dtype), h, table, None, index, 2)
+    ours = kernels.gradients(*arguments, of_h=True, of_u=True)
+    theirs = plain.gradients_indexed(*arguments, of_h=True, of_u=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+
+
+BUILD = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from roadint.rotation.kernels.triton import _turn
+
+types = {"h": "*bf16", "out": "*bf16", "u": "*fp32", "v": "*fp32", "index": "*i64"}
+types |= dict.fromkeys(("tokens", "per", "blocks", "u_stride"), "i32")
+constants = {"HALF": 1, "MIRRORED": False, "INDEXED": True, "IN_PLACE": True, "TOKENS": 1, "BLOCKS": 512}
+names = _turn.arg_names
+signature = {name: types.get(name, "constexpr") for name in names}
+aligned = [name for name in types if types[name][0] == "*" or name in ("blocks", "u_stride")]
+attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+built = compile(ASTSource(_turn, signature, constants, attributes), target=GPUTarget("cuda", 90, 32))
+print(built.asm["ptx"])
+"""
+
+
+def test_kernels_build_for_a_gpu_with_whole_vector_loads() -> None:
+    """Compiled for an H100 (sm_90) without one: hidden states move 16 bytes at a time."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", BUILD]
+    built = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "ld.global.v4.b32" in built.stdout
+    assert "st.global.v4.b32" in built.stdout
