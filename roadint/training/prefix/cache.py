@@ -138,12 +138,11 @@ class PrefixCache:
         """
         if self.cut.device.type != "cuda":
             return
-        if self._stream is None:
+        on_host = [held for batch in batches for held in batch.values() if isinstance(held, OnHost)]
+        if on_host and self._stream is None:
             self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
-        for batch in batches:
-            for held in batch.values():
-                if isinstance(held, OnHost):
-                    held.start(self._stream)
+        for held in on_host:
+            held.start(self._stream)  # type: ignore[arg-type]  # made above
 
     def nll(
         self,
