@@ -8,7 +8,7 @@ host wait for a GPU is counted.
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,6 +86,9 @@ class OnDevice(Tensor):
 
     def is_pinned(self, device: Any = None) -> bool:
         return False
+
+    def record_stream(self, stream: Any) -> None:
+        pass
 
     def untyped_storage(self) -> Any:
         return self.values.untyped_storage()
@@ -354,11 +357,43 @@ def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     for module, answers in _ANSWERS.items():
         for name, answer in answers.items():
             patch.setattr(module, name, lambda *_, answer=answer, **__: answer, raising=False)
-    patch.setattr(torch.cuda, "synchronize", lambda *_: waited("synchronize"))
+    for name, replacement in _REPLACEMENTS.items():
+        patch.setattr(torch.cuda, name, replacement)
     with _Dispatching(), _Naming():
         yield DEVICE
 
 
+class _Stream:
+    """A stream of a device that is never behind."""
+
+    device = DEVICE
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record_event(self, event: Any = None) -> Any:
+        return SimpleNamespace(wait=lambda *_: None, query=lambda: True)
+
+    def synchronize(self) -> None:
+        waited("synchronize")
+
+    def is_capturing(self) -> bool:
+        return False
+
+
+_REPLACEMENTS: dict[str, Any] = {
+    "Stream": _Stream,
+    "stream": lambda stream: nullcontext(),
+    "current_stream": _Stream,
+    "device": lambda device: nullcontext(),
+    "synchronize": lambda *_: waited("synchronize"),
+}
 _MEMORY = 10**9
 _PROPERTIES = SimpleNamespace(
     name="a device for tests", total_memory=_MEMORY, major=8, minor=0, multi_processor_count=1
@@ -386,6 +421,7 @@ _ANSWERS: dict[Any, dict[str, Any]] = {
         "max_memory_allocated": _MEMORY // 2,
         "mem_get_info": (_MEMORY // 2, _MEMORY),
         "memory_allocated": _MEMORY // 4,
+        "memory_reserved": _MEMORY // 2,
         "reset_peak_memory_stats": None,
     },
     torch.cuda.random: {
@@ -395,6 +431,6 @@ _ANSWERS: dict[Any, dict[str, Any]] = {
     torch.accelerator: {
         "is_available": True,
         "current_accelerator": DEVICE,
-        "current_stream": SimpleNamespace(is_capturing=lambda: False),
+        "current_stream": _Stream(),
     },
 }

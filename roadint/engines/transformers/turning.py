@@ -93,15 +93,18 @@ class Turn:
             self._in_place = v is None and self._group == 2 and output.dtype in _IN_PLACE
             self._memory = self._scratch.of(output) if self._in_place else None
             return
-        # The kernel looks rotations up by the index: nothing is copied for a row.
-        self._entries = torch.arange(len(u), device=u.device) if index is None else index
-        self._u, self._v = u, v
+        # The kernel looks rotations up, by an index or in order: nothing is copied for a row.
         self._in_place = not u.requires_grad
         if self._in_place:
-            real = (
-                None if part is None else torch.view_as_real(part) for part in (self._u, self._v)
-            )
-            self._launch = kernels.Launch(output, *real, self._entries, self._group, output)
+            real = (None if part is None else torch.view_as_real(part) for part in (u, v))
+            self._launch = kernels.Launch(output, *real, index, self._group, output)
+        in_order = index is None and len(u) in (1, len(output))
+        if in_order:
+            self._u = _beside(u, None, output, 1)
+            self._v = None if v is None else _beside(v, None, output, 1)
+        else:
+            self._u, self._v = u, v
+            self._entries = torch.arange(len(u), device=u.device) if index is None else index
 
 
 def _beside(vector: Tensor, index: Tensor | None, output: Tensor, copies: int) -> Tensor:

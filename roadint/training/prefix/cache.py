@@ -138,11 +138,11 @@ class PrefixCache:
         """
         if self.cut.device.type != "cuda":
             return
-        on_host = [held for batch in batches for held in batch.values() if isinstance(held, OnHost)]
-        if on_host and self._stream is None:
-            self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
-        for held in on_host:
-            held.start(self._stream)  # type: ignore[arg-type]  # made above
+        held = [part for batch in batches for part in batch.values() if isinstance(part, OnHost)]
+        for part in held:
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self.cut.device)  # type: ignore[no-untyped-call]
+            part.start(self._stream)
 
     def nll(
         self,
