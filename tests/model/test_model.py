@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, TextIteratorStreamer
 
 import roadint
@@ -340,6 +341,36 @@ def test_scores_of_selected_tokens_equal_those_from_all_logits(
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert hooks_of(model) == []
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_pieces_of_logits_run_the_head_alone(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings and masks are computed once, however many pieces there are; reading a mask would wait for a GPU."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    road, ran = trained(model.requires_grad_(False)), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: ran.append("embeddings"))
+    model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("head"))
+    inputs = padded(prompts([5, 9]), "right")
+    where = torch.tensor([[0, 0, 1, 1, 1], [1, 4, 2, 3, 8]])
+    reads = {}
+    for piece, pieces in ((1 << 20, 1), (1, 5)):
+        monkeypatch.setattr("roadint.engines.transformers.scoring._LOGITS", piece)
+        ran.clear()
+        with Reads() as mode:
+            road.token_nll(where, torch.tensor([7, 5, 100, 3, 9]), **inputs)
+        reads[pieces] = mode.count
+        assert ran == ["embeddings", *["head"] * pieces]
+    assert reads[1] == reads[5]
 
 
 def test_pieces_of_logits_change_nothing_and_a_soft_cap_counts(

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, default_data_collator
 
 import roadint
 from roadint import Recipe, RoadError, RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll, tokenize
-from roadint.training.base_trainer import training_arguments
+from roadint.training.base_trainer import BaseTrainer, training_arguments
 from roadint.training.memory import kept_bytes, rows_that_fit
 from roadint.training.trainer import RoadTrainer
-from tests.helpers import HALVES, LAYERS, SHORT, WIDTH, build, rows, trained
+from tests.helpers import HALVES, LAYERS, SHORT, WIDTH, build, encoder, rows, trained
 
 
 def examples(tokenizer: Any, count: int = 8) -> list[Example]:
@@ -98,6 +98,20 @@ def test_a_trainer_takes_as_many_rows_as_fit(tokenizer: Any, tmp_path: Path) -> 
         assert split == (expected, 8 // expected)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(value.requires_grad for value in road.model.parameters())
+
+
+def test_rows_of_a_classifier_are_counted_too(tmp_path: Path) -> None:
+    """A task's examples are mappings, and its loss is the model's own."""
+    road = roadint.add_linear_road(encoder(), name="a")
+    listed = [{"input_ids": [5, 6, *[7] * i], "attention_mask": [1] * (2 + i), "labels": i % 2} for i in range(8)]  # fmt: skip
+    arguments = training_arguments(Recipe(batch_size=8), tmp_path, save_strategy="no")
+    trainer = BaseTrainer(
+        road, arguments, train_dataset=listed, data_collator=default_data_collator
+    )
+    batch = default_data_collator([listed[-1]])
+    one = kept_bytes(road, lambda: road.train()(**batch).loss)
+    trainer.fit_rows(6.5 * one)
+    assert arguments.per_device_train_batch_size == 4
 
 
 def test_recipes_say_how_many_rows_run_at_once(tokenizer: Any, llama: PreTrainedModel) -> None:

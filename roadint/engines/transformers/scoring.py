@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadint.architecture.layers import find_layers, text_config
+from roadint.architecture.layers import find_layers, inner_model, text_config
 from roadint.architecture.properties import positions_of
 from roadint.engines.transformers.partial import Enough, Resumed
 from roadint.engines.transformers.view import view
@@ -150,23 +150,46 @@ def _input_of_head(
 def _logits_of(model: nn.Module, as_tuple: bool) -> Callable[[Tensor], Tensor]:
     """The model's own logits [tokens, vocabulary] as a function of the head's input.
 
-    The view that it runs is made once for all pieces.
+    In a view, made once for all pieces, whose body gives what the head is to get: embeddings and
+    masks would be computed for nothing, and transformers reads masks on the host. A model that
+    wants more of its body than hidden states runs with its body, whose layers do nothing.
     """
     positions = positions_of(model)
     given: list[Tensor] = []  # what the head gets next
 
     def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (given.pop(), *args[1:]), kwargs
+        return (given[-1], *args[1:]), kwargs
 
-    headless = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple).of(model)
-    running = view(headless, {}, {_head(headless): [replace]})
+    def body(*args: Any, **kwargs: Any) -> Any:
+        return _BodyOutput((given[-1],))
+
+    base: Any = inner_model(model)
+    base = getattr(base, "base_model", base)  # with the other towers of a multimodal model
+    running = view(model, {}, {_head(model): [replace]}, forwards={base: body})
+    headless = Resumed(int(text_config(model).num_hidden_layers), None, as_tuple)
 
     def logits_of(hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
+        nonlocal running
         # One row; or a row for every token, where the model has too few positions.
         fits = positions is None or len(hidden) <= positions
-        given.append(hidden[None] if fits else hidden[:, None])
+        given[:] = [hidden[None] if fits else hidden[:, None]]
         ids = torch.zeros(given[0].shape[:2], dtype=torch.long, device=hidden.device)
-        logits: Tensor = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        try:
+            logits: Tensor = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            idle = headless.of(model)
+            running = view(idle, {}, {_head(idle): [replace]})
+            logits = running(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        given.clear()
         return logits
 
     return logits_of
+
+
+class _BodyOutput(tuple[Any, ...]):
+    """The hidden states as the output of a model's body, which has nothing else."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
