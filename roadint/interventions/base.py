@@ -5,7 +5,8 @@ matrix row of LoReFT), and the strengths into what the row's hidden states are e
 pyvene runs an intervention is in `roadint.interventions.pyvene.entry`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -374,6 +375,16 @@ class SubspaceIntervention(KeepsPrecision):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+@contextmanager
+def full_precision(h: Tensor) -> Iterator[None]:
+    """A context for edits: their products are those of their numbers, also under autocast."""
+    if not torch.is_autocast_enabled(h.device.type):
+        yield
+        return
+    with torch.autocast(h.device.type, enabled=False):
+        yield
 
 
 def subspace_names(interventions: Iterable[SubspaceIntervention]) -> list[str]:

@@ -1,5 +1,6 @@
 """The base class of roadint's trainers, and their TrainingArguments."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 from roadint.training.isolation import unchanged
 from roadint.training.memory import free_memory, kept_bytes, rows_that_fit
+
+logger = logging.getLogger(__name__)
 
 
 def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> TrainingArguments:
@@ -82,6 +85,13 @@ class BaseTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False
+        if self.args.n_gpu > 1:
+            # Trainer would copy the model to every GPU in each step, without what hooks it.
+            logger.warning(
+                "one of %d GPUs trains: torchrun --nproc-per-node %d trains on all of them",
+                *(self.args.n_gpu, self.args.n_gpu),
+            )
+            self.args._n_gpu = 1
 
     def fit_rows(self, free: float | None = None) -> None:
         """Split steps into as few equal micro-batches as memory takes.
@@ -145,7 +155,6 @@ class BaseTrainer(Trainer):
         """Leave a model where it is that accelerate runs on several devices, or offloads."""
         if any(hasattr(module, "_hf_hook") for module in model.modules()):
             self.accelerator.device_placement = False
-            self.args._n_gpu = 1  # else Trainer copies the model to every GPU
         else:
             super()._move_model_to_device(model, device)
 

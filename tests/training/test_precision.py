@@ -9,7 +9,7 @@ from torch import Tensor
 import roadint
 from roadint import Recipe, RoadError, RoadIntervention, RoadModel
 from roadint.training.base_trainer import training_arguments
-from tests.helpers import HALVES, SHORT, build, rows
+from tests.helpers import HALVES, IDS, SHORT, build, rows
 
 
 def learned(tokenizer: Any, adapters: bool, **settings: Any) -> tuple[Tensor, float, set[Any]]:
@@ -42,6 +42,26 @@ def test_it_learns_what_full_precision_learns(tokenizer: Any, adapters: bool) ->
         found[reuse] = float((half - full).norm() / full.norm())
     # Not the same: bfloat16 did compute; and near: Adam's steps depend on the signs of gradients.
     assert all(1e-5 < difference < 0.1 for difference in found.values())
+
+
+def test_edits_stay_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = RoadIntervention(layer=1, basis="random", subspaces=HALVES)
+    road = RoadModel(build("gemma3"), edit)
+    with torch.no_grad():
+        edit.theta.normal_()
+    states = torch.randn(4, 3, 32)
+    expected = edit(states, subspaces="a")
+    plain, autocasts = edit.edit, []
+
+    def watched(*args: Any) -> Tensor:
+        autocasts.append(torch.is_autocast_enabled("cpu"))
+        return plain(*args)
+
+    monkeypatch.setattr(edit, "edit", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(edit(states, subspaces="a"), expected)
+        road(IDS, compose="a")
+    assert autocasts == [False, False]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there float16 is possible")

@@ -16,6 +16,7 @@ from roadint.engines.transformers.passes import Passes
 from roadint.engines.transformers.view import After
 from roadint.errors import RoadError
 from roadint.grammar.position import Position, Tokens
+from roadint.interventions.base import full_precision
 from roadint.rotation.kernels.operation import kernel_for, turn
 
 
@@ -281,7 +282,8 @@ def _edited(
     if edit.source is not None:
         source = edit.source.at(row_of_call[rows], columns + passes.start)
     states = edit.rows.row(row_of_call[rows])
-    edited = edit.intervention.edit(hidden[rows, columns], states, source)
+    with full_precision(hidden):
+        edited = edit.intervention.edit(hidden[rows, columns], states, source)
     if places.order is None:
         return hidden.index_put((rows, columns), edited)
     order, wanted = places.order

@@ -18,7 +18,7 @@ from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.subspace import SubspaceLike
 from roadint.interventions.arguments import component_name, layer_index
-from roadint.interventions.base import WHOLE, SubspaceIntervention
+from roadint.interventions.base import WHOLE, SubspaceIntervention, full_precision
 from roadint.interventions.pyvene.patches import (
     DistributedRepresentationIntervention,
     Sited,
@@ -247,7 +247,8 @@ class PyveneEntry(
         index = torch.arange(len(base), device=base.device)
         rows = self.rows(self._strengths_of(subspaces, len(base)))
         rows = rows.row(index.reshape(-1, *(1,) * (base.ndim - 2)))
-        return self.edit(base, rows, source if self.takes_source else None)
+        with full_precision(base):
+            return self.edit(base, rows, source if self.takes_source else None)
 
     def _check_states(self, base: Tensor, source: Tensor | None) -> None:
         if not torch.is_tensor(base) or base.ndim < 2 or not base.is_floating_point():
