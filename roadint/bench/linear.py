@@ -3,7 +3,7 @@
 It measures, in one process with all systems in turns, the wall-clock time of one layer in batches
 whose rows have different adapters ("layer"), of one-token steps of a whole model ("decode"), of the
 pass over prompts ("prefill"), of merging ("merge"), the memory that a layer keeps for its gradient
-("memory"), and what a compiled step launches and moves ("traffic"). "over_base" is the median ratio
+("memory"), and what a compiled step launches and reads ("traffic"). "over_base" is the median ratio
 of a system's time to the base's in the same turn.
 """
 
@@ -69,8 +69,8 @@ def bench_linear(
         parts: "layer" (64 rows; 1 and 128 tokens; 1, 8 and 64 adapters), "decode" (8 rows with 1
             and 8 adapters, 64 rows with 1 and 64, the rivals beside up to 8), "prefill" (8 rows, 8
             adapters), "merge" (2,048 × 2,048, in and out, alone and in a stack of eight; all layers
-            of a shape), "memory" (one layer of the first width), "traffic" (launches and bytes of a
-            compiled step, counted: 8 rows, 8 adapters).
+            of a shape), "memory" (one layer of the first width), "traffic" (launches of a
+            compiled step, and the parameters that it reads: 8 rows, 8 adapters).
         widths: The widths of layers.
         dtypes: The dtypes of layers and decodes.
         modes: Of the steps of a shape: "eager"; "graph", captured by hand on a GPU; "generate", as

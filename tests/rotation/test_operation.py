@@ -127,6 +127,11 @@ def test_the_registered_operation_obeys_torchs_rules(mirrored: bool) -> None:
     h = numbers(*TOKENS, WIDTH).requires_grad_()
     for index in (INDICES["a row"], INDICES["a token"]):
         torch.library.opcheck(torch.ops.roadint.turn.default, (h, u, v, index, 5, 2))
+        table = (u.detach(), None if v is None else v.detach(), index, 5, 2)
+        torch.library.opcheck(torch.ops.roadint.turn_.default, (h.detach(), *table))
+        written = h.detach().clone()
+        torch.ops.roadint.turn_(written, *table)
+        assert torch.equal(written, torch.ops.roadint.turn(h, *table))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

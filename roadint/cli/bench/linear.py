@@ -106,7 +106,8 @@ def _table(report: Mapping[str, Any]) -> Table:
 
 def _over_base(case: Mapping[str, Any]) -> str:
     if "launches_beside" in case:
-        return f"+ {case['launches_beside']} launches, {case['mb_over_base']:.3f} of the bytes"
+        beside, read = case["launches_beside"], case["parameters_over_base"]
+        return f"{beside:+} launches, {read:.4f} of the parameters"
     return f"{case['over_base']:.2f}" if "over_base" in case else ""
 
 
@@ -120,5 +121,5 @@ def _result(case: Mapping[str, Any]) -> str:
     if "median_s" in case:
         return f"{1000 * case['median_s']:.2f} ms"
     if "launches" in case:
-        return f"{case['launches']:,} launches, {case['mb']:,.1f} MB"
+        return f"{case['launches']:,} launches, {case['parameter_mb']:,.1f} MB of parameters"
     return case.get("error") or f"{case['copies_kept']} copies kept"

@@ -1,8 +1,8 @@
-"""The rotation as one operation of torch, `roadint::turn`, with a gradient, on every device.
+"""The rotation as one operation of torch: `roadint::turn`, with a gradient, and in place `turn_`.
 
 On a GPU it is one Triton kernel, elsewhere (and where there is no Triton) plain PyTorch. Compiled
-code calls the registered operation; eager code goes to the kernel without torch's dispatcher, which
-costs more than the kernel on a few tokens.
+code calls the registered operation; or `turn_rows`, which compilers fuse with its neighbours. Eager
+code goes to the kernel without torch's dispatcher, which costs more than the kernel on few tokens.
 """
 
 from functools import lru_cache
@@ -203,6 +203,22 @@ def _registered(
 ) -> Tensor:
     of_v = None if v is None else _part(v, first, h)
     return _forward(h.contiguous(), _part(u, first, h), of_v, index, group)
+
+
+@torch.library.custom_op(
+    "roadint::turn_",
+    mutates_args=("h",),
+    schema="(Tensor(a!) h, Tensor u, Tensor? v, Tensor? index, int first, int group) -> ()",
+)
+def _registered_in_place(
+    h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, first: int, group: int
+) -> None:
+    part, of_v = _part(u, first, h), None if v is None else _part(v, first, h)
+    kernel = kernel_for(h) if h.is_contiguous() else None
+    if kernel is None:
+        h.copy_(plain.turn_indexed(h, part, of_v, index, group))
+    else:
+        kernel.turn(h, part, of_v, index, group, h)
 
 
 @torch.library.custom_op(
