@@ -387,11 +387,15 @@ class _Stream:
         return False
 
 
+class _Current(nullcontext[None]):
+    """A context in which the only device is the current one; torch asks for its class."""
+
+
 _REPLACEMENTS: dict[str, Any] = {
     "Stream": _Stream,
     "stream": lambda stream: nullcontext(),
     "current_stream": _Stream,
-    "device": lambda device: nullcontext(),
+    "device": _Current,
     "synchronize": lambda *_: waited("synchronize"),
 }
 _MEMORY = 10**9

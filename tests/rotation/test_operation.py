@@ -1,10 +1,7 @@
 """The operation `turn`: plain, registered for compiled code, and as Triton kernels in Triton's interpreter."""
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -218,30 +215,3 @@ def test_kernels_work_on_many_tokens_in_half_precision(
     theirs = plain.gradients_indexed(*arguments, of_h=True, of_u=True)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
-
-
-BUILD = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from roadint.rotation.kernels.triton import _turn
-
-types = {"h": "*bf16", "out": "*bf16", "u": "*fp32", "v": "*fp32", "index": "*i64"}
-types |= dict.fromkeys(("tokens", "per", "blocks", "u_stride"), "i32")
-constants = {"HALF": 1, "MIRRORED": False, "INDEXED": True, "IN_PLACE": True, "TOKENS": 1, "BLOCKS": 512}
-names = _turn.arg_names
-signature = {name: types.get(name, "constexpr") for name in names}
-aligned = [name for name in types if types[name][0] == "*" or name in ("blocks", "u_stride")]
-attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-built = compile(ASTSource(_turn, signature, constants, attributes), target=GPUTarget("cuda", 90, 32))
-print(built.asm["ptx"])
-"""
-
-
-def test_kernels_build_for_a_gpu_with_whole_vector_loads() -> None:
-    """Compiled for an H100 (sm_90) without one: hidden states move 16 bytes at a time."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-W", "ignore", "-c", BUILD]
-    built = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "ld.global.v4.b32" in built.stdout
-    assert "st.global.v4.b32" in built.stdout
