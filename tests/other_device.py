@@ -352,6 +352,14 @@ def other_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
             return module  # torch would swap every tensor for itself, which may be held elsewhere
         return move(module, *args, **kwargs)
 
+    load = torch.load
+
+    def load_here(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        on_device = map_location is not None and torch.device(map_location).type == "cuda"
+        loaded = load(*args, map_location="cpu" if on_device else map_location, **kwargs)
+        return tree_map_only(Tensor, lambda t: t.to(DEVICE), loaded) if on_device else loaded
+
+    patch.setattr(torch, "load", load_here)  # storages know no device but real ones
     patch.setattr(torch.nn.Module, "to", to_here)
     patch.setattr(threading.Thread, "run", run_here)  # modes are a thread's own
     for module, answers in _ANSWERS.items():
