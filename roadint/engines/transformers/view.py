@@ -125,15 +125,25 @@ class _Copying:
                 state[name] = _rebound(state.get(name), module, copy)
         if module in self._forwards:
             state["forward"] = self._forwards[module]
+        after = self._after.get(module, ())
+        if after and not module._modules:  # a leaf: torch runs hooks in a slower way than forwards
+            state["forward"] = _following(copy, state.get("forward"), after)
+            after = ()
         # In a view of a view, too, this is the caller's module.
         origin = state["_viewed"] = state.get("_viewed", module)
-        self._add_hooks(state, module, origin)
+        self._add_hooks(state, module, origin, after)
         if children is not None or not isinstance(module, nn.Linear):
             self._copies.append(Copy(origin, copy, dict(state)))
         return copy
 
-    def _add_hooks(self, state: dict[str, Any], module: nn.Module, origin: nn.Module) -> None:
-        after, before = self._after.get(module, ()), self._before.get(module, ())
+    def _add_hooks(
+        self,
+        state: dict[str, Any],
+        module: nn.Module,
+        origin: nn.Module,
+        after: Sequence[After],
+    ) -> None:
+        before = self._before.get(module, ())
         if isinstance(module, PreTrainedModel):
             before = [Capturing(origin), *before]
         state["_forward_hooks"] = CopyHooks(after, module._forward_hooks, module)
@@ -144,6 +154,36 @@ class _Copying:
         for name in ("_backward_hooks", "_backward_pre_hooks"):
             if state[name]:
                 state[name] = CopyHooks((), state[name], module)
+
+
+def _following(
+    copy: nn.Module, forward: Forward | None, hooks: Sequence[After]
+) -> functools.partial[Any]:
+    """A forward of a copy, and hooks after it.
+
+    Args:
+        copy: The copy.
+        forward: A forward of its own; that of its class by default.
+        hooks: The hooks, which come before those of a view that the copy is a copy in.
+    """
+    if isinstance(forward, functools.partial) and forward.func is _followed:
+        _, forward, older = forward.args
+        hooks = (*hooks, *older)
+    return functools.partial(_followed, copy, forward, tuple(hooks))
+
+
+def _followed(
+    copy: Any, forward: Forward | None, hooks: Sequence[After], *args: Any, **kwargs: Any
+) -> Any:
+    if forward is None:
+        output = type(copy).forward(copy, *args, **kwargs)
+    else:
+        output = forward(*args, **kwargs)
+    for hook in hooks:
+        result = hook(copy, args, output)
+        if result is not None:
+            output = result
+    return output
 
 
 def _rebound(function: Any, module: nn.Module, copy: nn.Module) -> Any:
