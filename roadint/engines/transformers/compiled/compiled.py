@@ -127,17 +127,23 @@ def _why_not(
         return "interchanges and training run uncompiled"
     if captures(plain, inputs):
         return "hidden states or attentions are asked for"
-    names = {name for row in call.compositions for name, _ in row.terms}
+    values = [*attached.interventions.parameters(), *attached.adapters.parameters()]
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        return "gradients are wanted (expected torch.no_grad() around the call)"
+    return _why_no_turn(attached, {name for row in call.compositions for name, _ in row.terms})
+
+
+def _why_no_turn(attached: Attached, names: set[str]) -> str | None:
+    """Why one of the names does something else than turn pairs; None where none does."""
     for intervention in attached.interventions:
         if names & set(intervention.partition) and not intervention.turns:
             return f"an edit of kind {intervention.kind} is no turn"
+        if intervention.unmeasured_axes() is not None:
+            return f"the axes of the basis at layer {intervention.layer} are not measured"
     for name in names & set(attached.adapters):
         adapter = attached.adapters[name]
         if adapter.lora_rank or adapter.head_paths:
             return f"adapter {name!r} has a LoRA or a head of its own"
-    values = [*attached.interventions.parameters(), *attached.adapters.parameters()]
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        return "gradients are wanted (expected torch.no_grad() around the call)"
     return None
 
 
@@ -208,13 +214,14 @@ class _Graph:
         returned = setting("return_dict_in_generate", self._model, inputs)
         self._keeping.keeps_caches = not returned
         chosen: dict[str, Any] = {}
-        if setting("compile_config", self._model, inputs) is None:
-            chosen["compile_config"] = self._compile_config()
         own_cache = any(inputs.get(name) is not None for name in CACHES)
         uses_cache = setting("use_cache", self._model, inputs) is not False
         implementation = setting("cache_implementation", self._model, inputs)
-        if uses_cache and not own_cache and implementation is None:
+        # Old configurations say "hybrid", which transformers takes for nothing said.
+        if uses_cache and not own_cache and implementation in (None, "static", "hybrid"):
             chosen["cache_implementation"] = "static"
+            if setting("compile_config", self._model, inputs) is None:
+                chosen["compile_config"] = self._compile_config()
         config = inputs.get("generation_config")
         if config is not None:
             config = copy.deepcopy(config)

@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+_KEPT = 2  # static caches: they are large
 
 BeforePass = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -28,7 +31,7 @@ class Keeping:
         self.plain, self.before_pass = plain, before_pass
         self.keeps_caches = True
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self._caches: dict[Any, Any] = {}
+        self._caches: OrderedDict[Any, StaticCache] = OrderedDict()
 
     def compiled(self, settings: dict[str, Any]) -> Callable[..., Any]:
         """The forward pass: prepared, then compiled, once for equal settings."""
@@ -49,7 +52,10 @@ class Keeping:
         if kept is None or _lengths(kept) != _lengths(made):
             if _can_empty(made):
                 self._caches[rows] = made
+                while len(self._caches) > _KEPT:
+                    self._caches.popitem(last=False)
             return made
+        self._caches.move_to_end(rows)
         kept.reset()  # type: ignore[no-untyped-call]
         for layer in kept.layers:
             if hasattr(layer, "cumulative_length_int"):  # `reset` leaves it
