@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from roadint.rotation.kernels import operation
+from roadint.rotation.kernels import operation, weights
 from roadint.rotation.kernels import torch as plain
 from roadint.rotation.kernels.operation import turn
 
@@ -134,3 +134,40 @@ def test_parts_of_memory(part: Any, device: torch.device) -> None:
     shaped = [each.reshape(6, 1, -1) for each in (u, v) if each is not None]
     expected = plain.turn(part(wide), *shaped, 2)
     check(turn(part(wide.to(device)), *on(device, *shaped), 2), expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_relaunch_takes_other_memory(dtype: torch.dtype, device: torch.device) -> None:
+    """A launch finds its compiled kernel once; later ones have other tensors, aligned or not."""
+    h, u, _ = numbers((6, 5, 64), dtype, False)
+    index = torch.tensor([0, -1, 3, 1, -1, 0])
+    kernels = operation.kernel_for(h.to(device))
+    assert kernels is not None
+    first = h.to(device)
+    launch = kernels.Launch(
+        first, torch.view_as_real(u.to(device)), None, index.to(device), 2, first
+    )
+    memory = torch.empty(8 + 2 * h.numel(), dtype=dtype, device=device)
+    for offset in (None, 0, 8, 1):
+        other = first if offset is None else memory[offset : offset + h.numel()].view(h.shape)
+        other.copy_(h)
+        launch(other, other)
+        expected = plain.turn_indexed(h, torch.view_as_real(u), None, index, 2)
+        check(other, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dim", "group"), [(0, 2), (0, 96), (1, 2), (1, 6)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_weights(
+    dtype: torch.dtype, dim: int, group: int, mirrored: bool, device: torch.device
+) -> None:
+    weight, u, v = numbers((96, 96), dtype, mirrored, rotations=1)
+    u, v = u[0], None if v is None else v[0]
+    found = weight.to(device)
+    sums = weights.turn_weight_(found, *on(device, u, v), group, dim)
+    expected_sums = weights.turn_weight_(weight, u, v, group, dim)
+    check(found, weight, dtype)
+    if expected_sums is not None:
+        assert sums is not None
+        torch.testing.assert_close(sums.cpu(), expected_sums, rtol=5e-2, atol=1e-3)
