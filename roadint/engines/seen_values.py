@@ -1,22 +1,13 @@
-"""Whether adapters and interventions still have the values that a table was made from."""
+"""Whether adapters still have the values that a table was made from."""
 
 from collections.abc import Sequence
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from roadint.adapters.adapter import RoadAdapter
 from roadint.engines.locks import Lock
-
-
-class Turning(Protocol):
-    """An adapter or an intervention."""
-
-    def acting_values(self) -> list[Tensor]:
-        """The tensors that its rotations are made from."""
-
-    def __hash__(self) -> int: ...
 
 
 class SeenValues:
@@ -27,32 +18,34 @@ class SeenValues:
     """
 
     def __init__(self) -> None:
-        self._seen: WeakKeyDictionary[Turning, tuple[list[Tensor], object]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[RoadAdapter, tuple[list[Tensor], object]] = (
+            WeakKeyDictionary()
+        )
         self._lock = Lock()
 
-    def states_of(self, owners: Sequence[Turning]) -> list[object]:
-        """For each adapter or intervention an object that stands for its current values.
+    def states_of(self, adapters: Sequence[RoadAdapter]) -> list[object]:
+        """For each adapter an object that stands for its current values.
 
         It waits once for the device, however many there are.
 
         Args:
-            owners: Adapters or interventions.
+            adapters: The adapters.
 
         Returns:
             The same objects as long as the values are the same numbers on the same device; new
             ones otherwise. Such an object equals itself alone, also in another process.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            now = [[tensor.detach() for tensor in owner.acting_values()] for owner in owners]
-            before = [self._seen.get(owner, ([], None)) for owner in owners]
+            now = [[tensor.detach() for tensor in adapter.acting_values()] for adapter in adapters]
+            before = [self._seen.get(adapter, ([], None)) for adapter in adapters]
             pairs = [(values, seen) for values, (seen, _) in zip(now, before, strict=True)]
             states = []
-            for owner, values, (_, state), same in zip(
-                owners, now, before, _same(pairs), strict=True
+            for adapter, values, (_, state), same in zip(
+                adapters, now, before, _same(pairs), strict=True
             ):
                 if state is None or not same:
                     state = object()
-                    self._seen[owner] = [tensor.clone() for tensor in values], state
+                    self._seen[adapter] = [tensor.clone() for tensor in values], state
                 states.append(state)
             return states
 

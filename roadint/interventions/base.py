@@ -268,10 +268,6 @@ class SubspaceIntervention(KeepsPrecision):
         """The tensors that a checkpoint keeps: every parameter by its name, detached."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
-    def acting_values(self) -> list[Tensor]:
-        """The tensors that `rows` is made from."""
-        return list(self.parameters())
-
     @property
     def trainable_count(self) -> int:
         """How many numbers train."""

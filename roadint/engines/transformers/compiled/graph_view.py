@@ -5,15 +5,13 @@ not change. In place of hooks, which compiled code is not guarded against, copie
 of their own, and the view outlives a call, so that its graphs do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from roadint.architecture.layers import uncompiled
 from roadint.engines.transformers.compiled.places import Place
-
-BeforePass = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
 class GraphView:
