@@ -1,6 +1,7 @@
 """Views: hooks of one call's own, and the caller's model as it was."""
 
 import functools
+import gc
 import types
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import PreTrainedModel
 
+from roadint import RoadIntervention, RoadModel
 from roadint.architecture.layers import uncompiled
+from roadint.engines.transformers.passes import Passes
+from roadint.engines.transformers.turning import Turn
 from roadint.engines.transformers.view import Copy, view
-from tests.helpers import build
+from tests.helpers import HALVES, build
 
 IDS = torch.arange(3, 12)[None]
 
@@ -208,3 +212,21 @@ def test_weights_that_hooks_make_before_each_forward(by: str) -> None:
     torch.testing.assert_close(found, net(x))
     found.sum().backward()
     assert made_of.grad is not None
+
+
+@pytest.mark.parametrize("compose", ["x", "x + a"])
+def test_a_call_leaves_nothing_for_the_garbage_collector(
+    llama: PreTrainedModel, compose: str
+) -> None:
+    """Views go when the call ends: no cycle holds them, and with them rotations and graphs."""
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
+    road.add_adapter("x")
+    gc.collect()
+    gc.disable()
+    try:
+        road(IDS, compose=compose).logits.sum().backward()
+        road.generate(IDS, compose=compose, max_new_tokens=2)
+        left = [thing for thing in gc.get_objects() if isinstance(thing, (Turn, Passes))]
+    finally:
+        gc.enable()
+    assert not left

@@ -80,6 +80,37 @@ def view(
     return _Copying(after, before or {}, forwards or {}, [] if copies is None else copies).of(model)
 
 
+FOLLOWED_BY = "_followed_by"
+"""The attribute of a module of a `followed` class that has what follows its forward."""
+
+_FOLLOWED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def followed(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of copies of modules whose forward is followed by hooks, as part of it.
+
+    Args:
+        kind: The class of the modules; or one that this function made.
+    """
+    if kind in _FOLLOWED.values():
+        return kind
+    if kind not in _FOLLOWED:
+
+        class Followed(kind):  # type: ignore[misc, valid-type]
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                output = kind.forward(self, *args, **kwargs)
+                for hook in self._followed_by:
+                    result = hook(self, args, output)
+                    if result is not None:
+                        output = result
+                return output
+
+        for name in ("__name__", "__qualname__", "__module__", "__doc__"):  # some models ask
+            setattr(Followed, name, getattr(kind, name))
+        _FOLLOWED[kind] = Followed
+    return _FOLLOWED[kind]
+
+
 class _Copying:
     def __init__(
         self,
@@ -114,10 +145,19 @@ class _Copying:
         return result
 
     def _copy(self, module: nn.Module, children: dict[str, nn.Module | None] | None) -> nn.Module:
-        copy: nn.Module = object.__new__(type(module))
+        # Those of a view that the module is a copy in come after this one's.
+        after = (*self._after.get(module, ()), *vars(module).get(FOLLOWED_BY, ()))
+        is_own = module in self._forwards or "forward" in vars(module)
+        # torch runs hooks in a slower way than a leaf's forward.
+        is_followed = bool(after) and not module._modules and not is_own
+        kind = followed(type(module)) if is_followed else type(module)
+        copy: nn.Module = object.__new__(kind)
         state = vars(copy)
         state.update(vars(module))
         state["_compiled_call_impl"] = None
+        state.pop(FOLLOWED_BY, None)
+        if is_followed:
+            state[FOLLOWED_BY], after = after, ()
         if children is not None:
             state["_modules"] = children
         if "forward" in state:  # set by accelerate or kernels, bound to the module
@@ -125,10 +165,6 @@ class _Copying:
                 state[name] = _rebound(state.get(name), module, copy)
         if module in self._forwards:
             state["forward"] = self._forwards[module]
-        after = self._after.get(module, ())
-        if after and not module._modules:  # a leaf: torch runs hooks in a slower way than forwards
-            state["forward"] = _following(copy, state.get("forward"), after)
-            after = ()
         # In a view of a view, too, this is the caller's module.
         origin = state["_viewed"] = state.get("_viewed", module)
         self._add_hooks(state, module, origin, after)
@@ -154,36 +190,6 @@ class _Copying:
         for name in ("_backward_hooks", "_backward_pre_hooks"):
             if state[name]:
                 state[name] = CopyHooks((), state[name], module)
-
-
-def _following(
-    copy: nn.Module, forward: Forward | None, hooks: Sequence[After]
-) -> functools.partial[Any]:
-    """A forward of a copy, and hooks after it.
-
-    Args:
-        copy: The copy.
-        forward: A forward of its own; that of its class by default.
-        hooks: The hooks, which come before those of a view that the copy is a copy in.
-    """
-    if isinstance(forward, functools.partial) and forward.func is _followed:
-        _, forward, older = forward.args
-        hooks = (*hooks, *older)
-    return functools.partial(_followed, copy, forward, tuple(hooks))
-
-
-def _followed(
-    copy: Any, forward: Forward | None, hooks: Sequence[After], *args: Any, **kwargs: Any
-) -> Any:
-    if forward is None:
-        output = type(copy).forward(copy, *args, **kwargs)
-    else:
-        output = forward(*args, **kwargs)
-    for hook in hooks:
-        result = hook(copy, args, output)
-        if result is not None:
-            output = result
-    return output
 
 
 def _rebound(function: Any, module: nn.Module, copy: nn.Module) -> Any:

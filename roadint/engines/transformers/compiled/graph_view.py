@@ -12,6 +12,7 @@ from torch import nn
 
 from roadint.architecture.layers import uncompiled
 from roadint.engines.transformers.compiled.places import Place
+from roadint.engines.transformers.view import FOLLOWED_BY, followed
 
 
 class GraphView:
@@ -68,40 +69,13 @@ class GraphView:
     def _copy(self, module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
         places = self._places.get(module, ())
         kind = type(module)
-        copy: nn.Module = object.__new__(_turning(kind) if places else kind)
+        copy: nn.Module = object.__new__(followed(kind) if places else kind)
         state = vars(copy)
         state.update(vars(module))
-        state.update(_compiled_call_impl=None, _modules=children, _turns=places)
+        state.update(_compiled_call_impl=None, _modules=children)
+        if places:
+            state[FOLLOWED_BY] = places
         if "forward" in state and self.patched is None:
             self.patched = type(module).__name__
         self._copies.append((module, copy, dict(module._modules)))
         return copy
-
-
-_TURNING: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _turning(kind: type[nn.Module]) -> type[nn.Module]:
-    """A class of modules that turn their outputs."""
-    if kind not in _TURNING:
-
-        class Turning(kind):  # type: ignore[misc, valid-type]
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                output = kind.forward(self, *args, **kwargs)
-                for turn in self._turns:
-                    output = turn(output)
-                return output
-
-        _TURNING[kind] = _named_like(Turning, kind)
-    return _TURNING[kind]
-
-
-def _named_like(made: type, kind: type) -> Any:
-    """Some models decide by the name of a class."""
-    made.__name__, made.__qualname__, made.__module__ = (
-        kind.__name__,
-        kind.__qualname__,
-        kind.__module__,
-    )
-    made.__doc__ = kind.__doc__
-    return made

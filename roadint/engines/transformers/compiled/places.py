@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.architecture.devices import on_device
@@ -40,7 +40,7 @@ class Place:
         self.frame = frame
         self.probe: Callable[[Place, Any], None] | None = None
 
-    def __call__(self, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The module's output with its tokens turned, those that have a slot."""
         if self.probe is not None:
             self.probe(self, output)
