@@ -4,10 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pytest
 import torch
+from transformers import TrainingArguments
 
 from roadint import RoadModel
 from roadint.interventions.base import SubspaceIntervention
+from roadint.training import base_trainer
 from tests.helpers import build
 from tests.other_device import on_cpu, stand_in
 
@@ -22,10 +25,17 @@ def check_same(work: Callable[[torch.device], Any], on_gpu: float = 2e-4) -> Non
     The stand-in computes as the CPU. A GPU sums in another order: there, numbers differ by up to
     `on_gpu` of the largest one.
     """
-    expected = work(CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_trainer, "TrainingArguments", _on_the_cpu)
+        expected = work(CPU)
     with plug() as device:
         found = on_cpu(work(device))
     same(found, expected, 2e-5 if plug is stand_in else on_gpu)
+
+
+def _on_the_cpu(**settings: Any) -> TrainingArguments:
+    """Trainer takes a GPU where there is one, wherever the model is."""
+    return TrainingArguments(**{**settings, "use_cpu": True, "dataloader_pin_memory": False})
 
 
 def same(found: Any, expected: Any, tolerance: float = 2e-5) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StaticCache
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.engines.transformers.compiled.root import Keeping
 from tests.helpers import HALVES, IDS
 
 MASK = torch.ones_like(IDS)
@@ -301,3 +302,20 @@ def test_a_copy_has_no_graph_and_an_unknown_option_is_refused(llama: PreTrainedM
     assert torch.equal(twin.generate(IDS, compose=BATCHES[0], **SHORT), expected)
     with pytest.raises(RoadError, match="unknown option of compile 'backened'.*'backend'"):
         road.compile(backened="inductor")
+
+
+def test_a_cache_is_kept_until_beams_move_it(llama: PreTrainedModel) -> None:
+    """A CUDA graph has the addresses of its keys and values."""
+
+    def cache() -> StaticCache:
+        made = StaticCache(config=llama.config, max_cache_len=8)
+        llama(IDS, past_key_values=made)
+        return made
+
+    keeping, first = Keeping(llama, lambda args, kwargs: None, {}), cache()
+    assert keeping.cache_for(len(IDS), first) is first
+    assert keeping.cache_for(len(IDS), cache()) is first
+    llama(IDS, past_key_values=first)
+    first.reorder_cache(torch.arange(len(IDS)))
+    new = cache()
+    assert keeping.cache_for(len(IDS), new) is new

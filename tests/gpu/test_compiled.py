@@ -1,11 +1,13 @@
 """Compiled models on a GPU: right, or refused; and `road.compile()`, in which any mixture is one graph."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import StaticCache
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from tests.device.helpers import turned
@@ -99,6 +101,30 @@ def test_generate_in_one_graph(device: torch.device) -> None:
     road.remove_adapter("y")
     road.generate(ids, compose=MIXED, **settings)
     assert counters["stats"]["unique_graphs"] == before
+
+
+def test_generate_in_another_thread(device: torch.device) -> None:
+    """torch keeps CUDA graphs by thread."""
+    road, ids = road_at(device), IDS.to(device)
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    expected = road.generate(ids, compose=MIXED, **settings)
+    road.compile()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for thread in (first, second):
+            found = thread.submit(road.generate, ids, compose=MIXED, **settings).result()
+            assert (found == expected).float().mean() > 0.9
+    assert (road.generate(ids, compose=MIXED, **settings) == expected).float().mean() > 0.9
+
+
+def test_generate_with_a_cache_of_the_callers(device: torch.device) -> None:
+    """transformers compiles the steps of any static cache on a GPU."""
+    road, ids = road_at(device), IDS.to(device)
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    expected = road.generate(ids, compose=MIXED, **settings)
+    road.compile()
+    cache = StaticCache(config=road.model.config, max_cache_len=ids.shape[1] + 6)
+    found = road.generate(ids, compose=MIXED, past_key_values=cache, **settings)
+    assert (found == expected).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -5,6 +5,7 @@ code calls the registered operation; or `turn_rows`, which compilers fuse with i
 code goes to the kernel without torch's dispatcher, which costs more than the kernel on few tokens.
 """
 
+import logging
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,11 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from roadint.errors import first_line
 from roadint.rotation.kernels import torch as plain
 from roadint.rotation.kernels.torch import carries_tangents
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
@@ -98,6 +102,14 @@ def _kernels(device: int) -> ModuleType | None:
     try:
         from roadint.rotation.kernels import triton
     except ImportError:
+        return None
+    try:
+        triton.prepare()
+    except Exception as error:  # Triton needs a C compiler and Python's headers
+        logger.warning(
+            "Triton does not run here (%s): rotations run in plain PyTorch, which is slower",
+            first_line(error),
+        )
         return None
     return triton
 

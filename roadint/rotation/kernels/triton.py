@@ -147,8 +147,8 @@ def _gradients(  # noqa: C901, one kernel
         p, q = _load_pairs(v, rotation, acts, part, blocks, 1, 1, BLOCKS)
     u_real, u_imaginary = tl.zeros((1, BLOCKS), tl.float32), tl.zeros((1, BLOCKS), tl.float32)
     v_real, v_imaginary = tl.zeros((1, BLOCKS), tl.float32), tl.zeros((1, BLOCKS), tl.float32)
-    for start in range(begin, begin + CHUNK, TOKENS):
-        token = start + tl.arange(0, TOKENS)
+    for start in range(0, CHUNK, TOKENS):
+        token = begin + start + tl.arange(0, TOKENS)
         exists = token < per
         row = (entry.to(tl.int64) * per + token) * 2 * blocks
         first, second = _load_pairs(gradient, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
@@ -174,6 +174,11 @@ def _gradients(  # noqa: C901, one kernel
         _store_pairs(to_u, u_real, u_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
         if MIRRORED:
             _store_pairs(to_v, v_real, v_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
+
+
+def prepare() -> None:
+    """Have Triton compile what it needs of every launch, and raise where it can't."""
+    triton.runtime.driver.active.get_current_device()
 
 
 def turn(

@@ -177,7 +177,8 @@ class _Graph:
         places = [*self._linear.places, *self._sites.values()]
         modules = {model.get_submodule(path): turns for path, turns in by_path(places).items()}
         self._view = GraphView(model, modules)
-        self._keeping = make_root(self._view.root, self._before_pass)
+        settings = self._compile_config().to_dict()
+        self._keeping = make_root(self._view.root, self._before_pass, settings)
         self.fault = self._fault(places, device)
 
     def fits(self, model: nn.Module, attached: Attached) -> bool:

@@ -1,9 +1,11 @@
 """The root of a graph view: prepares each pass outside of the graph, and keeps static caches."""
 
 import inspect
+import threading
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +24,23 @@ class Keeping:
     Args:
         plain: The root's forward pass without a preparation, which is what is compiled.
         before_pass: Called with the arguments of every forward pass, outside of the graph.
+        settings: Those of torch.compile where a call has none of its own.
 
     Attributes:
         keeps_caches: Whether `generate` may use the cache of an earlier call.
     """
 
-    def __init__(self, plain: Callable[..., Any], before_pass: BeforePass) -> None:
-        self.plain, self.before_pass = plain, before_pass
+    def __init__(
+        self, plain: Callable[..., Any], before_pass: BeforePass, settings: dict[str, Any]
+    ) -> None:
+        self.plain, self.before_pass, self.settings = plain, before_pass, settings
         self.keeps_caches = True
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._caches: OrderedDict[Any, StaticCache] = OrderedDict()
 
     def compiled(self, settings: dict[str, Any]) -> Callable[..., Any]:
         """The forward pass: prepared, then compiled, once for equal settings."""
+        _have_graphs()
         key = repr(sorted(settings.items()))
         if key not in self._compiled:
             self._compiled[key] = torch.compile(self.plain, **settings)
@@ -49,7 +55,7 @@ class Keeping:
     def cache_for(self, rows: Any, made: StaticCache) -> StaticCache:
         """The cache of an earlier call with as many rows and columns, emptied; else `made`."""
         kept: StaticCache | None = self._caches.get(rows)
-        if kept is None or _lengths(kept) != _lengths(made):
+        if kept is None or _lengths(kept) != _lengths(made) or _moved(kept):
             if _can_empty(made):
                 self._caches[rows] = made
                 while len(self._caches) > _KEPT:
@@ -63,8 +69,35 @@ class Keeping:
         return kept
 
 
+def _have_graphs() -> None:
+    """Let this thread capture CUDA graphs: some versions of torch know the main thread's alone."""
+    if not torch.cuda.is_available():
+        return
+    from torch._inductor.cudagraph_trees import local
+
+    found: Any = local
+    for name, make in _OF_THREAD.items():
+        if not (hasattr(found, name) or torch._C._is_key_in_tls(name)):
+            setattr(found, name, make())
+
+
+# What torch._inductor.cudagraph_trees keeps for a thread.
+_OF_THREAD: dict[str, Callable[[], Any]] = {
+    "tree_manager_containers": dict,
+    "tree_manager_locks": partial(defaultdict, threading.Lock),
+}
+
+
 def _lengths(cache: StaticCache) -> list[Any]:
     return [(type(layer), getattr(layer, "max_cache_len", None)) for layer in cache.layers]
+
+
+def _moved(cache: StaticCache) -> bool:
+    """Whether its numbers lie elsewhere than at first, as beams leave them: no graph has these."""
+    return any(
+        layer.is_initialized and not hasattr(layer.keys, "_dynamo_static_input_type")
+        for layer in cache.layers
+    )
 
 
 def _can_empty(cache: StaticCache) -> bool:
@@ -73,10 +106,10 @@ def _can_empty(cache: StaticCache) -> bool:
     return type(cache) is StaticCache and all(type(layer) in known for layer in cache.layers)
 
 
-def make_root(copy: nn.Module, before_pass: BeforePass) -> Keeping:
+def make_root(copy: nn.Module, before_pass: BeforePass, settings: dict[str, Any]) -> Keeping:
     """Give a view's copy of a transformers model the class of a root."""
     kind = type(copy)
-    keeping = Keeping(types.MethodType(kind.__call__, copy), before_pass)
+    keeping = Keeping(types.MethodType(kind.__call__, copy), before_pass, settings)
     vars(copy)["_keeping"] = keeping
     copy.__class__ = _rooted(kind)
     return keeping
@@ -96,11 +129,15 @@ def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
 
         def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
             """transformers' compiled call, which comes after what prepares the pass."""
-            call: Callable[..., Any] = self._keeping.compiled(compile_config.to_dict())
+            settings = self._keeping.settings
+            if compile_config is not None:  # else the cache is the caller's own
+                settings = compile_config.to_dict()
+            call: Callable[..., Any] = self._keeping.compiled(settings)
             return call
 
         def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
             """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
+            vars(self).pop("_cache", None)  # some versions keep one, also one that was returned
             made = super()._prepare_static_cache(*args, **kwargs)
             inspected = inspect.signature(super()._prepare_static_cache).bind(*args, **kwargs)
             rows = inspected.arguments.get("batch_size")
