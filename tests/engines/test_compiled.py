@@ -267,17 +267,18 @@ def test_caches_of_other_numbers_are_not_used_again(llama: PreTrainedModel) -> N
     with torch.autocast("cpu", torch.bfloat16):
         ask()
     assert torch.equal(ask(), first)
-    llama.to(torch.bfloat16)
+    llama.bfloat16()
     ask()
-    llama.to(torch.float64)
+    llama.double()
     same_as_uncompiled(road, ask)
 
 
 def test_a_model_of_double_precision_keeps_it(llama: PreTrainedModel) -> None:
     road = make_road(llama.double())
-    expected = logits(road, ["x + a", None, "0.5*b", "y"])
+    batch: list[str | None] = ["x + a", None, "0.5*b", "y"]
+    expected = logits(road, batch)
     road.compile(backend="aot_eager")
-    answer = logits(road, ["x + a", None, "0.5*b", "y"])
+    answer = logits(road, batch)
     kept = MASK.bool()
     torch.testing.assert_close(answer[kept], expected[kept], rtol=1e-10, atol=1e-10)
 
@@ -291,7 +292,7 @@ def test_gradients_of_the_model_and_of_inputs_are_wanted_too(llama: PreTrainedMo
     def gradient() -> torch.Tensor:
         calls = [road(inputs_embeds=embeddings, compose=batch).logits for batch in BATCHES[:2]]
         (found,) = torch.autograd.grad(sum(calls).square().sum(), embeddings)
-        return found
+        return found  # type: ignore[no-any-return]
 
     expected = gradient()
     road.compile(backend="aot_eager")

@@ -6,7 +6,7 @@ of their own, and the view outlives a call, so that its graphs do.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
