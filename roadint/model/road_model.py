@@ -421,9 +421,9 @@ class RoadModel(Hosted):
         nothing are untouched in it; a batch of such rows alone is the caller's model as it is.
 
         What can't be part of the graph runs uncompiled, and the log says why: interventions that
-        are no rotations, interchanges, adapters with a LoRA or a head, gradients, several devices,
-        offloaded weights, and hidden states or attentions as outputs. Calls of several threads run
-        one after another.
+        are no rotations, interchanges, adapters with a LoRA or a head, gradients (of the model,
+        too), hooks on its modules, several devices, offloaded weights, and hidden states or
+        attentions as outputs. Calls of several threads run one after another.
 
         Args:
             options: Those of torch.compile: backend, mode, dynamic, fullgraph, options. `generate`

@@ -215,6 +215,91 @@ def test_a_module_that_is_replaced_is_seen(llama: PreTrainedModel) -> None:
     torch.testing.assert_close(second, logits(road, "x"))
 
 
+def same_as_uncompiled(road: RoadModel, ask: Any) -> None:
+    answer = ask()
+    compiled, road._compiled = road._compiled, None
+    torch.testing.assert_close(answer, ask())
+    road._compiled = compiled
+
+
+def test_an_attribute_that_changes_is_seen(llama: PreTrainedModel) -> None:
+    road = make_road(llama)
+    road.compile(backend="aot_eager")
+    kept = MASK.bool()
+    first = logits(road, "x")
+    llama.model.layers[2].self_attn.scaling = 2.0
+    assert not torch.allclose(first[kept], logits(road, "x")[kept])
+    same_as_uncompiled(road, lambda: logits(road, "x")[kept])
+
+
+def test_hooks_that_come_and_go_are_seen(
+    llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    road = make_road(llama)
+    road.compile(backend="aot_eager")
+    before = logits(road, "x")
+    made = graphs()
+    norm = llama.model.layers[1].post_attention_layernorm
+    hook = norm.register_forward_hook(lambda module, args, output: -3 * output)
+    with caplog.at_level(logging.WARNING):
+        assert not torch.allclose(before, logits(road, "x"))
+        same_as_uncompiled(road, lambda: logits(road, "x"))
+    assert uncompiled_for(caplog)[0].endswith("layers.1.post_attention_layernorm has a hook")
+    hook.remove()
+    torch.testing.assert_close(logits(road, "x"), before)
+    assert graphs() == made
+    with torch.no_grad():
+        llama(IDS, output_hidden_states=True)  # leaves hooks that do nothing
+    assert torch.equal(logits(road, "x"), before)
+    assert len(uncompiled_for(caplog)) == 1
+
+
+def test_caches_of_other_numbers_are_not_used_again(llama: PreTrainedModel) -> None:
+    road = make_road(llama)
+    road.compile(backend="aot_eager")
+
+    def ask() -> torch.Tensor:
+        return road.generate(IDS, compose=BATCHES[0], **SHORT)  # type: ignore[no-any-return]
+
+    with torch.inference_mode():
+        first = ask()
+    assert torch.equal(ask(), first)
+    same_as_uncompiled(road, ask)
+    with torch.autocast("cpu", torch.bfloat16):
+        ask()
+    assert torch.equal(ask(), first)
+    llama.bfloat16()
+    ask()
+    llama.double()
+    same_as_uncompiled(road, ask)
+
+
+def test_a_model_of_double_precision_keeps_it(llama: PreTrainedModel) -> None:
+    road = make_road(llama.double())
+    batch: list[str | None] = ["x + a", None, "0.5*b", "y"]
+    expected = logits(road, batch)
+    road.compile(backend="aot_eager")
+    answer = logits(road, batch)
+    kept = MASK.bool()
+    torch.testing.assert_close(answer[kept], expected[kept], rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_the_model_and_of_inputs_are_wanted_too(llama: PreTrainedModel) -> None:
+    road = make_road(llama)
+    road.interventions.requires_grad_(False)
+    road.adapters.requires_grad_(False)
+    embeddings = llama.get_input_embeddings()(IDS).detach().requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        calls = [road(inputs_embeds=embeddings, compose=batch).logits for batch in BATCHES[:2]]
+        (found,) = torch.autograd.grad(sum(calls).square().sum(), embeddings)
+        return found  # type: ignore[no-any-return]
+
+    expected = gradient()
+    road.compile(backend="aot_eager")
+    torch.testing.assert_close(gradient(), expected)
+
+
 def uncompiled_for(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "uncompiled" in record.getMessage()]
 

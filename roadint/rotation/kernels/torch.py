@@ -128,7 +128,8 @@ def turn_in_graph(
         index: As in `turn_indexed`.
         group: As in `turn_indexed`.
     """
-    tokens = h.reshape(len(index), -1, h.shape[-1]).float()
+    wide = torch.promote_types(h.dtype, torch.float32)
+    tokens = h.reshape(len(index), -1, h.shape[-1]).to(wide)
     grouped = tokens.reshape(*tokens.shape[:-1], -1, 2, group // 2)
     a, b = grouped[..., 0, :].flatten(-2), grouped[..., 1, :].flatten(-2)
     slot = index.clamp(min=0)

@@ -36,6 +36,7 @@ from roadint.engines.transformers.hidden_edits import SiteTokens, tokens_of
 from roadint.engines.transformers.passes import Passes
 from roadint.engines.transformers.turning import copies_in
 from roadint.errors import RoadError, check_known, first_line
+from roadint.interventions.base import SubspaceIntervention
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Compiled:
                     self._inside = True
                     try:
                         graph = self._graph_for(uncompiled(model), attached)
-                        reason = graph.fault
+                        reason = graph.why_not()
                         if reason is None:
                             graph.prepare(call, attached.lower(call))
                             return run(graph)
@@ -127,10 +128,16 @@ def _why_not(
         return "interchanges and training run uncompiled"
     if captures(plain, inputs):
         return "hidden states or attentions are asked for"
-    values = [*attached.interventions.parameters(), *attached.adapters.parameters()]
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+    if torch.is_grad_enabled() and _wants_gradients(plain, attached, inputs):
         return "gradients are wanted (expected torch.no_grad() around the call)"
     return _why_no_turn(attached, {name for row in call.compositions for name, _ in row.terms})
+
+
+def _wants_gradients(model: nn.Module, attached: Attached, inputs: Mapping[str, Any]) -> bool:
+    """Whether a backward pass may come, after other calls have written into the slots."""
+    values = [*attached.interventions.parameters(), *attached.adapters.parameters()]
+    values += [*model.parameters(), *filter(torch.is_tensor, inputs.values())]
+    return any(value.requires_grad for value in values)
 
 
 def _why_no_turn(attached: Attached, names: set[str]) -> str | None:
@@ -186,10 +193,20 @@ class _Graph:
         sites = [edit for edit in attached.interventions if edit.turns]
         return (
             model is self._model
-            and all(edit in self._sites for edit in sites)
+            and (device_of(model) or torch.device("cpu")) == self._linear.slots.u.device
+            and all(edit in self._sites and self._is_beside(edit) for edit in sites)
             and self._linear.covers(attached.adapters.values())
             and self._view.is_current()
         )
+
+    def _is_beside(self, intervention: SubspaceIntervention) -> bool:
+        """Whether the slots of an intervention are on its device."""
+        return self._sites[intervention].slots.u.device == next(intervention.parameters()).device
+
+    def why_not(self) -> str | None:
+        """Why a call can't run in the graph as the model is now; None where it can."""
+        hooked = self._view.hooked()
+        return self.fault if hooked is None else f"{hooked} has a hook"
 
     def prepare(self, call: Call, lowered: Lowered) -> None:
         """Write what a call needs into the slots."""

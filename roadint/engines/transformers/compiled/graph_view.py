@@ -5,7 +5,9 @@ not change. In place of hooks, which compiled code is not guarded against, copie
 of their own, and the view outlives a call, so that its graphs do.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,6 +15,46 @@ from torch import nn
 from roadint.architecture.layers import uncompiled
 from roadint.engines.transformers.compiled.places import Place
 from roadint.engines.transformers.view import FOLLOWED_BY, followed
+
+_OWN = ("_modules", "_compiled_call_impl")  # attributes that a copy has of its own
+_INERT = "transformers.utils.output_capturing"  # its hooks do nothing unless outputs are asked for
+
+
+@dataclass
+class _Copied:
+    """A module and its copy.
+
+    Args:
+        module: The module.
+        copy: The copy.
+        children: The module's children.
+        attributes: The attributes of the module that the copy has taken over.
+    """
+
+    module: nn.Module
+    copy: nn.Module
+    children: dict[str, nn.Module | None]
+    attributes: dict[str, Any]
+
+    def is_current(self) -> bool:
+        """Whether the copy still stands for its module, whose other attributes it takes over."""
+        children, state, seen = self.module._modules, vars(self.module), self.attributes
+        if children.keys() != self.children.keys():
+            return False
+        if not all(map(operator.is_, children.values(), self.children.values())):
+            return False
+        if len(state) == len(seen) and all(map(operator.is_, state.values(), seen.values())):
+            return True
+        if state.get("forward") is not seen.get("forward"):
+            return False
+        of_copy = vars(self.copy)
+        for name in (seen.keys() - state.keys()) - set(_OWN):
+            of_copy.pop(name, None)
+        for name, value in state.items():
+            if name not in _OWN and not (name in seen and value is seen[name]):
+                of_copy[name] = value
+        self.attributes = dict(state)
+        return True
 
 
 class GraphView:
@@ -32,23 +74,25 @@ class GraphView:
         self.patched: str | None = None
         self._places = {uncompiled(module): tuple(turns) for module, turns in places.items()}
         self._done: dict[nn.Module, nn.Module] = {}
-        self._copies: list[tuple[nn.Module, nn.Module, dict[str, Any]]] = []
+        self._copies: list[_Copied] = []
         self._model = uncompiled(model)
+        self._all = list(self._model.named_modules())
         self.root = self._copy(self._model, self._children(self._model))
 
     def is_current(self) -> bool:
-        """Whether the model still has the modules of the view; takes over its mode and settings."""
-        for module, copy, children in self._copies:
-            if module._modules.keys() != children.keys():
-                return False
-            if any(module._modules[name] is not child for name, child in children.items()):
-                return False
-            if copy.training != module.training:
-                copy.training = module.training
-        for name in ("config", "generation_config"):
-            if name in vars(self._model):
-                vars(self.root)[name] = vars(self._model)[name]
-        return True
+        """Whether the model still has the modules of the view; takes over what else changed."""
+        return all(copied.is_current() for copied in self._copies)
+
+    def hooked(self) -> str | None:
+        """The path of a module that has a hook now, which compiled code would not see come and go.
+
+        None where there is none.
+        """
+        for path, module in self._all:
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                if hooks and any(getattr(h, "__module__", "") != _INERT for h in hooks.values()):
+                    return path or type(module).__name__
+        return None
 
     def _of(self, module: nn.Module) -> nn.Module:
         """The module's copy, or the module itself where nothing in it turns."""
@@ -77,5 +121,5 @@ class GraphView:
             state[FOLLOWED_BY] = places
         if "forward" in state and self.patched is None:
             self.patched = type(module).__name__
-        self._copies.append((module, copy, dict(module._modules)))
+        self._copies.append(_Copied(module, copy, dict(module._modules), dict(vars(module))))
         return copy

@@ -36,7 +36,7 @@ class Keeping:
         self.plain, self.before_pass, self.settings = plain, before_pass, settings
         self.keeps_caches = True
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self._caches: OrderedDict[Any, StaticCache] = OrderedDict()
+        self._caches: OrderedDict[tuple[Any, ...], StaticCache] = OrderedDict()
 
     def compiled(self, settings: dict[str, Any]) -> Callable[..., Any]:
         """The forward pass: prepared, then compiled, once for equal settings."""
@@ -52,16 +52,21 @@ class Keeping:
 
         return call
 
-    def cache_for(self, rows: Any, made: StaticCache) -> StaticCache:
-        """The cache of an earlier call with as many rows and columns, emptied; else `made`."""
-        kept: StaticCache | None = self._caches.get(rows)
+    def cache_for(self, made: StaticCache, *kind: Any) -> StaticCache:
+        """The cache of an earlier call of the same kind and length, emptied; else `made`.
+
+        Args:
+            made: A new cache.
+            kind: What a cache must have in common with this one to serve in its place.
+        """
+        kept: StaticCache | None = self._caches.pop(kind, None)
         if kept is None or _lengths(kept) != _lengths(made) or _moved(kept):
             if _can_empty(made):
-                self._caches[rows] = made
+                self._caches[kind] = made
                 while len(self._caches) > _KEPT:
                     self._caches.popitem(last=False)
             return made
-        self._caches.move_to_end(rows)
+        self._caches[kind] = kept
         kept.reset()  # type: ignore[no-untyped-call]
         for layer in kept.layers:
             if hasattr(layer, "cumulative_length_int"):  # `reset` leaves it
@@ -94,10 +99,19 @@ def _lengths(cache: StaticCache) -> list[Any]:
 
 def _moved(cache: StaticCache) -> bool:
     """Whether its numbers lie elsewhere than at first, as beams leave them: no graph has these."""
+    layers: list[Any] = cache.layers
     return any(
         layer.is_initialized and not hasattr(layer.keys, "_dynamo_static_input_type")
-        for layer in cache.layers
+        for layer in layers
     )
+
+
+def _numbers(model: Any) -> tuple[Any, ...]:
+    """What the numbers in a cache that a model fills are like, and where they are."""
+    device = model.device
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    # What inference mode makes can't be written outside of it.
+    return device, model.dtype, autocast, torch.is_inference_mode_enabled()
 
 
 def _can_empty(cache: StaticCache) -> bool:
@@ -137,14 +151,15 @@ def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
 
         def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
             """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
-            vars(self).pop("_cache", None)  # some versions keep one, also one that was returned
+            if "_cache" in vars(self):  # some versions keep one, also one that was returned
+                del self._cache
             made = super()._prepare_static_cache(*args, **kwargs)
             inspected = inspect.signature(super()._prepare_static_cache).bind(*args, **kwargs)
-            rows = inspected.arguments.get("batch_size")
             name = inspected.arguments.get("cache_implementation")
             if name != "static" or not self._keeping.keeps_caches:
                 return made
-            return self._keeping.cache_for(rows, made)
+            rows = inspected.arguments.get("batch_size")
+            return self._keeping.cache_for(made, rows, *_numbers(self))
 
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Root, name, getattr(kind, name))
