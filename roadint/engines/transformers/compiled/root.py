@@ -94,9 +94,10 @@ def _lengths(cache: StaticCache) -> list[Any]:
 
 def _moved(cache: StaticCache) -> bool:
     """Whether its numbers lie elsewhere than at first, as beams leave them: no graph has these."""
+    layers: list[Any] = cache.layers
     return any(
         layer.is_initialized and not hasattr(layer.keys, "_dynamo_static_input_type")
-        for layer in cache.layers
+        for layer in layers
     )
 
 
@@ -137,7 +138,7 @@ def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
 
         def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
             """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
-            vars(self).pop("_cache", None)  # some versions keep one, also one that was returned
+            self.__dict__.pop("_cache", None)  # some versions keep one, also one that was returned
             made = super()._prepare_static_cache(*args, **kwargs)
             inspected = inspect.signature(super()._prepare_static_cache).bind(*args, **kwargs)
             rows = inspected.arguments.get("batch_size")
