@@ -102,7 +102,9 @@ def test_a_stage_that_dies_leaves_the_others(
     result = bench_gpu(tmp_path, broken, stages=("generate", "align-6", "adapters"), quiet=True)
     assert "RoadError" in result["stages"]["generate"]  # there is no layer 99
     assert "width 6" in result["stages"]["align-6"]
-    report = {"cases": [{"name": "decode", "system": "bmm", "error": "no room"}, {"system": "base"}]}
+    report = {
+        "cases": [{"name": "decode", "system": "bmm", "error": "no room"}, {"system": "base"}]
+    }
     assert _errors_of("decode", report) == ["decode, decode, bmm: no room"]
     assert isinstance(result["stages"]["adapters"], float)
     assert not (tmp_path / "generate.json").exists()
