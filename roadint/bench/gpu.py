@@ -76,14 +76,19 @@ def bench_gpu(
         quiet: Whether there is no progress bar.
 
     Returns:
-        {"machine", "stages", "bars"}: the seconds of every stage or why it has none, and verdicts.
+        {"machine", "stages", "errors", "bars"}: the seconds of every stage or why it has none, what
+        systems failed of in stages, and verdicts.
     """
     chosen = sizes or Sizes()
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     device = default_device()
     reports: dict[str, Report] = {}
-    result: dict[str, Any] = {"machine": machine(device, torch.bfloat16), "stages": {}}
+    result: dict[str, Any] = {
+        "machine": machine(device, torch.bfloat16),
+        "stages": {},
+        "errors": [],
+    }
     for name, run in stages_of(chosen, quiet).items():
         if stages and name not in stages:
             continue
@@ -97,6 +102,7 @@ def bench_gpu(
                 result["stages"][name] = f"{type(error).__name__}: {first_line(error)}"
             else:
                 result["stages"][name] = round(time.perf_counter() - began, 1)
+                result["errors"] += _errors_of(name, reports[name])
                 write_whole(out / f"{name}.json", _as_text(reports[name]))
         free_memory(device)
         result["bars"] = [
@@ -167,6 +173,15 @@ def stages_of(sizes: Sizes, quiet: bool = False) -> dict[str, Callable[[], Repor
             compiled = partial(linear, parts=("decode",), modes=modes, rows=(count,))
             stages[f"compiled-{count}"] = partial(compiled, runs=2 * sizes.runs)
     return stages
+
+
+def _errors_of(stage: str, report: Report) -> list[str]:
+    """The systems that failed, for which the others of a stage did not stop."""
+    return [
+        f"{stage}, {case['name']}, {case['system']}: {case['error']}"
+        for case in report["cases"]
+        if "error" in case
+    ]
 
 
 def _as_text(report: Report) -> str:

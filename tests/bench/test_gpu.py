@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from roadint.bench.bars import Bar, bars_of
-from roadint.bench.gpu import Sizes, bench_gpu, stages_of
+from roadint.bench.gpu import Sizes, _errors_of, bench_gpu, stages_of
 from roadint.bench.report import case, ratio
 from tests.helpers import call
 
@@ -21,6 +21,7 @@ def test_what_is_measured_stands_beside_its_bar(tmp_path: Path) -> None:
     assert set(result["stages"]) == set(stages)
     assert all(isinstance(seconds, float) for seconds in result["stages"].values()), result
     assert json.loads((tmp_path / "bars.json").read_text()) == result
+    assert not any("roadint" in error for error in result["errors"])
     reports = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in stages}
     values = {bar["name"]: bar["value"] for bar in result["bars"]}
     missing = {name for name, value in values.items() if value is None}
@@ -101,6 +102,10 @@ def test_a_stage_that_dies_leaves_the_others(
     result = bench_gpu(tmp_path, broken, stages=("generate", "align-6", "adapters"), quiet=True)
     assert "RoadError" in result["stages"]["generate"]  # there is no layer 99
     assert "width 6" in result["stages"]["align-6"]
+    report = {
+        "cases": [{"name": "decode", "system": "bmm", "error": "no room"}, {"system": "base"}]
+    }
+    assert _errors_of("decode", report) == ["decode, decode, bmm: no room"]
     assert isinstance(result["stages"]["adapters"], float)
     assert not (tmp_path / "generate.json").exists()
     late = bench_gpu(tmp_path / "late", TINY, stages=("merge",), seconds=-1, quiet=True)

@@ -398,9 +398,9 @@ def test_a_cache_is_kept_until_beams_move_it(llama: PreTrainedModel) -> None:
         return made
 
     keeping, first = Keeping(llama, lambda args, kwargs: None, {}), cache()
-    assert keeping.cache_for(len(IDS), first) is first
-    assert keeping.cache_for(len(IDS), cache()) is first
+    assert keeping.cache_for(first, len(IDS)) is first
+    assert keeping.cache_for(cache(), len(IDS)) is first
     llama(IDS, past_key_values=first)
     first.reorder_cache(torch.arange(len(IDS)))
     new = cache()
-    assert keeping.cache_for(len(IDS), new) is new
+    assert keeping.cache_for(new, len(IDS)) is new

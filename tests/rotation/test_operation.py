@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
+from roadint.rotation.kernels import operation
 from roadint.rotation.kernels import torch as plain
 from roadint.rotation.kernels.operation import turn, turn_rows
 
@@ -215,3 +216,18 @@ def test_kernels_work_on_many_tokens_in_half_precision(
     theirs = plain.gradients_indexed(*arguments, of_h=True, of_u=True)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+
+
+def test_where_triton_cannot_run_plain_pytorch_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images without a C compiler have a Triton that can be imported and launches nothing."""
+    kernels = pytest.importorskip("roadint.rotation.kernels.triton")
+
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "prepare", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert operation._kernels.__wrapped__(0) is None
+    assert "Failed to find C compiler" in caplog.text

@@ -56,6 +56,8 @@ def gpu(
     console.print(_table(result["bars"]))
     for name, took in result["stages"].items():
         print_line(f"{name}: {f'{took:.0f} s' if isinstance(took, float) else took}")
+    for error in result["errors"]:
+        print_line(f"failed: {error}")
 
 
 def _table(bars: list[Mapping[str, Any]]) -> Table:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 _INSTALLED = "_output_capturing_hooks_installed"
+_OF_GENERATE = ("output_scores", "output_logits")  # what generate returns of its own
 _CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
@@ -63,7 +64,10 @@ def captures(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     ):
         settings += [] if config is None else _settings(config)
     return any(
-        name.startswith("output_") and value is not None and value is not False
+        name.startswith("output_")
+        and name not in _OF_GENERATE
+        and value is not None
+        and value is not False
         for name, value in settings
     )
 

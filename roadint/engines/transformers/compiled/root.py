@@ -151,8 +151,7 @@ def _rooted(kind: type[nn.Module]) -> type[nn.Module]:
 
         def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
             """The cache of an earlier call, emptied: a CUDA graph has its addresses."""
-            if "_cache" in vars(self):  # some versions keep one, also one that was returned
-                del self._cache
+            self.__dict__.pop("_cache", None)  # some versions keep one, also one that was returned
             made = super()._prepare_static_cache(*args, **kwargs)
             inspected = inspect.signature(super()._prepare_static_cache).bind(*args, **kwargs)
             name = inspected.arguments.get("cache_implementation")
