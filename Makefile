@@ -34,12 +34,14 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# what the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on;
-# make unit COVERAGE= goes without
+# What the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on;
+# make unit COVERAGE= goes without. Counting makes compilers and the stand-in for a GPU many times slower, so their tests run without it
+UNCOUNTED := tests/bench tests/device tests/engines/test_compiled.py tests/engines/test_kernels.py tests/rotation/test_operation.py tests/training/test_compiled.py
 unit: $(VENV)/.installed
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests \
+		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
 		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu
+	$(BIN)/pytest -n auto $(UNCOUNTED)
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
 architectures: $(VENV)/.installed
