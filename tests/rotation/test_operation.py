@@ -201,6 +201,24 @@ def test_kernels_equal_plain_pytorch(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("layout", ["v expanded", "blocks apart"])
+def test_kernels_read_rotations_of_any_layout(kernels: ModuleType, layout: str) -> None:
+    h, index = numbers(*TOKENS, WIDTH), torch.tensor([2, 0, 1])
+    u, v = (torch.view_as_real(rotations(SLOTS, seed)) for seed in (1, 2))
+    if layout == "v expanded":
+        v = v[:1].expand(SLOTS, -1, -1)
+    else:
+        u = u.transpose(0, 1).contiguous().transpose(0, 1)
+    out = torch.empty_like(h)
+    kernels.turn(h, u, v, index, 2, out)
+    torch.testing.assert_close(out, plain.turn_indexed(h, u, v, index, 2))
+    arguments = (numbers(*TOKENS, WIDTH, seed=9), h, u, v, index, 2)
+    ours = kernels.gradients(*arguments, of_h=True, of_u=True)
+    theirs = plain.gradients_indexed(*arguments, of_h=True, of_u=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kernels_work_on_many_tokens_in_half_precision(
     kernels: ModuleType, dtype: torch.dtype

@@ -228,6 +228,7 @@ class Launch:
         group: int,
         out: Tensor,
     ) -> None:
+        u, v = _alike(u, v)
         tokens, blocks, block = _sizes(h)
         per = tokens // max(1, len(u) if index is None else len(index))
         at_a_time = 1 if tokens <= _FEW else _TOKENS
@@ -283,6 +284,7 @@ def gradients(
         The gradients of h, u and v; None for what is not wanted. Entries without a rotation get
         zeros.
     """
+    u, v = _alike(u, v)
     tokens, blocks, block = _sizes(h)
     entries = len(u) if index is None else len(index)
     per = tokens // max(1, entries)
@@ -315,6 +317,16 @@ def _sum(
     sums = parts.sum(1) if parts.shape[1] > 1 else parts[:, 0]
     # Not a product with 0: NaN in an unturned token must not reach a rotation.
     return sums if index is None else sums.masked_fill(index[:, None, None] < 0, 0)
+
+
+def _alike(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rotations as the kernels read them: blocks side by side, and v laid out as u.
+
+    They know one distance from rotation to rotation, and would read other numbers in silence.
+    """
+    if u.stride()[1:] == (2, 1) and (v is None or v.stride() == u.stride()):
+        return u, v
+    return u.contiguous(), None if v is None else v.contiguous()
 
 
 def _sizes(h: Tensor) -> tuple[int, int, int]:
