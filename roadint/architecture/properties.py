@@ -100,6 +100,11 @@ def device_of(module: nn.Module) -> torch.device | None:
     return next(filter(None, map(device_of, module.children())), None)
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """The device on which a model takes its inputs; the CPU where it is unknown."""
+    return device_of(model) or torch.device("cpu")
+
+
 def cache_name(model: nn.Module) -> str:
     """The argument of the model's forward that takes a cache: transformers 5.24 renamed it."""
     return "cache" if "cache" in _arguments(model) else "past_key_values"

@@ -30,13 +30,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "vocab_size": 32000,
     },
-    "llama-7b-2-layers": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 32,
-        "vocab_size": 32000,
-    },
     "smollm2-135m": {
         "hidden_size": 576,
         "intermediate_size": 1536,
@@ -53,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128,
     },
 }
+SHAPES["llama-7b-2-layers"] = {**SHAPES["llama-7b"], "num_hidden_layers": 2}
 _POSITIONS, _SPREAD = 8192, 0.02
 _DRAWN = (1 << 22) + 1  # odd, so that the rows of no matrix repeat
 _Module = TypeVar("_Module", bound=nn.Module)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, StaticCache
 
-from roadint.architecture.properties import cache_name, device_of
+from roadint.architecture.properties import cache_name, input_device
 from roadint.bench.linear_systems import LinearSystem
 from roadint.bench.machine import free_memory
 from roadint.bench.shapes import random_ids
@@ -107,7 +107,7 @@ class GraphSteps:
     """
 
     def __init__(self, base: PreTrainedModel, rows: int, length: int, count: int) -> None:
-        self._device = device_of(base) or torch.device("cpu")
+        self._device = input_device(base)
         self._count = min(count, length)
         self._cache = StaticCache(config=base.config, max_cache_len=length)
         self._inputs = {

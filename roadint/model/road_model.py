@@ -15,7 +15,7 @@ from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.making import AdapterArguments, make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
 from roadint.architecture.layers import find_layers
-from roadint.architecture.properties import check_model, counts_padding, device_of, positions_of
+from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
 from roadint.data.prompts import (
     Template,
     batch_prompts,
@@ -137,7 +137,7 @@ class RoadModel(Hosted):
     @property
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
-        return device_of(self.model) or torch.device("cpu")
+        return input_device(self.model)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters of interventions and adapters, for an optimizer."""

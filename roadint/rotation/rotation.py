@@ -26,7 +26,7 @@ from torch import Tensor
 
 from roadint.errors import RoadError, check_known, quoted
 from roadint.rotation.kernels.operation import turn
-from roadint.rotation.kernels.torch import dims
+from roadint.rotation.kernels.torch import dims, entries
 
 LARGEST_SCALE = 1e6  # of a block: products with it stay far inside float32
 
@@ -234,10 +234,7 @@ class Rotation:
         Float[Tensor, "*rows blocks"],
     ]:
         """R11, R12, R21 and R22 of every block."""
-        u, v = self.u, self.v
-        if v is None:
-            return u.real, -u.imag, u.imag, u.real
-        return u.real + v.real, v.imag - u.imag, u.imag + v.imag, u.real - v.real
+        return entries(self.u, self.v)
 
     @property
     def direct(self) -> Float[Tensor, "*rows width"]:

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from roadint.architecture.layers import text_config
-from roadint.architecture.properties import check_recomputation, device_of
+from roadint.architecture.properties import check_recomputation, input_device
 from roadint.engines.attached import Attached, Compose, Lowered
 from roadint.engines.call import Call, Source
 from roadint.engines.interventions import Interventions
@@ -119,7 +119,7 @@ def run_generate(
     if not any(composition.terms for composition in compositions):
         return model.generate(**inputs)  # type: ignore[operator]
     check_generation(model, inputs)
-    inputs = with_mask(inputs, model, _device(model))
+    inputs = with_mask(inputs, model, input_device(model))
     kept = inputs["attention_mask"].bool()
     call = Call(compositions, kept, sources=_listed(sources), generates=True)
     drafted = drafts(model, inputs)
@@ -197,7 +197,7 @@ def _call(
     prompt_length: Tensor | None = None,
 ) -> Call:
     """A call without compositions: its tokens and positions."""
-    kept = kept_tokens(inputs, model, _device(model))
+    kept = kept_tokens(inputs, model, input_device(model))
     length = check_prompt_length(prompt_length, kept)
     chosen = None if positions is None else parse_positions(positions)
     return Call((), kept.bool(), length, positions=chosen)
@@ -248,7 +248,3 @@ def _of_takers(composition: Composition, interventions: Interventions) -> Compos
     """The part of a composition that names subspaces of interchanges."""
     names = {name for edit in interventions if edit.takes_source for name in edit.partition}
     return Composition(tuple(term for term in composition.terms if term[0] in names))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return device_of(model) or torch.device("cpu")

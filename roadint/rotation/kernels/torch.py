@@ -252,6 +252,20 @@ def _turn(h: Tensor, u: Tensor, v: Tensor | None, group: int) -> Tensor:
     return turned
 
 
+def entries(
+    u: Complex[Tensor, "*rows blocks"], v: Complex[Tensor, "*rows blocks"] | None
+) -> tuple[
+    Float[Tensor, "*rows blocks"],
+    Float[Tensor, "*rows blocks"],
+    Float[Tensor, "*rows blocks"],
+    Float[Tensor, "*rows blocks"],
+]:
+    """R11, R12, R21 and R22 of every block of `u·z + v·z̄`; v None is 0."""
+    if v is None:
+        return u.real, -u.imag, u.imag, u.real
+    return u.real + v.real, v.imag - u.imag, u.imag + v.imag, u.real - v.real
+
+
 def pairs(
     h: Float[Tensor, "*rows width"], group: int, like: Complex[Tensor, "..."] | None = None
 ) -> Complex[Tensor, "*rows blocks"]:

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from roadint.rotation.kernels.operation import kernel_for
-from roadint.rotation.kernels.torch import turn
+from roadint.rotation.kernels.torch import entries, turn
 
 # Numbers that are worked on at a time: on a CPU they stay in its cache, elsewhere launches are few.
 _CHUNK_ON_CPU, _CHUNK = 1 << 20, 1 << 26
@@ -77,7 +77,7 @@ def _turn_rows(weight: Tensor, u: Tensor, v: Tensor | None, group: int) -> Sums 
     """A few pairs of matrix rows at a time."""
     half = group // 2
     grouped = weight.view(-1, 2, half, weight.shape[1])
-    entries = [entry.view(-1, half, 1) for entry in _entries(u, v)]
+    of_blocks = [entry.view(-1, half, 1) for entry in entries(u, v)]
     pairs = max(1, _chunk(weight) // (2 * weight.shape[1]))
     few, many = min(half, pairs), max(1, pairs // half)
     rounding = _Rounding(weight)
@@ -92,7 +92,7 @@ def _turn_rows(weight: Tensor, u: Tensor, v: Tensor | None, group: int) -> Sums 
             groups = slice(group_index, group_index + many)
             members = slice(start, start + few)
             first, second = grouped[groups, :, members].unbind(1)
-            r11, r12, r21, r22 = (entry[groups, members] for entry in entries)
+            r11, r12, r21, r22 = (entry[groups, members] for entry in of_blocks)
             # The weights themselves where they have the dtype of the arithmetic.
             a, b = first.to(rounding.exact), second.to(rounding.exact)
             from_a = torch.mul(a, r21, out=scratch[: len(a), : a.shape[1]])
@@ -109,13 +109,6 @@ def _turn_columns(weight: Tensor, u: Tensor, v: Tensor | None, group: int) -> Su
     for rows in torch.split(weight, max(1, _chunk(weight) // weight.shape[1])):
         rounding.store(rows, turn(rows, u, v, group))
     return rounding.sums()
-
-
-def _entries(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """R11, R12, R21 and R22 of every block."""
-    if v is None:
-        return u.real, -u.imag, u.imag, u.real
-    return u.real + v.real, v.imag - u.imag, u.imag + v.imag, u.real - v.real
 
 
 class _Rounding:

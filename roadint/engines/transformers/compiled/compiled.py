@@ -19,7 +19,7 @@ from transformers import CompileConfig, PreTrainedModel
 from roadint.adapters.targets import may_rest
 from roadint.architecture.layers import uncompiled
 from roadint.architecture.outputs import hidden_of
-from roadint.architecture.properties import CACHES, device_of
+from roadint.architecture.properties import CACHES, input_device
 from roadint.engines.attached import Attached, Lowered
 from roadint.engines.call import Call
 from roadint.engines.transformers.capture import captures
@@ -171,7 +171,7 @@ class _Graph:
     ) -> None:
         self._model, self._options = model, dict(options)
         interventions = attached.interventions
-        device = device_of(model) or torch.device("cpu")
+        device = input_device(model)
         self._linear = LinearPlaces(attached.adapters.values(), _FEWEST, device)
         self._sites = {
             intervention: site_place(intervention, path, _FEWEST)
@@ -193,7 +193,7 @@ class _Graph:
         sites = [edit for edit in attached.interventions if edit.turns]
         return (
             model is self._model
-            and (device_of(model) or torch.device("cpu")) == self._linear.slots.u.device
+            and input_device(model) == self._linear.slots.u.device
             and all(edit in self._sites and self._is_beside(edit) for edit in sites)
             and self._linear.covers(attached.adapters.values())
             and self._view.is_current()
