@@ -1,5 +1,6 @@
 """The checkpoints that an engine serves, by label, and what requests ask of them."""
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -7,8 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from roadint.adapters.products import check_products, product
+from roadint.adapters.products import check_products
 from roadint.engines.vllm.plan import Edit, Plan, Terms
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
@@ -22,6 +24,7 @@ Resolved = dict[str, Any]
 their fingerprints, {"of": [[fingerprint, [[name, strength], …]], …]}."""
 
 _PLANS = 4096  # that are held ready
+_MOST_GROWTH = 80.0  # of scales that are multiplied, as a logarithm: far inside float32
 _GRACE = 60.0  # seconds in which a request may still be on its way when its checkpoint is unloaded
 
 
@@ -174,13 +177,16 @@ class Registry:
             for label, served in self._served.items()
             if (terms := _terms_of(composition, label))
         ]
-        return {"of": of} if of else None
+        if not of:
+            return None
+        _check_values(self.plan({"of": of}))
+        return {"of": of}
 
     def plan(self, resolved: Any) -> Plan:
         """What a resolved composition does.
 
         Raises:
-            RoadError: where a checkpoint is not here, or values are not defined at its strengths.
+            RoadError: where a checkpoint is not here.
         """
         key = tuple((fingerprint, _frozen(terms)) for fingerprint, terms in resolved["of"])
         with self._lock:
@@ -199,13 +205,8 @@ class Registry:
             for index, intervention in enumerate(served.interventions):
                 acting = tuple(term for term in terms if term[0] in intervention.partition)
                 edits += [Edit(served, index, acting)] if acting else []
-            acting = tuple(term for term in terms if term[0] in served.adapters_by_name)
-            adapters += [(served, acting)] if acting else []
-        for edit in edits:  # it refuses values that are not defined at these strengths
-            edit.intervention.rows(edit.intervention.strengths([edit.composition]))
-        for served, terms in adapters:
-            for name, strength in terms:
-                product(served.adapters_by_name, [(name, strength)])
+            turning = tuple(term for term in terms if term[0] in served.adapters_by_name)
+            adapters += [(served, turning)] if turning else []
         return Plan(tuple(edits), tuple(adapters))
 
     def _of(self, fingerprint: str) -> Served:
@@ -240,6 +241,31 @@ def _terms_of(composition: Composition, label: str) -> list[list[Any]]:
 
 def _frozen(terms: Any) -> Terms:
     return tuple((str(name), float(strength)) for name, strength in terms)
+
+
+def _check_values(plan: Plan) -> None:
+    """Refuse strengths at which values are not defined: where they act, it would be too late."""
+    growth = 0.0
+    for edit in plan.edits:
+        edit.intervention.strengths([edit.composition])
+        growth += sum(_growth(edit.intervention.alpha, strength) for _, strength in edit.terms)
+    for served, terms in plan.adapters:
+        for name, strength in terms:
+            adapter = served.adapters_by_name[name]
+            adapter.check_strength(strength)
+            growth += _growth(adapter.alpha, strength)
+    if growth > _MOST_GROWTH:
+        raise RoadError(
+            f"the scales α of {len(plan.edits) + len(plan.adapters)} edits could become e^"
+            f"{growth:.0f} together, which float32 does not hold: expected smaller strengths"
+        )
+
+
+def _growth(alpha: Tensor, strength: float) -> float:
+    """The logarithm of the largest scale at a strength; 0 where no scale grows."""
+    sizes = alpha.detach().abs()
+    extreme = float(sizes.max() if strength > 0 else sizes.min())
+    return max(0.0, strength * math.log(extreme)) if extreme else 0.0
 
 
 def _check_position(edit: Edit, prompt_length: int) -> None:
