@@ -142,9 +142,9 @@ class LinearRows:
                     f"{did_you_mean(target, self._pieces)}"
                 )
             for piece in self._pieces[target]:
-                if piece.start + piece.width > width:
+                if piece.whole != width:
                     raise RoadError(
-                        f"{path}: {target} is {width} wide in it, and wider in the engine: "
+                        f"{path}: {target} is {width} wide in it, and {piece.whole} in the engine: "
                         "expected its own base model"
                     )
                 if piece.start % group or piece.width % group or piece.offset % 2:

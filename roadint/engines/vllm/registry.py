@@ -1,6 +1,5 @@
 """The checkpoints that an engine serves, by label, and what requests ask of them."""
 
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -8,10 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from roadint.adapters.products import check_products
-from roadint.engines.vllm.plan import Edit, Plan, Terms
+from roadint.engines.vllm.plan import Plan, Terms, check_values
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
 from roadint.errors import RoadError, listing, quoted
@@ -24,7 +22,6 @@ Resolved = dict[str, Any]
 their fingerprints, {"of": [[fingerprint, [[name, strength], …]], …]}."""
 
 _PLANS = 4096  # that are held ready
-_MOST_GROWTH = 80.0  # of scales that are multiplied, as a logarithm: far inside float32
 _GRACE = 60.0  # seconds in which a request may still be on its way when its checkpoint is unloaded
 
 
@@ -41,7 +38,7 @@ class Registry:
         self._labelled: dict[str, list[SubspaceIntervention]] = {}
         self._unloaded: dict[str, tuple[Served, float]] = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
-        self._resolved: dict[str, Resolved | None] = {}
+        self._resolved: dict[str | Composition, Resolved | None] = {}
         self._lock = threading.RLock()
 
     @classmethod
@@ -49,8 +46,14 @@ class Registry:
         """Load the checkpoints of a configuration.
 
         Raises:
-            RoadError: where one can't be served.
+            RoadError: where one can't be served, or a layer is not there.
         """
+        for layer in settings.layers:
+            if layer >= base.layers:
+                raise RoadError(
+                    f"layers={list(settings.layers)}: the engine's model has {base.layers} layers, "
+                    f"expected indices from 0 to {base.layers - 1}"
+                )
         registry = cls(base)
         for label, path in settings.checkpoints.items():
             registry.load(label, open_served(path, base))
@@ -151,17 +154,16 @@ class Registry:
         """
         text = _compose(asked)
         with self._lock:
-            if isinstance(text, str) and text in self._resolved:
-                resolved = self._resolved[text]
-            else:
-                resolved = self._resolve(Composition.parse(text, self.names))
-                if isinstance(text, str):
-                    if len(self._resolved) >= _PLANS:
-                        self._resolved.clear()
-                    self._resolved[text] = resolved
+            key = text if isinstance(text, str) else Composition.parse(text, self.names)
+            if key not in self._resolved:
+                resolved = self._resolve(Composition.parse(key, self.names))
+                if len(self._resolved) >= _PLANS:
+                    self._resolved.clear()
+                self._resolved[key] = resolved
+            resolved = self._resolved[key]
             plan = None if resolved is None else self.plan(resolved)
-        for edit in () if plan is None else plan.edits:
-            _check_position(edit, prompt_length)
+        if plan is not None:
+            _check_positions(plan, prompt_length)
         return resolved
 
     def _resolve(self, composition: Composition) -> Resolved | None:
@@ -179,8 +181,9 @@ class Registry:
         ]
         if not of:
             return None
-        _check_values(self.plan({"of": of}))
-        return {"of": of}
+        resolved = {"of": of}
+        check_values(self.plan(resolved), composition)
+        return resolved
 
     def plan(self, resolved: Any) -> Plan:
         """What a resolved composition does.
@@ -198,16 +201,14 @@ class Registry:
             return self._plans[key]
 
     def _make_plan(self, key: tuple[tuple[str, Terms], ...]) -> Plan:
-        edits: list[Edit] = []
+        hidden: list[tuple[Served, Terms]] = []
         adapters: list[tuple[Served, Terms]] = []
         for fingerprint, terms in key:
             served = self._of(fingerprint)
-            for index, intervention in enumerate(served.interventions):
-                acting = tuple(term for term in terms if term[0] in intervention.partition)
-                edits += [Edit(served, index, acting)] if acting else []
-            turning = tuple(term for term in terms if term[0] in served.adapters_by_name)
-            adapters += [(served, turning)] if turning else []
-        return Plan(tuple(edits), tuple(adapters))
+            for names, found in ((served.subspaces, hidden), (served.adapters_by_name, adapters)):
+                acting = tuple(term for term in terms if term[0] in names)
+                found += [(served, acting)] if acting else []
+        return Plan(tuple(hidden), tuple(adapters))
 
     def _of(self, fingerprint: str) -> Served:
         for served in self._served.values():
@@ -243,33 +244,10 @@ def _frozen(terms: Any) -> Terms:
     return tuple((str(name), float(strength)) for name, strength in terms)
 
 
-def _check_values(plan: Plan) -> None:
-    """Refuse strengths at which values are not defined: where they act, it would be too late."""
-    growth = 0.0
-    for edit in plan.edits:
-        edit.intervention.strengths([edit.composition])
-        growth += sum(_growth(edit.intervention.alpha, strength) for _, strength in edit.terms)
-    for served, terms in plan.adapters:
-        for name, strength in terms:
-            adapter = served.adapters_by_name[name]
-            adapter.check_strength(strength)
-            growth += _growth(adapter.alpha, strength)
-    if growth > _MOST_GROWTH:
-        raise RoadError(
-            f"the scales α of {len(plan.edits) + len(plan.adapters)} edits could become e^"
-            f"{growth:.0f} together, which float32 does not hold: expected smaller strengths"
-        )
-
-
-def _growth(alpha: Tensor, strength: float) -> float:
-    """The logarithm of the largest scale at a strength; 0 where no scale grows."""
-    sizes = alpha.detach().abs()
-    extreme = float(sizes.max() if strength > 0 else sizes.min())
-    return max(0.0, strength * math.log(extreme)) if extreme else 0.0
-
-
-def _check_position(edit: Edit, prompt_length: int) -> None:
-    try:
-        edit.position.check(torch.tensor([prompt_length]))
-    except RoadError as error:
-        raise RoadError(f"layer {edit.intervention.layer}: {error}") from None
+def _check_positions(plan: Plan, prompt_length: int) -> None:
+    lengths = torch.tensor([prompt_length])
+    for edit in {edit.position: edit for edit in reversed(plan.edits)}.values():
+        try:
+            edit.position.check(lengths)
+        except RoadError as error:
+            raise RoadError(f"layer {edit.intervention.layer}: {error}") from None

@@ -104,8 +104,12 @@ class ServedTable:
             self.clear_step()
             return
         slots, new = self._slots.take(keys)
-        for key in new:
-            self._write(slots[key], make(key))
+        try:
+            for key in new:
+                self._write(slots[key], make(key))
+        except BaseException:
+            self._slots.drop(new)  # what was not written must not be taken for it later
+            raise
         numbers = np.array([slots[key] for key in keys], dtype=np.int64)
         slot_of_token = numbers[of_token]
         self._step_acts = self._acts[numbers].any(axis=0)
