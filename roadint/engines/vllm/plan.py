@@ -180,7 +180,7 @@ def _largest_scale(adapter: RoadAdapter, strength: float) -> float:
     """The same of all targets of an adapter, without its rotations, which take a while to make."""
     sizes = adapter.alpha.abs()
     extreme = float(sizes.max() if strength > 0 else sizes.min())
-    return max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2)
+    return max(1.0, float(extreme**strength)) * (1 if adapter.variant == "road_1" else 2)
 
 
 def _largest(made: Rotation) -> float:
