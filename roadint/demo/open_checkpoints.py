@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from roadint.checkpoint.reading import read
+from roadint.checkpoint.sources import CheckpointSources
 from roadint.demo.batching import Batcher
-from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.failures import message_for_visitors
 from roadint.errors import RoadError
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from roadint.checkpoint.reading import folder_of, read
+from roadint.checkpoint.sources import CheckpointSources
 from roadint.demo.batching import Batcher
-from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.checks import check_text
 from roadint.demo.open_checkpoints import OpenCheckpoints
 from roadint.errors import RoadError, first_line
@@ -138,7 +138,7 @@ class Service:
         Raises:
             RoadError: where it is not allowed, damaged or does not fit the model; nothing changes.
         """
-        source = self._sources.source_of(name)
+        source = self._sources.source_of(check_text("the checkpoint's name", name, 300))
         return self._opened.open(source, self.batcher)
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
