@@ -1,1 +1,4 @@
-"""The engine that runs vLLM: a plugin, every request with a composition of its own."""
+"""vLLM: requests become rows of a table, which operations inside the compiled graph read.
+
+Only `plugin` and the files beside it that say so need vLLM; the others are tested without it.
+"""
