@@ -84,10 +84,10 @@ def _report(server: "Server", plan: "ServerPlan", as_json: bool) -> None:
 def _example(server: "Server", plan: "ServerPlan", asked: dict[str, Any]) -> str:
     """A command that sends a request, as people paste it."""
     question = "How can I learn English?"
+    path = "completions"
+    prompt: dict[str, Any] = {"prompt": question}
     if plan.chats:
         path, prompt = "chat/completions", {"messages": [{"role": "user", "content": question}]}
-    else:
-        path, prompt = "completions", {"prompt": question}
     body = shlex.quote(json.dumps({**asked, **prompt, "max_tokens": 64}, ensure_ascii=False))
     key = " -H 'Authorization: Bearer …'" if server.guarded else ""
     return f"  curl {server.url}/v1/{path}{key} -H 'Content-Type: application/json' -d {body}"
