@@ -157,7 +157,8 @@ def _path_of(model: nn.Module, body: str, site: Site) -> str:
 
 
 def _wrap_forward(module: nn.Module, number: int) -> None:
-    forward = type(module).forward
+    # Another plugin may have given the instance one before.
+    forward = getattr(vars(module).get("forward"), "__func__", type(module).forward)
 
     def edited(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
@@ -172,7 +173,7 @@ def _wrap_forward(module: nn.Module, number: int) -> None:
 
 
 def _check_pair(output: tuple[Any, ...], name: str) -> None:
-    if len(output) != 2:
+    if len(output) != 2 or output[0].shape != output[1].shape:
         raise RoadError(
             f"{name} gives {len(output)} tensors: expected the hidden states, or what it added and "
             "the residual"

@@ -90,6 +90,9 @@ def edit(
         residual: The rest of the residual stream, where the engine adds it later.
         number: The number of the site.
     """
+    if hidden.ndim != 2:
+        hidden = hidden.view(-1, hidden.shape[-1])
+        residual = None if residual is None else residual.view_as(hidden)
     if torch.compiler.is_compiling():
         torch.ops.roadint.edit(hidden, residual, number)
     else:
@@ -103,6 +106,8 @@ def turn_output(output: Float[Tensor, "tokens width"], number: int) -> None:
         output: The output.
         number: The number of the layer.
     """
+    if output.ndim != 2:
+        output = output.view(-1, output.shape[-1])
     if torch.compiler.is_compiling():
         torch.ops.roadint.turn_output(output, number)
     else:

@@ -1,9 +1,12 @@
 """The checkpoints that an engine serves, by label, and what requests ask of them."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
+
+import torch
 
 from roadint.adapters.products import check_products, product
 from roadint.engines.vllm.plan import Edit, Plan, Terms
@@ -23,7 +26,7 @@ _GRACE = 60.0  # seconds in which a request may still be on its way when its che
 
 
 class Registry:
-    """The checkpoints of one engine, in one process.
+    """The checkpoints of one engine, in one process. Safe to use from many threads.
 
     Args:
         base: The base model.
@@ -35,6 +38,8 @@ class Registry:
         self._labelled: dict[str, list[SubspaceIntervention]] = {}
         self._unloaded: dict[str, tuple[Served, float]] = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._resolved: dict[str, Resolved | None] = {}
+        self._lock = threading.RLock()
 
     @classmethod
     def of(cls, settings: Settings, base: Base) -> "Registry":
@@ -84,10 +89,13 @@ class Registry:
         Raises:
             RoadError: where the label or a name is taken.
         """
-        self.check_load(label, served)
-        self._served[label] = served
-        self._labelled[label] = served.content.interventions(label or None)
-        self._unloaded.pop(served.fingerprint, None)
+        labelled = served.content.interventions(label or None)
+        with self._lock:
+            self.check_load(label, served)
+            self._served[label] = served
+            self._labelled[label] = labelled
+            self._unloaded.pop(served.fingerprint, None)
+            self._resolved.clear()
 
     def unload(self, label: str) -> None:
         """Serve a checkpoint no longer. Requests that run keep it.
@@ -95,13 +103,16 @@ class Registry:
         Raises:
             RoadError: where no checkpoint has the label.
         """
-        if label not in self._served:
-            raise RoadError(
-                f"no checkpoint {quoted(label)} is served: expected one of {listing(self._served)}"
-            )
-        served = self._served.pop(label)
-        del self._labelled[label]
-        self._unloaded[served.fingerprint] = served, time.monotonic()
+        with self._lock:
+            if label not in self._served:
+                raise RoadError(
+                    f"no checkpoint {quoted(label)} is served: expected one of "
+                    f"{listing(self._served)}"
+                )
+            served = self._served.pop(label)
+            del self._labelled[label]
+            self._unloaded[served.fingerprint] = served, time.monotonic()
+            self._resolved.clear()
 
     def forget(self, in_use: Collection[str]) -> None:
         """Drop what was unloaded a while ago and no request needs.
@@ -109,14 +120,17 @@ class Registry:
         Args:
             in_use: The fingerprints of the checkpoints that unfinished requests need.
         """
-        now = time.monotonic()
-        for fingerprint, (_, since) in list(self._unloaded.items()):
-            if fingerprint not in in_use and now - since > _GRACE:
+        latest = time.monotonic() - _GRACE
+        with self._lock:
+            gone = {
+                fingerprint
+                for fingerprint, (_, since) in self._unloaded.items()
+                if since < latest and fingerprint not in in_use
+            }
+            for fingerprint in gone:
                 del self._unloaded[fingerprint]
-                for key in [
-                    k for k, plan in self._plans.items() if fingerprint in plan.fingerprints
-                ]:
-                    del self._plans[key]
+            for key in [key for key, plan in self._plans.items() if plan.fingerprints & gone]:
+                del self._plans[key]
 
     def resolve(self, asked: Any, prompt_length: int) -> Resolved | None:
         """Read what a request asks for.
@@ -132,7 +146,22 @@ class Registry:
             RoadError: for unknown names, malformed text, sums whose order would matter, strengths
                 at which a value is not defined, and positions outside the prompt.
         """
-        composition = Composition.parse(_compose(asked), self.names)
+        text = _compose(asked)
+        with self._lock:
+            if isinstance(text, str) and text in self._resolved:
+                resolved = self._resolved[text]
+            else:
+                resolved = self._resolve(Composition.parse(text, self.names))
+                if isinstance(text, str):
+                    if len(self._resolved) >= _PLANS:
+                        self._resolved.clear()
+                    self._resolved[text] = resolved
+            plan = None if resolved is None else self.plan(resolved)
+        for edit in () if plan is None else plan.edits:
+            _check_position(edit, prompt_length)
+        return resolved
+
+    def _resolve(self, composition: Composition) -> Resolved | None:
         check_sums([part for parts in self._labelled.values() for part in parts], [composition])
         by_name = {
             _labelled(adapter.name, label): adapter
@@ -145,13 +174,7 @@ class Registry:
             for label, served in self._served.items()
             if (terms := _terms_of(composition, label))
         ]
-        if not of:
-            return None
-        resolved = {"of": of}
-        plan = self.plan(resolved)
-        for edit in plan.edits:
-            _check_position(edit, prompt_length)
-        return resolved
+        return {"of": of} if of else None
 
     def plan(self, resolved: Any) -> Plan:
         """What a resolved composition does.
@@ -160,14 +183,13 @@ class Registry:
             RoadError: where a checkpoint is not here, or values are not defined at its strengths.
         """
         key = tuple((fingerprint, _frozen(terms)) for fingerprint, terms in resolved["of"])
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._make_plan(key)
-            while len(self._plans) > _PLANS:
-                self._plans.popitem(last=False)
-        else:
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = self._make_plan(key)
+                while len(self._plans) > _PLANS:
+                    self._plans.popitem(last=False)
             self._plans.move_to_end(key)
-        return plan
+            return self._plans[key]
 
     def _make_plan(self, key: tuple[tuple[str, Terms], ...]) -> Plan:
         edits: list[Edit] = []
@@ -221,8 +243,6 @@ def _frozen(terms: Any) -> Terms:
 
 
 def _check_position(edit: Edit, prompt_length: int) -> None:
-    import torch
-
     try:
         edit.position.check(torch.tensor([prompt_length]))
     except RoadError as error:
