@@ -34,19 +34,20 @@ def wrap_engine_core(core: Any) -> None:
     Args:
         core: vLLM's class.
     """
-    make, preprocess = core.__init__, core.preprocess_add_request
+    # A core in a process of its own loads plugins inside of __init__, which is too late to wrap it.
+    initialise, preprocess = core._initialize_kv_caches, core.preprocess_add_request
 
-    @functools.wraps(make)
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(initialise)
+    def _initialize_kv_caches(self: Any, vllm_config: Any) -> Any:
         self.roadint = registry_of(vllm_config)
-        make(self, vllm_config, *args, **kwargs)
+        return initialise(self, vllm_config)
 
     @functools.wraps(preprocess)
     def preprocess_add_request(self: Any, request: Any) -> Any:
         _key(self.roadint, request)
         return preprocess(self, request)
 
-    core.__init__ = __init__
+    core._initialize_kv_caches = _initialize_kv_caches
     core.preprocess_add_request = preprocess_add_request
     core.roadint_load, core.roadint_unload = _load, _unload
 
