@@ -77,8 +77,8 @@ def _report(server: "Server", plan: "ServerPlan", as_json: bool) -> None:
     name = plan.names[0] if plan.names else "none"
     print_line("A composition is an argument of the request, or a part of the model's name:")
     asked = {"model": server.model, "vllm_xargs": {"roadint": name}}
-    print_line(_example(server, plan, asked))
-    print_line(_example(server, plan, {"model": f"{server.model}:{name}"}))
+    print(_example(server, plan, asked))
+    print(_example(server, plan, {"model": f"{server.model}:{name}"}))
 
 
 def _example(server: "Server", plan: "ServerPlan", asked: dict[str, Any]) -> str:
