@@ -1,6 +1,7 @@
 """What a server of checkpoints is started with, checked before any model is loaded."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import folder_of, read
+from roadint.checkpoint.sources import CheckpointSources
 from roadint.data.chat_template import chat_template
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base
@@ -126,3 +128,26 @@ def _template_of(saved: Mapping[str, Checkpoint], source: str) -> str | None:
 
 def _says(further: Sequence[str], option: str) -> bool:
     return any(text.partition("=")[0].replace("_", "-") == option for text in further)
+
+
+def needs_of(folder: str | Path, first: str) -> tuple[list[int], bool]:
+    """What an engine needs so that each checkpoint of a folder can be loaded later.
+
+    Args:
+        folder: The folder; what is no readable checkpoint in it does not count.
+        first: The first checkpoint; those of other models don't count either.
+
+    Returns:
+        The layers that they edit, from 0, in order; and whether one has adapters.
+    """
+    base = read(folder_of(first)).config["base_model"]
+    layers: set[int] = set()
+    adapters = False
+    sources = CheckpointSources(Path(folder).resolve())
+    for name in sources.in_folder():
+        with suppress(RoadError):
+            config = read(sources.path_of(sources.source_of(name))).config
+            if all(config["base_model"][size] == base[size] for size in ("width", "layers")):
+                layers |= {spec["layer"] for spec in config["interventions"]}
+                adapters = adapters or bool(config.get("adapters"))
+    return sorted(layers), adapters
