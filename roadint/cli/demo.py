@@ -61,12 +61,12 @@ def demo(
     if server and (engine == "vllm" or model):
         raise RoadError(f"--server {server} has its engine and its model: leave out others")
     first = checkpoint or str(SHIPPED)
+    answering: Any = nullcontext(None)
     if server:
-        answering: Any = nullcontext(_connector(server, api_key, first))
+        answers = _answers_of(server, api_key, first)  # which fails before a page opens
+        answering = nullcontext(lambda: answers)
     elif engine == "vllm":
         answering = _started(first, model, folder)
-    else:
-        answering = nullcontext(None)
     with answering as connect:
         service = Service(first, folder=folder, model=model, connect=connect)
         print_line(
@@ -81,14 +81,12 @@ def demo(
         launch(service, **settings)
 
 
-def _connector(url: str, api_key: str | None, first: str) -> "Callable[[], Answering]":
-    """What makes answers of a server's, as soon as it is there."""
+def _answers_of(url: str, api_key: str | None, first: str) -> "Answering":
     from roadint.checkpoint.reading import folder_of, read
     from roadint.demo.server_answers import ServerAnswers
     from roadint.demo.server_client import ServerClient
 
-    client = ServerClient(url, api_key)
-    return lambda: ServerAnswers(client, read(folder_of(first)))
+    return ServerAnswers(ServerClient(url, api_key), read(folder_of(first)))
 
 
 @contextmanager
@@ -108,6 +106,6 @@ def _started(first: str, model: str | None, folder: Path) -> "Iterator[Callable[
 
         def connect() -> "Answering":
             server.wait_until_ready()
-            return _connector(server.url, token, first)()
+            return _answers_of(server.url, token, first)
 
         yield connect
