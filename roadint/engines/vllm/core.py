@@ -34,13 +34,13 @@ def wrap_engine_core(core: Any) -> None:
     Args:
         core: vLLM's class.
     """
-    # A core in a process of its own loads plugins inside of __init__, which is too late to wrap it.
-    initialise, preprocess = core._initialize_kv_caches, core.preprocess_add_request
+    # A part of the core's __init__: in a process of its own, that runs already when vLLM calls us.
+    prepare, preprocess = core._initialize_kv_caches, core.preprocess_add_request
 
-    @functools.wraps(initialise)
+    @functools.wraps(prepare)
     def _initialize_kv_caches(self: Any, vllm_config: Any) -> Any:
         self.roadint = registry_of(vllm_config)
-        return initialise(self, vllm_config)
+        return prepare(self, vllm_config)
 
     @functools.wraps(preprocess)
     def preprocess_add_request(self: Any, request: Any) -> Any:
