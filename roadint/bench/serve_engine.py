@@ -26,22 +26,22 @@ class EngineSpec:
     """An engine.
 
     Args:
-        system: The name of the system in reports.
         kind: "bare", "hidden", "adapters" or "lora".
         cached: Whether it has a prefix cache.
         counts: How many different compositions, or LoRAs, its requests have; a run for each.
         subspaces: How many subspaces of a layer act; runs for each. (0,) where nothing does.
         slots: Of a LoRA engine: how many LoRAs a batch may have.
         log: The file of what vLLM prints.
+        inside: Whether all of it runs in one process, where functions are measured.
     """
 
-    system: str
     kind: str
     cached: bool
     counts: tuple[int, ...]
     subspaces: tuple[int, ...]
     slots: int
     log: str
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def environment_of(spec: EngineSpec, on_gpu: bool) -> dict[str, str]:
         groups = ("vllm.general_plugins", "vllm.platform_plugins")
         names = {entry.name for group in groups for entry in entry_points(group=group)}
         wanted["VLLM_PLUGINS"] = ",".join(sorted(names - {"roadint"}))
-    if not on_gpu:  # engines take turns on the same cores, each in one process
+    if not on_gpu:  # engines take turns on the same cores
         wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    if spec.inside or not on_gpu:
         wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return wanted
 
@@ -149,7 +150,7 @@ class ServedEngine:
         return {
             "vllm": vllm.__version__,
             "model_runner": 2 if config.use_v2_model_runner else 1,
-            "eager": bool(config.model_config.enforce_eager),
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
         }
 
@@ -163,24 +164,19 @@ class ServedEngine:
             count = min(_CHECKED, max(self._spec.counts))
             if not count:
                 continue
-            asked = [None, *range(count)]
-            prompt = self._inputs.prompts[0]
             texts = compositions(count, count, subspaces or 1)
-            answers = self._answers(
-                [prompt] * len(asked),
-                [{} if number is None else {"roadint": texts[number]} for number in asked],
-                [None if number is None else self._lora(number) for number in asked],
-            )
+            # On a CPU, vLLM gives requests without a LoRA one of those that others of a batch have.
+            answers = self._answers([None], [None])
+            answers += self._answers(texts, [self._lora(number) for number in range(count)])
             if len(set(answers)) < len(answers):
                 raise RoadError(
-                    f"{self._spec.system}: {len(answers)} requests with the same prompt, and "
+                    f"{self._spec.kind}: {len(answers)} requests with the same prompt, and "
                     f"different edits or none, have {len(set(answers))} different answers: what "
                     "would be timed does not act"
                 )
 
-    def _answers(
-        self, prompts: Sequence[Any], extra: Sequence[dict[str, Any]], loras: Sequence[Any]
-    ) -> list[Any]:
+    def _answers(self, texts: Sequence[str | None], loras: Sequence[Any]) -> list[Any]:
+        """Tokens and log-probabilities of requests with one prompt."""
         from vllm import SamplingParams
 
         is_lora = self._spec.kind == "lora"
@@ -190,12 +186,13 @@ class ServedEngine:
                 temperature=0.0,
                 logprobs=1,
                 ignore_eos=True,
-                extra_args=None if is_lora else asked or None,
+                extra_args=None if is_lora or text is None else {"roadint": text},
             )
-            for asked in extra
+            for text in texts
         ]
+        prompt: Any = {"prompt_token_ids": list(self._inputs.prompts[0])}
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [prompt] * len(texts),
             settings,
             use_tqdm=False,
             lora_request=list(loras) if is_lora else None,
@@ -243,7 +240,7 @@ class ServedEngine:
         lengths = {len(output.outputs[0].token_ids) for output in outputs}
         if len(outputs) != self._job.requests or lengths != {self._job.new_tokens}:
             raise RoadError(
-                f"{self._spec.system} answered {len(outputs)} requests of {self._job.requests}, "
+                f"{self._spec.kind} answered {len(outputs)} requests of {self._job.requests}, "
                 f"with {sorted(lengths)} tokens: expected {self._job.new_tokens}"
             )
 
@@ -293,7 +290,9 @@ class ServedEngine:
             )
             for text in asked
         ]
-        loras = [self._lora(number % batch.count) for number in range(job.requests if is_lora else 0)]
+        loras = [
+            self._lora(number % batch.count) for number in range(job.requests if is_lora else 0)
+        ]
         prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in self._inputs.prompts]
         if self._spec.cached:
             self._llm.reset_prefix_cache()

@@ -123,9 +123,10 @@ def model_without_weights(source: str) -> nn.Module:
     Raises:
         RoadError: where there is no such model.
     """
+    make: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+            model: Any = make.from_config(AutoConfig.from_pretrained(source))
     except Exception as error:  # whatever the hub, the network or the configuration raise
         raise RoadError(f"model {quoted(source)} can't be read ({first_line(error)})") from error
     model.name_or_path = source
@@ -139,7 +140,7 @@ def random_prompts(job: ServeJob, vocabulary: int) -> list[list[int]]:
     ids = torch.randint(_LOWEST_ID, vocabulary, size, generator=draw)
     half = job.prompt_tokens // 2
     ids[:, :half] = ids[0, :half]
-    return ids.tolist()  # type: ignore[no-any-return]
+    return ids.tolist()
 
 
 def token_bytes(config: Any) -> int:
