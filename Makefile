@@ -77,7 +77,7 @@ wheel: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
-		from roadint.model.checkpoint import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
+		from roadint.checkpoint.reading import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
 
 # what is promised of speed on a GPU, beside what is measured there: ten minutes, reports and bars.json in build/gpu
 gpu-bench: $(VENV)/.installed

@@ -34,8 +34,8 @@ from transformers import (
 import roadint
 from roadint import RoadModel
 from roadint.adapters.adapter import RoadAdapter
+from roadint.checkpoint.format import CONFIG, TENSORS
 from roadint.cli.main import main
-from roadint.model.checkpoint import CONFIG, TENSORS
 
 VOCABULARY, WIDTH, LAYERS = 128, 32, 3
 SIZES = {

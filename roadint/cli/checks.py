@@ -104,7 +104,7 @@ def check_adapters(checkpoint: str, name: str | None = None) -> None:
     Raises:
         RoadError: where it has no adapters, or not the named one.
     """
-    from roadint.model.checkpoint import folder_of, read
+    from roadint.checkpoint.reading import folder_of, read
 
     names = [spec["name"] for spec in read(folder_of(checkpoint)).config.get("adapters", ())]
     if not names:

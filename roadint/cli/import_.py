@@ -23,8 +23,8 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Turn a PEFT RoAd checkpoint into one of roadint's."""
+    from roadint.checkpoint.reading import size_of
     from roadint.interop import peft
-    from roadint.model import checkpoint
     from roadint.model.pretrained import load
     from roadint.model.road_model import RoadModel
 
@@ -36,7 +36,7 @@ def import_(
     road = RoadModel(base)
     adapter = peft.load(road, source, name)
     road.save_pretrained(out)
-    size = checkpoint.size_of(out)
+    size = size_of(out)
     if as_json:
         print_json(
             {

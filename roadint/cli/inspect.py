@@ -32,8 +32,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print angle and scale of the blocks of each subspace, and of the layers of each adapter."""
+    from roadint.checkpoint.reading import folder_of, read
     from roadint.inspection.angles import adapter_values, intervention_values
-    from roadint.model.checkpoint import folder_of, read
 
     check_picture("--plot", plot)
     saved = read(folder_of(checkpoint))

@@ -34,7 +34,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train all subspaces of a recipe at once, each data set through its own."""
-    from roadint.model.checkpoint import size_of
+    from roadint.checkpoint.reading import size_of
     from roadint.recipes.recipe import Recipe
     from roadint.training import run_folder
 
@@ -66,10 +66,10 @@ def train(
 
 def _finished(recipe: "Recipe", sources: Mapping[str, str], out: Path) -> Mapping[str, Any]:
     """The summary of a finished run; raises RoadError where its settings differ."""
-    from roadint.model import checkpoint
+    from roadint.checkpoint.reading import read
     from roadint.training import run_folder
 
-    saved = checkpoint.read(out)
+    saved = read(out)
     run_folder.check_same_recipe(out, saved, recipe, sources)
     summary: Mapping[str, Any] = saved.config["training"]
     run_folder.finish(out)

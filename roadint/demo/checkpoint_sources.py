@@ -7,10 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from roadint.checkpoint.format import CONFIG, WHILE_TRAINING
 from roadint.demo.checks import check_text
 from roadint.demo.public_hub import CHECKPOINT_FILES, PublicHub
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.model import checkpoint
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -29,11 +29,8 @@ class CheckpointSources:
         """The checkpoints in the folder, by their paths relative to it."""
         if not self.folder.is_dir():
             return []
-        paths = [
-            path.parent.relative_to(self.folder)
-            for path in sorted(self.folder.rglob(checkpoint.CONFIG))
-        ]
-        return [str(path) for path in paths if checkpoint.WHILE_TRAINING not in path.parts]
+        paths = [path.parent.relative_to(self.folder) for path in sorted(self.folder.rglob(CONFIG))]
+        return [str(path) for path in paths if WHILE_TRAINING not in path.parts]
 
     def source_of(self, name: str) -> str:
         """The source that a name from a page means.

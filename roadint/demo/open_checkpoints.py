@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from roadint.checkpoint.reading import read
 from roadint.demo.batching import Batcher
 from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.failures import message_for_visitors
 from roadint.errors import RoadError
-from roadint.model import checkpoint
 
 _MAX_CHECKPOINTS = 16  # on the model at once, beside the first one
 
@@ -115,7 +115,7 @@ class OpenCheckpoints:
     def _add(self, label: str, source: str, path: Path, batcher: Batcher) -> None:
         """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
         try:
-            checkpoint.read(path)  # a damaged one is refused before the running batch is waited for
+            read(path)  # a damaged one is refused before the running batch is waited for
             with batcher.lock:
                 # Before another one is removed: nothing has changed where this one does not fit.
                 batcher.road.add_checkpoint(path, label)

@@ -8,10 +8,10 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from roadint.checkpoint.format import CONFIG, TENSORS
 from roadint.errors import RoadError, first_line
-from roadint.model import checkpoint
 
-CHECKPOINT_FILES = (checkpoint.CONFIG, checkpoint.TENSORS)
+CHECKPOINT_FILES = (CONFIG, TENSORS)
 _MAX_BYTES = 256 << 20  # of one checkpoint
 _MAX_LOOKUPS, _PERIOD = 32, 3600.0  # in so many seconds
 _MAX_DOWNLOADS = 256  # while the app runs

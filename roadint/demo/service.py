@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
+from roadint.checkpoint.reading import folder_of, read
 from roadint.demo.batching import Batcher
 from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.checks import check_text
 from roadint.demo.open_checkpoints import OpenCheckpoints
 from roadint.errors import RoadError, first_line
 from roadint.grammar.composition import Composition
-from roadint.model import checkpoint
 from roadint.model.opening import open_checkpoint
 
 SHIPPED = Path(str(files("roadint.demo") / "checkpoint"))
@@ -42,7 +42,7 @@ class Service:
         self, first: str | None = None, *, folder: str | Path = "runs", model: str | None = None
     ) -> None:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
-        self.first_names = checkpoint.read(checkpoint.folder_of(self.first)).names()
+        self.first_names = read(folder_of(self.first)).names()
         self._sources = CheckpointSources(self.folder)
         self._opened = OpenCheckpoints(self._sources, self.first_names)
         self._batcher: Batcher | None = None

@@ -1,1 +1,1 @@
-"""RoadModel, its checkpoints, the hub, and base models by name."""
+"""RoadModel, what is saved of it, the hub, and base models by name."""

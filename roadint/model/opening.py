@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from roadint.checkpoint.reading import folder_of, read
 from roadint.grammar.composition import Composition
 from roadint.model import pretrained
-from roadint.model.checkpoint import folder_of, read
 from roadint.model.road_model import RoadModel
 from roadint.model.saving import check_label
 

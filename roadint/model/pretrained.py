@@ -107,10 +107,7 @@ def load(
     Raises:
         RoadError: where nothing can be loaded.
     """
-    if not isinstance(name, (str, Path)) or not str(name).strip() or str(name) == ".":
-        raise RoadError(
-            f"model {quoted(name)}: expected a folder, a hub id or one of {listing(MODELS)}"
-        )
+    _check_name(name)
     chosen_device = _device(device)
     if isinstance(dtype, str):
         check_known("dtype", dtype, get_args(Dtype))
@@ -120,16 +117,7 @@ def load(
             "number to predict"
         )
     name = str(name)
-    if is_file(Path(name)):
-        raise RoadError(
-            f"model {quoted(name)} is a file: expected the folder that it is in, or a hub id"
-        )
-    if is_folder(Path(name)):
-        source, origin = name, "the folder"
-    elif name in MODELS:
-        source, origin = _hub_or_offline(name)
-    else:
-        source, origin = name, "the hub (or its cache)"
+    source, origin = _source(name)
     try:
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(source)
@@ -151,6 +139,40 @@ def load(
     dtype_name = str(model.dtype).removeprefix("torch.")
     logger.info("%s: %s parameters, %s, from %s", name, f"{count / 1e6:,.0f}M", dtype_name, origin)
     return model, tokenizer
+
+
+def source_of(name: str | Path) -> str:
+    """Where transformers, or another library, loads a model from that `load` would load.
+
+    Args:
+        name: As in `load`. The offline model of a short name is prepared, where it is needed.
+
+    Returns:
+        A folder or a hub id.
+
+    Raises:
+        RoadError: where there is no such model.
+    """
+    _check_name(name)
+    return _source(str(name))[0]
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, (str, Path)) or not str(name).strip() or str(name) == ".":
+        raise RoadError(
+            f"model {quoted(name)}: expected a folder, a hub id or one of {listing(MODELS)}"
+        )
+
+
+def _source(name: str) -> tuple[str, str]:
+    """Where a model is loaded from, and the same in words."""
+    if is_file(Path(name)):
+        raise RoadError(
+            f"model {quoted(name)} is a file: expected the folder that it is in, or a hub id"
+        )
+    if is_folder(Path(name)):
+        return name, "the folder"
+    return _hub_or_offline(name) if name in MODELS else (name, "the hub (or its cache)")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -16,6 +16,8 @@ from roadint.adapters.making import AdapterArguments, make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
+from roadint.checkpoint.reading import read_for
+from roadint.checkpoint.writing import save
 from roadint.data.prompts import (
     Template,
     batch_prompts,
@@ -54,7 +56,6 @@ from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.grammar.position import PositionLike
 from roadint.interventions.base import SubspaceIntervention
-from roadint.model import checkpoint
 from roadint.model.description import describe, model_card
 from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
 from roadint.model.saving import base_model_of, check_label, push
@@ -482,7 +483,7 @@ class RoadModel(Hosted):
         Raises:
             RoadError: where it does not fit the model or the name is taken; nothing has changed.
         """
-        adapter = checkpoint.read_for(self.model, name_or_path).single_adapter(self.model, name)
+        adapter = read_for(self.model, name_or_path).single_adapter(self.model, name)
         self.attach([adapter])
         return adapter
 
@@ -597,7 +598,7 @@ class RoadModel(Hosted):
         }
         if adapters is None:
             everything = list(self.adapters.values())
-            checkpoint.save(folder, list(self.interventions), about, everything)
+            save(folder, list(self.interventions), about, everything)
             return
         names = names_of("adapters", adapters)
         if not names:
@@ -606,7 +607,7 @@ class RoadModel(Hosted):
                 f"{listing(self.adapters)}"
             )
         chosen = [self.adapters.named(name, " to save") for name in names]
-        checkpoint.save(folder, [], about, chosen)
+        save(folder, [], about, chosen)
 
     @classmethod
     def from_pretrained(
@@ -629,7 +630,7 @@ class RoadModel(Hosted):
                 raise RoadError("no checkpoints given: expected at least one, as {'a': 'runs/a'}")
             check_label(next(iter(checkpoints)))
         label = next(iter(checkpoints))
-        saved = checkpoint.read_for(model, checkpoints.pop(label))
+        saved = read_for(model, checkpoints.pop(label))
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
         road.template = check_template(saved.config["template"])
@@ -657,7 +658,7 @@ class RoadModel(Hosted):
             raise RoadError(
                 f"label {quoted(label)} is taken: expected another one than {listing(self.names)}"
             )
-        saved = checkpoint.read_for(self.model, name_or_path)
+        saved = read_for(self.model, name_or_path)
         template = saved.config["template"]
         if template != self.template:
             raise RoadError(

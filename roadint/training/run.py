@@ -11,13 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from roadint.checkpoint.content import Checkpoint
+from roadint.checkpoint.format import WHILE_TRAINING
 from roadint.data.collate import Collator
 from roadint.data.prompts import check_template, check_tokenizer
 from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
 from roadint.files.atomic import write_whole
 from roadint.files.paths import make_folder, path_of
-from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
 from roadint.recipes.names import nested
 from roadint.recipes.recipe import Recipe
@@ -104,7 +105,7 @@ def train(
     return road.training_summary
 
 
-def _take_up(road: RoadModel, done: checkpoint.Checkpoint, *, ends: bool) -> dict[str, Any]:
+def _take_up(road: RoadModel, done: Checkpoint, *, ends: bool) -> dict[str, Any]:
     """Load the result of a finished run, or of one that was killed while it removed checkpoints."""
     run_folder.restore(road, done)
     road.template = check_template(done.config["template"])
@@ -174,7 +175,7 @@ def _rescale(road: RoadModel, strengths: Mapping[str, float]) -> None:
 def _arguments(recipe: Recipe, folder: Path | None, scratch: Path) -> TrainingArguments:
     return training_arguments(
         recipe,
-        scratch if folder is None else folder / checkpoint.WHILE_TRAINING,
+        scratch if folder is None else folder / WHILE_TRAINING,
         save_strategy="no" if folder is None else "steps",
         save_steps=recipe.optimisation.save_steps,
         save_total_limit=2,

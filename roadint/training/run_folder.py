@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
+from roadint.checkpoint.content import Checkpoint
+from roadint.checkpoint.format import CONFIG, WHILE_TRAINING
+from roadint.checkpoint.reading import read, tidy
 from roadint.data.collate import Example
 from roadint.errors import RoadError
 from roadint.files.atomic import write_whole
 from roadint.files.plain_json import plain
-from roadint.model import checkpoint
 from roadint.model.road_model import RoadModel
 from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
@@ -33,7 +35,7 @@ from roadint.training.fingerprint import fingerprint_of
 
 LOG = "log.jsonl"
 _IDENTITY = "run.json"
-_NEW, _ENDS = f".{checkpoint.WHILE_TRAINING}.new", f".{checkpoint.WHILE_TRAINING}.done"
+_NEW, _ENDS = f".{WHILE_TRAINING}.new", f".{WHILE_TRAINING}.done"
 # The result does not depend on these settings.
 _INDIFFERENT = ("save_steps", "prefix_reuse", "prefix_memory")
 
@@ -77,9 +79,9 @@ def digest_of(identity: dict[str, Any]) -> str:
 
 def is_finished(out: Path) -> bool:
     """Whether a folder has a result, and no unfinished run."""
-    folder = out / checkpoint.WHILE_TRAINING
+    folder = out / WHILE_TRAINING
     try:
-        config = json.loads((out / checkpoint.CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     except OSError:
         return False
     except (ValueError, RecursionError):  # damaged: reading the checkpoint raises the error
@@ -97,25 +99,25 @@ def is_finished(out: Path) -> bool:
 
 def finish(out: Path) -> None:
     """Remove the checkpoints of a run whose result is in its folder."""
-    if (out / checkpoint.WHILE_TRAINING).is_dir():
+    if (out / WHILE_TRAINING).is_dir():
         (out / _ENDS).touch()
     _remove(out)
     for leftover in out.glob(f".{LOG}.*"):  # of a write that was cut short
         leftover.unlink(missing_ok=True)
     with suppress(RoadError):  # a result that is damaged may be trained again
-        checkpoint.tidy(out)
+        tidy(out)
 
 
-def finished(out: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+def finished(out: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """The result in a folder; None where it is damaged or another run's."""
     try:
-        saved = checkpoint.read(out)
+        saved = read(out)
     except (RoadError, OSError):
         return None
     return saved if _run_of(saved.config) == digest_of(identity) else None
 
 
-def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
+def restore(road: RoadModel, saved: Checkpoint) -> None:
     """Copy the values of a checkpoint into a model with the same interventions and adapters."""
     edits: list[Any] = [*road.interventions, *road.adapters.values()]
     stored: list[Any] = [*saved.interventions(), *saved.adapters(road.model)]
@@ -127,7 +129,7 @@ def restore(road: RoadModel, saved: checkpoint.Checkpoint) -> None:
 
 
 def check_same_recipe(
-    out: Path, saved: checkpoint.Checkpoint, recipe: Recipe, data: Mapping[str, str] | None
+    out: Path, saved: Checkpoint, recipe: Recipe, data: Mapping[str, str] | None
 ) -> None:
     """Check that a result comes from this recipe.
 
@@ -173,7 +175,7 @@ def last_checkpoint(
     Raises:
         RoadError: where there is an unfinished run, without `resume` or of another identity.
     """
-    folder = out / checkpoint.WHILE_TRAINING
+    folder = out / WHILE_TRAINING
     if writes and not resume and is_finished(out):
         finish(out)
     paths = checkpoints_in(folder)
@@ -218,7 +220,7 @@ def is_whole(path: Path, processes: int = 1) -> bool:
     random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
     files = ["optimizer.pt", "scheduler.pt", *random, *map(log_state, ranks)]
     try:
-        checkpoint.read(path)
+        read(path)
         for name in files:
             with safe_globals():  # type: ignore[no-untyped-call]
                 torch.load(path / name, map_location="cpu", weights_only=True)
@@ -235,7 +237,7 @@ def _number_of(path: Path) -> str:
 
 
 def _remove(out: Path) -> None:
-    for folder in (checkpoint.WHILE_TRAINING, _NEW):
+    for folder in (WHILE_TRAINING, _NEW):
         if (out / folder).is_dir():
             shutil.rmtree(out / folder)
     (out / _ENDS).unlink(missing_ok=True)
@@ -248,7 +250,7 @@ def _run_of(config: Any) -> Any:
 
 def _start(out: Path, identity: dict[str, Any]) -> None:
     _remove(out)
-    new, folder = out / _NEW, out / checkpoint.WHILE_TRAINING
+    new, folder = out / _NEW, out / WHILE_TRAINING
     new.mkdir(parents=True)
     write_whole(new / _IDENTITY, json.dumps(identity))
     os.rename(new, folder)

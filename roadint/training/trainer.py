@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from roadint.checkpoint.reading import read
 from roadint.data.collate import Collator, completion_nll, moved
 from roadint.engines.transformers.partial import Resumed
 from roadint.errors import RoadError, quoted
-from roadint.model.checkpoint import read
 from roadint.model.road_model import RoadModel
 from roadint.training.base_trainer import BaseTrainer
 from roadint.training.companions import Companions

@@ -397,7 +397,7 @@ def test_what_the_system_refuses_is_one_line(adapter: str, capsys: Any, monkeypa
     def refuses(*args: Any) -> Any:
         raise PermissionError(13, "Permission denied", "road.json")
 
-    monkeypatch.setattr("roadint.model.checkpoint.read", refuses)
+    monkeypatch.setattr("roadint.checkpoint.reading.read", refuses)
     code, out, errors = call(capsys, monkeypatch, "inspect", adapter)
     assert (code, out, errors) == (2, "", "roadint: [Errno 13] Permission denied: 'road.json'\n")
 

@@ -10,12 +10,12 @@ import torch
 
 import roadint
 from roadint import RoadIntervention, RoadModel
+from roadint.checkpoint.reading import size_of
 from roadint.data.collate import Collator, completion_nll, tokenize
 from roadint.data.prompts import batch_prompts, pad
 from roadint.data.sources import load_rows
 from roadint.evaluation.language import language_of
 from roadint.interventions.pyvene.patches import pyvene as pv
-from roadint.model.checkpoint import size_of
 from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import trained
 

@@ -13,7 +13,7 @@ import torch
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.model import checkpoint
+from roadint.checkpoint.reading import read
 from roadint.training import run_folder
 from tests.helpers import build
 
@@ -44,7 +44,7 @@ def run(tokenizer: Any, out: Path, *, resume: bool = False, **changes: Any) -> R
 
 
 def result(out: Path) -> tuple[torch.Tensor, list[dict[str, Any]], dict[str, float]]:
-    saved = checkpoint.read(out)
+    saved = read(out)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return saved.tensors["0.theta"], log, saved.config["training"]["loss"]
 
@@ -228,7 +228,7 @@ def test_what_killed_saves_left_goes_and_a_damaged_result_is_trained_again(
     )  # a save that was killed between its two files
     (out / "road.safetensors").write_text("another's")
     run_folder.finish(out)
-    assert torch.equal(checkpoint.read(out).tensors["0.theta"], result(whole)[0])
+    assert torch.equal(read(out).tensors["0.theta"], result(whole)[0])
     (out / "road.json").write_text("{")
     run(tokenizer, out)
     assert_same_result(out, whole)

@@ -23,6 +23,7 @@ from transformers import (
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
+from roadint.checkpoint.reading import read
 from roadint.data.collate import Collator, tokenize
 from roadint.data.sources import load_rows
 from roadint.training.isolation import frozen
@@ -249,10 +250,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_result(
     assert code == 1
     assert "holds an unfinished run: add --resume" in errors
     assert finish(start("killed", "resume", "fast")) == (0, "")
-    one, other = (
-        roadint.model.checkpoint.read(tmp_path / name).interventions()[0]
-        for name in ("whole", "killed")
-    )
+    one, other = (read(tmp_path / name).interventions()[0] for name in ("whole", "killed"))
     assert torch.equal(one.theta, other.theta)
     assert torch.equal(one.alpha, other.alpha)
     assert not checkpoints.exists()

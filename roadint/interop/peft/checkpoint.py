@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
+from roadint.checkpoint.reading import folder_of
 from roadint.errors import RoadError, listing, quoted
 from roadint.files.atomic import write_pair
 from roadint.files.paths import is_file, make_folder, path_of
@@ -26,7 +27,6 @@ from roadint.interop.peft.files import (
 )
 from roadint.interop.peft.modules import check_names, check_taken, check_targets, saved_modules
 from roadint.interop.peft.values import as_peft, from_peft
-from roadint.model.checkpoint import folder_of
 from roadint.model.road_model import RoadModel
 from roadint.rotation.rotation import Variant, parameter_shape
 

@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.checkpoint.format import CONFIG, TENSORS
+from roadint.checkpoint.reading import read
+from roadint.checkpoint.schema import check_config
 from roadint.interventions.direft import DireftIntervention
 from roadint.interventions.interchange import RoadInterchange
 from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kinds
 from roadint.interventions.steering import SteeringIntervention
-from roadint.model import checkpoint
-from roadint.model.checkpoint import CONFIG, TENSORS
-from roadint.model.schema import check_config
 from tests.helpers import build, resign
 
 EVERY_KIND = [
@@ -263,7 +263,7 @@ def test_json_is_bounded(saved: Path, tmp_path: Path, content: bytes, message: s
     folder = copied(saved, tmp_path)
     (folder / CONFIG).write_bytes(content)
     with pytest.raises(RoadError, match=message):
-        checkpoint.read(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_is_no_safetensors_file_is_refused(saved: Path, tmp_path: Path, hea
     (folder / TENSORS).write_bytes(header)
     resign(folder, lambda _: None)
     with pytest.raises(RoadError):
-        checkpoint.read(folder)
+        read(folder)
 
 
 def test_a_huge_file_of_tensors_is_not_read(saved: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_huge_file_of_tensors_is_not_read(saved: Path, tmp_path: Path) -> None
         file.truncate(8 << 30)  # sparse
     start = time.perf_counter()
     with pytest.raises(RoadError, match="truncated or was altered"):
-        checkpoint.read(folder)
+        read(folder)
     assert time.perf_counter() - start < 1
 
 
@@ -299,5 +299,5 @@ def test_what_would_not_load_again_is_not_saved(llama: PreTrainedModel, tmp_path
 def test_the_checkpoint_that_ships_fits() -> None:
     from roadint.demo.service import SHIPPED
 
-    config = checkpoint.read(SHIPPED).config
+    config = read(SHIPPED).config
     assert check_config(config, "it")

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.checkpoint.format import CONFIG, TENSORS
+from roadint.checkpoint.reading import read, size_of
 from roadint.grammar.subspace import Subspace
-from roadint.model import checkpoint
-from roadint.model.checkpoint import CONFIG, TENSORS
 from tests.helpers import build, counted, resign, trained
 
 
@@ -42,7 +42,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
     road.template, road.training_summary = "alpaca", {"steps": 3}
     road.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CONFIG, TENSORS])
-    assert checkpoint.size_of(tmp_path) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size_of(tmp_path) == sum(path.stat().st_size for path in tmp_path.iterdir())
     again = RoadModel.from_pretrained(model, tmp_path)
     ids = torch.randint(3, 100, (3, 7))
     compose = ["a", "b + road", "all"]
@@ -58,7 +58,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, model: PreTrainedModel) -> 
 
 
 def test_loads_with_no_other_knowledge(saved: Path) -> None:
-    found = checkpoint.read(saved)
+    found = read(saved)
     (intervention,), config = found.interventions(), found.config
     assert intervention.theta.shape == (16,)
     assert config["base_model"] == {"id": "", "model_type": "llama", "width": 32, "layers": 3}
@@ -96,7 +96,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_damage_is_refused(saved: Path, damage: Any, message: str) -> None:
     damage(saved)
     with pytest.raises(RoadError, match=message):
-        checkpoint.read(saved).interventions()
+        read(saved).interventions()
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTrainedModel) -> None:
@@ -105,7 +105,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, llama: PreTraine
         road.interventions[0].theta[3] = float("nan")
     road.save_pretrained(tmp_path)
     with pytest.raises(RoadError, match="theta of intervention 0 is .*finite: False"):
-        checkpoint.read(tmp_path).interventions()
+        read(tmp_path).interventions()
 
 
 def test_another_model_is_refused(saved: Path) -> None:
@@ -119,9 +119,7 @@ def test_another_model_is_refused(saved: Path) -> None:
         RoadError, match=r"trained on llama \(width 32, 3 layers\), this model has width 48"
     ):
         RoadModel.from_pretrained(wide, saved)
-    found = checkpoint.read(
-        saved
-    )  # who knows better puts the values there himself, as the message says
+    found = read(saved)  # who knows better puts the values there himself, as the message says
     assert RoadModel(other, found.interventions()).names == ["a", "b"]
 
 
@@ -222,7 +220,7 @@ def test_the_dtype_of_the_training_is_told(
     road = trained(llama)
     road.training_summary = {"recipe": recipe}
     road.save_pretrained(tmp_path)
-    assert checkpoint.read(tmp_path).dtype == dtype
+    assert read(tmp_path).dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["", " ", None, 5, "a\0b", "x" * 5000, "\ud800"])
@@ -289,7 +287,7 @@ def test_a_reader_beside_a_writer_sees_one_of_the_checkpoints(
     writer.start()
     found = []
     while not done.is_set():
-        found.append(checkpoint.read(saved).tensors["0.theta"])
+        found.append(read(saved).tensors["0.theta"])
     writer.join()
     first = trained(llama).interventions[0].theta
     assert all(torch.equal(each, first) or len(each.unique()) == 1 for each in found)

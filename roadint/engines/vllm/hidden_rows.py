@@ -1,0 +1,106 @@
+"""Rows of the table of hidden-state edits: a composition, at tokens of one code, at all sites."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+from roadint.engines.vllm.places import Place, Places, identity, put
+from roadint.engines.vllm.plan import Plan
+from roadint.engines.vllm.served import Served, pairs_of
+from roadint.errors import RoadError
+from roadint.grammar.position import Position
+from roadint.rotation.basis import Frame
+from roadint.rotation.rotation import Rotation
+
+Site = tuple[int, str]
+"""A layer, from 0, and a component of it."""
+
+
+class HiddenRows:
+    """The sites of an engine, and the rows that its table of hidden-state edits holds.
+
+    Args:
+        served: The checkpoints whose sites are armed.
+        layers: Further layers, whose outputs may be edited in the identity basis.
+        width: The width of the hidden states.
+    """
+
+    def __init__(self, served: Iterable[Served], layers: Sequence[int], width: int) -> None:
+        self.places = Places()
+        self._frames: dict[Hashable, Frame | None] = {}
+        self._positions: set[Position] = set()
+        self.mirrored = False  # whether a row may need v
+        for checkpoint in served:
+            for index in range(len(checkpoint.interventions)):
+                part: Any = checkpoint.interventions[index]
+                key = _key(checkpoint, index)
+                self.places.add(key, 0, width, part.group)
+                self._frames.setdefault(key, part.frame)
+                self._positions.add(part.position)
+                self.mirrored |= part.variant != "road_1"
+        for layer in layers:
+            key = ((layer, "block_output"), ("identity", 0, 2), None)
+            self.places.add(key, 0, width, 2)
+            self._frames.setdefault(key, None)
+        self._codes: int = max(1, 2 ** len(self._positions) - 1)
+
+    @property
+    def codes(self) -> int:
+        """How many rows one request may need at once, at most."""
+        return self._codes
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites that are edited."""
+        return list(dict.fromkeys(key[0] for key in self.places.by_key))  # type: ignore[index]
+
+    def at(self, site: Site) -> list[tuple[Place, Frame | None]]:
+        """The places of a site with their bases, in the order in which they act."""
+        return [
+            (place, self._frames[key])
+            for key, place in self.places.by_key.items()
+            if key[0] == site  # type: ignore[index]
+        ]
+
+    def check(self, served: Served) -> None:
+        """Refuse a checkpoint whose edits have no place.
+
+        Raises:
+            RoadError: where one has none.
+        """
+        positions = {part.position for part in served.interventions} - self._positions
+        if len(self._positions | positions) > self._codes.bit_length():
+            raise RoadError(
+                f"{served.path} edits at '{next(iter(positions))}', a further position than those "
+                f"of the checkpoints that the engine was started with: start it with {served.path}"
+            )
+        for index, part in enumerate(served.interventions):
+            if _key(served, index) not in self.places.by_key:
+                raise RoadError(
+                    f"{served.path} edits the {part.component} of layer {part.layer} in the basis "
+                    f"{part.basis.kind!r}, for which the engine has no place: start it with "  # type: ignore[union-attr]
+                    f"{served.path}, or for the identity basis with layers=[{part.layer}]"
+                )
+            if part.variant != "road_1" and not self.mirrored:
+                raise RoadError(
+                    f"{served.path} is {part.variant}, and the engine was started with road_1 "
+                    f"alone: start it with {served.path}"
+                )
+        self._positions |= positions
+
+    def row(self, plan: Plan, code: int) -> Rotation:
+        """The rotations of all places, end to end, at tokens of a code."""
+        row = identity(self.places.blocks)
+        for edit in plan.edits_of(code):
+            part = edit.intervention
+            made: Rotation = part.rows(part.strengths([edit.composition]))
+            factor = Rotation(made.u[0], None if made.v is None else made.v[0])
+            place = self.places.by_key[_key(edit.served, edit.index)]
+            row = put(row, place.blocks, factor)
+        return row
+
+
+def _key(served: Served, index: int) -> Hashable:
+    part: Any = served.interventions[index]
+    # A measured basis is one checkpoint's own.
+    own = (served.fingerprint, index) if part.basis.kind == "pca" else None
+    return (part.layer, part.component), pairs_of(part), own

@@ -1,0 +1,230 @@
+"""The operations inside an engine's graph: hidden states at sites, outputs of linear layers.
+
+They are opaque to compilers, change their first argument in place, and find the tables through the
+step that is running: a graph that is compiled, cached or captured holds numbers of sites and
+modules, and on a GPU the memory of the tables, nothing else.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from roadint.engines.vllm.places import Place
+from roadint.engines.vllm.served_table import ServedTable
+from roadint.rotation.basis import Frame
+from roadint.rotation.kernels.operation import turn_rows
+from roadint.rotation.kernels.torch import turn
+
+
+@dataclass(eq=False)
+class ArmedSite:
+    """A site whose hidden states are edited.
+
+    Args:
+        name: Its name in messages.
+        places: Its places with their bases, and their numbers in the table.
+    """
+
+    name: str
+    places: Sequence[tuple[int, Place, Frame | None]]
+    ran: bool = False
+
+
+@dataclass(eq=False)
+class ArmedLinear:
+    """A linear layer whose output is turned.
+
+    Args:
+        name: Its path.
+        places: Its places, and their numbers in the table.
+    """
+
+    name: str
+    places: Sequence[tuple[int, Place]]
+    ran: bool = False
+
+
+@dataclass(eq=False)
+class Armed:
+    """What is armed in one model, and the tables that it reads."""
+
+    hidden_table: ServedTable
+    linear_table: ServedTable
+    sites: list[ArmedSite] = field(default_factory=list)
+    linears: list[ArmedLinear] = field(default_factory=list)
+
+
+class _Running(threading.local):
+    armed: Armed | None = None
+
+
+_running = _Running()
+
+
+def activate(armed: Armed) -> None:
+    """The forward pass that this thread runs next is of this model."""
+    _running.armed = armed
+
+
+def _now() -> Armed:
+    armed = _running.armed
+    if armed is None:
+        raise RuntimeError("roadint: a model with edits ran outside of an engine's step")
+    return armed
+
+
+def edit(
+    hidden: Float[Tensor, "tokens width"],
+    residual: Float[Tensor, "tokens width"] | None,
+    number: int,
+) -> None:
+    """Edit the hidden states `hidden + residual` at a site, in place in `hidden`.
+
+    Args:
+        hidden: What the layer added last, or the hidden states themselves.
+        residual: The rest of the residual stream, where the engine adds it later.
+        number: The number of the site.
+    """
+    if hidden.ndim != 2:
+        hidden = hidden.view(-1, hidden.shape[-1])
+        residual = None if residual is None else residual.view_as(hidden)
+    if torch.compiler.is_compiling():
+        torch.ops.roadint.edit(hidden, residual, number)
+    else:
+        _edit(hidden, residual, number)
+
+
+def turn_output(output: Float[Tensor, "tokens width"], number: int) -> None:
+    """Turn the output of a linear layer, in place.
+
+    Args:
+        output: The output.
+        number: The number of the layer.
+    """
+    if output.ndim != 2:
+        output = output.view(-1, output.shape[-1])
+    if torch.compiler.is_compiling():
+        torch.ops.roadint.turn_output(output, number)
+    else:
+        _turn_output(output, number)
+
+
+def _edit(hidden: Tensor, residual: Tensor | None, number: int) -> None:
+    armed = _now()
+    site, table = armed.sites[number], armed.hidden_table
+    site.ran = True
+    if hidden.is_cuda:
+        for _, place, frame in site.places:
+            _edit_all(hidden, residual, table, place, frame)
+    elif table.busy:
+        for index, place, frame in site.places:
+            if table.acts_at(index):
+                _edit_some(hidden, residual, table, place, frame)
+
+
+def _edit_all(
+    hidden: Tensor, residual: Tensor | None, table: ServedTable, place: Place, frame: Frame | None
+) -> None:
+    """Edit all tokens with an index, as a graph that is captured has to."""
+    state = hidden.float() if residual is None else hidden.float() + residual
+    pairs = state if frame is None else frame.into(state)
+    index = table.index[: len(hidden)]
+    # A token that stays as it is comes back bit for bit, so that nothing is added to it.
+    added = turn_rows(pairs, table.u, table.v, index, place.first, place.group) - pairs
+    hidden.copy_(hidden + (added if frame is None else frame.out(added)))
+
+
+def _edit_some(
+    hidden: Tensor, residual: Tensor | None, table: ServedTable, place: Place, frame: Frame | None
+) -> None:
+    """Edit the few tokens that the step edits."""
+    tokens = table.step_tokens
+    last = hidden.index_select(0, tokens).float()
+    state = last if residual is None else last + residual.index_select(0, tokens)
+    pairs = state if frame is None else frame.into(state)
+    u, v = _rows(table, place)
+    added = turn(pairs, u - 1, v, place.group)
+    added = added if frame is None else frame.out(added)
+    hidden.index_copy_(0, tokens, (last + added).to(hidden.dtype))
+
+
+def _rows(table: ServedTable, place: Place) -> tuple[Tensor, Tensor | None]:
+    """The rotations of the tokens of a step at a place; a single one where all take the same."""
+    slots = table.step_slots
+    if len(table.step_runs) == 1:
+        slots = slots[:1]
+    parts = [
+        None
+        if part is None
+        else torch.view_as_complex(part[:, place.blocks].index_select(0, slots))
+        for part in (table.u, table.v if table.step_mirrors else None)
+    ]
+    return parts[0], parts[1]  # type: ignore[return-value]
+
+
+def _turn_output(output: Tensor, number: int) -> None:
+    armed = _now()
+    module, table = armed.linears[number], armed.linear_table
+    module.ran = True
+    if output.is_cuda:
+        for _, place in module.places:
+            _turn_all(output, table, place)
+    elif table.busy:
+        for index, place in module.places:
+            if table.acts_at(index):
+                _turn_some(output[:, place.offset : place.offset + place.width], table, place)
+
+
+def _turn_all(output: Tensor, table: ServedTable, place: Place) -> None:
+    index = table.index[: len(output)]
+    if place.width == output.shape[-1] and output.is_contiguous():
+        torch.ops.roadint.turn_(output, table.u, table.v, index, place.first, place.group)
+        return
+    part = output[:, place.offset : place.offset + place.width]
+    part.copy_(turn_rows(part.contiguous(), table.u, table.v, index, place.first, place.group))
+
+
+def _turn_some(part: Float[Tensor, "tokens width"], table: ServedTable, place: Place) -> None:
+    runs = table.step_runs
+    if table.step_mirrors or place.group != 2:
+        _turn_gathered(part, table, place)
+    elif 4 * len(runs) <= len(table.step_tokens) or len(runs) == 1:
+        for start, stop, slot in runs:
+            _multiply(part[start:stop], torch.view_as_complex(table.u[slot, place.blocks]))
+    elif len(table.step_tokens) == len(part):
+        _multiply(part, _rows(table, place)[0])
+    else:
+        _turn_gathered(part, table, place)
+
+
+def _turn_gathered(part: Tensor, table: ServedTable, place: Place) -> None:
+    tokens = table.step_tokens
+    u, v = _rows(table, place)
+    turned = turn(part.index_select(0, tokens), u, v, place.group)
+    part.index_copy_(0, tokens, turned.to(part.dtype))
+
+
+def _multiply(part: Float[Tensor, "tokens width"], u: Tensor) -> None:
+    """Turn neighbouring dims in place, where each block is a complex number."""
+    if part.dtype is torch.float32:
+        torch.view_as_complex(part.view(len(part), -1, 2)).mul_(u)
+        return
+    wide = part.float()
+    torch.view_as_complex(wide.view(len(wide), -1, 2)).mul_(u)
+    part.copy_(wide)
+
+
+# torch.library.custom_op costs several times as much at every call.
+_library: Any = torch.library.Library("roadint", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("edit(Tensor(a!) hidden, Tensor? residual, int number) -> ()")
+_library.define("turn_output(Tensor(a!) output, int number) -> ()")
+for _key in ("CPU", "CUDA"):
+    _library.impl("edit", _edit, _key)
+    _library.impl("turn_output", _turn_output, _key)
+for _name in ("edit", "turn_output"):
+    torch.library.register_fake(f"roadint::{_name}", lambda *arguments: None, lib=_library)

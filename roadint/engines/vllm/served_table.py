@@ -1,0 +1,157 @@
+"""The table of one engine in one process: lowered rows, and which token of the step takes which."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from roadint.engines.vllm.places import Places
+from roadint.engines.vllm.slots import Slots
+from roadint.rotation.rotation import Rotation
+
+
+class ServedTable:
+    """Rows of rotations in memory that compiled graphs read; it stays where it is.
+
+    Args:
+        places: The places whose blocks a row holds.
+        capacity: How many rows it holds: as many as one step can need.
+        tokens: How many tokens a step has, at most.
+        mirrored: Whether a row may need v.
+        device: Where it lies.
+    """
+
+    u: Float[Tensor, "slots blocks 2"]
+    v: Float[Tensor, "slots blocks 2"] | None
+    index: Int[Tensor, " tokens"]
+    """The row of every token of the step; −1 for a token that stays as it is."""
+
+    def __init__(
+        self, places: Places, capacity: int, tokens: int, mirrored: bool, device: torch.device
+    ) -> None:
+        self.places = places
+        with torch.inference_mode(False):
+            shape = (capacity, places.blocks, 2)
+            self.u = torch.zeros(shape, dtype=torch.float32, device=device)
+            self.v = torch.zeros(shape, dtype=torch.float32, device=device) if mirrored else None
+            self.index = torch.full((tokens,), -1, dtype=torch.int64, device=device)
+        self._slots = Slots(capacity)
+        self._acts = np.zeros((capacity, len(places)), dtype=bool)
+        self._mirrors = np.zeros(capacity, dtype=bool)
+        self._written = 0  # entries of the index that may not be −1
+        self._step_acts: Any = None
+        self.clear_step()
+
+    # What the step needs. On a CPU operations read it; on a GPU graphs read the index.
+
+    step_tokens: Int[Tensor, " edited"]
+    """The numbers of the tokens that are turned."""
+    step_slots: Int[Tensor, " edited"]
+    """The row that each of them takes."""
+    step_runs: Sequence[tuple[int, int, int]]
+    """The same as runs of tokens after another: the first, the one after the last, the row."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a token of the step is turned."""
+        return len(self.step_tokens) > 0
+
+    def acts_at(self, place: int) -> bool:
+        """Whether a token of the step is turned at the place of a number."""
+        return bool(self._step_acts[place])
+
+    def clear_step(self) -> None:
+        """Nothing is turned in the step that comes."""
+        self.step_tokens = self.step_slots = torch.empty(0, dtype=torch.int64)
+        self.step_runs = ()
+        self.step_mirrors = False
+        self._step_acts = np.zeros(len(self.places), dtype=bool)
+        if self._written:
+            self.index[: self._written].fill_(-1)
+            self._written = 0
+
+    def set_step(
+        self,
+        tokens: Int[np.ndarray, " edited"],
+        keys: Sequence[Hashable],
+        of_token: Int[np.ndarray, " edited"],
+        make: Callable[[Any], Rotation],
+        total: int,
+    ) -> None:
+        """Say what is turned in the step that comes.
+
+        Args:
+            tokens: The numbers of the tokens that are turned, in order.
+            keys: What rows are made of, all different.
+            of_token: For each of these tokens the number of its key.
+            make: Makes the row of a key that the table does not hold.
+            total: How many tokens the step has.
+        """
+        if not len(tokens):
+            self.clear_step()
+            return
+        slots, new = self._slots.take(keys)
+        for key in new:
+            self._write(slots[key], make(key))
+        numbers = np.array([slots[key] for key in keys], dtype=np.int64)
+        slot_of_token = numbers[of_token]
+        self._step_acts = self._acts[numbers].any(axis=0)
+        self.step_mirrors = bool(self._mirrors[numbers].any())
+        self.step_tokens = torch.from_numpy(tokens)
+        self.step_slots = torch.from_numpy(slot_of_token)
+        self.step_runs = _runs(tokens, slot_of_token)
+        self._set_index(tokens, slot_of_token, total)
+
+    def _set_index(
+        self, tokens: Int[np.ndarray, " edited"], slots: Int[np.ndarray, " edited"], total: int
+    ) -> None:
+        index = np.full(max(total, self._written), -1, dtype=np.int64)
+        index[tokens] = slots
+        ready = torch.from_numpy(index)
+        if self.index.is_cuda:  # pinned memory is not reused before the copy is done
+            ready = ready.pin_memory()
+        self.index[: len(index)].copy_(ready, non_blocking=True)
+        self._written = total
+
+    def _write(self, slot: int, row: Rotation) -> None:
+        u = torch.view_as_real(row.u)
+        v = None if row.v is None else torch.view_as_real(row.v)
+        self._acts[slot] = _acting(u, v, self.places)
+        self._mirrors[slot] = v is not None
+        for table, part in ((self.u, u), (self.v, v)):
+            if table is None:
+                continue
+            if part is None:
+                table[slot].zero_()
+            elif table.is_cuda:
+                table[slot].copy_(part.contiguous().pin_memory(), non_blocking=True)
+            else:
+                table[slot].copy_(part)
+
+
+def _acting(u: Tensor, v: Tensor | None, places: Places) -> Bool[np.ndarray, " places"]:
+    """Which places a row turns."""
+    moved = (u[:, 0] != 1) | (u[:, 1] != 0)
+    if v is not None:
+        moved |= (v != 0).any(dim=1)
+    numbers = moved.numpy()
+    return np.array([numbers[place.blocks].any() for place in places.by_key.values()], dtype=bool)
+
+
+def _runs(
+    tokens: Int[np.ndarray, " edited"], slots: Int[np.ndarray, " edited"]
+) -> list[tuple[int, int, int]]:
+    breaks = np.flatnonzero((np.diff(tokens) != 1) | (np.diff(slots) != 0)) + 1
+    starts = np.concatenate(([0], breaks))
+    stops = np.concatenate((breaks, [len(tokens)]))
+    return list(
+        zip(
+            tokens[starts].tolist(),
+            (tokens[stops - 1] + 1).tolist(),
+            slots[starts].tolist(),
+            strict=True,
+        )
+    )
