@@ -3,14 +3,12 @@
 pytest puts the tests of one engine together, so each is started once and ended before the next.
 """
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 import roadint
 from roadint import RoadModel
@@ -32,14 +30,6 @@ class Served(NamedTuple):
     engine: Engine
     road: RoadModel
     checkpoints: dict[str, str]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +98,3 @@ def road_with(model: Any, made: dict[str, str]) -> RoadModel:
         if label:
             road.add_checkpoint(Path(folder), label)
     return road
-
-
-__all__ = ["Served"]
