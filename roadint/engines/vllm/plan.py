@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from roadint.adapters.products import product
+from roadint.adapters.adapter import RoadAdapter
 from roadint.engines.vllm.served import Served
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
@@ -164,14 +164,23 @@ def check_values(plan: Plan, composition: Composition) -> None:
             largest[site] = largest.get(site, 1.0) * _largest(made)
         for served, terms in plan.adapters:
             for name, strength in terms:
-                made = product(served.adapters_by_name, [(name, strength)])
-                largest["adapters"] = largest.get("adapters", 1.0) * _largest(made)
+                adapter = served.adapters_by_name[name]
+                adapter.check_strength(strength)
+                scale = _largest_scale(adapter, strength)
+                largest["adapters"] = largest.get("adapters", 1.0) * scale
     scale = max(largest.values(), default=1.0)
     if scale > _LARGEST:
         raise RoadError(
             f"the scales of composition {quoted(str(composition))} multiply to {scale:g}: expected "
             "smaller strengths"
         )
+
+
+def _largest_scale(adapter: RoadAdapter, strength: float) -> float:
+    """The same of all targets of an adapter, without its rotations, which take a while to make."""
+    sizes = adapter.alpha.abs()
+    extreme = float(sizes.max() if strength > 0 else sizes.min())
+    return max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2)
 
 
 def _largest(made: Rotation) -> float:

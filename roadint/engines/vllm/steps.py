@@ -58,6 +58,7 @@ class Steps:
         self.linear_table = ServedTable(linear.places, rows, tokens, linear.mirrored, device)
         self._edits: dict[str, PromptEdits] = {}
         self._adapters: dict[str, Plan] = {}
+        self._filled: Any = ()  # what the table of adapters was filled for
 
     def check(self, served: Served) -> None:
         """Refuse a checkpoint for which this process has no place.
@@ -105,6 +106,7 @@ class Steps:
 
     def clear(self) -> None:
         """Nothing is turned in the step that comes: it is a trial, or captures a graph."""
+        self._filled = ()
         self.hidden_table.clear_step()
         self.linear_table.clear_step()
 
@@ -171,8 +173,13 @@ class Steps:
     def _fill_linear(self, requests: Sequence[str], counts: Int[np.ndarray, " requests"]) -> None:
         plans = [self._adapters.get(request) for request in requests] if self._adapters else []
         if not any(plan is not None for plan in plans):
+            self._filled = ()
             self.linear_table.clear_step()
             return
+        filled = plans, counts.tobytes()
+        if filled == self._filled:  # one decoding step after another
+            return
+        self._filled = filled
         keys: dict[Any, int] = {}
         by_key: dict[Any, Plan] = {}
         of_request = np.full(len(requests), -1, dtype=np.int64)
