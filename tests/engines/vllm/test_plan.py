@@ -147,3 +147,12 @@ def test_a_worker_computes_what_the_front_accepts(tmp_path: Path) -> None:
             assert row.v is not None
             assert row.u.isfinite().all()
             assert row.v.isfinite().all()
+
+
+def test_blocks_that_no_subspace_holds_do_not_count(tmp_path: Path) -> None:
+    """Their scales never act, whatever they are."""
+    one = adapter("x", {"q": 8}, subspace="[0, d/2)")
+    one.alpha.data[:] = torch.tensor([0.5, 2.0, 0.0, 1e30])
+    registry = registry_of(plain=serve(tmp_path, adapters=[one]))
+    for strength in (-19, -1, 1, 19):
+        assert registry.resolve(f"{strength}*x", 5)

@@ -92,9 +92,9 @@ ADAPTERS = served_at(
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[PromptEdits, list[int]]:
     positions = draw(st.lists(st.sampled_from(POSITIONS), max_size=2))
-    plan = plan_at(
-        *positions, fingerprint=draw(st.sampled_from("fg")), strength=draw(st.sampled_from([1, 2]))
-    )
+    fingerprint = f"{draw(st.sampled_from('fg'))} of {positions}"
+    strength = draw(st.sampled_from([1.0, 2.0]))
+    plan = plan_at(*positions, fingerprint=fingerprint, strength=strength)
     terms = draw(st.sampled_from([(), (("x", 1.0),), (("x", 2.0),), (("x", 1.0), ("y", 1.0))]))
     plan = Plan(plan.hidden, ((ADAPTERS, terms),) if terms else ())
     prompt_length = draw(st.integers(3, 14))
