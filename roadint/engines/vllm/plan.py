@@ -181,7 +181,7 @@ def _largest_scale(adapter: RoadAdapter, strength: float) -> float:
     sizes = adapter.alpha.abs()
     sizes = sizes if adapter.held is None else sizes[adapter.held > 0]
     extreme = float(sizes.max() if strength > 0 else sizes.min())
-    return max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2)
+    return float(max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2))
 
 
 def _largest(made: Rotation) -> float:

@@ -101,7 +101,7 @@ def dense_edit(part: Any, strengths: dict[str, float]) -> Tensor:
 TEXTS = ["last", "last(3)", "first", "first(4)", "all", "at(0)", "at(2)", "at(1, 2)"]
 IN_PROMPT = ["at(-1)", "at(0, -2)", "last(70)", "first(70)"]
 POSITIONS = [
-    *(Position.parse(text, phase) for text in TEXTS for phase in ("prompt", "generated", "both")),  # type: ignore[arg-type]
+    *(Position.parse(text, phase) for text in TEXTS for phase in ("prompt", "generated", "both")),
     *(Position.parse(text) for text in IN_PROMPT),
 ]
 
@@ -112,7 +112,7 @@ def served_at(*positions: Position, fingerprint: str = "f", adapters: Any = ()) 
         road(index % 3, index, position=position, subspaces={f"n{index}": "[0, d)"})
         for index, position in enumerate(positions)
     ]
-    return Served("memory", fingerprint, None, parts, adapters)  # type: ignore[arg-type]
+    return Served("memory", fingerprint, None, parts, adapters)
 
 
 def plan_at(*positions: Position, fingerprint: str = "f", strength: float = 1.0) -> Plan:

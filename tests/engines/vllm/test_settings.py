@@ -20,7 +20,7 @@ def test_all_that_can_be_said() -> None:
         "adapters": True,
         "folder": "runs",
     }
-    assert Settings.of({"roadint": said}) == Settings(said["checkpoints"], (1, 3), True, "runs")  # type: ignore[arg-type]
+    assert Settings.of({"roadint": said}) == Settings(said["checkpoints"], (1, 3), True, "runs")
     assert Settings.of({"roadint": {}}) == Settings()
     assert Settings.of({"roadint": {"checkpoints": {}}}) == Settings()
     assert Settings.of({"roadint": {"layers": 2}}) == Settings(layers=(2,))

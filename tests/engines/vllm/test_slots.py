@@ -22,7 +22,7 @@ def test_the_least_recently_used_goes_and_nothing_that_the_batch_needs(
         assert all(found[key] == held[key] for key in batch if key in held)
         gone = [owner[found[key]] for key in new if found[key] in owner]
         assert not gone or len(new) > CAPACITY - len(owner)  # none goes while there is room
-        owner |= {found[key]: key for key in batch}  # type: ignore[misc]
+        owner |= {found[key]: key for key in batch}
         assert all(first <= slot < first + CAPACITY for slot in owner)
         assert len(owner) == len(set(owner.values())) == len(slots)
         kept = [used[key] for key in owner.values() if key not in batch]
