@@ -1,6 +1,6 @@
 """Checkpoints that are written and served without a model, and numbers of them by dense matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from roadint import RoadIntervention
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout
 from roadint.checkpoint.writing import save
+from roadint.engines.vllm.places import Place
 from roadint.engines.vllm.plan import Plan
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.grammar.position import Position
 from roadint.interventions.base import SubspaceIntervention
+from roadint.rotation.rotation import Rotation
 from tests.helpers import HALVES, LAYERS, WIDTH, randomised
 
 BASE = Base(WIDTH, LAYERS, "llama")
@@ -75,25 +77,55 @@ def plan_of(registry: Registry, compose: Any, prompt_length: int = 100) -> Plan:
     return registry.plan(resolved)
 
 
-def dense_edit(part: Any, strengths: dict[str, float]) -> Tensor:
-    """The matrix of an intervention, `I + Q (R − I) Qᵀ`, from θ and α by the equations."""
-    scale, angle = torch.ones(WIDTH // 2), torch.zeros(WIDTH // 2)
-    assert part.variant == "road_1"
-    for name, strength in strengths.items():
-        for block in part.partition[name].blocks if name in part.partition else ():
-            scale[block] = part.alpha[block].detach() ** strength
-            angle[block] = part.theta[block].detach() * strength
-    matrix, group = torch.eye(WIDTH, dtype=torch.float64), part.group
-    for block in range(WIDTH // 2):
-        start, inside = divmod(block, group // 2)
-        i = start * group + inside
-        j = i + group // 2
-        cosine, sine = (float(scale[block] * f(angle[block])) for f in (torch.cos, torch.sin))
-        matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = cosine, -sine, sine, cosine
-    q = torch.eye(WIDTH, dtype=torch.float64)
-    if part.frame is not None:
-        q = part.frame.out(torch.eye(WIDTH)).double().T
-    return q @ matrix @ q.T
+def dense_rotation(
+    theta: Tensor, alpha: Tensor, strengths: Sequence[float], group: int = 2
+) -> Tensor:
+    """The matrix of equation 3 of the paper, in double precision; one strength a block."""
+    blocks = len(theta)
+    shape = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[theta[0].numel()]  # of a block: matrix rows, columns
+    matrix = torch.eye(2 * blocks, dtype=torch.float64)
+    for block, s in enumerate(strengths):
+        angle = (theta[block].detach().double() * s).reshape(shape).expand(2, 2)
+        scale = (alpha[block].detach().double() ** s).reshape(shape).expand(2, 2)
+        cosine, sine = scale * angle.cos(), scale * angle.sin()
+        first = block // (group // 2) * group + block % (group // 2)
+        pair = torch.tensor([first, first + group // 2])
+        made = [[cosine[0, 0], -sine[0, 1]], [sine[1, 0], cosine[1, 1]]]
+        matrix[pair[:, None], pair] = torch.tensor(made, dtype=torch.float64)
+    return matrix
+
+
+def dense_edit(part: Any, strengths: Mapping[str, float]) -> Tensor:
+    """The matrix of an intervention, `I + Q (R − I) Qᵀ`, in double precision."""
+    of_block = [0.0] * (WIDTH // 2)
+    for name in strengths.keys() & set(part.partition):
+        for block in part.partition[name].blocks:
+            of_block[block] = strengths[name]
+    r = dense_rotation(part.theta, part.alpha, of_block, part.group)
+    eye = torch.eye(WIDTH, dtype=torch.float64)
+    q = eye if part.frame is None else part.frame.out(torch.eye(WIDTH)).double().T
+    return eye + q @ (r - eye) @ q.T
+
+
+def dense_target(one: RoadAdapter, path: str, strength: float) -> Tensor:
+    """The matrix of an adapter at a target, in double precision."""
+    theta, alpha = one.of(path)
+    held = torch.ones(len(theta)) if one.held is None else one.layout.part(one.held, path)
+    group = one.groups[one.layout.paths.index(path)]
+    return dense_rotation(theta, alpha, (strength * held).tolist(), group)
+
+
+def dense_turn(row: Rotation, place: Place) -> Tensor:
+    """The matrix of a row of a table at a place: `u·z + v·z̄` of pairs z, in double precision."""
+    u = row.u[place.blocks].to(torch.complex128)
+    v = torch.zeros_like(u) if row.v is None else row.v[place.blocks].to(torch.complex128)
+    matrix, half = torch.zeros(place.width, place.width, dtype=torch.float64), place.group // 2
+    for block in range(place.width // 2):
+        first = block // half * place.group + block % half
+        for column, unit in ((first, 1), (first + half, 1j)):
+            turned = u[block] * unit + v[block] * complex(unit).conjugate()
+            matrix[first, column], matrix[first + half, column] = turned.real, turned.imag
+    return matrix
 
 
 # Plans that are made in memory, at all kinds of positions.
