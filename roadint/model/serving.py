@@ -76,6 +76,8 @@ def plan_server(
         raise RoadError(f"{checkpoint} predicts classes, a server writes text: use RoadModel")
     name = model or about["id"]
     source, base = _base_of(name)
+    if any(layer >= base.layers for layer in layers):
+        raise RoadError(f"layers {quoted(list(layers))}: {name} has {base.layers}, from 0")
     roadint = {
         "checkpoints": {label: str(path.resolve()) for label, path in folders.items()},
         "layers": list(layers),

@@ -179,8 +179,9 @@ def check_values(plan: Plan, composition: Composition) -> None:
 def _largest_scale(adapter: RoadAdapter, strength: float) -> float:
     """The same of all targets of an adapter, without its rotations, which take a while to make."""
     sizes = adapter.alpha.abs()
+    sizes = sizes if adapter.held is None else sizes[adapter.held > 0]
     extreme = float(sizes.max() if strength > 0 else sizes.min())
-    return max(1.0, float(extreme**strength)) * (1 if adapter.variant == "road_1" else 2)
+    return float(max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2))
 
 
 def _largest(made: Rotation) -> float:

@@ -124,12 +124,6 @@ def _check_intervention(intervention: SubspaceIntervention, where: str) -> None:
             f"{where}: the intervention at layer {intervention.layer} is of kind "
             f"{intervention.kind!r}, which is no rotation: expected 'road', or use RoadModel"
         )
-    axes = intervention.unmeasured_axes()
-    if axes is not None:
-        raise RoadError(
-            f"{where}: the basis 'pca' of the intervention at layer {intervention.layer} was never "
-            "measured: expected a trained checkpoint"
-        )
 
 
 def _check_order(interventions: Sequence[SubspaceIntervention], where: str) -> None:

@@ -179,7 +179,6 @@ class Steps:
         filled = plans, counts.tobytes()
         if filled == self._filled:  # one decoding step after another
             return
-        self._filled = filled
         keys: dict[Any, int] = {}
         by_key: dict[Any, Plan] = {}
         of_request = np.full(len(requests), -1, dtype=np.int64)
@@ -196,6 +195,7 @@ class Steps:
             lambda key: self.linear.row(by_key[key]),
             len(of_token),
         )
+        self._filled = filled
 
 
 def not_run(module: str) -> RoadError:
