@@ -54,6 +54,7 @@ def store_pairs(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
+    """Store first and second dims, [ROWS, BLOCKS], where `load_pairs` finds them."""
     kind = numbers.dtype.element_ty
     if HALF == 1:
         dim = part * 2 * BLOCKS + tl.arange(0, 2 * BLOCKS)
@@ -336,6 +337,7 @@ def sizes(h: Tensor) -> tuple[int, int, int]:
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], arguments: Any, device: torch.device) -> Any:
+    """Start a kernel on a device; nothing for an empty grid."""
     if not (grid[0] and grid[1]):
         return None
     if device.type != "cuda":  # Triton's interpreter
