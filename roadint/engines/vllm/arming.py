@@ -126,10 +126,14 @@ def arm(model: nn.Module, body: str, hidden: HiddenRows, linear: LinearRows, arm
     Raises:
         RoadError: where the model has no module for a site.
     """
+    device = device_of(model)
     order = {id(place): number for number, place in enumerate(hidden.places.by_key.values())}
     for site in hidden.sites:
         path = _path_of(model, body, site)
-        places = [(order[id(place)], place, frame) for place, frame in hidden.at(site)]
+        places = [
+            (order[id(place)], place, None if frame is None else copy.deepcopy(frame).to(device))
+            for place, frame in hidden.at(site)
+        ]
         armed.sites.append(ArmedSite(path, places))
         _wrap_forward(model.get_submodule(path), len(armed.sites) - 1)
     order = {id(place): number for number, place in enumerate(linear.places.by_key.values())}

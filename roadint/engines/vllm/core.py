@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from roadint.engines.vllm.front import prompt_length_of, registry_of
-from roadint.engines.vllm.plan import PromptEdits
+from roadint.engines.vllm.prompt_edits import PromptEdits
 from roadint.engines.vllm.served import open_served
 from roadint.engines.vllm.settings import KEY
 from roadint.errors import RoadError, first_line
@@ -100,7 +100,7 @@ def _load(self: Any, label: str, path: str) -> dict[str, Any]:
         self.roadint.check_load(label, served)
         errors = self.collective_rpc("roadint_load", args=(label, path, served.fingerprint))
         if any(errors):
-            self.collective_rpc("roadint_unload", args=(label, []))
+            self.collective_rpc("roadint_unload", args=(label, _in_use(self)))
             raise RoadError(next(error for error in errors if error))
         self.roadint.load(label, served)
         return {"about": served.about()}
@@ -116,13 +116,13 @@ def _unload(self: Any, label: str) -> dict[str, Any]:
         self.roadint.unload(label)
     except RoadError as error:
         return {"error": str(error)}
-    in_use = sorted(
-        {
-            fingerprint
-            for request in list(self.scheduler.requests.values())
-            for fingerprint, _ in (asked_of(request.sampling_params) or {"of": []})["of"]
-        }
-    )
+    in_use = _in_use(self)
     self.roadint.forget(in_use)
     self.collective_rpc("roadint_unload", args=(label, in_use))
     return {}
+
+
+def _in_use(core: Any) -> list[str]:
+    """The fingerprints of the checkpoints that unfinished requests need."""
+    asked = [asked_of(request.sampling_params) for request in core.scheduler.requests.values()]
+    return sorted({fingerprint for one in asked if one for fingerprint, _ in one["of"]})

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from roadint.adapters.products import check_products, product
-from roadint.engines.vllm.plan import Edit, Plan, Terms
+from roadint.adapters.products import check_products
+from roadint.engines.vllm.plan import Plan, Terms, check_values
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
 from roadint.errors import RoadError, listing, quoted
@@ -38,7 +38,7 @@ class Registry:
         self._labelled: dict[str, list[SubspaceIntervention]] = {}
         self._unloaded: dict[str, tuple[Served, float]] = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
-        self._resolved: dict[str, Resolved | None] = {}
+        self._resolved: dict[str | Composition, Resolved | None] = {}
         self._lock = threading.RLock()
 
     @classmethod
@@ -46,8 +46,14 @@ class Registry:
         """Load the checkpoints of a configuration.
 
         Raises:
-            RoadError: where one can't be served.
+            RoadError: where one can't be served, or a layer is not there.
         """
+        for layer in settings.layers:
+            if layer >= base.layers:
+                raise RoadError(
+                    f"layers={list(settings.layers)}: the engine's model has {base.layers} layers, "
+                    f"expected indices from 0 to {base.layers - 1}"
+                )
         registry = cls(base)
         for label, path in settings.checkpoints.items():
             registry.load(label, open_served(path, base))
@@ -148,17 +154,16 @@ class Registry:
         """
         text = _compose(asked)
         with self._lock:
-            if isinstance(text, str) and text in self._resolved:
-                resolved = self._resolved[text]
-            else:
-                resolved = self._resolve(Composition.parse(text, self.names))
-                if isinstance(text, str):
-                    if len(self._resolved) >= _PLANS:
-                        self._resolved.clear()
-                    self._resolved[text] = resolved
+            key = text if isinstance(text, str) else Composition.parse(text, self.names)
+            if key not in self._resolved:
+                resolved = self._resolve(Composition.parse(key, self.names))
+                if len(self._resolved) >= _PLANS:
+                    self._resolved.clear()
+                self._resolved[key] = resolved
+            resolved = self._resolved[key]
             plan = None if resolved is None else self.plan(resolved)
-        for edit in () if plan is None else plan.edits:
-            _check_position(edit, prompt_length)
+        if plan is not None:
+            _check_positions(plan, prompt_length)
         return resolved
 
     def _resolve(self, composition: Composition) -> Resolved | None:
@@ -174,13 +179,17 @@ class Registry:
             for label, served in self._served.items()
             if (terms := _terms_of(composition, label))
         ]
-        return {"of": of} if of else None
+        if not of:
+            return None
+        resolved = {"of": of}
+        check_values(self.plan(resolved), composition)
+        return resolved
 
     def plan(self, resolved: Any) -> Plan:
         """What a resolved composition does.
 
         Raises:
-            RoadError: where a checkpoint is not here, or values are not defined at its strengths.
+            RoadError: where a checkpoint is not here.
         """
         key = tuple((fingerprint, _frozen(terms)) for fingerprint, terms in resolved["of"])
         with self._lock:
@@ -192,21 +201,14 @@ class Registry:
             return self._plans[key]
 
     def _make_plan(self, key: tuple[tuple[str, Terms], ...]) -> Plan:
-        edits: list[Edit] = []
+        hidden: list[tuple[Served, Terms]] = []
         adapters: list[tuple[Served, Terms]] = []
         for fingerprint, terms in key:
             served = self._of(fingerprint)
-            for index, intervention in enumerate(served.interventions):
-                acting = tuple(term for term in terms if term[0] in intervention.partition)
-                edits += [Edit(served, index, acting)] if acting else []
-            acting = tuple(term for term in terms if term[0] in served.adapters_by_name)
-            adapters += [(served, acting)] if acting else []
-        for edit in edits:  # it refuses values that are not defined at these strengths
-            edit.intervention.rows(edit.intervention.strengths([edit.composition]))
-        for served, terms in adapters:
-            for name, strength in terms:
-                product(served.adapters_by_name, [(name, strength)])
-        return Plan(tuple(edits), tuple(adapters))
+            for names, found in ((served.subspaces, hidden), (served.adapters_by_name, adapters)):
+                acting = tuple(term for term in terms if term[0] in names)
+                found += [(served, acting)] if acting else []
+        return Plan(tuple(hidden), tuple(adapters))
 
     def _of(self, fingerprint: str) -> Served:
         for served in self._served.values():
@@ -242,8 +244,10 @@ def _frozen(terms: Any) -> Terms:
     return tuple((str(name), float(strength)) for name, strength in terms)
 
 
-def _check_position(edit: Edit, prompt_length: int) -> None:
-    try:
-        edit.position.check(torch.tensor([prompt_length]))
-    except RoadError as error:
-        raise RoadError(f"layer {edit.intervention.layer}: {error}") from None
+def _check_positions(plan: Plan, prompt_length: int) -> None:
+    lengths = torch.tensor([prompt_length])
+    for edit in {edit.position: edit for edit in reversed(plan.edits)}.values():
+        try:
+            edit.position.check(lengths)
+        except RoadError as error:
+            raise RoadError(f"layer {edit.intervention.layer}: {error}") from None
