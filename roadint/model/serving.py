@@ -18,8 +18,8 @@ from roadint.engines.vllm.server import ServerSettings, check_vllm
 from roadint.engines.vllm.settings import KEY, Settings
 from roadint.errors import RoadError, did_you_mean, first_line, quoted
 from roadint.files.paths import is_folder
+from roadint.grammar.subspace import check_label
 from roadint.model.pretrained import MODELS, source_of
-from roadint.model.saving import check_label
 
 
 @dataclass(frozen=True)
