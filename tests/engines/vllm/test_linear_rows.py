@@ -29,8 +29,8 @@ WIDTHS = {
     "k": KV * HEAD,
     "v": KV * HEAD,
     "o": 8,
-    "gate": 24,
-    "up": 24,
+    "gate": 32,
+    "up": 32,
     "down": 8,
 }
 GROUPS: dict[str, Any] = {"adjacent": "adjacent", "groups of 4": 4}
