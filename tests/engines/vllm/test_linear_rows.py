@@ -23,7 +23,7 @@ from tests.engines.vllm.helpers import (
     serve,
 )
 
-INPUTS, HEAD, HEADS, KV, HIDDEN = 8, 4, 4, 2, 12
+INPUTS, HEAD, HEADS, KV = 8, 4, 4, 2
 WIDTHS = {
     "q": HEADS * HEAD,
     "k": KV * HEAD,
