@@ -145,7 +145,7 @@ def test_rows_are_those_of_a_loop_over_tokens(registry: Registry, data: st.DataO
             name = data.draw(st.sampled_from([n for n in "pqrst" if n not in running]), "name")
             prompt = data.draw(st.integers(2, 12), "prompt")
             total = prompt + data.draw(st.integers(1, 6), "generated")
-            resolved = registry.resolve(data.draw(st.sampled_from(ASKED, 5), "compose"))
+            resolved = registry.resolve(data.draw(st.sampled_from(ASKED), "compose"), 5)
             running[name] = Request(name, resolved, prompt, total)
             steps.add(name, resolved, prompt)
         if not running:
