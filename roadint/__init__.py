@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from roadint.interventions.steering import SteeringIntervention as SteeringIntervention
     from roadint.model.finetune import add_linear_road as add_linear_road
     from roadint.model.pretrained import load as load
+    from roadint.model.pretrained import source_of as source_of
     from roadint.model.road_model import PAPER_DECODING as PAPER_DECODING
     from roadint.model.road_model import RoadModel as RoadModel
     from roadint.recipes.recipe import Recipe as Recipe
@@ -67,6 +68,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "load": "model.pretrained",
     "pyvene_config": "interop.pyvene",
+    "source_of": "model.pretrained",
     "train": "training.run",
 }
 

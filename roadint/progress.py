@@ -1,9 +1,12 @@
-"""A progress bar on stderr for long loops, so that stdout stays for results."""
+"""Progress on stderr of long loops and of waiting, so that stdout stays for results."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
@@ -33,3 +36,29 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def waiting(description: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that moves, for work of unknown length.
+
+    Args:
+        description: The text of the line.
+        quiet: Whether there is no line.
+
+    Yields:
+        A function that takes what is done at this moment, which the line shows after its text.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda text: None
+        return
+    started = time.monotonic()
+    with console.status(description) as status:
+
+        def tell(text: str) -> None:
+            seconds = time.monotonic() - started
+            shown = f"{description}, {seconds:.0f} s: {text}"
+            status.update(escape(shown[: max(20, console.width - 4)]))
+
+        yield tell

@@ -151,7 +151,7 @@ class RoadAdapter(KeepsPrecision):
         Raises:
             RoadError: where the strength makes a scale too large.
         """
-        self._check_strength(strength)
+        self.check_strength(strength)
         theta, alpha = self.theta, self.alpha
         if not learning:
             theta, alpha = theta.detach(), alpha.detach()  # type: ignore[assignment]
@@ -160,7 +160,12 @@ class RoadAdapter(KeepsPrecision):
     def _strengths(self, strength: float) -> Tensor | float:
         return strength if self.held is None else self.held * strength
 
-    def _check_strength(self, strength: float) -> None:
+    def check_strength(self, strength: float) -> None:
+        """Refuse a strength at which a scale is too large.
+
+        Raises:
+            RoadError: where it is.
+        """
         if not 0 <= strength <= 1:
             check_scale(self.alpha, self._strengths(strength), self._holder)
 
@@ -241,7 +246,7 @@ class RoadAdapter(KeepsPrecision):
             RoadError: where a scale becomes too large.
         """
         check_strength(self.name, strength)
-        self._check_strength(strength)
+        self.check_strength(strength)
         with torch.no_grad():
             angle, scale = canonical(self.theta, self.alpha)
             self.theta.copy_(angle * strength)

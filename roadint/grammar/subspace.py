@@ -37,6 +37,7 @@ from roadint.grammar.ranges import (
 # str, slice, range, (start, end), dims, a sequence of these, or a Subspace
 SubspaceLike = Any
 _NAME = re.compile(r"[^\W\d]\w*(@\w+)?")
+_LABEL = re.compile(r"\w{1,100}")
 _LONGEST_NAME = 200  # characters
 _DEEPEST = 4  # lists in lists
 
@@ -263,6 +264,20 @@ def check_name(name: object) -> str:
             f"subspace name {name!r} is reserved: 'none' is the base model, 'all' is every subspace"
         )
     return name
+
+
+def check_label(label: object) -> None:
+    """Check a checkpoint's label, the part of a name after the @.
+
+    Raises:
+        RoadError: where it is no plain word.
+    """
+    is_word = isinstance(label, str) and _LABEL.fullmatch(label)
+    if not is_word or label in ("all", "none"):
+        raise RoadError(
+            f"label {quoted(label)} of a checkpoint is not a plain word: expected letters, digits "
+            "and '_', such as 'a'"
+        )
 
 
 def _dim_ranges(

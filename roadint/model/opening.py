@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.checkpoint.reading import folder_of, read
 from roadint.grammar.composition import Composition
+from roadint.grammar.subspace import check_label
 from roadint.model import pretrained
 from roadint.model.road_model import RoadModel
-from roadint.model.saving import check_label
 
 
 def open_checkpoint(

@@ -55,10 +55,11 @@ from roadint.engines.transformers.states import Mode, States, sources_of
 from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.grammar.position import PositionLike
+from roadint.grammar.subspace import check_label
 from roadint.interventions.base import SubspaceIntervention
 from roadint.model.description import describe, model_card
 from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
-from roadint.model.saving import base_model_of, check_label, push
+from roadint.model.saving import base_model_of, push
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,6 +1,5 @@
 """Saving: the description of the base model, labels, the upload to the hub."""
 
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,6 @@ import huggingface_hub
 from torch import nn
 
 from roadint.architecture.layers import text_config
-from roadint.errors import RoadError, quoted
-from roadint.grammar.composition import ALL
 
 
 def base_model_of(model: nn.Module) -> dict[str, Any]:
@@ -50,17 +47,3 @@ def push(
             repo_id=repo_id, folder_path=folder, commit_message="Upload with roadint"
         )
     return str(commit.commit_url)
-
-
-def check_label(label: object) -> None:
-    """Check a checkpoint's label, the part of a name after the @.
-
-    Raises:
-        RoadError: where it is no plain word.
-    """
-    is_word = isinstance(label, str) and re.fullmatch(r"\w{1,100}", label)
-    if not is_word or label in (ALL, "none"):
-        raise RoadError(
-            f"label {quoted(label)} of a checkpoint is not a plain word: expected letters, digits "
-            "and '_', such as 'a'"
-        )

@@ -126,10 +126,14 @@ def arm(model: nn.Module, body: str, hidden: HiddenRows, linear: LinearRows, arm
     Raises:
         RoadError: where the model has no module for a site.
     """
+    device = device_of(model)
     order = {id(place): number for number, place in enumerate(hidden.places.by_key.values())}
     for site in hidden.sites:
         path = _path_of(model, body, site)
-        places = [(order[id(place)], place, frame) for place, frame in hidden.at(site)]
+        places = [
+            (order[id(place)], place, None if frame is None else copy.deepcopy(frame).to(device))
+            for place, frame in hidden.at(site)
+        ]
         armed.sites.append(ArmedSite(path, places))
         _wrap_forward(model.get_submodule(path), len(armed.sites) - 1)
     order = {id(place): number for number, place in enumerate(linear.places.by_key.values())}
@@ -157,7 +161,8 @@ def _path_of(model: nn.Module, body: str, site: Site) -> str:
 
 
 def _wrap_forward(module: nn.Module, number: int) -> None:
-    forward = type(module).forward
+    # Another plugin may have given the instance one before.
+    forward = getattr(vars(module).get("forward"), "__func__", type(module).forward)
 
     def edited(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
@@ -172,7 +177,7 @@ def _wrap_forward(module: nn.Module, number: int) -> None:
 
 
 def _check_pair(output: tuple[Any, ...], name: str) -> None:
-    if len(output) != 2:
+    if len(output) != 2 or output[0].shape != output[1].shape:
         raise RoadError(
             f"{name} gives {len(output)} tensors: expected the hidden states, or what it added and "
             "the residual"

@@ -45,6 +45,7 @@ async def unload(engine: Any, label: str) -> None:
         RoadError: where no checkpoint has the label.
     """
     _front(engine).unload(label)
+    _front(engine).forget(())
     _raise(await _call(engine, "roadint_unload", label))
 
 
@@ -57,6 +58,7 @@ def load_sync(llm: Any, label: str, path: str) -> None:
 def unload_sync(llm: Any, label: str) -> None:
     """As `unload`, of vLLM's offline `LLM`."""
     _front(llm).unload(label)
+    _front(llm).forget(())
     _raise(_call_sync(llm, "roadint_unload", label))
 
 

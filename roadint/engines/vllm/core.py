@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from roadint.engines.vllm.front import prompt_length_of, registry_of
-from roadint.engines.vllm.plan import PromptEdits
+from roadint.engines.vllm.prompt_edits import PromptEdits
 from roadint.engines.vllm.served import open_served
 from roadint.engines.vllm.settings import KEY
 from roadint.errors import RoadError, first_line
@@ -34,19 +34,20 @@ def wrap_engine_core(core: Any) -> None:
     Args:
         core: vLLM's class.
     """
-    make, preprocess = core.__init__, core.preprocess_add_request
+    # A part of the core's __init__: in a process of its own, that runs already when vLLM calls us.
+    prepare, preprocess = core._initialize_kv_caches, core.preprocess_add_request
 
-    @functools.wraps(make)
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(prepare)
+    def _initialize_kv_caches(self: Any, vllm_config: Any) -> Any:
         self.roadint = registry_of(vllm_config)
-        make(self, vllm_config, *args, **kwargs)
+        return prepare(self, vllm_config)
 
     @functools.wraps(preprocess)
     def preprocess_add_request(self: Any, request: Any) -> Any:
         _key(self.roadint, request)
         return preprocess(self, request)
 
-    core.__init__ = __init__
+    core._initialize_kv_caches = _initialize_kv_caches
     core.preprocess_add_request = preprocess_add_request
     core.roadint_load, core.roadint_unload = _load, _unload
 
@@ -99,7 +100,7 @@ def _load(self: Any, label: str, path: str) -> dict[str, Any]:
         self.roadint.check_load(label, served)
         errors = self.collective_rpc("roadint_load", args=(label, path, served.fingerprint))
         if any(errors):
-            self.collective_rpc("roadint_unload", args=(label, []))
+            self.collective_rpc("roadint_unload", args=(label, _in_use(self)))
             raise RoadError(next(error for error in errors if error))
         self.roadint.load(label, served)
         return {"about": served.about()}
@@ -115,13 +116,13 @@ def _unload(self: Any, label: str) -> dict[str, Any]:
         self.roadint.unload(label)
     except RoadError as error:
         return {"error": str(error)}
-    in_use = sorted(
-        {
-            fingerprint
-            for request in list(self.scheduler.requests.values())
-            for fingerprint, _ in (asked_of(request.sampling_params) or {"of": []})["of"]
-        }
-    )
+    in_use = _in_use(self)
     self.roadint.forget(in_use)
     self.collective_rpc("roadint_unload", args=(label, in_use))
     return {}
+
+
+def _in_use(core: Any) -> list[str]:
+    """The fingerprints of the checkpoints that unfinished requests need."""
+    asked = [asked_of(request.sampling_params) for request in core.scheduler.requests.values()]
+    return sorted({fingerprint for one in asked if one for fingerprint, _ in one["of"]})

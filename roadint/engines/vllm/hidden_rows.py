@@ -25,9 +25,9 @@ class HiddenRows:
     """
 
     def __init__(self, served: Iterable[Served], layers: Sequence[int], width: int) -> None:
+        served = list(served)
         self.places = Places()
         self._frames: dict[Hashable, Frame | None] = {}
-        self._positions: set[Position] = set()
         self.mirrored = False  # whether a row may need v
         for checkpoint in served:
             for index in range(len(checkpoint.interventions)):
@@ -35,18 +35,17 @@ class HiddenRows:
                 key = _key(checkpoint, index)
                 self.places.add(key, 0, width, part.group)
                 self._frames.setdefault(key, part.frame)
-                self._positions.add(part.position)
                 self.mirrored |= part.variant != "road_1"
         for layer in layers:
             key = ((layer, "block_output"), ("identity", 0, 2), None)
             self.places.add(key, 0, width, 2)
             self._frames.setdefault(key, None)
-        self._codes: int = max(1, 2 ** len(self._positions) - 1)
+        self._positions = max(1, len(_positions(served)))
 
     @property
     def codes(self) -> int:
         """How many rows one request may need at once, at most."""
-        return self._codes
+        return int(2**self._positions) - 1
 
     @property
     def sites(self) -> list[Site]:
@@ -61,16 +60,21 @@ class HiddenRows:
             if key[0] == site  # type: ignore[index]
         ]
 
-    def check(self, served: Served) -> None:
+    def check(self, served: Served, others: Iterable[Served] = ()) -> None:
         """Refuse a checkpoint whose edits have no place.
 
+        Args:
+            served: The checkpoint.
+            others: Those that are served, with which a request may sum it.
+
         Raises:
-            RoadError: where one has none.
+            RoadError: where an edit has no place.
         """
-        positions = {part.position for part in served.interventions} - self._positions
-        if len(self._positions | positions) > self._codes.bit_length():
+        of_others = _positions(others)
+        own = [position for position in _positions([served]) if position not in of_others]
+        if own and len(of_others) + len(own) > self._positions:
             raise RoadError(
-                f"{served.path} edits at '{next(iter(positions))}', a further position than those "
+                f"{served.path} edits at {own[0]} ({own[0].phase}), a further position than those "
                 f"of the checkpoints that the engine was started with: start it with {served.path}"
             )
         for index, part in enumerate(served.interventions):
@@ -85,7 +89,6 @@ class HiddenRows:
                     f"{served.path} is {part.variant}, and the engine was started with road_1 "
                     f"alone: start it with {served.path}"
                 )
-        self._positions |= positions
 
     def row(self, plan: Plan, code: int) -> Rotation:
         """The rotations of all places, end to end, at tokens of a code."""
@@ -97,6 +100,12 @@ class HiddenRows:
             place = self.places.by_key[_key(edit.served, edit.index)]
             row = put(row, place.blocks, factor)
         return row
+
+
+def _positions(served: Iterable[Served]) -> list[Position]:
+    """The different positions of checkpoints."""
+    parts = (part for checkpoint in served for part in checkpoint.interventions)
+    return list(dict.fromkeys(part.position for part in parts))
 
 
 def _key(served: Served, index: int) -> Hashable:

@@ -38,7 +38,7 @@ class LinearRows:
         self.places = Places()
         self.mirrored = False  # whether a row may need v
         self._pieces, self._widths = pieces, widths
-        self._sources: dict[Hashable, Int[Tensor, " blocks"]] = {}
+        self._sources: dict[Hashable, Int[Tensor, " blocks"] | None] = {}
         for checkpoint in served:
             for adapter in checkpoint.adapters:
                 for path, group, piece in self._parts(adapter, checkpoint.path):
@@ -88,25 +88,31 @@ class LinearRows:
 
     def row(self, plan: Plan) -> Rotation:
         """The rotations of all places, end to end."""
-        row = identity(self.places.blocks)
+        row: Rotation | None = None
         for served, terms in plan.adapters:
             acting = [served.adapters_by_name[name] for name, _ in terms]
             for members in by_layout(acting):
                 names = {adapter.name: adapter for adapter in members}
                 whole = product(names, [term for term in terms if term[0] in names])
-                row = put(row, slice(None), self._local(members[0], whole, served.path))
-        return row
+                local = self._local(members[0], whole, served.path)
+                row = local if row is None else put(row, slice(None), local)
+        return identity(self.places.blocks) if row is None else row
 
     def _local(self, adapter: RoadAdapter, whole: Rotation, path: str) -> Rotation:
         """The part of an adapter's rotations that this process has, in the order of the table."""
         source = self._source(adapter, path)
+        if source is None:
+            return whole
         here = source >= 0
         index = source.clamp(min=0)
         u = torch.where(here, whole.u[index], 1)
         return Rotation(u, None if whole.v is None else torch.where(here, whole.v[index], 0))
 
-    def _source(self, adapter: RoadAdapter, path: str) -> Int[Tensor, " blocks"]:
-        """For every block of the table its number in the adapter's rotations; −1 for none."""
+    def _source(self, adapter: RoadAdapter, path: str) -> Int[Tensor, " blocks"] | None:
+        """For every block of the table its number in the adapter's rotations; −1 for none.
+
+        None where both have the same blocks in the same order.
+        """
         key = adapter.layout_and_groups
         if key not in self._sources:
             source = torch.full((self.places.blocks,), -1)
@@ -117,7 +123,8 @@ class LinearRows:
                 begin = place.first + (piece.offset - offset) // 2
                 count, first = piece.width // 2, firsts[target] + piece.start // 2
                 source[begin : begin + count] = torch.arange(first, first + count)
-            self._sources[key] = source
+            same = torch.equal(source, torch.arange(sum(adapter.layout.blocks)))
+            self._sources[key] = None if same else source
         return self._sources[key]
 
     def _parts(self, adapter: RoadAdapter, path: str) -> Iterable[tuple[str, int, Piece]]:
@@ -135,9 +142,9 @@ class LinearRows:
                     f"{did_you_mean(target, self._pieces)}"
                 )
             for piece in self._pieces[target]:
-                if piece.start + piece.width > width:
+                if piece.whole != width:
                     raise RoadError(
-                        f"{path}: {target} is {width} wide in it, and wider in the engine: "
+                        f"{path}: {target} is {width} wide in it, and {piece.whole} in the engine: "
                         "expected its own base model"
                     )
                 if piece.start % group or piece.width % group or piece.offset % 2:

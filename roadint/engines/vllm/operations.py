@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from roadint.engines.vllm.places import Place
-from roadint.engines.vllm.served_table import ServedTable
+from roadint.engines.vllm.served_table import CHUNK, ServedTable
 from roadint.rotation.basis import Frame
 from roadint.rotation.kernels.operation import turn_rows
 from roadint.rotation.kernels.torch import turn
+
+_SPANS = 8  # that are turned one after another; more are gathered
 
 
 @dataclass(eq=False)
@@ -90,6 +92,9 @@ def edit(
         residual: The rest of the residual stream, where the engine adds it later.
         number: The number of the site.
     """
+    if hidden.ndim != 2:
+        hidden = hidden.view(-1, hidden.shape[-1])
+        residual = None if residual is None else residual.view_as(hidden)
     if torch.compiler.is_compiling():
         torch.ops.roadint.edit(hidden, residual, number)
     else:
@@ -103,6 +108,8 @@ def turn_output(output: Float[Tensor, "tokens width"], number: int) -> None:
         output: The output.
         number: The number of the layer.
     """
+    if output.ndim != 2:
+        output = output.view(-1, output.shape[-1])
     if torch.compiler.is_compiling():
         torch.ops.roadint.turn_output(output, number)
     else:
@@ -150,16 +157,13 @@ def _edit_some(
 
 def _rows(table: ServedTable, place: Place) -> tuple[Tensor, Tensor | None]:
     """The rotations of the tokens of a step at a place; a single one where all take the same."""
-    slots = table.step_slots
-    if len(table.step_runs) == 1:
-        slots = slots[:1]
-    parts = [
-        None
-        if part is None
-        else torch.view_as_complex(part[:, place.blocks].index_select(0, slots))
-        for part in (table.u, table.v if table.step_mirrors else None)
-    ]
-    return parts[0], parts[1]  # type: ignore[return-value]
+    slots = table.step_slots if table.step_slot is None else table.step_slots[:1]
+    v = table.v if table.step_mirrors else None
+    return _taken(table.u, place, slots), None if v is None else _taken(v, place, slots)
+
+
+def _taken(rows: Tensor, place: Place, slots: Tensor) -> Tensor:
+    return torch.view_as_complex(rows[:, place.blocks].index_select(0, slots))
 
 
 def _turn_output(output: Tensor, number: int) -> None:
@@ -185,33 +189,49 @@ def _turn_all(output: Tensor, table: ServedTable, place: Place) -> None:
 
 
 def _turn_some(part: Float[Tensor, "tokens width"], table: ServedTable, place: Place) -> None:
-    runs = table.step_runs
-    if table.step_mirrors or place.group != 2:
-        _turn_gathered(part, table, place)
-    elif 4 * len(runs) <= len(table.step_tokens) or len(runs) == 1:
-        for start, stop, slot in runs:
-            _multiply(part[start:stop], torch.view_as_complex(table.u[slot, place.blocks]))
-    elif len(table.step_tokens) == len(part):
-        _multiply(part, _rows(table, place)[0])
+    """Turn the tokens that the step turns; others are not touched."""
+    if table.step_mirrors or place.group != 2 or len(table.step_spans) > _SPANS:
+        tokens = table.step_tokens
+        u, v = _rows(table, place)
+        turned = turn(part.index_select(0, tokens), u, v, place.group)
+        part.index_copy_(0, tokens, turned.to(part.dtype))
     else:
-        _turn_gathered(part, table, place)
+        for start, stop, number in table.step_spans:
+            slots = table.step_slots[number : number + stop - start]
+            _multiply(part[start:stop], table, place, slots)
 
 
-def _turn_gathered(part: Tensor, table: ServedTable, place: Place) -> None:
-    tokens = table.step_tokens
-    u, v = _rows(table, place)
-    turned = turn(part.index_select(0, tokens), u, v, place.group)
-    part.index_copy_(0, tokens, turned.to(part.dtype))
-
-
-def _multiply(part: Float[Tensor, "tokens width"], u: Tensor) -> None:
-    """Turn neighbouring dims in place, where each block is a complex number."""
-    if part.dtype is torch.float32:
-        torch.view_as_complex(part.view(len(part), -1, 2)).mul_(u)
+def _multiply(
+    part: Float[Tensor, "tokens width"],
+    table: ServedTable,
+    place: Place,
+    slots: Int[Tensor, " tokens"],
+) -> None:
+    """Turn neighbouring dims in place, where each block is a complex number, the quickest way."""
+    u = torch.view_as_complex(table.u[:, place.blocks])
+    wide = part.dtype is torch.float32
+    if wide and table.step_slot is not None:
+        _pairs(part).mul_(u[table.step_slot])
         return
-    wide = part.float()
-    torch.view_as_complex(wide.view(len(wide), -1, 2)).mul_(u)
-    part.copy_(wide)
+    most = max(1, CHUNK // place.width)
+    for start in range(0, len(part), most):
+        chunk = part[start : start + most]
+        size = len(chunk), place.width // 2
+        if table.step_slot is not None:
+            rows = u[table.step_slot]
+        else:
+            rows = table.scratch_rows[: size[0] * size[1]].view(size)
+            torch.index_select(u, 0, slots[start : start + most], out=rows)
+        if wide:
+            _pairs(chunk).mul_(rows)
+        else:
+            scratch = table.scratch[: chunk.numel()].view(chunk.shape)
+            _pairs(scratch.copy_(chunk)).mul_(rows)
+            chunk.copy_(scratch)
+
+
+def _pairs(part: Float[Tensor, "tokens width"]) -> Tensor:
+    return torch.view_as_complex(part.view(len(part), -1, 2))
 
 
 # torch.library.custom_op costs several times as much at every call.

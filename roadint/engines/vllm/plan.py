@@ -9,14 +9,23 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from roadint.adapters.adapter import RoadAdapter
 from roadint.engines.vllm.served import Served
+from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.grammar.position import Position
+from roadint.rotation.rotation import Rotation
 
 Terms = tuple[tuple[str, float], ...]
 """Names without a label, and their strengths."""
 
 Ranks = Int[np.ndarray, " tokens"]
+Codes = Int[np.ndarray, " tokens"]
+
+MOST_POSITIONS = 62
+"""The bits of a code."""
+
+_LARGEST = 1e38  # float32 holds little more
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +68,32 @@ class Plan:
     row of the table.
 
     Args:
-        edits: The interventions that act, in the order in which they do.
+        hidden: The checkpoints whose interventions act, and the terms that name their subspaces.
         adapters: The checkpoints whose adapters act, and the terms that name them.
     """
 
-    edits: tuple[Edit, ...]
+    hidden: tuple[tuple[Served, Terms], ...]
     adapters: tuple[tuple[Served, Terms], ...]
+
+    @cached_property
+    def edits(self) -> tuple[Edit, ...]:
+        """The interventions that act, in the order in which they do."""
+        return tuple(
+            Edit(served, index, acting)
+            for served, terms in self.hidden
+            for index, part in enumerate(served.interventions)
+            if (acting := tuple(term for term in terms if term[0] in part.partition))
+        )
 
     @cached_property
     def hidden_key(self) -> tuple[Any, ...]:
         """What the hidden states of two requests with equal keys are edited with is equal."""
-        return tuple((edit.served.fingerprint, edit.index, edit.terms) for edit in self.edits)
+        return tuple((served.fingerprint, terms) for served, terms in self.hidden)
+
+    @cached_property
+    def hidden_text(self) -> str:
+        """The same as text."""
+        return repr(self.hidden_key)
 
     @cached_property
     def adapter_key(self) -> tuple[Any, ...]:
@@ -79,13 +103,17 @@ class Plan:
     @cached_property
     def fingerprints(self) -> frozenset[str]:
         """The checkpoints that it needs."""
-        parts = [edit.served for edit in self.edits] + [served for served, _ in self.adapters]
-        return frozenset(served.fingerprint for served in parts)
+        return frozenset(served.fingerprint for served, _ in (*self.hidden, *self.adapters))
 
     @cached_property
     def positions(self) -> tuple[Position, ...]:
         """The different positions of its interventions, one a bit of a code."""
         return tuple(dict.fromkeys(edit.position for edit in self.edits))
+
+    @cached_property
+    def positions_key(self) -> str:
+        """The positions as text: text is quick to look up."""
+        return repr(self.positions)
 
     @cached_property
     def after_prompt(self) -> bool:
@@ -94,10 +122,10 @@ class Plan:
 
     def edits_of(self, code: int) -> Sequence[Edit]:
         """The interventions that act at tokens of a code, in order."""
-        acting = [position for bit, position in enumerate(self.positions) if code >> bit & 1]
+        acting = {position for bit, position in enumerate(self.positions) if code >> bit & 1}
         return [edit for edit in self.edits if edit.position in acting]
 
-    def codes(self, rank: Ranks, prompt_length: Ranks) -> Int[np.ndarray, " tokens"]:
+    def codes(self, rank: Ranks, prompt_length: Ranks) -> Codes:
         """The code of every token.
 
         Args:
@@ -111,61 +139,52 @@ class Plan:
         return codes.numpy()
 
 
-class PromptEdits:
-    """The edited tokens of one request's prompt, and those that follow it.
+def check_values(plan: Plan, composition: Composition) -> None:
+    """Refuse what a worker could not compute.
 
     Args:
         plan: What acts.
-        prompt_length: The length of the prompt, in tokens.
+        composition: What was asked for, for messages.
+
+    Raises:
+        RoadError: where values are not defined at the plan's strengths, or their product is too
+            large, and for more positions than a code has bits.
     """
+    if len(plan.positions) > MOST_POSITIONS:
+        raise RoadError(
+            f"composition {quoted(str(composition))} edits at {len(plan.positions)} different "
+            f"positions: expected at most {MOST_POSITIONS}"
+        )
+    largest: dict[Any, float] = {}  # by site
+    with torch.no_grad():  # with gradients, values of a part that is in training are not looked at
+        for edit in plan.edits:
+            part = edit.intervention
+            made: Rotation = part.rows(part.strengths([edit.composition]))
+            site = part.layer, part.component
+            largest[site] = largest.get(site, 1.0) * _largest(made)
+        for served, terms in plan.adapters:
+            for name, strength in terms:
+                adapter = served.adapters_by_name[name]
+                adapter.check_strength(strength)
+                scale = _largest_scale(adapter, strength)
+                largest["adapters"] = largest.get("adapters", 1.0) * scale
+    scale = max(largest.values(), default=1.0)
+    if scale > _LARGEST:
+        raise RoadError(
+            f"the scales of composition {quoted(str(composition))} multiply to {scale:g}: expected "
+            "smaller strengths"
+        )
 
-    def __init__(self, plan: Plan, prompt_length: int) -> None:
-        self.plan, self.prompt_length = plan, prompt_length
-        codes = plan.codes(np.arange(prompt_length), np.full(prompt_length, prompt_length))
-        self._ranks = codes.nonzero()[0]
-        self._codes = codes[self._ranks]
 
-    def reaches(self, start: int) -> bool:
-        """Whether a token from this rank on may be edited."""
-        return self.plan.after_prompt or start < self.prompt_length
+def _largest_scale(adapter: RoadAdapter, strength: float) -> float:
+    """The same of all targets of an adapter, without its rotations, which take a while to make."""
+    sizes = adapter.alpha.abs()
+    sizes = sizes if adapter.held is None else sizes[adapter.held > 0]
+    extreme = float(sizes.max() if strength > 0 else sizes.min())
+    return float(max(1.0, extreme**strength) * (1 if adapter.variant == "road_1" else 2))
 
-    def between(self, start: int, stop: int) -> tuple[Ranks, Int[np.ndarray, " tokens"]]:
-        """The edited tokens of a part of the row, and their codes.
 
-        Args:
-            start: The rank of the first token of the part.
-            stop: The rank after the last one.
-
-        Returns:
-            The ranks, in order, and the codes.
-        """
-        low, high = self._ranks.searchsorted((start, stop))
-        ranks, codes = self._ranks[low:high], self._codes[low:high]
-        if stop > self.prompt_length and self.plan.after_prompt:
-            generated = np.arange(max(start, self.prompt_length), stop)
-            lengths = np.full(len(generated), self.prompt_length)
-            of_generated = self.plan.codes(generated, lengths)
-            edited = of_generated.nonzero()[0]
-            ranks = np.concatenate((ranks, generated[edited]))
-            codes = np.concatenate((codes, of_generated[edited]))
-        return ranks, codes
-
-    def key_of_block(self, start: int, stop: int) -> tuple[Any, ...] | None:
-        """What a block of the prefix cache is keyed by, beside its tokens and the blocks before it.
-
-        Args:
-            start: The rank of the block's first token.
-            stop: The rank after its last one.
-
-        Returns:
-            None for a block that all compositions share: with no adapter and no edited token in it.
-        """
-        key: list[Any] = []
-        if start == 0 and self.plan.adapters:  # the blocks after it are chained to it
-            key.append(("roadint.adapters", repr(self.plan.adapter_key)))
-        ranks, codes = self.between(start, stop)
-        if len(ranks):
-            edited = tuple(zip(ranks.tolist(), codes.tolist(), strict=True))
-            positions = tuple(map(repr, self.plan.positions))
-            key.append(("roadint", repr(self.plan.hidden_key), repr(positions), repr(edited)))
-        return tuple(key) or None
+def _largest(made: Rotation) -> float:
+    """How much larger a rotation makes a vector, at most; at least 1."""
+    sizes = made.u.abs() if made.v is None else made.u.abs() + made.v.abs()
+    return max(1.0, float(sizes.max()))

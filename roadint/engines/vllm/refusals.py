@@ -25,6 +25,18 @@ _REASONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda config: bool(config.parallel_config.use_sequence_parallel_moe),
         "a process would have other tokens at a site than in the step",
     ),
+    "kv_sharing_fast_prefill": (
+        lambda config: config.cache_config.kv_sharing_fast_prefill,
+        "some layers would run a part of a step's tokens",
+    ),
+    "a diffusion model": (
+        lambda config: config.model_config.is_diffusion,
+        "it computes a token many times",
+    ),
+    "sleep mode": (
+        lambda config: config.model_config.enable_sleep_mode,
+        "a model that sleeps drops the tables of its edits",
+    ),
     "speculative decoding": (
         lambda config: config.speculative_config is not None,
         "the ranks of drafted tokens are not known when a step begins",

@@ -1,12 +1,15 @@
 """The checkpoints that an engine serves, by label, and what requests ask of them."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from roadint.adapters.products import check_products, product
-from roadint.engines.vllm.plan import Edit, Plan, Terms
+import torch
+
+from roadint.adapters.products import check_products
+from roadint.engines.vllm.plan import Plan, Terms, check_values
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
 from roadint.errors import RoadError, listing, quoted
@@ -23,7 +26,7 @@ _GRACE = 60.0  # seconds in which a request may still be on its way when its che
 
 
 class Registry:
-    """The checkpoints of one engine, in one process.
+    """The checkpoints of one engine, in one process. Safe to use from many threads.
 
     Args:
         base: The base model.
@@ -35,14 +38,22 @@ class Registry:
         self._labelled: dict[str, list[SubspaceIntervention]] = {}
         self._unloaded: dict[str, tuple[Served, float]] = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._resolved: dict[str | Composition, Resolved | None] = {}
+        self._lock = threading.RLock()
 
     @classmethod
     def of(cls, settings: Settings, base: Base) -> "Registry":
         """Load the checkpoints of a configuration.
 
         Raises:
-            RoadError: where one can't be served.
+            RoadError: where one can't be served, or a layer is not there.
         """
+        for layer in settings.layers:
+            if layer >= base.layers:
+                raise RoadError(
+                    f"layers={list(settings.layers)}: the engine's model has {base.layers} layers, "
+                    f"expected indices from 0 to {base.layers - 1}"
+                )
         registry = cls(base)
         for label, path in settings.checkpoints.items():
             registry.load(label, open_served(path, base))
@@ -84,10 +95,13 @@ class Registry:
         Raises:
             RoadError: where the label or a name is taken.
         """
-        self.check_load(label, served)
-        self._served[label] = served
-        self._labelled[label] = served.content.interventions(label or None)
-        self._unloaded.pop(served.fingerprint, None)
+        labelled = served.content.interventions(label or None)
+        with self._lock:
+            self.check_load(label, served)
+            self._served[label] = served
+            self._labelled[label] = labelled
+            self._unloaded.pop(served.fingerprint, None)
+            self._resolved.clear()
 
     def unload(self, label: str) -> None:
         """Serve a checkpoint no longer. Requests that run keep it.
@@ -95,13 +109,16 @@ class Registry:
         Raises:
             RoadError: where no checkpoint has the label.
         """
-        if label not in self._served:
-            raise RoadError(
-                f"no checkpoint {quoted(label)} is served: expected one of {listing(self._served)}"
-            )
-        served = self._served.pop(label)
-        del self._labelled[label]
-        self._unloaded[served.fingerprint] = served, time.monotonic()
+        with self._lock:
+            if label not in self._served:
+                raise RoadError(
+                    f"no checkpoint {quoted(label)} is served: expected one of "
+                    f"{listing(self._served)}"
+                )
+            served = self._served.pop(label)
+            del self._labelled[label]
+            self._unloaded[served.fingerprint] = served, time.monotonic()
+            self._resolved.clear()
 
     def forget(self, in_use: Collection[str]) -> None:
         """Drop what was unloaded a while ago and no request needs.
@@ -109,14 +126,17 @@ class Registry:
         Args:
             in_use: The fingerprints of the checkpoints that unfinished requests need.
         """
-        now = time.monotonic()
-        for fingerprint, (_, since) in list(self._unloaded.items()):
-            if fingerprint not in in_use and now - since > _GRACE:
+        latest = time.monotonic() - _GRACE
+        with self._lock:
+            gone = {
+                fingerprint
+                for fingerprint, (_, since) in self._unloaded.items()
+                if since < latest and fingerprint not in in_use
+            }
+            for fingerprint in gone:
                 del self._unloaded[fingerprint]
-                for key in [
-                    k for k, plan in self._plans.items() if fingerprint in plan.fingerprints
-                ]:
-                    del self._plans[key]
+            for key in [key for key, plan in self._plans.items() if plan.fingerprints & gone]:
+                del self._plans[key]
 
     def resolve(self, asked: Any, prompt_length: int) -> Resolved | None:
         """Read what a request asks for.
@@ -132,7 +152,21 @@ class Registry:
             RoadError: for unknown names, malformed text, sums whose order would matter, strengths
                 at which a value is not defined, and positions outside the prompt.
         """
-        composition = Composition.parse(_compose(asked), self.names)
+        text = _compose(asked)
+        with self._lock:
+            key = text if isinstance(text, str) else Composition.parse(text, self.names)
+            if key not in self._resolved:
+                resolved = self._resolve(Composition.parse(key, self.names))
+                if len(self._resolved) >= _PLANS:
+                    self._resolved.clear()
+                self._resolved[key] = resolved
+            resolved = self._resolved[key]
+            plan = None if resolved is None else self.plan(resolved)
+        if plan is not None:
+            _check_positions(plan, prompt_length)
+        return resolved
+
+    def _resolve(self, composition: Composition) -> Resolved | None:
         check_sums([part for parts in self._labelled.values() for part in parts], [composition])
         by_name = {
             _labelled(adapter.name, label): adapter
@@ -148,43 +182,33 @@ class Registry:
         if not of:
             return None
         resolved = {"of": of}
-        plan = self.plan(resolved)
-        for edit in plan.edits:
-            _check_position(edit, prompt_length)
+        check_values(self.plan(resolved), composition)
         return resolved
 
     def plan(self, resolved: Any) -> Plan:
         """What a resolved composition does.
 
         Raises:
-            RoadError: where a checkpoint is not here, or values are not defined at its strengths.
+            RoadError: where a checkpoint is not here.
         """
         key = tuple((fingerprint, _frozen(terms)) for fingerprint, terms in resolved["of"])
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = self._make_plan(key)
-            while len(self._plans) > _PLANS:
-                self._plans.popitem(last=False)
-        else:
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = self._make_plan(key)
+                while len(self._plans) > _PLANS:
+                    self._plans.popitem(last=False)
             self._plans.move_to_end(key)
-        return plan
+            return self._plans[key]
 
     def _make_plan(self, key: tuple[tuple[str, Terms], ...]) -> Plan:
-        edits: list[Edit] = []
+        hidden: list[tuple[Served, Terms]] = []
         adapters: list[tuple[Served, Terms]] = []
         for fingerprint, terms in key:
             served = self._of(fingerprint)
-            for index, intervention in enumerate(served.interventions):
-                acting = tuple(term for term in terms if term[0] in intervention.partition)
-                edits += [Edit(served, index, acting)] if acting else []
-            acting = tuple(term for term in terms if term[0] in served.adapters_by_name)
-            adapters += [(served, acting)] if acting else []
-        for edit in edits:  # it refuses values that are not defined at these strengths
-            edit.intervention.rows(edit.intervention.strengths([edit.composition]))
-        for served, terms in adapters:
-            for name, strength in terms:
-                product(served.adapters_by_name, [(name, strength)])
-        return Plan(tuple(edits), tuple(adapters))
+            for names, found in ((served.subspaces, hidden), (served.adapters_by_name, adapters)):
+                acting = tuple(term for term in terms if term[0] in names)
+                found += [(served, acting)] if acting else []
+        return Plan(tuple(hidden), tuple(adapters))
 
     def _of(self, fingerprint: str) -> Served:
         for served in self._served.values():
@@ -220,10 +244,10 @@ def _frozen(terms: Any) -> Terms:
     return tuple((str(name), float(strength)) for name, strength in terms)
 
 
-def _check_position(edit: Edit, prompt_length: int) -> None:
-    import torch
-
-    try:
-        edit.position.check(torch.tensor([prompt_length]))
-    except RoadError as error:
-        raise RoadError(f"layer {edit.intervention.layer}: {error}") from None
+def _check_positions(plan: Plan, prompt_length: int) -> None:
+    lengths = torch.tensor([prompt_length])
+    for edit in {edit.position: edit for edit in reversed(plan.edits)}.values():
+        try:
+            edit.position.check(lengths)
+        except RoadError as error:
+            raise RoadError(f"layer {edit.intervention.layer}: {error}") from None

@@ -11,7 +11,7 @@ from roadint.adapters.adapter import RoadAdapter
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import folder_of, read
 from roadint.errors import RoadError, quoted
-from roadint.interventions.base import SubspaceIntervention
+from roadint.interventions.base import SubspaceIntervention, subspace_names
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Served:
     def names(self) -> list[str]:
         """The names that a composition may use, without a label."""
         return self.content.names()
+
+    @cached_property
+    def subspaces(self) -> frozenset[str]:
+        """The names of its interventions' subspaces, without a label."""
+        return frozenset(subspace_names(self.interventions))
 
     @cached_property
     def adapters_by_name(self) -> Mapping[str, RoadAdapter]:
@@ -118,12 +123,6 @@ def _check_intervention(intervention: SubspaceIntervention, where: str) -> None:
         raise RoadError(
             f"{where}: the intervention at layer {intervention.layer} is of kind "
             f"{intervention.kind!r}, which is no rotation: expected 'road', or use RoadModel"
-        )
-    axes = intervention.unmeasured_axes()
-    if axes is not None:
-        raise RoadError(
-            f"{where}: the basis 'pca' of the intervention at layer {intervention.layer} was never "
-            "measured: expected a trained checkpoint"
         )
 
 

@@ -12,6 +12,9 @@ from roadint.engines.vllm.places import Places
 from roadint.engines.vllm.slots import Slots
 from roadint.rotation.rotation import Rotation
 
+CHUNK = 1 << 17
+"""Numbers that operations on a CPU work on at a time: they stay in its cache."""
+
 
 class ServedTable:
     """Rows of rotations in memory that compiled graphs read; it stays where it is.
@@ -41,6 +44,10 @@ class ServedTable:
         self._slots = Slots(capacity)
         self._acts = np.zeros((capacity, len(places)), dtype=bool)
         self._mirrors = np.zeros(capacity, dtype=bool)
+        if device.type == "cpu":
+            with torch.inference_mode(False):
+                self.scratch = torch.empty(CHUNK)
+                self.scratch_rows = torch.empty(CHUNK // 2, dtype=torch.complex64)
         self._written = 0  # entries of the index that may not be −1
         self._step_acts: Any = None
         self.clear_step()
@@ -51,8 +58,11 @@ class ServedTable:
     """The numbers of the tokens that are turned."""
     step_slots: Int[Tensor, " edited"]
     """The row that each of them takes."""
-    step_runs: Sequence[tuple[int, int, int]]
-    """The same as runs of tokens after another: the first, the one after the last, the row."""
+    step_slot: int | None
+    """The row that all of them take; None where they take several."""
+    step_spans: Sequence[tuple[int, int, int]]
+    """Tokens after another that are all turned: the first, the one after the last, and the number
+    of the first among all that are turned."""
 
     @property
     def busy(self) -> bool:
@@ -66,7 +76,7 @@ class ServedTable:
     def clear_step(self) -> None:
         """Nothing is turned in the step that comes."""
         self.step_tokens = self.step_slots = torch.empty(0, dtype=torch.int64)
-        self.step_runs = ()
+        self.step_slot, self.step_spans = None, ()
         self.step_mirrors = False
         self._step_acts = np.zeros(len(self.places), dtype=bool)
         if self._written:
@@ -94,15 +104,20 @@ class ServedTable:
             self.clear_step()
             return
         slots, new = self._slots.take(keys)
-        for key in new:
-            self._write(slots[key], make(key))
+        try:
+            for key in new:
+                self._write(slots[key], make(key))
+        except BaseException:
+            self._slots.drop(new)  # what was not written must not be taken for it later
+            raise
         numbers = np.array([slots[key] for key in keys], dtype=np.int64)
         slot_of_token = numbers[of_token]
         self._step_acts = self._acts[numbers].any(axis=0)
         self.step_mirrors = bool(self._mirrors[numbers].any())
         self.step_tokens = torch.from_numpy(tokens)
         self.step_slots = torch.from_numpy(slot_of_token)
-        self.step_runs = _runs(tokens, slot_of_token)
+        self.step_slot = slots[keys[0]] if len(keys) == 1 else None
+        self.step_spans = _spans(tokens)
         self._set_index(tokens, slot_of_token, total)
 
     def _set_index(
@@ -137,21 +152,16 @@ def _acting(u: Tensor, v: Tensor | None, places: Places) -> Bool[np.ndarray, " p
     moved = (u[:, 0] != 1) | (u[:, 1] != 0)
     if v is not None:
         moved |= (v != 0).any(dim=1)
-    numbers = moved.numpy()
-    return np.array([numbers[place.blocks].any() for place in places.by_key.values()], dtype=bool)
+    if not len(places):
+        return np.zeros(0, dtype=bool)
+    firsts = [place.first for place in places.by_key.values()]
+    acting: Bool[np.ndarray, " places"] = np.logical_or.reduceat(moved.numpy(), firsts)
+    return acting
 
 
-def _runs(
-    tokens: Int[np.ndarray, " edited"], slots: Int[np.ndarray, " edited"]
-) -> list[tuple[int, int, int]]:
-    breaks = np.flatnonzero((np.diff(tokens) != 1) | (np.diff(slots) != 0)) + 1
-    starts = np.concatenate(([0], breaks))
-    stops = np.concatenate((breaks, [len(tokens)]))
+def _spans(tokens: Int[np.ndarray, " edited"]) -> list[tuple[int, int, int]]:
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(tokens) != 1) + 1))
+    stops = np.concatenate((starts[1:], [len(tokens)]))
     return list(
-        zip(
-            tokens[starts].tolist(),
-            (tokens[stops - 1] + 1).tolist(),
-            slots[starts].tolist(),
-            strict=True,
-        )
+        zip(tokens[starts].tolist(), (tokens[stops - 1] + 1).tolist(), starts.tolist(), strict=True)
     )

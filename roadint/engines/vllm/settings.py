@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.grammar.subspace import check_name
+from roadint.grammar.subspace import check_label
 
 KEY = "roadint"
 """The name of roadint's part in `additional_config`, and in `extra_args` of a request."""
@@ -54,7 +54,7 @@ class Settings:
             if name not in known:
                 raise RoadError(
                     f"additional_config[{KEY!r}] has {quoted(name)}: expected {listing(known[:-1])}"
-                    f"{did_you_mean(name, known)}"
+                    f"{did_you_mean(name, known[:-1])}"
                 )
         adapters, folder = given.get("adapters", False), given.get("folder")
         if not isinstance(adapters, bool):
@@ -89,7 +89,9 @@ def check_served_label(label: Any) -> str:
     Raises:
         RoadError: where it is no plain word.
     """
-    return "" if label == "" else check_name(label)
+    if label != "":
+        check_label(label)
+    return str(label)
 
 
 def _layers(given: Any) -> tuple[int, ...]:

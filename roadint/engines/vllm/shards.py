@@ -17,12 +17,14 @@ class Piece:
         offset: Where it begins in the module's output.
         start: Where it begins in the target's output.
         width: How many dims it has.
+        whole: How many dims the target's output has in all processes together.
     """
 
     module: str
     offset: int
     start: int
     width: int
+    whole: int
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ def pieces_of(
         >>> parts = [Part(16), Part(4, copies=2), Part(4, copies=2)]
         >>> names = ["q_proj", "k_proj", "v_proj"]
         >>> pieces_of("qkv_proj", names, parts, rank=1, processes=2)["q_proj"]
-        [Piece(module='qkv_proj', offset=0, start=8, width=8)]
+        [Piece(module='qkv_proj', offset=0, start=8, width=8, whole=16)]
     """
     pieces: dict[str, list[Piece]] = {}
     offset = before = 0
     one_name = len(names) == 1
+    together = sum(part.width for part in parts)
     for index, part in enumerate(parts):
         width = part.width * part.copies // processes
         start = rank // part.copies * width
         name = names[0] if one_name else names[index]
-        base = before if one_name else 0
-        pieces.setdefault(name, []).append(Piece(module, offset, base + start, width))
+        base, whole = (before, together) if one_name else (0, part.width)
+        pieces.setdefault(name, []).append(Piece(module, offset, base + start, width, whole))
         offset, before = offset + width, before + part.width
     return pieces

@@ -39,3 +39,8 @@ class Slots:
             slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
             self._slots[key] = slot
         return {key: self._slots[key] for key in wanted}, new
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Free the slots of keys that could not be written."""
+        for key in keys:
+            self._free.append(self._slots.pop(key))

@@ -10,8 +10,10 @@ from jaxtyping import Int
 
 from roadint.engines.vllm.hidden_rows import HiddenRows
 from roadint.engines.vllm.linear_rows import LinearRows
-from roadint.engines.vllm.plan import Plan, PromptEdits
+from roadint.engines.vllm.plan import Plan
+from roadint.engines.vllm.prompt_edits import Chunk, PromptEdits, edited_in
 from roadint.engines.vllm.registry import Registry
+from roadint.engines.vllm.served import Served
 from roadint.engines.vllm.served_table import ServedTable
 from roadint.errors import RoadError
 
@@ -49,22 +51,23 @@ class Steps:
         device: torch.device,
     ) -> None:
         self.registry, self.hidden, self.linear = registry, hidden, linear
-        most = limits.requests
-        self.hidden_table = ServedTable(
-            hidden.places, most * hidden.codes, limits.tokens, hidden.mirrored, device
-        )
-        self.linear_table = ServedTable(linear.places, most, limits.tokens, linear.mirrored, device)
+        tokens = limits.tokens  # each takes one row
+        rows = min(limits.requests * hidden.codes, tokens)
+        self.hidden_table = ServedTable(hidden.places, rows, tokens, hidden.mirrored, device)
+        rows = min(limits.requests, tokens)
+        self.linear_table = ServedTable(linear.places, rows, tokens, linear.mirrored, device)
         self._edits: dict[str, PromptEdits] = {}
         self._adapters: dict[str, Plan] = {}
+        self._filled: Any = ()  # what the table of adapters was filled for
 
-    def check(self, served: Any) -> None:
+    def check(self, served: Served) -> None:
         """Refuse a checkpoint for which this process has no place.
 
         Raises:
             RoadError: where it has none.
         """
         self.linear.check(served)
-        self.hidden.check(served)
+        self.hidden.check(served, self.registry.served.values())
 
     def add(self, request: str, resolved: Any, prompt_length: int) -> None:
         """A request comes, or comes again.
@@ -103,6 +106,7 @@ class Steps:
 
     def clear(self) -> None:
         """Nothing is turned in the step that comes: it is a trial, or captures a graph."""
+        self._filled = ()
         self.hidden_table.clear_step()
         self.linear_table.clear_step()
 
@@ -128,49 +132,52 @@ class Steps:
         starts: Int[np.ndarray, " requests"],
         counts: Int[np.ndarray, " requests"],
     ) -> None:
-        pending = []
-        if self._edits:
-            known, ranks = self._edits, starts.tolist()
-            for number, request in enumerate(requests):
-                edits = known.get(request)
-                if edits is not None and edits.reaches(ranks[number]):
-                    pending.append((number, edits))
-        if not pending:
+        chunks = self._chunks(requests, starts, counts) if self._edits else []
+        edited = edited_in(chunks)
+        if not len(edited.tokens):
             self.hidden_table.clear_step()
             return
-        firsts = np.cumsum(counts) - counts
-        keys: dict[Any, int] = {}
-        plans: dict[Any, Plan] = {}
-        tokens: list[np.ndarray] = []
-        of_token: list[np.ndarray] = []
-        for number, edits in pending:
-            start, plan = int(starts[number]), edits.plan
-            edited, codes = edits.between(start, start + int(counts[number]))
-            if not len(edited):
-                continue
-            different = np.unique(codes).tolist()
-            numbers = np.zeros(different[-1] + 1, dtype=np.int64)
-            for code in different:
-                key = (plan.hidden_key, code)
-                numbers[code] = keys.setdefault(key, len(keys))
-                plans[key] = plan
-            tokens.append(edited - start + int(firsts[number]))
-            of_token.append(numbers[codes])
-        if not tokens:
-            self.hidden_table.clear_step()
-            return
+        plans = {chunk.edits.plan.hidden_key: chunk.edits.plan for chunk in chunks}
+        numbers = {key: number for number, key in enumerate(plans)}
+        of_chunk = np.array([numbers[chunk.edits.plan.hidden_key] for chunk in chunks])
+        codes, code_of_token = np.unique(edited.codes, return_inverse=True)
+        pair_of_token = of_chunk[edited.chunks] * len(codes) + code_of_token
+        taken = np.bincount(pair_of_token) > 0
+        listed = list(plans)
+        pairs = (divmod(pair, len(codes)) for pair in np.flatnonzero(taken).tolist())
         self.hidden_table.set_step(
-            np.concatenate(tokens).astype(np.int64),
-            list(keys),
-            np.concatenate(of_token),
-            lambda key: self.hidden.row(plans[key], key[1]),
+            edited.tokens,
+            [(listed[number], int(codes[code])) for number, code in pairs],
+            (taken.cumsum() - 1)[pair_of_token],
+            lambda key: self.hidden.row(plans[key[0]], key[1]),
             int(counts.sum()),
         )
+
+    def _chunks(
+        self,
+        requests: Sequence[str],
+        starts: Int[np.ndarray, " requests"],
+        counts: Int[np.ndarray, " requests"],
+    ) -> list[Chunk]:
+        """The tokens of the requests that may be edited in a step."""
+        chunks = []
+        stops, firsts = (starts + counts).tolist(), (counts.cumsum() - counts).tolist()
+        for request, start, stop, first in zip(
+            requests, starts.tolist(), stops, firsts, strict=True
+        ):
+            edits = self._edits.get(request)
+            if edits is not None and edits.reaches(start):
+                chunks.append(Chunk(edits, start, stop, first))
+        return chunks
 
     def _fill_linear(self, requests: Sequence[str], counts: Int[np.ndarray, " requests"]) -> None:
         plans = [self._adapters.get(request) for request in requests] if self._adapters else []
         if not any(plan is not None for plan in plans):
+            self._filled = ()
             self.linear_table.clear_step()
+            return
+        filled = plans, counts.tobytes()
+        if filled == self._filled:  # one decoding step after another
             return
         keys: dict[Any, int] = {}
         by_key: dict[Any, Plan] = {}
@@ -188,6 +195,7 @@ class Steps:
             lambda key: self.linear.row(by_key[key]),
             len(of_token),
         )
+        self._filled = filled
 
 
 def not_run(module: str) -> RoadError:

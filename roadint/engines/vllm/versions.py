@@ -21,6 +21,7 @@ _SIGNATURES = {
     "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys": (
         "request start_token_idx end_token_idx start_mm_idx"
     ),
+    "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "self vllm_config",
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": "self request",
     "vllm.v1.worker.gpu.model_states:resolve_model_state_cls": "vllm_config model",
     "vllm.v1.worker.gpu.model_states.interface:ModelState.add_request": (
@@ -40,7 +41,6 @@ _SIGNATURES = {
 _FIRST_ARGUMENTS = {
     "vllm.v1.engine.input_processor:InputProcessor.__init__": "self vllm_config",
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": "self request_id prompt params",
-    "vllm.v1.engine.core:EngineCore.__init__": "self vllm_config executor_class log_stats",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run": "self num_tokens",
 }
 

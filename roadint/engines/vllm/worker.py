@@ -51,7 +51,9 @@ class RoadWorker:
         arm(model, body, hidden, linear, self._armed)
         self._ran = False
         # Graphs are cached by the configuration, and hold the numbers of what is armed.
-        vllm_config.additional_config[KEY][ARMED] = self._described()
+        configured = vllm_config.additional_config
+        armed = {**configured[KEY], ARMED: self._described()}
+        vllm_config.additional_config = {**configured, KEY: armed}
         logger.info(
             "roadint: %d sites and %d linear layers armed, tables of %.1f MB",
             len(self._armed.sites),
