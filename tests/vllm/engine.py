@@ -41,11 +41,19 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: tokens, a composition in any form that a request may have, and how many tokens."""
+    """A request.
+
+    Args:
+        prompt: Its tokens.
+        compose: A composition in any form that a request may have.
+        new: How many tokens are wanted.
+        lora: The folder of a LoRA of PEFT's, which vLLM runs.
+    """
 
     prompt: tuple[int, ...]
     compose: Any = None
     new: int = 6
+    lora: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,27 +81,32 @@ class EngineError(Exception):
         self.kind, self.message = kind, message
 
 
-class Engine:
-    """An `LLM` in a process of its own.
+def arguments_of(
+    model: str, checkpoints: dict[str, str] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """The arguments of an `LLM`.
+
+    Args:
+        model: The model's folder.
+        checkpoints: Label → folder, for the plugin; None where it is not asked for anything.
+        settings: Other arguments of `LLM`; "roadint" has further keys for the plugin.
+    """
+    arguments = {"model": model, **SETTINGS, **settings}
+    about = arguments.pop("roadint", {})
+    if checkpoints is not None:
+        arguments["additional_config"] = {"roadint": {"checkpoints": checkpoints, **about}}
+    return arguments
+
+
+class Process:
+    """A process in which vLLM runs.
 
     Args:
         runner: "v1", or "v2", which runs in Triton's interpreter.
-        model: The model's folder.
-        checkpoints: Label → folder, for the plugin; None where it is not asked for anything.
-        settings: Other arguments of `LLM`.
+        arguments: Those of its `LLM`; None where functions that are called there make their own.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        model: str,
-        checkpoints: dict[str, str] | None = None,
-        **settings: Any,
-    ) -> None:
-        arguments = {"model": model, **SETTINGS, **settings}
-        if checkpoints is not None:
-            about = arguments.pop("roadint", {})
-            arguments["additional_config"] = {"roadint": {"checkpoints": checkpoints, **about}}
+    def __init__(self, runner: Runner, arguments: dict[str, Any] | None = None) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -113,12 +126,6 @@ class Engine:
         """
         self._connection.send((function, arguments))
         return self._receive()
-
-    def generate(self, asked: Sequence[Asked]) -> list[Answered]:
-        """Answer requests, greedily, as one batch where they fit."""
-        from tests.vllm.inside import generate
-
-        return list(self.run(generate, list(asked)))
 
     def close(self) -> None:
         self._connection.close()
@@ -140,6 +147,25 @@ class Engine:
         if error is not None:
             raise EngineError(*error)
         return result
+
+
+class Engine(Process):
+    """An `LLM` in a process of its own; its arguments are those of `arguments_of`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        model: str,
+        checkpoints: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(runner, arguments_of(model, checkpoints, **settings))
+
+    def generate(self, asked: Sequence[Asked]) -> list[Answered]:
+        """Answer requests, greedily, as one batch where they fit."""
+        from tests.vllm.inside import generate
+
+        return list(self.run(generate, list(asked)))
 
 
 def environment(runner: Runner) -> dict[str, str]:

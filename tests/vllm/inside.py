@@ -7,11 +7,35 @@ from typing import Any
 from tests.vllm.engine import Answered, Asked
 
 _ids = itertools.count()
+_loras: dict[str, int] = {}
+"""The folder of a LoRA → vLLM's number of it."""
 
 
 def generate(llm: Any, asked: Sequence[Asked]) -> list[Answered]:
     """Answer requests, greedily; all are waiting before the first step."""
     return step_until_done(llm, [add(llm, request) for request in asked])
+
+
+def answers_of(
+    _: None, arguments: dict[str, Any], asked: Sequence[Asked], before: Any = None
+) -> list[Answered]:
+    """Start an `LLM`, answer requests and end it: vLLM is imported once for many of them.
+
+    Args:
+        arguments: Those of the `LLM`.
+        asked: The requests.
+        before: A function of the `LLM` that is called first.
+    """
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    try:
+        llm = LLM(**arguments)
+        if before is not None:
+            before(llm)
+        return generate(llm, asked)
+    finally:
+        cleanup_dist_env_and_memory()
 
 
 def add(llm: Any, asked: Asked) -> str:
@@ -32,8 +56,17 @@ def add(llm: Any, asked: Asked) -> str:
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args=None if asked.compose is None else {"roadint": asked.compose},
     )
-    llm.llm_engine.add_request(identity, {"prompt_token_ids": list(asked.prompt)}, params)
+    prompt: Any = {"prompt_token_ids": list(asked.prompt)}
+    llm.llm_engine.add_request(identity, prompt, params, lora_request=_lora(asked.lora))
     return identity
+
+
+def _lora(folder: str | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    if folder is None:
+        return None
+    return LoRARequest(folder, _loras.setdefault(folder, len(_loras) + 1), folder)
 
 
 def step_until_done(llm: Any, ids: Sequence[str]) -> list[Answered]:

@@ -1,4 +1,4 @@
-"""The engine's process: makes an `LLM`, then calls the functions that it is sent.
+"""The engine's process: makes an `LLM`, or none, then calls the functions that it is sent.
 
 `python -m tests.vllm.process HANDLE`, where the handle is that of a connection.
 """
@@ -24,12 +24,12 @@ def serve(connection: Connection) -> None:
         connection.send((result, failed))
 
 
-def _start(arguments: dict[str, Any]) -> Any:
+def _start(arguments: dict[str, Any] | None) -> Any:
     from vllm import LLM
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         _sample_in_torch()
-    return LLM(**arguments)
+    return None if arguments is None else LLM(**arguments)
 
 
 def _sample_in_torch() -> None:

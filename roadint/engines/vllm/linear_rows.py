@@ -1,6 +1,6 @@
 """Rows of the table of adapters: a composition's rotations at all linear layers of one process."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -27,17 +27,23 @@ class LinearRows:
         pieces: All targets that the model has.
         widths: Module → the width of its output in this process.
         reserve: Whether all of them are armed, for checkpoints that are loaded later.
+        name_of: Makes the engine's name of a target of transformers' name of it, or refuses it.
 
     Raises:
         RoadError: where an adapter does not fit the model.
     """
 
     def __init__(
-        self, served: Iterable[Served], pieces: Pieces, widths: Mapping[str, int], reserve: bool
+        self,
+        served: Iterable[Served],
+        pieces: Pieces,
+        widths: Mapping[str, int],
+        reserve: bool,
+        name_of: Callable[[str], str] = str,
     ) -> None:
         self.places = Places()
         self.mirrored = False  # whether a row may need v
-        self._pieces, self._widths = pieces, widths
+        self._pieces, self._widths, self._name_of = pieces, widths, name_of
         self._sources: dict[Hashable, Int[Tensor, " blocks"] | None] = {}
         for checkpoint in served:
             for adapter in checkpoint.adapters:
@@ -135,13 +141,7 @@ class LinearRows:
         """
         layout = adapter.layout
         for target, group, width in zip(layout.paths, adapter.groups, layout.widths, strict=True):
-            if target not in self._pieces:
-                raise RoadError(
-                    f"{path}: adapter {adapter.name!r} turns {target}, which the engine does not "
-                    f"run as a linear layer: expected linear layers of the model's body"
-                    f"{did_you_mean(target, self._pieces)}"
-                )
-            for piece in self._pieces[target]:
+            for piece in self._pieces_of(target, f"{path}: adapter {adapter.name!r} turns"):
                 if piece.whole != width:
                     raise RoadError(
                         f"{path}: {target} is {width} wide in it, and {piece.whole} in the engine: "
@@ -154,6 +154,23 @@ class LinearRows:
                         "processes (tensor_parallel_size), or adjacent pairs"
                     )
                 yield target, group, piece
+
+    def _pieces_of(self, target: str, turns: str) -> Sequence[Piece]:
+        """Where the output of a target lies.
+
+        Raises:
+            RoadError: where the engine has no such target, or can't turn it.
+        """
+        try:
+            name = self._name_of(target)
+        except RoadError as error:
+            raise RoadError(f"{turns} {error}") from None
+        if name not in self._pieces:
+            raise RoadError(
+                f"{turns} {target}, which the engine does not run as a linear layer: expected "
+                f"linear layers of the model's body{did_you_mean(name, self._pieces)}"
+            )
+        return self._pieces[name]
 
 
 def _firsts(adapter: RoadAdapter) -> list[int]:

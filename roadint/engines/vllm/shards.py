@@ -1,11 +1,12 @@
 """Where the outputs of a checkpoint's linear layers lie in the fused, sharded layers of an engine.
 
 A checkpoint names layers as transformers does: q_proj, k_proj, v_proj. vLLM runs one qkv_proj for
-the three, and with tensor parallelism every process has some of its heads.
+the three, and with tensor parallelism every process has some of its heads. Where transformers has
+one layer for the three too, it may have the heads in another order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Part:
 
 
 def pieces_of(
-    module: str, names: Sequence[str], parts: Sequence[Part], rank: int, processes: int
+    module: str,
+    names: Sequence[str],
+    parts: Sequence[Part],
+    rank: int,
+    processes: int,
+    groups: int = 1,
 ) -> dict[str, list[Piece]]:
     """The pieces of a module's output in one process.
 
@@ -51,6 +57,8 @@ def pieces_of(
         parts: The matrices that it holds, in order.
         rank: The number of the process.
         processes: How many processes share the output; 1 where every process has all of it.
+        groups: In how many groups one target for all parts has them: each group has a share of
+            every part, one after another. With 1 the parts lie end to end.
 
     Returns:
         Target → its pieces.
@@ -69,9 +77,27 @@ def pieces_of(
     together = sum(part.width for part in parts)
     for index, part in enumerate(parts):
         width = part.width * part.copies // processes
-        start = rank // part.copies * width
+        first = rank // part.copies * width
         name = names[0] if one_name else names[index]
-        base, whole = (before, together) if one_name else (0, part.width)
-        pieces.setdefault(name, []).append(Piece(module, offset, base + start, width, whole))
-        offset, before = offset + width, before + part.width
+        whole, count = (together, groups) if one_name else (part.width, 1)
+        share, period = part.width // count, whole // count
+        for group in range(count):
+            low, high = max(first, group * share), min(first + width, (group + 1) * share)
+            if low < high:
+                start = before + group * (period - share) + low
+                piece = Piece(module, offset + low - first, start, high - low, whole)
+                _append(pieces.setdefault(name, []), piece)
+        offset += width
+        before += share if one_name else 0
     return pieces
+
+
+def _append(pieces: list[Piece], piece: Piece) -> None:
+    """Add a piece; one that goes on where the last ends, in both outputs, makes that longer."""
+    if pieces:
+        last = pieces[-1]
+        end = last.offset + last.width, last.start + last.width
+        if end == (piece.offset, piece.start):
+            pieces[-1] = replace(last, width=last.width + piece.width)
+            return
+    pieces.append(piece)

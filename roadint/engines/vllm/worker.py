@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from roadint.engines.vllm.arming import arm, device_of, find_decoder_layers, find_pieces
+from roadint.engines.vllm.arming import arm, device_of
 from roadint.engines.vllm.core import asked_of
 from roadint.engines.vllm.front import base_of
 from roadint.engines.vllm.hidden_rows import HiddenRows
 from roadint.engines.vllm.linear_rows import LinearRows
+from roadint.engines.vllm.model_parts import ModelParts
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite, activate
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import open_served
@@ -39,16 +40,16 @@ class RoadWorker:
         base = base_of(vllm_config)
         self.registry = Registry.of(settings, base)
         served = list(self.registry.served.values())
-        body, _ = find_decoder_layers(model, base.layers)
+        parts = ModelParts(model, base.layers)
         hidden = HiddenRows(served, settings.layers, base.width)
-        linear = LinearRows(served, *find_pieces(model, body), settings.adapters)
+        linear = LinearRows(served, *parts.linear(), settings.adapters, parts.name_of)
         scheduler = vllm_config.scheduler_config
         captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         tokens = max(scheduler.max_num_batched_tokens, captured)
         limits = Limits(scheduler.max_num_seqs, tokens)
         self.steps = Steps(self.registry, hidden, linear, limits, device_of(model))
         self._armed = Armed(self.steps.hidden_table, self.steps.linear_table)
-        arm(model, body, hidden, linear, self._armed)
+        arm(parts, hidden, linear, self._armed)
         self._ran = False
         # Graphs are cached by the configuration, and hold the numbers of what is armed.
         configured = vllm_config.additional_config
