@@ -19,13 +19,23 @@ class Worker:
         name: The name of the system, for error messages.
         make: A class or function of a module, which makes the system in the new process.
         arguments: The arguments of `make`.
+        has_children: Whether the system may start processes itself.
     """
 
-    def __init__(self, name: str, make: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[..., object],
+        arguments: tuple[Any, ...],
+        *,
+        has_children: bool = False,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, remote = context.Pipe()
-        self._process = context.Process(target=_serve, args=(remote, make, arguments), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(remote, make, arguments), daemon=not has_children
+        )
         self._process.start()
         remote.close()
 

@@ -1,13 +1,20 @@
 """`roadint demo`: the app, in a browser."""
 
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from roadint.cli.options import Base
 from roadint.cli.output import print_line
 from roadint.errors import RoadError
+
+if TYPE_CHECKING:
+    from roadint.demo.answering import Answering
 
 
 def demo(
@@ -19,6 +26,15 @@ def demo(
     folder: Annotated[
         Path, typer.Option(help="Where further checkpoints may be opened from the page.")
     ] = Path("runs"),
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="What runs the model; vllm starts a server of its own."),
+    ] = "transformers",
+    server: Annotated[
+        str | None,
+        typer.Option(help="The address of a server that roadint serve started, to answer instead."),
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="The token of that server.")] = None,
     host: Annotated[
         str, typer.Option(help="Where it listens; 0.0.0.0 for all of the network.")
     ] = "127.0.0.1",
@@ -35,19 +51,61 @@ def demo(
         from roadint.demo.app import launch
     except ImportError as error:
         raise RoadError(f"the app needs Gradio ({error}): pip install 'roadint[demo]'") from None
-    from roadint.demo.service import Service
+    from roadint.demo.service import SHIPPED, Service
 
     if folder.exists() and not folder.is_dir():
         raise RoadError(f"--folder {folder} is a file: expected a folder of checkpoints")
     user, separator, password = (auth or "").partition(":")
     if auth and not (separator and user and password):
         raise RoadError("--auth: expected USER:PASSWORD")
-    service = Service(checkpoint, folder=folder, model=model)
-    print_line("roadint demo: the page opens at once, the model loads behind it; Ctrl-C ends it")
-    settings: dict[str, Any] = {
-        "server_name": host,
-        "server_port": port,
-        "share": share,
-        "auth": (user, password) if auth else None,
-    }
-    launch(service, **settings)
+    if server and (engine == "vllm" or model):
+        raise RoadError(f"--server {server} has its engine and its model: leave out others")
+    first = checkpoint or str(SHIPPED)
+    answering: Any = nullcontext(None)
+    if server:
+        answers = _answers_of(server, api_key, first)  # which fails before a page opens
+        answering = nullcontext(lambda: answers)
+    elif engine == "vllm":
+        answering = _started(first, model, folder)
+    with answering as connect:
+        service = Service(first, folder=folder, model=model, connect=connect)
+        print_line(
+            "roadint demo: the page opens at once, the model loads behind it; Ctrl-C ends it"
+        )
+        settings: dict[str, Any] = {
+            "server_name": host,
+            "server_port": port,
+            "share": share,
+            "auth": (user, password) if auth else None,
+        }
+        launch(service, **settings)
+
+
+def _answers_of(url: str, api_key: str | None, first: str) -> "Answering":
+    from roadint.checkpoint.reading import folder_of, read
+    from roadint.demo.server_answers import ServerAnswers
+    from roadint.demo.server_client import ServerClient
+
+    return ServerAnswers(ServerClient(url, api_key), read(folder_of(first)))
+
+
+@contextmanager
+def _started(first: str, model: str | None, folder: Path) -> "Iterator[Callable[[], Answering]]":
+    """A server of our own, for us alone."""
+    from roadint.engines.vllm.server import Server, check_vllm
+    from roadint.model.serving import needs_of, plan_server
+
+    check_vllm()
+    layers, adapters = needs_of(folder, first)
+    plan = plan_server(first, None, model, folder=folder, layers=layers, adapters=adapters)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_urlsafe()
+    with Server(plan.settings, "127.0.0.1", port, token) as server:
+
+        def connect() -> "Answering":
+            server.wait_until_ready()
+            return _answers_of(server.url, token, first)
+
+        yield connect

@@ -15,6 +15,7 @@ from roadint.cli.generate import generate
 from roadint.cli.import_ import import_
 from roadint.cli.inspect import inspect
 from roadint.cli.merge import merge
+from roadint.cli.serve import serve
 from roadint.cli.sweep import sweep
 from roadint.cli.train import train
 from roadint.errors import RoadError, first_line
@@ -36,6 +37,7 @@ app.command(name="import")(import_)
 app.command()(sweep)
 app.add_typer(bench, name="bench")
 app.command()(demo)
+app.command()(serve)
 
 # Typer's errors of usage, from click or from the copy of it that newer ones bring.
 _WrongUse: Any = typer.BadParameter.__mro__[2]

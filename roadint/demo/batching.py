@@ -4,10 +4,9 @@ The rows of a batch are independent: they have their own prompts, compositions a
 are delivered as they grow; the rows of a closed request stop at the next token.
 """
 
-import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +14,21 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 
 from roadint.adapters.products import check_products
 from roadint.data.prompts import batch_prompts, generation_inputs, pad_id
-from roadint.demo.checks import check_text
 from roadint.demo.failures import message_for_visitors
-from roadint.demo.requests import AnswerRequest, AnswerSettings, Update
+from roadint.demo.requests import (
+    MAX_PROMPT_TOKENS,
+    NOTHING_ASKED,
+    AnswerRequest,
+    AnswerSettings,
+    Update,
+    check_question,
+)
 from roadint.demo.streaming import AnswerStreamer, FinishedRows
-from roadint.demo.waiting import MAX_ROWS, RequestQueue
+from roadint.demo.waiting import RequestQueue
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.interventions.sums import check_sums
 from roadint.model.road_model import PAPER_DECODING, RoadModel
-
-MAX_PROMPT_TOKENS = 512  # the template's included
-# A longer prompt is refused before its tokens are counted, which takes long for megabytes.
-_MAX_PROMPT_CHARACTERS = 20 * MAX_PROMPT_TOKENS
 
 
 class Batcher:
@@ -72,24 +73,48 @@ class Batcher:
         """
         self.check(prompt, compositions)
         if not compositions:
-            raise RoadError("nothing to compare: tick a composition, or write an expression")
+            raise RoadError(NOTHING_ASKED)
         request = AnswerRequest(prompt, list(compositions), settings, visitor)
         ahead = self.requests.join(request)
         try:
-            update = Update([""] * len(request.compositions), waiting=ahead)
-            if ahead:
-                yield update
-            while wanted():
-                try:
-                    update = request.newest_update()
-                except queue.Empty:
-                    if update.waiting:
-                        update = replace(update, waiting=self.requests.ahead_of(request))
-                yield update
-                if update.done:
-                    return
+            yield from self.requests.follow(request, ahead, wanted)
         finally:
             self.requests.leave(request)
+
+    @property
+    def model_name(self) -> str:
+        """The name of the base model, without folders of this machine."""
+        name = str(self.road.model.name_or_path)
+        return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+    @property
+    def about(self) -> str:
+        """One line for people."""
+        model = self.road.model
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"{self.model_name}, {millions:,.0f} million parameters, {dtype}"
+
+    def add_checkpoint(self, path: Path, name: str, label: str) -> list[str]:
+        """Put a checkpoint on the model; `lock` is held.
+
+        Args:
+            path: The folder of its files.
+            name: What the app calls it.
+            label: Compositions use its names as "name@label".
+
+        Returns:
+            The names.
+
+        Raises:
+            RoadError: where it does not fit; nothing has changed.
+        """
+        self.road.add_checkpoint(path, label)
+        return [name for name in self.road.names if name.partition("@")[2] == label]
+
+    def remove_checkpoint(self, label: str) -> None:
+        """Take a checkpoint from the model; `lock` is held."""
+        self.road.remove_checkpoint(label)
 
     def warm_up(self) -> None:
         """Generate one token, so that the first answer is as quick as the others."""
@@ -106,12 +131,7 @@ class Batcher:
         Raises:
             RoadError: where the prompt is empty or too long, or a composition cannot run on it.
         """
-        if not check_text("the prompt", prompt, _MAX_PROMPT_CHARACTERS).strip():
-            raise RoadError("the prompt is empty: write an instruction, or choose an example")
-        if len(compositions) > MAX_ROWS:
-            raise RoadError(
-                f"{len(compositions)} compositions at once: expected at most {MAX_ROWS}"
-            )
+        check_question(prompt, compositions)
         length = len(batch_prompts(self.tokenizer, self.road.template, [prompt])["input_ids"][0])
         if length > MAX_PROMPT_TOKENS:
             raise RoadError(

@@ -262,7 +262,7 @@ class Handlers:
             parsed = [self.service.parse(text, []) for text in texts]
             # A client may come for its answer later, but not after it has left.
             wanted = self._wanted(request, math.inf)
-            updates = self.service.batcher.answers(
+            updates = self.service.answering.answers(
                 prompt, parsed, settings, visitor_of(request), wanted
             )
             last = deque(updates, maxlen=1)
@@ -286,7 +286,7 @@ class Handlers:
             parsed = list(dict.fromkeys(self.service.parse(text, labels) for text in texts))
             names = list(map(str, parsed))
             visitor, wanted = visitor_of(request), self._wanted(request, time.monotonic())
-            answers = self.service.batcher.answers(prompt, parsed, settings, visitor, wanted)
+            answers = self.service.answering.answers(prompt, parsed, settings, visitor, wanted)
             with self.service.using(parsed), closing(answers) as updates:
                 for update in updates:
                     yield views.cards(names, update, highlight), (names, update)

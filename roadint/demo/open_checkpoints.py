@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from roadint.checkpoint.reading import read
-from roadint.demo.batching import Batcher
-from roadint.demo.checkpoint_sources import CheckpointSources
+from roadint.checkpoint.sources import CheckpointSources
+from roadint.demo.answering import Answering
 from roadint.demo.failures import message_for_visitors
 from roadint.errors import RoadError
 
@@ -48,12 +48,12 @@ class OpenCheckpoints:
             by_label = {label: source for source, label in self._labels.items()}
         return [self._sources.name_of(by_label[label]) for label in labels if label in by_label]
 
-    def open(self, source: str, batcher: Batcher) -> str:
+    def open(self, source: str, answering: Answering) -> str:
         """Put a checkpoint on the model.
 
         Args:
             source: What `CheckpointSources.source_of` returned.
-            batcher: The thread that runs the model.
+            answering: Where answers come from.
 
         Returns:
             The label, the same for the same checkpoint.
@@ -64,19 +64,19 @@ class OpenCheckpoints:
         with self._records:
             label = self._labels.get(source)
         if label is not None:
-            with self.using([label], batcher):
+            with self.using([label], answering):
                 return label
         path = self._sources.path_of(source)  # may take long; nobody else waits for it
         with self._moving:
-            return self._labels.get(source) or self._open_first_time(source, path, batcher)
+            return self._labels.get(source) or self._open_first_time(source, path, answering)
 
     @contextmanager
-    def using(self, labels: Collection[str], batcher: Batcher) -> Iterator[None]:
+    def using(self, labels: Collection[str], answering: Answering) -> Iterator[None]:
         """Keep checkpoints on the model inside of a context.
 
         Args:
             labels: The checkpoints; labels that were never opened are ignored.
-            batcher: The thread that runs the model.
+            answering: Where answers come from.
 
         Raises:
             RoadError: where one can't be read any more, or the model has no room.
@@ -85,14 +85,14 @@ class OpenCheckpoints:
             used = [label for label in dict.fromkeys(labels) if label in self._names]
             self._uses.update(used)  # from now on none of them goes
         try:
-            self._bring_back(used, batcher)
+            self._bring_back(used, answering)
             yield
         finally:
             with self._records:
                 self._uses.subtract(used)
                 self._uses += Counter()  # drops the zeros
 
-    def _bring_back(self, labels: Sequence[str], batcher: Batcher) -> None:
+    def _bring_back(self, labels: Sequence[str], answering: Answering) -> None:
         with self._records:
             away = [label for label in labels if label not in self._on_model]
             for label in labels:
@@ -103,30 +103,29 @@ class OpenCheckpoints:
             path = self._sources.path_of(sources[label])
             with self._moving:
                 if label not in self._on_model:
-                    self._add(label, sources[label], path, batcher)
+                    self._add(label, sources[label], path, answering)
 
-    def _open_first_time(self, source: str, path: Path, batcher: Batcher) -> str:
+    def _open_first_time(self, source: str, path: Path, answering: Answering) -> str:
         label = self._new_label(source)
-        self._add(label, source, path, batcher)
+        self._add(label, source, path, answering)
         with self._records:
             self._labels[source] = label
         return label
 
-    def _add(self, label: str, source: str, path: Path, batcher: Batcher) -> None:
+    def _add(self, label: str, source: str, path: Path, answering: Answering) -> None:
         """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
         try:
             read(path)  # a damaged one is refused before the running batch is waited for
-            with batcher.lock:
+            with answering.lock:
                 # Before another one is removed: nothing has changed where this one does not fit.
-                batcher.road.add_checkpoint(path, label)
+                names = answering.add_checkpoint(path, self._sources.name_of(source), label)
                 try:
                     leaving = self._make_room()
                 except RoadError:
-                    batcher.road.remove_checkpoint(label)
+                    answering.remove_checkpoint(label)
                     raise
                 if leaving is not None:
-                    batcher.road.remove_checkpoint(leaving)
-                names = [name for name in batcher.road.names if name.partition("@")[2] == label]
+                    answering.remove_checkpoint(leaving)
                 with self._records:
                     self._on_model[label], self._names[label] = None, names
         except Exception as error:  # whatever reading or adding a foreign file raises

@@ -2,13 +2,19 @@
 
 import queue
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from roadint.demo.checks import check_number, check_whole
+from roadint.demo.checks import check_number, check_text, check_whole
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition
 
 MAX_NEW_TOKENS = 512
+MAX_PROMPT_TOKENS = 512  # the template's included
+MAX_ROWS = 32  # of one batch, and so of one request
+NOTHING_ASKED = "nothing to compare: tick a composition, or write an expression"
+# A longer prompt is refused before its tokens are counted, which takes long for megabytes.
+_MAX_PROMPT_CHARACTERS = 20 * MAX_PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,19 @@ class AnswerRequest:
                 return newest
             newest = following
         raise newest
+
+
+def check_question(prompt: str, compositions: Sequence[Composition]) -> None:
+    """Check a prompt, and how many compositions there are.
+
+    Args:
+        prompt: The instruction.
+        compositions: One an answer.
+
+    Raises:
+        RoadError: where the prompt is empty, too long or no text, or there are too many.
+    """
+    if not check_text("the prompt", prompt, _MAX_PROMPT_CHARACTERS).strip():
+        raise RoadError("the prompt is empty: write an instruction, or choose an example")
+    if len(compositions) > MAX_ROWS:
+        raise RoadError(f"{len(compositions)} compositions at once: expected at most {MAX_ROWS}")

@@ -3,14 +3,15 @@
 import logging
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
 from roadint.checkpoint.reading import folder_of, read
+from roadint.checkpoint.sources import CheckpointSources
+from roadint.demo.answering import Answering
 from roadint.demo.batching import Batcher
-from roadint.demo.checkpoint_sources import CheckpointSources
 from roadint.demo.checks import check_text
 from roadint.demo.open_checkpoints import OpenCheckpoints
 from roadint.errors import RoadError, first_line
@@ -30,6 +31,7 @@ class Service:
             roadint.
         folder: The folder whose checkpoints pages may open, beside those of the hub.
         model: A base model in place of the checkpoint's.
+        connect: Finds a server that answers, in place of a model in this process.
 
     Raises:
         RoadError: where the first checkpoint cannot be read.
@@ -39,13 +41,19 @@ class Service:
     """
 
     def __init__(
-        self, first: str | None = None, *, folder: str | Path = "runs", model: str | None = None
+        self,
+        first: str | None = None,
+        *,
+        folder: str | Path = "runs",
+        model: str | None = None,
+        connect: Callable[[], Answering] | None = None,
     ) -> None:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
         self.first_names = read(folder_of(self.first)).names()
         self._sources = CheckpointSources(self.folder)
         self._opened = OpenCheckpoints(self._sources, self.first_names)
-        self._batcher: Batcher | None = None
+        self._connect = connect or self._load_model
+        self._answering: Answering | None = None
         self._failure: str | None = None
         self._loaded = threading.Event()
         threading.Thread(target=self._load, daemon=True, name="roadint-demo-load").start()
@@ -53,7 +61,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether the model can answer."""
-        return self._batcher is not None
+        return self._answering is not None
 
     @property
     def failed(self) -> bool:
@@ -65,32 +73,42 @@ class Service:
         """One line for people."""
         if self._failure:
             return f"The model could not be loaded: {self._failure}"
-        if self._batcher is None:
+        if self._answering is None:
             return (
                 "The model is loading. The first time, it is prepared for about a minute; "
                 "answers come as soon as it is ready."
             )
-        model = self._batcher.road.model
-        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        dtype = str(model.dtype).removeprefix("torch.")
-        return f"{self.model_name}, {millions:,.0f} million parameters, {dtype}"
+        return self._answering.about
 
     @property
     def model_name(self) -> str:
         """The name of the base model, without folders of this machine."""
-        name = str(self.batcher.road.model.name_or_path)
-        return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+        return self.answering.model_name
+
+    @property
+    def answering(self) -> Answering:
+        """Where answers come from.
+
+        Raises:
+            RoadError: where the model is loading, or could not be loaded.
+        """
+        if self._answering is None:
+            raise RoadError(self.status)
+        return self._answering
 
     @property
     def batcher(self) -> Batcher:
         """The thread that runs the model.
 
         Raises:
-            RoadError: where the model is loading, or could not be loaded.
+            RoadError: as `answering`, and where a server answers.
         """
-        if self._batcher is None:
-            raise RoadError(self.status)
-        return self._batcher
+        if not isinstance(self.answering, Batcher):
+            raise RoadError(
+                "a server answers here, which shows nothing of its model's inside: for that, start "
+                "roadint demo without --server and --engine"
+            )
+        return self.answering
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the model is loaded, or could not be; returns whether it is ready."""
@@ -138,8 +156,8 @@ class Service:
         Raises:
             RoadError: where it is not allowed, damaged or does not fit the model; nothing changes.
         """
-        source = self._sources.source_of(name)
-        return self._opened.open(source, self.batcher)
+        source = self._sources.source_of(check_text("the checkpoint's name", name, 300))
+        return self._opened.open(source, self.answering)
 
     def using(self, compositions: Iterable[Composition]) -> AbstractContextManager[None]:
         """Keep the checkpoints of compositions on the model inside of a context.
@@ -154,14 +172,17 @@ class Service:
             RoadError: on entering, if a checkpoint is gone.
         """
         names = [name for composition in compositions for name, _ in composition.terms]
-        return self._opened.using({name.partition("@")[2] for name in names}, self.batcher)
+        return self._opened.using({name.partition("@")[2] for name in names}, self.answering)
+
+    def _load_model(self) -> Answering:
+        road, tokenizer = open_checkpoint(self.first, self._model, None)
+        batcher = Batcher(road, tokenizer)
+        batcher.warm_up()
+        return batcher
 
     def _load(self) -> None:
         try:
-            road, tokenizer = open_checkpoint(self.first, self._model, None)
-            batcher = Batcher(road, tokenizer)
-            batcher.warm_up()
-            self._batcher = batcher
+            self._answering = self._connect()
         except Exception as error:  # the page tells it, but for the names of this machine's folders
             _log.error("the model could not be loaded", exc_info=error)
             self._failure = _ABSOLUTE_PATH.sub("…", first_line(error))

@@ -1,13 +1,15 @@
 """The queue of requests, which shares turns among visitors."""
 
+import queue
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import replace
 
-from roadint.demo.requests import AnswerRequest
+from roadint.demo.requests import MAX_ROWS, AnswerRequest, Update
 from roadint.errors import RoadError
 
-MAX_ROWS = 32  # of one batch
 _MAX_REQUESTS = 64  # of all visitors, those that run included
 _MAX_REQUESTS_OF_A_VISITOR = 8
 _GATHERING = 0.03  # seconds in which requests of the same moment come together
@@ -40,21 +42,50 @@ class RequestQueue:
             RoadError: where too many wait already, of this visitor or of all.
         """
         with self._changed:
-            present = [r for r in self._waiting + self._running if not r.closed.is_set()]
-            of_visitor = sum(r.visitor == request.visitor for r in present)
-            if request.visitor is not None and of_visitor >= _MAX_REQUESTS_OF_A_VISITOR:
-                raise RoadError(
-                    f"{of_visitor} requests of yours are waiting already: expected at most "
-                    f"{_MAX_REQUESTS_OF_A_VISITOR}; wait for one, or stop it"
-                )
-            if len(present) >= _MAX_REQUESTS:
-                raise RoadError(
-                    f"{len(present)} requests of all visitors are waiting: try again in a minute"
-                )
+            self._check_room(request)
             ahead = len(self._waiting)
             self._waiting.append(request)
             self._changed.notify()
             return ahead
+
+    def begin(self, request: AnswerRequest) -> None:
+        """Add a request that runs at once, until `end`.
+
+        Raises:
+            RoadError: as `join`.
+        """
+        with self._changed:
+            self._check_room(request)
+            self._running.append(request)
+
+    def end(self, request: AnswerRequest) -> None:
+        """Close a request that `begin` has added."""
+        request.closed.set()
+        with self._changed:
+            self._running.remove(request)
+
+    def follow(
+        self, request: AnswerRequest, ahead: int, wanted: Callable[[], bool]
+    ) -> Generator[Update, None, None]:
+        """The updates of a request, at least two a second.
+
+        Args:
+            request: One that was added.
+            ahead: How many requests were ahead of it then.
+            wanted: Called repeatedly; False, when nobody waits any more, ends the updates.
+        """
+        update = Update([""] * len(request.compositions), waiting=ahead)
+        if ahead:
+            yield update
+        while wanted():
+            try:
+                update = request.newest_update()
+            except queue.Empty:
+                if update.waiting:
+                    update = replace(update, waiting=self.ahead_of(request))
+            yield update
+            if update.done:
+                return
 
     def ahead_of(self, request: AnswerRequest) -> int:
         """How many requests came before one that waits; 0 when it runs."""
@@ -81,6 +112,19 @@ class RequestQueue:
         """Note that the running batch is answered."""
         with self._changed:
             self._running = []
+
+    def _check_room(self, request: AnswerRequest) -> None:
+        present = [r for r in self._waiting + self._running if not r.closed.is_set()]
+        of_visitor = sum(r.visitor == request.visitor for r in present)
+        if request.visitor is not None and of_visitor >= _MAX_REQUESTS_OF_A_VISITOR:
+            raise RoadError(
+                f"{of_visitor} requests of yours are waiting already: expected at most "
+                f"{_MAX_REQUESTS_OF_A_VISITOR}; wait for one, or stop it"
+            )
+        if len(present) >= _MAX_REQUESTS:
+            raise RoadError(
+                f"{len(present)} requests of all visitors are waiting: try again in a minute"
+            )
 
     def _choose(self) -> list[AnswerRequest]:
         """The request whose turn it is, and those that can share its batch."""

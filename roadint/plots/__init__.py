@@ -6,6 +6,7 @@ from roadint.plots.evaluation import composition_figure, interference_figure
 from roadint.plots.heat import heat_figure
 from roadint.plots.linear import linear_figure
 from roadint.plots.paper import throughput_figure, training_cost_figure
+from roadint.plots.serve import serve_figure
 from roadint.plots.sweep import sweep_figure
 from roadint.plots.training import training_figure
 
@@ -17,6 +18,7 @@ __all__ = [
     "heat_figure",
     "interference_figure",
     "linear_figure",
+    "serve_figure",
     "sweep_figure",
     "throughput_figure",
     "training_cost_figure",

@@ -1,14 +1,12 @@
 """`roadint bench gpu`: the promises of speed on a GPU, in one run."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from roadint.cli.bench.options import check_shape
-from roadint.cli.bench.output import machine_line
+from roadint.cli.bench.output import bars_table, machine_line
 from roadint.cli.options import Json
 from roadint.cli.output import console, print_json, print_line
 from roadint.errors import RoadError, check_known
@@ -53,20 +51,8 @@ def gpu(
         print_json(result)
         return
     print_line(machine_line(result["machine"]))
-    console.print(_table(result["bars"]))
+    console.print(bars_table(result["bars"]))
     for name, took in result["stages"].items():
         print_line(f"{name}: {f'{took:.0f} s' if isinstance(took, float) else took}")
     for error in result["errors"]:
         print_line(f"failed: {error}")
-
-
-def _table(bars: list[Mapping[str, Any]]) -> Table:
-    table = Table("promise", "measured", "bar", "reached")
-    for bar in bars:
-        table.add_row(
-            bar["name"],
-            "not measured" if bar["value"] is None else f"{bar['value']:.3g}",
-            f"{'≤' if bar['at_most'] else '≥'} {bar['limit']:g}",
-            {True: "yes", False: "no", None: ""}[bar["reached"]],
-        )
-    return table

@@ -1,6 +1,6 @@
 """The table of a report that times systems beside each other, as train and generate do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,23 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         f"products {machine['matmul_gflops']:,.0f} GFLOP/s, torch {machine['torch']}, transformers "
         f"{machine['transformers']}"
     )
+
+
+def bars_table(bars: Sequence[Mapping[str, Any]]) -> Table:
+    """What is promised, beside what was measured.
+
+    Args:
+        bars: As `roadint.bench.bars.Bar.verdict` returns them.
+    """
+    table = Table("promise", "measured", "bar", "reached")
+    for bar in bars:
+        table.add_row(
+            bar["name"],
+            "not measured" if bar["value"] is None else f"{bar['value']:.3g}",
+            f"{'≤' if bar['at_most'] else '≥'} {bar['limit']:g}",
+            {True: "yes", False: "no", None: ""}[bar["reached"]],
+        )
+    return table
 
 
 def duration(seconds: float) -> str:

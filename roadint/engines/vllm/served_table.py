@@ -152,8 +152,11 @@ def _acting(u: Tensor, v: Tensor | None, places: Places) -> Bool[np.ndarray, " p
     moved = (u[:, 0] != 1) | (u[:, 1] != 0)
     if v is not None:
         moved |= (v != 0).any(dim=1)
-    numbers = moved.numpy()
-    return np.array([numbers[place.blocks].any() for place in places.by_key.values()], dtype=bool)
+    if not len(places):
+        return np.zeros(0, dtype=bool)
+    firsts = [place.first for place in places.by_key.values()]
+    acting: Bool[np.ndarray, " places"] = np.logical_or.reduceat(moved.numpy(), firsts)
+    return acting
 
 
 def _spans(tokens: Int[np.ndarray, " edited"]) -> list[tuple[int, int, int]]:

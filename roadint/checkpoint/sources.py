@@ -1,4 +1,4 @@
-"""The places from which visitors may open checkpoints: one folder, and the public hub.
+"""The places from which others may open checkpoints: one folder, and the public hub.
 
 A source is the absolute path of a folder, or a hub id.
 """
@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 
 from roadint.checkpoint.format import CONFIG, WHILE_TRAINING
-from roadint.demo.checks import check_text
-from roadint.demo.public_hub import CHECKPOINT_FILES, PublicHub
+from roadint.checkpoint.public_hub import CHECKPOINT_FILES, PublicHub
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -33,7 +32,7 @@ class CheckpointSources:
         return [str(path) for path in paths if WHILE_TRAINING not in path.parts]
 
     def source_of(self, name: str) -> str:
-        """The source that a name from a page means.
+        """The source that a name from a page or a client means.
 
         Args:
             name: A path in the folder, or a hub id.
@@ -44,7 +43,7 @@ class CheckpointSources:
         Raises:
             RoadError: where the name means anything else.
         """
-        name = check_text("the checkpoint's name", name, 300).strip()
+        name = name.strip()
         if not name:
             raise RoadError("no checkpoint chosen: expected one of the folder, or a hub id")
         path = self._path_below(name)

@@ -1,0 +1,150 @@
+"""vLLM in a process of its own: one engine, one configuration, many calls.
+
+The runner, the interpreter and the plugins of vLLM are chosen by environment variables before it is
+imported, so two engines can't share a process, and none can run beside pytest.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Runner = Literal["v1", "v2"]
+LONGEST = 600  # seconds that a call, or the start, may take
+ROOT = Path(__file__).parents[2]
+TRITON_CPU = Path(__file__).parent / "triton_cpu"
+COMMON = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core lies where tests can reach it
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+RUNNERS: dict[Runner, dict[str, str]] = {
+    "v1": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
+    "v2": {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"},
+}
+SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "seed": 0,
+    "block_size": 32,
+    "max_model_len": 512,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 128 << 20,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: tokens, a composition in any form that a request may have, and how many tokens."""
+
+    prompt: tuple[int, ...]
+    compose: Any = None
+    new: int = 6
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came back.
+
+    Args:
+        tokens: The new tokens.
+        logprobs: Their log-probabilities.
+        cached: How many tokens of the prompt came from the prefix cache.
+        preempted: How often the request lost its memory and began again.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    cached: int
+    preempted: int
+
+
+class EngineError(Exception):
+    """An exception inside of the engine's process: the name of its class, and its message."""
+
+    def __init__(self, kind: str, message: str, trace: str) -> None:
+        super().__init__(f"{kind}: {message}\n{trace}")
+        self.kind, self.message = kind, message
+
+
+class Engine:
+    """An `LLM` in a process of its own.
+
+    Args:
+        runner: "v1", or "v2", which runs in Triton's interpreter.
+        model: The model's folder.
+        checkpoints: Label → folder, for the plugin; None where it is not asked for anything.
+        settings: Other arguments of `LLM`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        model: str,
+        checkpoints: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        arguments = {"model": model, **SETTINGS, **settings}
+        if checkpoints is not None:
+            about = arguments.pop("roadint", {})
+            arguments["additional_config"] = {"roadint": {"checkpoints": checkpoints, **about}}
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.vllm.process", str(theirs.fileno())],
+                env=environment(runner),
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+            )
+        self._connection.send(arguments)
+        self._receive()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call `function(llm, *arguments)` in the engine's process.
+
+        Raises:
+            EngineError: where it raises.
+        """
+        self._connection.send((function, arguments))
+        return self._receive()
+
+    def generate(self, asked: Sequence[Asked]) -> list[Answered]:
+        """Answer requests, greedily, as one batch where they fit."""
+        from tests.vllm.inside import generate
+
+        return list(self.run(generate, list(asked)))
+
+    def close(self) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _receive(self) -> Any:
+        if not self._connection.poll(LONGEST):
+            self._process.kill()
+            raise TimeoutError(f"the engine said nothing for {LONGEST} s and was ended")
+        try:
+            result, error = self._connection.recv()
+        except EOFError:
+            code = self._process.wait(30)
+            raise RuntimeError(f"the engine's process ended with code {code}") from None
+        if error is not None:
+            raise EngineError(*error)
+        return result
+
+
+def environment(runner: Runner) -> dict[str, str]:
+    """The variables of a process in which vLLM runs with this runner."""
+    paths = [str(ROOT), *([str(TRITON_CPU)] if runner == "v2" else [])]
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([*paths, *([inherited] if inherited else [])])
+    return {**os.environ, **COMMON, **RUNNERS[runner], "PYTHONPATH": path}
