@@ -78,7 +78,7 @@ def _engine(runner: Runner, base: str, made: dict[str, str]) -> Engine:
         max_model_len=96,
         max_num_seqs=16,
         max_num_batched_tokens=48,
-        kv_cache_memory_bytes=5 << 19,
+        kv_cache_memory_bytes=1 << 20,
     )
 
 
