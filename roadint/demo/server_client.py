@@ -48,6 +48,7 @@ class ServerClient:
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "trust_env": parts.hostname not in _HERE,  # no proxy stands before this machine
             "timeout": httpx.Timeout(_LOADING, connect=10),
+            "verify": httpx.create_ssl_context(),  # once: it reads many certificates
         }
 
     def model(self) -> str:

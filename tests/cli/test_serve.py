@@ -40,10 +40,7 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_line_when_it_is_ready_and_a_signal_ends_it(
-    first: str, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_one_line_when_it_is_ready_and_a_signal_ends_it(first: str, tmp_path: Path) -> None:
     told, port = tmp_path / "told", free_port()
     process = started(
         first, "--add", f"x={first}", "--port", port, "--json", "--", "--told", str(told)
@@ -54,7 +51,7 @@ def test_one_line_when_it_is_ready_and_a_signal_ends_it(
         "model": "base0",
         "names": ["a", "b", "a@x", "b@x"],
     }
-    process.send_signal(number)
+    process.terminate()
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
     with pytest.raises(ProcessLookupError):
@@ -63,13 +60,13 @@ def test_one_line_when_it_is_ready_and_a_signal_ends_it(
 
 def test_people_read_the_address_and_requests_that_they_can_paste(first: str) -> None:
     port = free_port()
-    process = started(first, "--port", port, "--api-key", "secret", "--", "--fail", "later")
+    process = started(first, "--port", port, "--api-key", "secret")
+    assert process.stdout is not None
+    address, _, *examples = [process.stdout.readline() for _ in range(4)]
+    process.send_signal(signal.SIGINT)  # as Ctrl-C
     out, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.splitlines()[-1].startswith("roadint: the server ended: ")
-    address, _, *examples = out.splitlines()
+    assert (process.returncode, out) == (0, ""), errors
     assert f"base0 at http://127.0.0.1:{port}/v1, through a, b" in address
-    assert len(examples) == 2
     assert '"vllm_xargs": {"roadint": "a"}' in examples[0]
     assert '"model": "base0:a"' in examples[1]
     for example in examples:
