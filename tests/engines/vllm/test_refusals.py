@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from roadint import RoadError
-from roadint.engines.vllm.front import base_of, prompt_length_of
 from roadint.engines.vllm.refusals import check_engine
-from roadint.engines.vllm.served import Base
 from roadint.engines.vllm.versions import TESTED, check_version
 
 
@@ -77,17 +75,3 @@ def test_versions_that_were_not_tested(version: str) -> None:
 def test_versions_that_were(version: str) -> None:
     check_version(version)
     check_version(f"{version}+cpu")
-
-
-def test_the_base_model_of_a_configuration() -> None:
-    text = SimpleNamespace(hidden_size=32, num_hidden_layers=3, model_type="llama")
-    config: Any = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=text))
-    assert base_of(config) == Base(32, 3, "llama")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "embeds"), [([1, 2, 3], None), (None, [[0.0]] * 3), ([1] * 3, [0])]
-)
-def test_the_length_of_a_prompt(tokens: Any, embeds: Any) -> None:
-    request: Any = SimpleNamespace(prompt_token_ids=tokens, prompt_embeds=embeds)
-    assert prompt_length_of(request) == 3
