@@ -144,7 +144,7 @@ def _edit_all(
     hidden: Tensor, residual: Tensor | None, table: ServedTable, place: Place, frame: Frame | None
 ) -> None:
     """Edit all tokens by their index, as a graph that is captured has to."""
-    index = table.index[: len(hidden)]
+    index = _index_of(hidden, table)
     if frame is None and residual is not None and _fits_kernel(hidden, residual):
         from roadint.rotation.kernels.triton_edit import edit as edit_in_one_launch
 
@@ -157,6 +157,15 @@ def _edit_all(
     # A token that stays as it is comes back bit for bit, so that nothing is added to it.
     added = turn_rows(pairs, table.u, table.v, index, place.first, place.group) - pairs
     hidden.copy_(hidden + (added if frame is None else frame.out(added)))
+
+
+def _index_of(part: Tensor, table: ServedTable) -> Int[Tensor, " tokens"]:
+    if len(part) > len(table.index):  # else a kernel would read past its end
+        raise RoadError(
+            f"a layer gives {len(part)} hidden states: expected at most {len(table.index)}, one a "
+            "token of a step"
+        )
+    return table.index[: len(part)]
 
 
 def _fits_kernel(hidden: Tensor, residual: Tensor) -> bool:
@@ -207,7 +216,7 @@ def _turn_output(output: Tensor, number: int) -> None:
 
 
 def _turn_all(output: Tensor, table: ServedTable, place: Place) -> None:
-    index = table.index[: len(output)]
+    index = _index_of(output, table)
     if place.width == output.shape[-1] and output.is_contiguous():
         torch.ops.roadint.turn_(output, table.u, table.v, index, place.first, place.group)
         return

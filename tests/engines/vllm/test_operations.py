@@ -151,6 +151,14 @@ def test_several_states_a_token_are_refused(act: Callable[[Tensor], None], shape
         act(torch.randn(shape))
 
 
+def test_more_states_than_a_step_has_tokens_are_refused(tmp_path: Path) -> None:
+    """On a GPU, whose kernels read an entry of the index for each."""
+    steps = steps_of(registry_of(plain=serve(tmp_path, road(1))), tokens=8)
+    assert len(operations._index_of(torch.randn(8, 4), steps.hidden_table)) == 8
+    with pytest.raises(RoadError, match="9 hidden states: expected at most 8"):
+        operations._index_of(torch.randn(9, 4), steps.hidden_table)
+
+
 # Outputs of linear layers.
 
 TARGETS = {"q": 16, "k": 8, "v": 8}
