@@ -103,14 +103,15 @@ def make_inputs(job: ServeJob, folder: Path) -> Inputs:
         adapters[label] = _save(_adapted(model, count), folder / f"adapters-{label}")
     layout = find_targets(model)
     loras = [_write_lora(layout, folder / f"lora-{seed}", seed) for seed in range(_LORAS)]
-    size = 4 if "float32" in (job.dtype, str(config.dtype).removeprefix("torch.")) else 2
+    dtype = str(config.dtype).removeprefix("torch.") if job.dtype == "auto" else job.dtype
+    size = 2 if dtype in ("bfloat16", "float16") else 4
     return Inputs(
         source,
         random_prompts(job, config.vocab_size),
         hidden,
         adapters,
         loras,
-        token_bytes(config) * size,
+        token_numbers(config) * size,
     )
 
 
@@ -143,7 +144,7 @@ def random_prompts(job: ServeJob, vocabulary: int) -> list[list[int]]:
     return ids.tolist()
 
 
-def token_bytes(config: Any) -> int:
+def token_numbers(config: Any) -> int:
     """How many numbers the cache of keys and values has for a token.
 
     Args:

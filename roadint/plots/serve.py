@@ -27,7 +27,7 @@ def serve_figure(report: Mapping[str, Any]) -> Figure:
     """
     timed = [case for case in report["cases"] if "tokens_per_s" in case]
     names = list(dict.fromkeys(case["name"] for case in timed)) or [""]
-    systems = dict.fromkeys(case["system"].removesuffix(_FRESH) for case in timed)
+    systems = _systems(timed)
     counts = sorted({case["compositions"] for case in timed})
     colours = dict(zip(sorted(systems, key=_is_edited), ("#000000", *COLOURS[:-1]), strict=False))
     size = (_WIDE * len(names) + 2.4, _HIGH * len(_VALUES))
@@ -56,6 +56,12 @@ def serve_figure(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _systems(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The systems that have a line: requests without edits belong to those with some subspaces."""
+    names = dict.fromkeys(str(case["system"]).removesuffix(_FRESH) for case in cases)
+    return [name for name in names if not any(other.startswith(f"{name},") for other in names)]
+
+
 def _is_edited(system: str) -> bool:
     """The bare engine is drawn in black, and first."""
     return not system.startswith("bare")
@@ -76,13 +82,13 @@ def _draw(
 ) -> None:
     if not cases:
         return
-    label = max((case["system"].removesuffix(_FRESH) for case in cases), key=len)
+    label = max((str(case["system"]).removesuffix(_FRESH) for case in cases), key=len)
     if not _is_edited(label):
         panel.axhline(cases[0][value], color=colour, linewidth=1, label=label)
         return
     lines = [case for case in cases if not case["system"].endswith(_FRESH)]
     points = sorted((float(counts.index(case["compositions"])), case[value]) for case in lines)
-    if any(case["system"] == label for case in lines):
+    if points:
         draw_line(panel, points, color=colour, label=label)
     for case in cases:
         if case["system"].endswith(_FRESH):

@@ -18,6 +18,7 @@ from roadint.plots import (
     heat_figure,
     interference_figure,
     linear_figure,
+    serve_figure,
     sweep_figure,
     throughput_figure,
     training_cost_figure,
@@ -270,6 +271,42 @@ def test_a_bench_of_linear_layers_shows_time_over_the_base() -> None:
     assert bars(figure.axes[2].containers[0]) == [1.5]
     assert not figure.axes[5].patches
     assert len(linear_figure({"cases": []}).axes) == 1
+
+
+def test_serving_shows_tokens_and_the_first_one_over_compositions() -> None:
+    def case(cache: str, system: str, count: int, rate: float) -> dict[str, Any]:
+        served = {"tokens_per_s": rate, "ttft_s": 10 / rate}
+        return {"name": f"prefix cache {cache}", "system": system, "compositions": count, **served}
+
+    ours, fresh = "roadint, adapters, 1 subspace", "roadint, adapters, 1 subspace, new in every run"
+    cases = [
+        case("off", "bare engine", 0, 100.0),
+        case("off", "roadint, adapters", 0, 99.0),
+        case("off", ours, 256, 90.0),
+        case("off", ours, 1, 95.0),
+        case("off", fresh, 256, 80.0),
+        case("off", "vLLM LoRA r=8", 1, 20.0),
+        case("on", ours, 1, 180.0),
+        {"name": "thread time", "system": ours, "compositions": 1, "share": 0.1},
+        {"name": "prefix cache on", "system": "vLLM LoRA r=8", "error": "no room"},
+    ]
+    figure = serve_figure({"job": {"requests": 256}, "cases": cases})
+    off, on, off_first, _ = figure.axes
+    assert [off.get_title(), on.get_title()] == ["prefix cache off", "prefix cache on"]
+    assert lines(off) == {
+        "bare engine": [[0, 100.0], [1, 100.0]],  # from one side to the other
+        ours: [[0, 99.0], [1, 95.0], [2, 90.0]],
+        fresh: [[2, 80.0]],
+        "vLLM LoRA r=8": [[1, 20.0]],
+    }
+    assert lines(on) == {ours: [[1, 180.0]]}
+    assert lines(off_first)["vLLM LoRA r=8"] == [[1, 0.5]]
+    assert ticks(off_first)[0] == ["0", "1", "256"]
+    assert labels(figure)[2] == (
+        "different compositions in 256 requests", "seconds to the first token, median"
+    )  # fmt: skip
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*lines(off)]
+    assert len(serve_figure({"cases": []}).axes) == 2
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])

@@ -219,6 +219,32 @@ def test_kernels_read_rotations_of_any_layout(kernels: ModuleType, layout: str) 
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("group", [2, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("kernels")
+def test_a_stream_in_two_parts(mirrored: bool, group: int, dtype: torch.dtype) -> None:
+    """What is added to one part turns their sum; blocks and tokens without a turn get nothing."""
+    edit = importlib.import_module("roadint.rotation.kernels.triton_edit").edit
+    u, v = made(INDICES["a token"], mirrored)
+    u[:, 5] = 1
+    if v is not None:
+        v[:, 5] = 0
+    index = INDICES["a token"]
+    h, residual = (numbers(12, WIDTH, seed=seed, dtype=dtype) for seed in (3, 4))
+    state = h.float() + residual.float()
+    expected = (h.float() + by_rows(state, u, v, index, group) - state).to(dtype)
+    found = h.clone()
+    parts = [None if part is None else torch.view_as_real(part) for part in (u, v)]
+    edit(found, residual, *parts, index, group)
+    torch.testing.assert_close(
+        found, expected, atol=1e-5, rtol=0.008 if dtype is torch.bfloat16 else 1e-5
+    )
+    assert torch.equal(found[index < 0], h[index < 0])
+    still = plain.pairs(h, group)[:, 5], plain.pairs(found, group)[:, 5]
+    assert torch.equal(*still)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kernels_work_on_many_tokens_in_half_precision(
     kernels: ModuleType, dtype: torch.dtype

@@ -83,7 +83,7 @@ def _resolve(registry: Registry | None, asked: Any, request: Any) -> None:
             raise RoadError("a prompt that grows has no end yet: expected a whole prompt")
         resolved = registry.resolve(asked, prompt_length_of(request))
     except RoadError as error:
-        raise VLLMValidationError(str(error), parameter=KEY, value=asked) from None
+        raise VLLMValidationError(str(error), parameter=KEY) from None  # it names the value
     params = request.sampling_params
     params.extra_args = {**params.extra_args, KEY: resolved}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from roadint.engines.vllm.places import Place
 from roadint.engines.vllm.served_table import CHUNK, ServedTable
 from roadint.rotation.basis import Frame
-from roadint.rotation.kernels.operation import turn_rows
+from roadint.rotation.kernels.operation import kernel_for, turn_rows
 from roadint.rotation.kernels.torch import turn
 
 _SPANS = 8  # that are turned one after another; more are gathered
@@ -132,13 +132,29 @@ def _edit(hidden: Tensor, residual: Tensor | None, number: int) -> None:
 def _edit_all(
     hidden: Tensor, residual: Tensor | None, table: ServedTable, place: Place, frame: Frame | None
 ) -> None:
-    """Edit all tokens with an index, as a graph that is captured has to."""
+    """Edit all tokens by their index, as a graph that is captured has to."""
+    index = table.index[: len(hidden)]
+    if frame is None and residual is not None and _fits_kernel(hidden, residual):
+        from roadint.rotation.kernels.triton_edit import edit as edit_in_one_launch
+
+        u = table.u[:, place.blocks]
+        v = None if table.v is None else table.v[:, place.blocks]
+        edit_in_one_launch(hidden, residual, u, v, index, place.group)
+        return
     state = hidden.float() if residual is None else hidden.float() + residual
     pairs = state if frame is None else frame.into(state)
-    index = table.index[: len(hidden)]
     # A token that stays as it is comes back bit for bit, so that nothing is added to it.
     added = turn_rows(pairs, table.u, table.v, index, place.first, place.group) - pairs
     hidden.copy_(hidden + (added if frame is None else frame.out(added)))
+
+
+def _fits_kernel(hidden: Tensor, residual: Tensor) -> bool:
+    return (
+        kernel_for(hidden) is not None
+        and hidden.is_contiguous()
+        and residual.is_contiguous()
+        and residual.dtype is hidden.dtype
+    )
 
 
 def _edit_some(

@@ -17,13 +17,13 @@ from triton.compiler import CompiledKernel
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _BLOCKS = 512  # of a program, at most: 2 kB of bfloat16, a few vector loads of every thread
-_TOKENS = 4  # of a program, where there are many: their rotation is read once
-_FEW = 1024  # tokens: up to here a program a token fills the device
+AT_A_TIME = 4  # of a program, where there are many: their rotation is read once
+FEW_TOKENS = 1024  # tokens: up to here a program a token fills the device
 _CHUNK = 64  # tokens of a backward program, whose gradients of u are summed in registers
 
 
 @triton.jit
-def _load_pairs(
+def load_pairs(
     numbers, row, exists, part, blocks, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr
 ):
     """First and second dims of some blocks of some rows, as [ROWS, BLOCKS]."""
@@ -42,7 +42,7 @@ def _load_pairs(
 
 
 @triton.jit
-def _store_pairs(
+def store_pairs(
     numbers,
     first,
     second,
@@ -54,6 +54,7 @@ def _store_pairs(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
+    """Store first and second dims, [ROWS, BLOCKS], where `load_pairs` finds them."""
     kind = numbers.dtype.element_ty
     if HALF == 1:
         dim = part * 2 * BLOCKS + tl.arange(0, 2 * BLOCKS)
@@ -98,16 +99,16 @@ def _turn(
     wanted = exists
     if IN_PLACE:
         wanted = acts  # what is not turned is not even read
-    first, second = _load_pairs(h, row, wanted, part, blocks, HALF, TOKENS, BLOCKS)
+    first, second = load_pairs(h, row, wanted, part, blocks, HALF, TOKENS, BLOCKS)
     a, b = first.to(tl.float32), second.to(tl.float32)
-    x, y = _load_pairs(u, rotation, acts, part, blocks, 1, TOKENS, BLOCKS)
+    x, y = load_pairs(u, rotation, acts, part, blocks, 1, TOKENS, BLOCKS)
     c, d = x * a - y * b, x * b + y * a
     if MIRRORED:
-        x, y = _load_pairs(v, rotation, acts, part, blocks, 1, TOKENS, BLOCKS)
+        x, y = load_pairs(v, rotation, acts, part, blocks, 1, TOKENS, BLOCKS)
         c, d = c + x * a + y * b, d + y * a - x * b
     if INDEXED and not IN_PLACE:
         c, d = tl.where(acts[:, None], c, a), tl.where(acts[:, None], d, b)
-    _store_pairs(out, c, d, row, wanted, part, blocks, HALF, TOKENS, BLOCKS)
+    store_pairs(out, c, d, row, wanted, part, blocks, HALF, TOKENS, BLOCKS)
 
 
 @triton.jit
@@ -142,16 +143,16 @@ def _gradients(  # noqa: C901, one kernel
     one = tl.arange(0, 1)
     acts = (one + number) >= 0
     rotation = (one + number).to(tl.int64) * u_stride
-    x, y = _load_pairs(u, rotation, acts, part, blocks, 1, 1, BLOCKS)
+    x, y = load_pairs(u, rotation, acts, part, blocks, 1, 1, BLOCKS)
     if MIRRORED:
-        p, q = _load_pairs(v, rotation, acts, part, blocks, 1, 1, BLOCKS)
+        p, q = load_pairs(v, rotation, acts, part, blocks, 1, 1, BLOCKS)
     u_real, u_imaginary = tl.zeros((1, BLOCKS), tl.float32), tl.zeros((1, BLOCKS), tl.float32)
     v_real, v_imaginary = tl.zeros((1, BLOCKS), tl.float32), tl.zeros((1, BLOCKS), tl.float32)
     for start in range(0, CHUNK, TOKENS):
         token = begin + start + tl.arange(0, TOKENS)
         exists = token < per
         row = (entry.to(tl.int64) * per + token) * 2 * blocks
-        first, second = _load_pairs(gradient, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
+        first, second = load_pairs(gradient, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
         c, d = first.to(tl.float32), second.to(tl.float32)
         if TO_H:
             a, b = x * c + y * d, x * d - y * c
@@ -159,9 +160,9 @@ def _gradients(  # noqa: C901, one kernel
                 a, b = a + p * c + q * d, b + q * c - p * d
             if INDEXED:
                 a, b = tl.where(acts[:, None], a, c), tl.where(acts[:, None], b, d)
-            _store_pairs(to_h, a, b, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
+            store_pairs(to_h, a, b, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
         if TO_U:
-            first, second = _load_pairs(h, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
+            first, second = load_pairs(h, row, exists, part, blocks, HALF, TOKENS, BLOCKS)
             a, b = first.to(tl.float32), second.to(tl.float32)
             u_real += tl.sum(c * a + d * b, 0)[None, :]
             u_imaginary += tl.sum(d * a - c * b, 0)[None, :]
@@ -171,9 +172,9 @@ def _gradients(  # noqa: C901, one kernel
     if TO_U:
         whole = (one + piece).to(tl.int64) * 2 * blocks
         stored = one == 0
-        _store_pairs(to_u, u_real, u_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
+        store_pairs(to_u, u_real, u_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
         if MIRRORED:
-            _store_pairs(to_v, v_real, v_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
+            store_pairs(to_v, v_real, v_imaginary, whole, stored, part, blocks, 1, 1, BLOCKS)
 
 
 def prepare() -> None:
@@ -228,10 +229,10 @@ class Launch:
         group: int,
         out: Tensor,
     ) -> None:
-        u, v = _alike(u, v)
-        tokens, blocks, block = _sizes(h)
+        u, v = alike(u, v)
+        tokens, blocks, block = sizes(h)
         per = tokens // max(1, len(u) if index is None else len(index))
-        at_a_time = 1 if tokens <= _FEW else _TOKENS
+        at_a_time = 1 if tokens <= FEW_TOKENS else AT_A_TIME
         self._grid = (triton.cdiv(tokens, at_a_time), triton.cdiv(blocks, block), 1)
         self._rest = (
             *(u, u if v is None else v, u if index is None else index),
@@ -248,7 +249,7 @@ class Launch:
         if known and h.device.index == torch.cuda.current_device():
             self._compiled(h, out, *self._rest)
             return
-        compiled = _launch(_turn, self._grid, (h, out, *self._rest), h.device)
+        compiled = launch(_turn, self._grid, (h, out, *self._rest), h.device)
         if aligned and isinstance(compiled, CompiledKernel):
             self._compiled = compiled[self._grid]
 
@@ -284,11 +285,11 @@ def gradients(
         The gradients of h, u and v; None for what is not wanted. Entries without a rotation get
         zeros.
     """
-    u, v = _alike(u, v)
-    tokens, blocks, block = _sizes(h)
+    u, v = alike(u, v)
+    tokens, blocks, block = sizes(h)
     entries = len(u) if index is None else len(index)
     per = tokens // max(1, entries)
-    at_a_time = min(_TOKENS, triton.next_power_of_2(max(1, per)))
+    at_a_time = min(AT_A_TIME, triton.next_power_of_2(max(1, per)))
     chunk = max(at_a_time, min(_CHUNK, triton.next_power_of_2(max(1, per))))
     chunks = max(1, triton.cdiv(per, chunk))
     block = min(block, _BLOCKS // 2)  # registers hold the sums, too
@@ -301,7 +302,7 @@ def gradients(
     constants = (group // 2, v is not None, index is not None, of_h, of_u, chunk, at_a_time, block)
     tensors = (u, u if v is None else v, u if index is None else index, to_h, to_u, to_v)
     grid = (entries * chunks, triton.cdiv(blocks, block), 1)
-    _launch(_gradients, grid, (gradient, h, *tensors, *numbers, *constants), h.device)
+    launch(_gradients, grid, (gradient, h, *tensors, *numbers, *constants), h.device)
     return (
         to_h if of_h else None,
         _sum(to_u, index, entries) if of_u else None,
@@ -319,7 +320,7 @@ def _sum(
     return sums if index is None else sums.masked_fill(index[:, None, None] < 0, 0)
 
 
-def _alike(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def alike(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Rotations as the kernels read them: blocks side by side, and v laid out as u.
 
     They know one distance from rotation to rotation, and would read other numbers in silence.
@@ -329,13 +330,14 @@ def _alike(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return u.contiguous(), None if v is None else v.contiguous()
 
 
-def _sizes(h: Tensor) -> tuple[int, int, int]:
+def sizes(h: Tensor) -> tuple[int, int, int]:
     """Tokens, blocks, and the blocks of a program."""
     blocks = h.shape[-1] // 2
     return h.numel() // h.shape[-1], blocks, min(_BLOCKS, triton.next_power_of_2(blocks))
 
 
-def _launch(kernel: Any, grid: tuple[int, int, int], arguments: Any, device: torch.device) -> Any:
+def launch(kernel: Any, grid: tuple[int, int, int], arguments: Any, device: torch.device) -> Any:
+    """Start a kernel on a device; nothing for an empty grid."""
     if not (grid[0] and grid[1]):
         return None
     if device.type != "cuda":  # Triton's interpreter

@@ -11,10 +11,15 @@ from roadint import RoadIntervention
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout
 from roadint.checkpoint.writing import save
+from roadint.engines.vllm.hidden_rows import HiddenRows
+from roadint.engines.vllm.linear_rows import LinearRows
+from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite
 from roadint.engines.vllm.places import Place
 from roadint.engines.vllm.plan import Plan
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base, Served, open_served
+from roadint.engines.vllm.shards import Piece
+from roadint.engines.vllm.steps import Limits, Steps
 from roadint.grammar.position import Position
 from roadint.interventions.base import SubspaceIntervention
 from roadint.rotation.rotation import Rotation
@@ -158,3 +163,37 @@ def code(plan: Plan, rank: int, prompt_length: int) -> int:
     lengths = torch.tensor([prompt_length])
     selects = [position.edited(torch.tensor([[rank]]), lengths) for position in plan.positions]
     return sum(int(selected) << bit for bit, selected in enumerate(selects))
+
+
+# An engine's process, without an engine.
+
+
+def steps_of(
+    registry: Registry,
+    pieces: Mapping[str, list[Piece]] | None = None,
+    requests: int = 4,
+    tokens: int = 64,
+) -> Steps:
+    """The books of a process that serves a registry's checkpoints."""
+    served = list(registry.served.values())
+    widths: dict[str, int] = {}
+    for listed in (pieces or {}).values():
+        for piece in listed:
+            widths[piece.module] = max(widths.get(piece.module, 0), piece.offset + piece.width)
+    linear = LinearRows(served, pieces or {}, widths, reserve=False)
+    hidden = HiddenRows(served, (), WIDTH)
+    return Steps(registry, hidden, linear, Limits(requests, tokens), torch.device("cpu"))
+
+
+def armed_of(steps: Steps) -> Armed:
+    """What a model's layers read, in the order of the sites and modules."""
+    armed = Armed(steps.hidden_table, steps.linear_table)
+    order = list(steps.hidden.places.by_key.values())
+    for site in steps.hidden.sites:
+        places = [(order.index(place), place, frame) for place, frame in steps.hidden.at(site)]
+        armed.sites.append(ArmedSite(str(site), places))
+    order = list(steps.linear.places.by_key.values())
+    for module in steps.linear.modules:
+        listed = [(order.index(place), place) for place in steps.linear.at(module)]
+        armed.linears.append(ArmedLinear(module, listed))
+    return armed

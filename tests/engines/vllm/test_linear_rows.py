@@ -23,14 +23,14 @@ from tests.engines.vllm.helpers import (
     serve,
 )
 
-INPUTS, HEAD, HEADS, KV, HIDDEN = 8, 4, 4, 2, 12
+INPUTS, HEAD, HEADS, KV = 8, 4, 4, 2
 WIDTHS = {
     "q": HEADS * HEAD,
     "k": KV * HEAD,
     "v": KV * HEAD,
     "o": 8,
-    "gate": 24,
-    "up": 24,
+    "gate": 32,
+    "up": 32,
     "down": 8,
 }
 GROUPS: dict[str, Any] = {"adjacent": "adjacent", "groups of 4": 4}

@@ -160,7 +160,7 @@ def test_paths_are_those_of_the_folder(server: Server, runs: Path) -> None:
         ("x", 5, "path 5 is no text"),
         ("x", " ", "path ' '"),
         ("x", "a" * 301, "no text of 1 to 300"),
-        ("a b", "first", "'a b' is not a plain word"),
+        ("a b", "first", "label 'a b' of a checkpoint is not a plain word"),
         (HOSTILE, "first", "is not a plain word"),
         ("x", "foreign", "expected its own base model"),
     ],
