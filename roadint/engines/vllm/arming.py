@@ -61,6 +61,7 @@ def find_pieces(model: nn.Module, body: str) -> tuple[dict[str, list[Piece]], di
 
     fused: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", None) or {}
     mapper = getattr(model, "hf_to_vllm_mapper", None)
+    past = _read_past(model)
     pieces: dict[str, list[Piece]] = {}
     widths: dict[str, int] = {}
     for path, module in model.named_modules():
@@ -69,7 +70,7 @@ def find_pieces(model: nn.Module, body: str) -> tuple[dict[str, list[Piece]], di
         parent, _, name = path.rpartition(".")
         names = [f"{parent}.{part}" for part in fused.get(name, [name])]
         parts, rank, processes = _parts_of(module)
-        if len(names) not in (1, len(parts)) or _can_not_be_turned(module):
+        if len(names) not in (1, len(parts)) or module in past or _can_not_be_turned(module):
             continue
         found = pieces_of(path, names, parts, rank, processes)
         for target, listed in found.items():
@@ -78,9 +79,25 @@ def find_pieces(model: nn.Module, body: str) -> tuple[dict[str, list[Piece]], di
     return pieces, widths
 
 
+def _read_past(model: nn.Module) -> set[nn.Module]:
+    """Layers whose weights others read, past their forward, where an edit would not act."""
+    from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+
+    return {module.kv_b_proj for module in model.modules() if isinstance(module, MLAAttention)}
+
+
 def _can_not_be_turned(module: Any) -> bool:
-    """Whether a layer hands its bias on, for the model to add it later."""
-    return bool(module.skip_bias_add and getattr(module, "bias", None) is not None)
+    """Whether a layer does not turn into its output what its quant_method computes.
+
+    Some hand their bias on, for the model to add it later; some have kernels of their own for small
+    batches.
+    """
+    from vllm.model_executor.layers import linear
+
+    known = (linear.ReplicatedLinear, linear.ColumnParallelLinear, linear.RowParallelLinear)
+    is_plain = any(type(module).forward is kind.forward for kind in known)
+    hands_bias_on = module.skip_bias_add and getattr(module, "bias", None) is not None
+    return bool(not is_plain or hands_bias_on)
 
 
 def _parts_of(module: Any) -> tuple[list[Part], int, int]:
