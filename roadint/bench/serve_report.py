@@ -177,6 +177,7 @@ def served_bars(counts: Sequence[int]) -> list[Bar]:
                         1.03,
                     )
                     for what, name in (("thread time", THREAD_TIME), ("time", name_of(False)))
+                    if most > 1
                 ),
             ]
     ours = system_of("adapters", 1)

@@ -2,7 +2,7 @@
 
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,7 @@ import typer
 
 from roadint.cli.options import Base
 from roadint.cli.output import print_line
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 
 if TYPE_CHECKING:
     from roadint.demo.answering import Answering
@@ -21,6 +21,10 @@ def demo(
     checkpoint: Annotated[
         str | None,
         typer.Argument(help="Folder or hub id; by default the small one that comes with it."),
+    ] = None,
+    further: Annotated[
+        list[str] | None,
+        typer.Argument(help="With --engine vllm, after --: arguments of `vllm serve`."),
     ] = None,
     model: Base = None,
     folder: Annotated[
@@ -60,13 +64,15 @@ def demo(
         raise RoadError("--auth: expected USER:PASSWORD")
     if server and (engine == "vllm" or model):
         raise RoadError(f"--server {server} has its engine and its model: leave out others")
+    if further and engine != "vllm":
+        raise RoadError(f"{quoted(further[0])} is for --engine vllm: leave it out")
     first = checkpoint or str(SHIPPED)
     answering: Any = nullcontext(None)
     if server:
         answers = _answers_of(server, api_key, first)  # which fails before a page opens
         answering = nullcontext(lambda: answers)
     elif engine == "vllm":
-        answering = _started(first, model, folder)
+        answering = _started(first, model, folder, further or ())
     with answering as connect:
         service = Service(first, folder=folder, model=model, connect=connect)
         print_line(
@@ -90,14 +96,18 @@ def _answers_of(url: str, api_key: str | None, first: str) -> "Answering":
 
 
 @contextmanager
-def _started(first: str, model: str | None, folder: Path) -> "Iterator[Callable[[], Answering]]":
+def _started(
+    first: str, model: str | None, folder: Path, further: Sequence[str]
+) -> "Iterator[Callable[[], Answering]]":
     """A server of our own, for us alone."""
     from roadint.engines.vllm.server import Server, check_vllm
     from roadint.model.serving import needs_of, plan_server
 
     check_vllm()
     layers, adapters = needs_of(folder, first)
-    plan = plan_server(first, None, model, folder=folder, layers=layers, adapters=adapters)
+    plan = plan_server(
+        first, None, model, folder=folder, layers=layers, adapters=adapters, further=further
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,6 +1,8 @@
 """`roadint bench serve` without vLLM: what it serves, what it asks of engines, and what its report says of their times."""
 
 import json
+import pydoc
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from roadint.bench.serve_inputs import (
     random_prompts,
     token_numbers,
 )
-from roadint.bench.serve_meter import INSIDE, Meter
+from roadint.bench.serve_meter import INSIDE, Meter, measure_roadint
 from roadint.bench.serve_report import (
     served_case,
     served_ratios,
@@ -198,19 +200,38 @@ def test_a_meter_replaces_functions_where_they_stand(monkeypatch: pytest.MonkeyP
     assert meter.calls["worker"] == 1
 
 
-def test_what_is_measured_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that was renamed would not be measured: wrapping it fails."""
-    meter = Meter()
-    for group, places in INSIDE.items():
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
+    """All that roadint runs in an engine, until the end of a test: a function that was renamed can't be wrapped."""
+    from roadint.engines.vllm import operations
+
+    for places in INSIDE.values():
         for place in places:
-            module, _, path = place.partition(":")
-            owner: Any = __import__(module, fromlist=["_"])
-            *outer, name = path.split(".")
-            for part in outer:
-                owner = getattr(owner, part)
-            monkeypatch.setattr(owner, name, getattr(owner, name))
-            meter.wrap(group, place)
-    assert set(meter.calls) == {"worker", "core", "front"}
+            monkeypatch.setattr(place.replace(":", "."), pydoc.locate(place.replace(":", ".")))
+    meter = Meter()
+    own = {name: getattr(operations, f"_{name}") for name in ("edit", "turn_output")}
+    measure_roadint(meter)
+    yield meter
+    for name, function in own.items():
+        operations._library.impl(name, function, "CPU", allow_override=True)
+
+
+def test_operations_are_measured_wherever_they_are_called_from(measured: Meter) -> None:
+    """Outside of an engine's step they refuse, and that takes time, too."""
+    from roadint.engines.vllm import operations
+
+    assert set(measured.calls) == {"worker", "core", "front"}
+    hidden = torch.zeros(2, 4)
+    calls = (
+        lambda: operations.edit(hidden, None, 0),
+        lambda: operations.turn_output(hidden, 0),
+        lambda: torch.ops.roadint.edit(hidden, None, 0),
+        lambda: torch.ops.roadint.turn_output(hidden, 0),
+    )
+    for number, act in enumerate(calls, 1):
+        with pytest.raises(RuntimeError, match="outside of an engine's step"):
+            act()
+        assert measured.calls["worker"] == number
 
 
 def runs(*seconds: float, cached: float = 0.0) -> list[dict[str, Any]]:

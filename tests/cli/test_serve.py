@@ -123,6 +123,7 @@ def test_an_app_without_its_server_opens_no_page(first: str, capsys: Any, monkey
         (["--server", url], f"the server at {url} does not answer"),
         (["--server", "there"], "--server 'there': expected one such as http://127.0.0.1:8000"),
         (["--server", url, "--engine", "vllm"], "leave out others"),
+        (["--", "--enforce-eager"], "'--enforce-eager' is for --engine vllm"),
     ]:
         code, out, errors = call(capsys, monkeypatch, "demo", first, *arguments)
         assert (code, out) == (2, "")

@@ -95,3 +95,15 @@ def save(
             adapter.alpha.uniform_(0.95, 1.05, generator=draw)
     road.save_pretrained(folder)
     return str(folder)
+
+
+def late(model: Any, folder: Path, seed: int) -> str:
+    """What comes while an engine serves: sites and layers that `main` and `adapters` have."""
+    edits = [
+        RoadIntervention(layer=2, subspaces={"german": "[0, d/2)", "french": "[d/2, d)"}),
+        RoadIntervention(layer=12, phase="generated", subspaces={"said": "[0, d)"}),
+        RoadIntervention(layer=8, position="all", phase="both", subspaces={"ever": "[d/2, d)"}),
+    ]
+    road = RoadModel(model)
+    road.add_adapter("tuned")
+    return save(model, folder, edits, road.adapters.values(), seed)

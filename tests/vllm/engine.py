@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 Runner = Literal["v1", "v2"]
 LONGEST = 600  # seconds that a call, or the start, may take
 ROOT = Path(__file__).parents[2]
@@ -26,7 +28,7 @@ COMMON = {
 }
 RUNNERS: dict[Runner, dict[str, str]] = {
     "v1": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
-    "v2": {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"},
+    "v2": {"VLLM_USE_V2_MODEL_RUNNER": "1"},
 }
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
@@ -170,7 +172,9 @@ class Engine(Process):
 
 def environment(runner: Runner) -> dict[str, str]:
     """The variables of a process in which vLLM runs with this runner."""
-    paths = [str(ROOT), *([str(TRITON_CPU)] if runner == "v2" else [])]
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([*paths, *([inherited] if inherited else [])])
-    return {**os.environ, **COMMON, **RUNNERS[runner], "PYTHONPATH": path}
+    chosen = {**os.environ, **COMMON, **RUNNERS[runner]}
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    if runner == "v2" and not torch.cuda.is_available():
+        chosen["TRITON_INTERPRET"] = "1"
+        paths.insert(0, str(TRITON_CPU))
+    return {**chosen, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

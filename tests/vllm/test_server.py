@@ -16,12 +16,13 @@ import httpx
 import openai
 import pytest
 
-from roadint import RoadModel
+from roadint import RoadIntervention, RoadModel
 from roadint.checkpoint.reading import read
 from roadint.demo.requests import AnswerSettings
 from roadint.demo.server_answers import ServerAnswers
 from roadint.demo.server_client import ServerClient
 from roadint.grammar.composition import Composition
+from tests.vllm.checkpoints import save
 from tests.vllm.conftest import MODELS, road_with
 from tests.vllm.engine import ROOT, SETTINGS, Answered, Asked, environment
 from tests.vllm.helpers import COMPOSITIONS, prompt_of
@@ -53,8 +54,14 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 def running(folders: Any, road_of: Any) -> Iterator[Running]:
-    """It serves two checkpoints; a third one, with adapters, lies in its folder."""
+    """It serves two checkpoints; a third one, with an adapter, lies in its folder."""
     _, made = folders(NAME)
+    late = Path(made[""]).parent / "late"
+    with_style = RoadModel(road_of(NAME).model)
+    with_style.add_adapter("style")
+    warm = RoadIntervention(layer=2, subspaces={"warm": "[0, d)"})
+    save(with_style.model, late, [warm], with_style.adapters.values(), seed=4)
+    made = {**made, "late": str(late)}
     arguments = [made[""], "--model", NAME, "--add", f"b={made['b']}", "--adapters"]
     arguments += ["--folder", str(Path(made[""]).parent), "--api-key", KEY, "--port", "8731"]
     for name, value in SETTINGS.items():
@@ -216,31 +223,35 @@ def test_a_token_guards_every_route(running: Running) -> None:
 
 def test_checkpoints_come_and_go_while_requests_run(running: Running) -> None:
     """A stream that has begun keeps its checkpoint to its end; the next request is refused."""
-    url, names = "/v1/roadint/checkpoints", read(running.checkpoints["ad"]).names("ad")
-    loaded = running.ask("POST", url, {"label": "ad", "path": "adapters"})
-    assert (loaded.status_code, loaded.json()["names"]) == (200, names), loaded.text
-    assert running.ask("POST", url, {"label": "ad", "path": "other"}).status_code == 409
+    url = "/v1/roadint/checkpoints"
+    loaded = running.ask("POST", url, {"label": "c", "path": "late"})
+    assert loaded.status_code == 200, loaded.text
+    assert loaded.json()["names"] == ["warm@c", "style@c"]
+    assert running.ask("POST", url, {"label": "c", "path": "other"}).status_code == 409
+    refused = running.ask("POST", url, {"label": "ad", "path": "adapters"})
+    assert (refused.status_code, "start it with adapters" in refused.text) == (400, True)
     assert running.ask("POST", url, {"label": "x", "path": "../other"}).status_code == 404
     listed = running.ask("GET", url).json()
-    assert [told["label"] for told in listed["data"]] == ["", "b", "ad"]
-    fingerprint = read(running.checkpoints["ad"]).config["sha256"]
+    assert [told["label"] for told in listed["data"]] == ["", "b", "c"]
+    fingerprint = read(running.checkpoints["late"]).config["sha256"]
     assert listed["data"][2]["fingerprint"] == fingerprint
     models = [model.id for model in running.client.models.list()]
     assert models == [NAME, *(f"{NAME}:{name}" for name in listed["names"])]
-    settings: Any = {"max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    model = f"{NAME}:road_1@ad + german"
+    settings: Any = {"max_tokens": 80, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    model = f"{NAME}:style@c + warm@c + german"
     whole = running.complete(model, **settings)
     stream: Any = running.client.completions.create(
         model=model, prompt=QUESTION, stream=True, **settings
     )
     parts = [next(stream).choices[0].text]
-    assert running.ask("DELETE", f"{url}/ad").status_code == 200
-    assert "unknown subspace 'road_1@ad'" in refusal(running, model=model)[1]
+    assert running.ask("DELETE", f"{url}/c").status_code == 200
+    assert "unknown subspace 'style@c'" in refusal(running, model=model)[1]
     parts += [part.choices[0].text for part in stream]
     assert "".join(parts) == whole
-    assert running.ask("DELETE", f"{url}/ad").status_code == 404
-    assert running.ask("POST", url, {"label": "ad", "path": "adapters"}).status_code == 200
+    assert running.ask("DELETE", f"{url}/c").status_code == 404
+    assert running.ask("POST", url, {"label": "c", "path": "late"}).status_code == 200
     assert running.complete(model, **settings) == whole
+    assert running.complete(f"{NAME}:german", **settings) != whole
 
 
 def test_the_app_gets_the_answers_of_roadmodel(running: Running) -> None:

@@ -168,9 +168,10 @@ def _value(text: str) -> Any:
 def _show(report: Mapping[str, Any]) -> None:
     about = report["machine"]
     print_line(f"{machine_line(about)}, vLLM {about['vllm']}, model runner {about['model_runner']}")
-    console.print(_served(report))
-    console.print(_thread_times(report))
-    console.print(bars_table(report["bars"]))
+    measured = [bar for bar in report["bars"] if bar["value"] is not None]
+    for table in (_served(report), _thread_times(report), bars_table(measured)):
+        if table.row_count:
+            console.print(table)
     for case in report["cases"]:
         if "error" in case:
             print_line(f"failed: {case['name']}, {case['system']}: {case['error']}")

@@ -1,11 +1,16 @@
 """Checkpoints that come and go while an engine serves (needs vLLM)."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from roadint.engines.vllm.registry import Registry
-from roadint.engines.vllm.served import open_served
+from roadint.engines.vllm.served import Served, open_served
 from roadint.engines.vllm.settings import KEY, check_served_label
 from roadint.errors import RoadError
+
+Answers = Sequence[dict[str, Any]]
+"""What each engine says."""
 
 
 def served(engine: Any) -> dict[str, dict[str, Any]]:
@@ -34,8 +39,15 @@ async def load(engine: Any, label: str, path: str) -> None:
     Raises:
         RoadError: where it can't be served; nothing changes then.
     """
-    front = _checked(engine, label, path)
-    _finish_load(front, label, path, await _call(engine, "roadint_load", label, path))
+    front = _changeable(engine)
+    opened = await asyncio.to_thread(_opened, front, label, path)
+    answers = await _call(engine, "roadint_load", label, path)
+    reason = _refused(opened, answers)
+    if reason is not None:
+        if _is_anywhere(answers):
+            await _call(engine, "roadint_unload", label)
+        raise RoadError(reason)
+    front.load(label, opened)
 
 
 async def unload(engine: Any, label: str) -> None:
@@ -44,21 +56,30 @@ async def unload(engine: Any, label: str) -> None:
     Raises:
         RoadError: where no checkpoint has the label.
     """
-    _front(engine).unload(label)
-    _front(engine).forget(())
+    front = _changeable(engine)
+    front.unload(label)
+    front.forget(())
     _raise(await _call(engine, "roadint_unload", label))
 
 
 def load_sync(llm: Any, label: str, path: str) -> None:
     """As `load`, of vLLM's offline `LLM`."""
-    front = _checked(llm, label, path)
-    _finish_load(front, label, path, _call_sync(llm, "roadint_load", label, path))
+    front = _changeable(llm)
+    opened = _opened(front, label, path)
+    answers = _call_sync(llm, "roadint_load", label, path)
+    reason = _refused(opened, answers)
+    if reason is not None:
+        if _is_anywhere(answers):
+            _call_sync(llm, "roadint_unload", label)
+        raise RoadError(reason)
+    front.load(label, opened)
 
 
 def unload_sync(llm: Any, label: str) -> None:
     """As `unload`, of vLLM's offline `LLM`."""
-    _front(llm).unload(label)
-    _front(llm).forget(())
+    front = _changeable(llm)
+    front.unload(label)
+    front.forget(())
     _raise(_call_sync(llm, "roadint_unload", label))
 
 
@@ -73,32 +94,53 @@ def _front(engine: Any) -> Registry:
     return registry
 
 
-def _checked(engine: Any, label: str, path: str) -> Registry:
+def _changeable(engine: Any) -> Registry:
     front = _front(engine)
-    front.check_load(check_served_label(label), open_served(path, front.base))
+    config = getattr(engine, "llm_engine", engine).vllm_config
+    servers = config.parallel_config._api_process_count
+    if servers > 1:
+        raise RoadError(
+            f"the engine has {servers} API servers, of which one alone would know of the change: "
+            "expected --api-server-count 1"
+        )
     return front
 
 
-def _finish_load(front: Registry, label: str, path: str, answer: dict[str, Any]) -> None:
-    _raise(answer)
+def _opened(front: Registry, label: str, path: str) -> Served:
+    check_served_label(label)
     opened = open_served(path, front.base)
-    if opened.fingerprint != answer["about"]["fingerprint"]:
-        raise RoadError(f"{path} changed while it was loaded: unload {label!r}, load it again")
-    front.load(label, opened)
+    front.check_load(label, opened)
+    return opened
 
 
-def _raise(answer: dict[str, Any]) -> None:
-    if "error" in answer:
-        raise RoadError(answer["error"])
+def _refused(opened: Served, answers: Answers) -> str | None:
+    """Why an engine did not load a checkpoint; None where all did."""
+    for answer in answers:
+        if "error" in answer:
+            return str(answer["error"])
+        if answer["about"]["fingerprint"] != opened.fingerprint:
+            return f"{opened.path} changed while it was loaded: load it again"
+    return None
 
 
-async def _call(engine: Any, method: str, *args: Any) -> Any:
-    answers = await engine.engine_core.call_utility_all_async(method, *args)
-    return next((answer for answer in answers if "error" in answer), answers[0])
+def _is_anywhere(answers: Answers) -> bool:
+    """Whether an engine has loaded it. Several engines share a front where data is parallel."""
+    return any("error" not in answer for answer in answers)
 
 
-def _call_sync(llm: Any, method: str, *args: Any) -> Any:
+def _raise(answers: Answers) -> None:
+    for answer in answers:
+        if "error" in answer:
+            raise RoadError(answer["error"])
+
+
+async def _call(engine: Any, method: str, *args: Any) -> Answers:
+    answers: Answers = await engine.engine_core.call_utility_all_async(method, *args)
+    return answers
+
+
+def _call_sync(llm: Any, method: str, *args: Any) -> Answers:
     client = llm.llm_engine.engine_core
     if hasattr(client, "call_utility"):
-        return client.call_utility(method, *args)
-    return getattr(client.engine_core, method)(*args)
+        return [client.call_utility(method, *args)]
+    return [getattr(client.engine_core, method)(*args)]

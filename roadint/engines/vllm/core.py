@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from roadint.engines.vllm.front import prompt_length_of, registry_of
-from roadint.engines.vllm.prompt_edits import PromptEdits
+from roadint.engines.vllm.prompt_edits import PromptEdits, prompt_edits
 from roadint.engines.vllm.served import open_served
 from roadint.engines.vllm.settings import KEY
 from roadint.errors import RoadError, first_line
@@ -61,7 +61,7 @@ def _key(registry: Any, request: Any) -> None:
     if registry is None or not isinstance(resolved, dict) or "of" not in resolved:
         raise RoadError("a request's composition did not pass the engine's front")
     keyed = Keyed(resolved)
-    keyed.edits = PromptEdits(registry.plan(resolved), prompt_length_of(request))
+    keyed.edits = prompt_edits(registry.plan(resolved), prompt_length_of(request))
     params.extra_args = {**params.extra_args, KEY: keyed}
 
 

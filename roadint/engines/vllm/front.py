@@ -2,13 +2,14 @@
 
 import functools
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from roadint.engines.vllm.refusals import check_engine
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base
 from roadint.engines.vllm.settings import KEY, Settings
-from roadint.errors import RoadError
+from roadint.errors import RoadError, did_you_mean, quoted
 
 _PROTOCOLS = (
     ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
@@ -41,6 +42,20 @@ def prompt_length_of(request: Any) -> int:
     return len(tokens if tokens is not None else request.prompt_embeds)
 
 
+def check_arguments(extra: Mapping[str, Any]) -> None:
+    """Refuse arguments that were meant for roadint, which would answer as the base model else.
+
+    Args:
+        extra: A request's further arguments, those for others among them.
+
+    Raises:
+        RoadError: where one has almost the name of roadint's.
+    """
+    for name in extra:
+        if name != KEY and (name == "compose" or did_you_mean(str(name).lower(), [KEY])):
+            raise RoadError(f"a request has {quoted(name)}: expected {{{KEY!r}: a composition}}")
+
+
 def wrap_input_processor(processor: type) -> None:
     """Make an input processor read what requests ask for.
 
@@ -60,20 +75,25 @@ def wrap_input_processor(processor: type) -> None:
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
         request = process(self, request_id, prompt, params, *args, **kwargs)
-        asked = (getattr(params, "extra_args", None) or {}).get(KEY)
-        if asked is not None:
-            _resolve(self.roadint, asked, request)
+        extra = getattr(params, "extra_args", None)
+        if extra:
+            _resolve(self.roadint, extra, request)
         return request
 
     processor.__init__ = __init__  # type: ignore[misc]
     processor.process_inputs = process_inputs  # type: ignore[attr-defined]
 
 
-def _resolve(registry: Registry | None, asked: Any, request: Any) -> None:
+def _resolve(registry: Registry | None, extra: Mapping[str, Any], request: Any) -> None:
     """Put what a request asks for into it, as it travels."""
     from vllm.exceptions import VLLMValidationError
 
+    asked = extra.get(KEY)
     try:
+        if registry is not None:
+            check_arguments(extra)
+        if asked is None:
+            return
         if registry is None:
             raise RoadError(
                 f"the engine has no checkpoints: expected additional_config={{{KEY!r}: "

@@ -152,6 +152,11 @@ def _read_directly(model: nn.Module) -> set[int]:
 
 def _why_not(module: Any, is_read: bool, names: list[str], matrices: list[Part]) -> str | None:
     """Why a layer's output can't be turned, if so."""
+    from vllm.model_executor.layers import linear
+
+    known = (linear.ReplicatedLinear, linear.ColumnParallelLinear, linear.RowParallelLinear)
+    if not any(type(module).forward is kind.forward for kind in known):
+        return "has kernels of its own for it"
     if module.skip_bias_add and getattr(module, "bias", None) is not None:
         return "adds the bias of it later, elsewhere"
     if is_read:

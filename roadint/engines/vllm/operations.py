@@ -5,6 +5,7 @@ step that is running: a graph that is compiled, cached or captured holds numbers
 modules, and on a GPU the memory of the tables, nothing else.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from roadint.engines.vllm.places import Place
 from roadint.engines.vllm.served_table import CHUNK, ServedTable
+from roadint.errors import RoadError
 from roadint.rotation.basis import Frame
 from roadint.rotation.kernels.operation import kernel_for, turn_rows
 from roadint.rotation.kernels.torch import turn
@@ -92,9 +94,7 @@ def edit(
         residual: The rest of the residual stream, where the engine adds it later.
         number: The number of the site.
     """
-    if hidden.ndim != 2:
-        hidden = hidden.view(-1, hidden.shape[-1])
-        residual = None if residual is None else residual.view_as(hidden)
+    hidden, residual = _by_token(hidden), None if residual is None else _by_token(residual)
     if torch.compiler.is_compiling():
         torch.ops.roadint.edit(hidden, residual, number)
     else:
@@ -108,12 +108,23 @@ def turn_output(output: Float[Tensor, "tokens width"], number: int) -> None:
         output: The output.
         number: The number of the layer.
     """
-    if output.ndim != 2:
-        output = output.view(-1, output.shape[-1])
+    output = _by_token(output)
     if torch.compiler.is_compiling():
         torch.ops.roadint.turn_output(output, number)
     else:
         _turn_output(output, number)
+
+
+def _by_token(part: Tensor) -> Float[Tensor, "tokens width"]:
+    """The same memory, a token a row; some models give a dim of its own to a batch of one."""
+    if part.ndim == 2:
+        return part
+    if math.prod(part.shape[:-2]) != 1:
+        raise RoadError(
+            f"a layer gives hidden states of shape {tuple(part.shape)}: expected [tokens, width], "
+            "one a token"
+        )
+    return part.view(-1, part.shape[-1])
 
 
 def _edit(hidden: Tensor, residual: Tensor | None, number: int) -> None:
@@ -133,7 +144,7 @@ def _edit_all(
     hidden: Tensor, residual: Tensor | None, table: ServedTable, place: Place, frame: Frame | None
 ) -> None:
     """Edit all tokens by their index, as a graph that is captured has to."""
-    index = table.index[: len(hidden)]
+    index = _index_of(hidden, table)
     if frame is None and residual is not None and _fits_kernel(hidden, residual):
         from roadint.rotation.kernels.triton_edit import edit as edit_in_one_launch
 
@@ -146,6 +157,15 @@ def _edit_all(
     # A token that stays as it is comes back bit for bit, so that nothing is added to it.
     added = turn_rows(pairs, table.u, table.v, index, place.first, place.group) - pairs
     hidden.copy_(hidden + (added if frame is None else frame.out(added)))
+
+
+def _index_of(part: Tensor, table: ServedTable) -> Int[Tensor, " tokens"]:
+    if len(part) > len(table.index):  # else a kernel would read past its end
+        raise RoadError(
+            f"a layer gives {len(part)} hidden states: expected at most {len(table.index)}, one a "
+            "token of a step"
+        )
+    return table.index[: len(part)]
 
 
 def _fits_kernel(hidden: Tensor, residual: Tensor) -> bool:
@@ -196,7 +216,7 @@ def _turn_output(output: Tensor, number: int) -> None:
 
 
 def _turn_all(output: Tensor, table: ServedTable, place: Place) -> None:
-    index = table.index[: len(output)]
+    index = _index_of(output, table)
     if place.width == output.shape[-1] and output.is_contiguous():
         torch.ops.roadint.turn_(output, table.u, table.v, index, place.first, place.group)
         return

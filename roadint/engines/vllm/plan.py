@@ -86,6 +86,11 @@ class Plan:
         )
 
     @cached_property
+    def of_lengths(self) -> dict[int, Any]:
+        """What is edited in prompts of some lengths; see `roadint.engines.vllm.prompt_edits`."""
+        return {}
+
+    @cached_property
     def hidden_key(self) -> tuple[Any, ...]:
         """What the hidden states of two requests with equal keys are edited with is equal."""
         return tuple((served.fingerprint, terms) for served, terms in self.hidden)

@@ -10,6 +10,8 @@ from jaxtyping import Int
 
 from roadint.engines.vllm.plan import Codes, Plan, Ranks
 
+_LENGTHS = 256  # of prompts, that a plan keeps
+
 Run = tuple[int, int, int]
 """Neighbouring tokens of one code: the first, the one after the last, the code."""
 
@@ -82,6 +84,22 @@ class PromptEdits:
         if runs:
             key.append(("roadint", f"{self.plan.hidden_text} {runs}"))
         return tuple(key) or None
+
+
+def prompt_edits(plan: Plan, prompt_length: int) -> PromptEdits:
+    """The edited tokens of a request; they are the same for prompts of one length.
+
+    Args:
+        plan: What acts, which keeps them.
+        prompt_length: The length of the prompt, in tokens.
+    """
+    known = plan.of_lengths
+    found: PromptEdits | None = known.get(prompt_length)
+    if found is None:
+        if len(known) >= _LENGTHS:
+            known.clear()
+        found = known[prompt_length] = PromptEdits(plan, prompt_length)
+    return found
 
 
 class Chunk(NamedTuple):

@@ -167,7 +167,9 @@ class Registry:
         return resolved
 
     def _resolve(self, composition: Composition) -> Resolved | None:
-        check_sums([part for parts in self._labelled.values() for part in parts], [composition])
+        acting = {name for name, _ in composition.terms}
+        parts = [part for parts in self._labelled.values() for part in parts]
+        check_sums([part for part in parts if not acting.isdisjoint(part.partition)], [composition])
         by_name = {
             _labelled(adapter.name, label): adapter
             for label, served in self._served.items()

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from roadint.engines.vllm.hidden_rows import HiddenRows
 from roadint.engines.vllm.linear_rows import LinearRows
 from roadint.engines.vllm.plan import Plan
-from roadint.engines.vllm.prompt_edits import Chunk, PromptEdits, edited_in
+from roadint.engines.vllm.prompt_edits import Chunk, PromptEdits, edited_in, prompt_edits
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Served
 from roadint.engines.vllm.served_table import ServedTable
@@ -85,7 +85,7 @@ class Steps:
             return
         plan = self.registry.plan(resolved)
         if plan.edits:
-            self._edits[request] = PromptEdits(plan, prompt_length)
+            self._edits[request] = prompt_edits(plan, prompt_length)
         if plan.adapters:
             self._adapters[request] = plan
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from roadint import RoadError
 from roadint.engines.vllm import operations
 from roadint.engines.vllm.operations import activate, edit, turn_output
 from roadint.engines.vllm.shards import Part, pieces_of
@@ -140,6 +141,22 @@ def test_more_dims_before_the_last(tmp_path: Path) -> None:
     after = before.clone()
     edit(after, rest, 0)
     check(before[0], after[0], rest[0], [None, None, dense_edit(part, {"a": 1})])
+
+
+@pytest.mark.parametrize("act", [lambda h: edit(h, h.clone(), 0), lambda h: turn_output(h, 0)])
+@pytest.mark.parametrize("shape", [(4, 3, WIDTH), (3, 2, WIDTH), (2, 1, 3, WIDTH)])
+def test_several_states_a_token_are_refused(act: Callable[[Tensor], None], shape: Any) -> None:
+    """As Gemma 3n has: which of them a token's edit is for is not known."""
+    with pytest.raises(RoadError, match=r"of shape \(.*: expected \[tokens, width\]"):
+        act(torch.randn(shape))
+
+
+def test_more_states_than_a_step_has_tokens_are_refused(tmp_path: Path) -> None:
+    """On a GPU, whose kernels read an entry of the index for each."""
+    steps = steps_of(registry_of(plain=serve(tmp_path, road(1))), tokens=8)
+    assert len(operations._index_of(torch.randn(8, 4), steps.hidden_table)) == 8
+    with pytest.raises(RoadError, match="9 hidden states: expected at most 8"):
+        operations._index_of(torch.randn(9, 4), steps.hidden_table)
 
 
 # Outputs of linear layers.

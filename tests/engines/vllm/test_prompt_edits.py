@@ -90,22 +90,33 @@ ADAPTERS = served_at(
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[PromptEdits, list[int]]:
+def plans(draw: st.DrawFn) -> Plan:
     positions = draw(st.lists(st.sampled_from(POSITIONS), max_size=2))
     fingerprint = f"{draw(st.sampled_from('fg'))} of {positions}"
     strength = draw(st.sampled_from([1.0, 2.0]))
     plan = plan_at(*positions, fingerprint=fingerprint, strength=strength)
     terms = draw(st.sampled_from([(), (("x", 1.0),), (("x", 2.0),), (("x", 1.0), ("y", 1.0))]))
-    plan = Plan(plan.hidden, ((ADAPTERS, terms),) if terms else ())
+    return Plan(plan.hidden, ((ADAPTERS, terms),) if terms else ())
+
+
+@st.composite
+def requests(draw: st.DrawFn, plan: Plan | None = None) -> tuple[PromptEdits, list[int]]:
+    plan = draw(plans()) if plan is None else plan
     prompt_length = draw(st.integers(3, 14))
     tokens = draw(st.integers(prompt_length, 18))
     return PromptEdits(plan, prompt_length), [7] * tokens  # alike, so that prompts share all
 
 
-@given(first=requests(), second=requests())
-def test_blocks_whose_values_differ_never_have_the_same_key(
-    first: tuple[PromptEdits, list[int]], second: tuple[PromptEdits, list[int]]
-) -> None:
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Any, Any]:
+    """Two requests, which often ask for the same."""
+    plan = draw(plans())
+    return draw(requests(plan)), draw(requests(draw(st.sampled_from([plan, None]))))
+
+
+@given(pair=pairs())
+def test_blocks_whose_values_differ_never_have_the_same_key(pair: Any) -> None:
+    first, second = pair
     for key, other in itertools.product(
         zip(chain(*first), acted(*first), strict=True),
         zip(chain(*second), acted(*second), strict=True),
@@ -136,6 +147,14 @@ def test_a_prompt_that_grows_shares_what_was_edited_alike() -> None:
 def test_prompts_that_end_elsewhere_share_the_beginning_only() -> None:
     plan = plan_at(Position.parse("last(2)"))
     first, second = PromptEdits(plan, 16), PromptEdits(plan, 18)
+    of_first, of_second = chain(first, [7] * 16), chain(second, [7] * 16)
+    assert of_first[:3] == of_second[:3]
+    assert of_first[3] != of_second[3]
+
+
+def test_prompts_that_end_elsewhere_in_a_block_share_it_not() -> None:
+    plan = plan_at(Position.parse("last"))
+    first, second = PromptEdits(plan, 14), PromptEdits(plan, 15)
     of_first, of_second = chain(first, [7] * 16), chain(second, [7] * 16)
     assert of_first[:3] == of_second[:3]
     assert of_first[3] != of_second[3]

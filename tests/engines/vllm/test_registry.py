@@ -151,6 +151,15 @@ def test_labels_and_names_that_are_taken(registry: Registry, tmp_path: Path) -> 
     assert registry.names == ["a", "b", "x", "y", "a@two", "b@two", "c@three"]
 
 
+def test_all_is_what_there_is(tmp_path: Path) -> None:
+    registry = registry_of(one=serve(tmp_path / "one", road(0)))
+    assert [layer for layer, _ in acting(registry, "all")] == [0]
+    registry.load("two", serve(tmp_path / "two", road(1)))
+    assert [layer for layer, _ in acting(registry, "all")] == [0, 1]
+    registry.unload("one")
+    assert [layer for layer, _ in acting(registry, "all")] == [1]
+
+
 def test_a_label_that_is_a_name_of_another(tmp_path: Path) -> None:
     """`a` is the subspace and never the checkpoint, as in RoadModel."""
     registry = registry_of(

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,20 +52,23 @@ class Models:
 class Server:
     """vLLM's application with roadint's routes, and an engine that serves `first`."""
 
-    def __init__(self, folder: Path | None, first: Path | None) -> None:
+    def __init__(self, folder: Path | None, first: Path | None, processes: int = 1) -> None:
         self.registry, self.core = Registry(BASE), Core()
         if first is not None:
             self.registry.load("", open_served(str(first), BASE))
         config: dict[str, Any] = {} if folder is None else {"roadint": {"folder": str(folder)}}
         engine = SimpleNamespace(
-            vllm_config=SimpleNamespace(additional_config=config),
+            vllm_config=SimpleNamespace(
+                additional_config=config,
+                parallel_config=SimpleNamespace(_api_process_count=processes),
+            ),
             input_processor=SimpleNamespace(roadint=self.registry if first else None),
             engine_core=self.core,
         )
         self.app, routes = FastAPI(), RoadRoutes()
         self.app.state.openai_serving_models = Models()
         routes.attach_router(self.app)
-        asyncio.run(routes.init_state(engine, self.app.state, None))  # type: ignore[arg-type]
+        asyncio.run(routes.init_state(engine, self.app.state, Namespace()))
 
     def ask(self, *requests: tuple[str, str, Any]) -> list[tuple[int, Any]]:
         """The answers to requests that are sent at the same time."""
@@ -213,6 +217,15 @@ def test_without_a_folder_nothing_is_loaded(runs: Path) -> None:
     assert answer[0] == 403
     assert "start it with a folder" in message(answer)
     assert server.ask(("GET", URL, None))[0][0] == 200
+
+
+def test_several_processes_keep_the_checkpoints_that_they_began_with(runs: Path) -> None:
+    """What one of them is told, the others would not know."""
+    server = Server(runs, runs / "first", processes=2)
+    answer = server.load("x", "first")
+    assert answer[0] == 400
+    assert "expected --api-server-count 1" in message(answer)
+    assert not server.core.calls
 
 
 def test_an_engine_without_roadint_keeps_its_list_of_models() -> None:

@@ -78,10 +78,11 @@ def test_merged_columns(sizes: list[int], processes: int, one_name: bool) -> Non
     whole = {name: Counter[int]() for name in names}
     for rank in range(processes):
         found = pieces_of("m", names, [Part(width) for width in widths], rank, processes)
-        assert sum(map(len, found.values())) == len(sizes)
         pieces = [piece for listed in found.values() for piece in listed]
-        assert [piece.offset for piece in pieces] == [sum(sizes[:i]) for i in range(len(sizes))]
-        assert [piece.width for piece in pieces] == sizes
+        joined = one_name and processes == 1  # one after another in both outputs
+        held = [sum(sizes)] if joined else sizes
+        assert [piece.offset for piece in pieces] == [sum(held[:i]) for i in range(len(held))]
+        assert [piece.width for piece in pieces] == held
         for name, listed in found.items():
             for piece in listed:
                 whole[name].update(range(piece.start, piece.start + piece.width))
@@ -113,3 +114,37 @@ def test_what_a_process_computes_is_its_part(rank: int) -> None:
                 fused[piece.offset : piece.offset + piece.width],
                 whole[piece.start : piece.start + piece.width],
             )
+
+
+@given(groups=st.integers(1, 4), each=st.integers(1, 3), processes=st.sampled_from([1, 2, 4]))
+def test_groups_of_queries_keys_and_values(groups: int, each: int, processes: int) -> None:
+    """One layer in transformers too, where a group's queries, its key and its value are together."""
+    groups *= processes
+    head = 2
+    order = [("q", number) for number in range(groups * each)]
+    order += [(kind, number) for kind in "kv" for number in range(groups)]
+    theirs = [
+        place
+        for group in range(groups)
+        for place in (
+            *(("q", group * each + number) for number in range(each)),
+            ("k", group),
+            ("v", group),
+        )
+    ]
+    parts = [Part(groups * each * head), Part(groups * head), Part(groups * head)]
+    for rank in range(processes):
+        pieces = pieces_of("qkv", ["qkv"], parts, rank, processes, groups)["qkv"]
+        held: dict[int, int] = {}
+        for piece in pieces:
+            for dim in range(piece.width):
+                held[piece.offset + dim] = piece.start + dim
+        ours = [
+            (kind, number)
+            for kind, number in order
+            if number // (groups // processes * (each if kind == "q" else 1)) == rank
+        ]
+        assert sorted(held) == list(range(len(ours) * head))
+        for place, (kind, number) in enumerate(ours):
+            start = theirs.index((kind, number)) * head
+            assert [held[place * head + dim] for dim in range(head)] == [start, start + 1]
