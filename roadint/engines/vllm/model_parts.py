@@ -80,8 +80,9 @@ class ModelParts:
         pieces: dict[str, list[Piece]] = {}
         widths: dict[str, int] = {}
         read = _read_directly(self.model)
+        inside = self.body.rpartition(".")[0] + "."
         for path, module in self.model.named_modules():
-            if not isinstance(module, LinearBase) or not path.startswith(f"{self.body}."):
+            if not isinstance(module, LinearBase) or not path.startswith(inside):
                 continue
             names = self._names(path)
             matrices, rank, processes = _matrices_of(module)
@@ -116,7 +117,7 @@ class ModelParts:
 
     def _groups(self, path: str, module: Any) -> int:
         """In how many groups a layer that is fused in transformers too has its parts there."""
-        if self.is_of_transformers:
+        if self.is_of_transformers or not path.startswith(f"{self.body}."):
             return 1  # such layers keep their order
         layer, _, name = path.removeprefix(f"{self.body}.").partition(".")
         grouped = known_layer(self.layers[int(layer)]).grouped

@@ -13,7 +13,7 @@ from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite, activ
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.rows.hidden_rows import HiddenRows
 from roadint.engines.vllm.rows.linear_rows import LinearRows
-from roadint.engines.vllm.served import open_served
+from roadint.engines.vllm.served import Served, open_served
 from roadint.engines.vllm.settings import ARMED, KEY, Settings
 from roadint.engines.vllm.steps import Limits, Steps, not_run
 from roadint.errors import RoadError, first_line
@@ -50,6 +50,9 @@ class RoadWorker:
         self.steps = Steps(self.registry, hidden, linear, limits, device_of(model))
         self._armed = Armed(self.steps.hidden_table, self.steps.linear_table)
         arm(parts, hidden, linear, self._armed)
+        # What is armed for checkpoints that come later may be a layer that the model does not call.
+        of_served = set().union(*(linear.modules_of(one) for one in served))
+        self._needed = {site.name for site in self._armed.sites} | of_served
         self._ran = False
         # Graphs are cached by the configuration, and hold the numbers of what is armed.
         configured = vllm_config.additional_config
@@ -89,14 +92,14 @@ class RoadWorker:
         activate(self._armed)
 
     def check_ran(self) -> None:
-        """Check, after the first forward pass, that all that is armed was run.
+        """Check, after the first forward pass, that all that checkpoints edit was run.
 
         Raises:
             RoadError: where something was not, so that an edit of it could not act.
         """
         if not self._ran:
             for part in self._parts:
-                if not part.ran:
+                if not part.ran and part.name in self._needed:
                     raise not_run(part.name)
             self._ran = True
 
@@ -107,10 +110,18 @@ class RoadWorker:
             if served.fingerprint != fingerprint:
                 raise RoadError(f"{path} changed while it was loaded: load it again")
             self.steps.check(served)
+            self._check_run(served)
             self.registry.load(label, served)
         except (RoadError, OSError) as error:
             return str(error) if isinstance(error, RoadError) else first_line(error)
         return None
+
+    def _check_run(self, served: Served) -> None:
+        """Refuse adapters on layers that the model, which has run at its start, does not call."""
+        needed = self.steps.linear.modules_of(served)
+        for part in self._armed.linears:
+            if part.name in needed and not part.ran:
+                raise not_run(part.name)
 
     def unload(self, label: str, in_use: list[str]) -> None:
         """Serve a checkpoint no longer."""

@@ -68,6 +68,11 @@ class LinearRows:
         """The modules that are armed."""
         return list(dict.fromkeys(key[0] for key in self.places.by_key))  # type: ignore[index]
 
+    def modules_of(self, served: Served) -> set[str]:
+        """The modules that a checkpoint's adapters turn."""
+        parts = (part for one in served.adapters for part in self._parts(one, served.path))
+        return {piece.module for _, _, piece in parts}
+
     def at(self, module: str) -> list[Place]:
         """The places of a module."""
         return [place for key, place in self.places.by_key.items() if key[0] == module]  # type: ignore[index]
