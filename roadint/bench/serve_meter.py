@@ -18,7 +18,7 @@ INSIDE: Mapping[str, Sequence[str]] = {
     ),
     "core": (
         "roadint.engines.vllm.core:_key",
-        "roadint.engines.vllm.prompt_edits:PromptEdits.key_of_block",
+        "roadint.engines.vllm.rows.prompt_edits:PromptEdits.key_of_block",
     ),
     "front": ("roadint.engines.vllm.front:_resolve",),
 }

@@ -100,7 +100,7 @@ def _started(
     first: str, model: str | None, folder: Path, further: Sequence[str]
 ) -> "Iterator[Callable[[], Answering]]":
     """A server of our own, for us alone."""
-    from roadint.engines.vllm.server import Server, check_vllm
+    from roadint.engines.vllm.http.server import Server, check_vllm
     from roadint.model.serving import needs_of, plan_server
 
     check_vllm()

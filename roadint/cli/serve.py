@@ -14,7 +14,7 @@ from roadint.cli.output import print_line
 from roadint.progress import waiting
 
 if TYPE_CHECKING:
-    from roadint.engines.vllm.server import Server
+    from roadint.engines.vllm.http.server import Server
     from roadint.model.serving import ServerPlan
 
 
@@ -45,7 +45,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve a checkpoint with vLLM: an OpenAI server whose requests have their own compositions."""
-    from roadint.engines.vllm.server import Server
+    from roadint.engines.vllm.http.server import Server
     from roadint.model.serving import plan_server
 
     plan = plan_server(

@@ -12,9 +12,9 @@ from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import folder_of, read
 from roadint.checkpoint.sources import CheckpointSources
 from roadint.data.chat_template import chat_template
+from roadint.engines.vllm.http.server import ServerSettings, check_vllm
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base
-from roadint.engines.vllm.server import ServerSettings, check_vllm
 from roadint.engines.vllm.settings import KEY, Settings
 from roadint.errors import RoadError, did_you_mean, first_line, quoted
 from roadint.files.paths import is_folder

@@ -191,11 +191,11 @@ def test_nested_calls_count_once() -> None:
 
 
 def test_a_meter_replaces_functions_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    from roadint.engines.vllm import slots
+    from roadint.engines.vllm.rows import slots
 
     monkeypatch.setattr(slots.Slots, "take", slots.Slots.take)  # put back at the end
     meter = Meter()
-    meter.wrap("worker", "roadint.engines.vllm.slots:Slots.take")
+    meter.wrap("worker", "roadint.engines.vllm.rows.slots:Slots.take")
     assert slots.Slots(2).take(["a"]) == ({"a": 0}, ["a"])
     assert meter.calls["worker"] == 1
 
@@ -208,6 +208,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
     for places in INSIDE.values():
         for place in places:
             monkeypatch.setattr(place.replace(":", "."), pydoc.locate(place.replace(":", ".")))
+    monkeypatch.setattr(operations._running, "armed", None)  # other tests leave a model there
     meter = Meter()
     own = {name: getattr(operations, f"_{name}") for name in ("edit", "turn_output")}
     measure_roadint(meter)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from roadint.engines.vllm import operations
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
+from roadint.engines.vllm.rows.shards import Piece
 from roadint.engines.vllm.served import Served
-from roadint.engines.vllm.shards import Piece
 from roadint.engines.vllm.steps import Limits, Steps
 from tests.device.helpers import check_same
 from tests.engines.vllm.helpers import adapter, registry_of, road, serve

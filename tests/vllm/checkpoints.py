@@ -88,8 +88,8 @@ def save(
         for edit in road.interventions:
             if edit.unmeasured_axes() is not None:
                 edit.fit_basis(torch.randn(64, edit.width, generator=draw))
-            edit.theta.normal_(0, 0.4, generator=draw)
-            edit.alpha.uniform_(0.8, 1.2, generator=draw)
+            edit.theta.normal_(0, 0.25, generator=draw)
+            edit.alpha.uniform_(0.9, 1.1, generator=draw)
         for adapter in road.adapters.values():
             adapter.theta.normal_(0, 0.05, generator=draw)
             adapter.alpha.uniform_(0.95, 1.05, generator=draw)

@@ -44,8 +44,12 @@ def test_edits_are_large_enough_to_see(served: Served) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_short_prompts(served: Served, length: int) -> None:
-    """A position may reach over the beginning of a prompt."""
+    """A position may reach over the beginning of a prompt.
+
+    The first token's hidden states are hundreds of times larger than others', so an edit of it that
+    all that follows depends on makes rounding large, in either engine.
+    """
     composed = [name for name in COMPOSITIONS if name is None or "picked" not in name]
     draw = random.Random(length)
     asked = [Asked(prompt_of(draw, length), compose, 2) for compose in composed]
-    check(served.road, asked, served.engine.generate(asked))
+    check(served.road, asked, served.engine.generate(asked), rounding=10)

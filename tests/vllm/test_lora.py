@@ -95,6 +95,19 @@ def _asked(served: Served, draw: random.Random, composed: list[str | None]) -> l
     ]
 
 
+def _generate(served: Served, asked: list[Asked]) -> list[Answered]:
+    """Answers, to the requests with a LoRA in one batch and to the others in one.
+
+    On a CPU vLLM 0.32 gives a request without a LoRA that of another one in its batch.
+    """
+    answered: dict[int, Answered] = {}
+    for with_lora in (False, True):
+        numbers = [n for n, one in enumerate(asked) if (one.lora is not None) == with_lora]
+        answers = served.engine.generate([asked[number] for number in numbers])
+        answered.update(zip(numbers, answers, strict=True))
+    return [answered[number] for number in range(len(asked))]
+
+
 def _prompt(draw: random.Random) -> tuple[int, ...]:
     return tuple(token % 512 for token in prompt_of(draw, draw.randint(6, 40)))
 
@@ -104,13 +117,13 @@ def test_hidden_states_and_loras(served: Served) -> None:
     draw = random.Random(0)
     asked = _asked(served, draw, [None, "german@h", "0.5*spoken@h - german@h"])
     draw.shuffle(asked)
-    _check_merged(served, asked, served.engine.generate(asked))
+    _check_merged(served, asked, _generate(served, asked))
 
 
 def test_adapters_and_loras(served: Served) -> None:
     """Rotations turn what the base weights give, and not what LoRA adds."""
-    asked = _asked(served, random.Random(1), ["neighbours@ad", "0.7*halves@ad"])
-    answered = served.engine.generate(asked)
+    asked = _asked(served, random.Random(1), ["neighbours@ad", "0.7*neighbours@ad"])
+    answered = _generate(served, asked)
     beside = _road_with_loras(served)
     names = {folder: name for name, folder in served.folders.items()} | {None: None}
     composed = [Asked(one.prompt, _sum(one.compose, names[one.lora]), one.new) for one in asked]
@@ -130,7 +143,7 @@ def test_the_prefix_cache(served: Served) -> None:
         for compose in (None, "german@h", "neighbours@ad")
         for lora in (None, *served.folders.values())
     ]
-    cold, warm = served.engine.generate(asked), served.engine.generate(asked)
+    cold, warm = _generate(served, asked), _generate(served, asked)
     assert all(answer.cached >= 64 for answer in warm)
     for first, second in zip(cold, warm, strict=True):
         assert first.tokens == second.tokens

@@ -1,4 +1,7 @@
-"""Thousands of requests that come, go, are aborted and preempted, while checkpoints come and go."""
+"""Thousands of requests that come, go, are aborted and preempted, while checkpoints come and go.
+
+ROADINT_REQUESTS=10000 asks as many.
+"""
 
 import os
 import random
@@ -15,7 +18,7 @@ from tests.vllm.engine import Answered, Asked, Engine, Runner
 from tests.vllm.inside import generate, scheduler
 from tests.vllm.oracle import TOLERANCE, check
 
-REQUESTS = int(os.environ.get("ROADINT_REQUESTS", "10000"))
+REQUESTS = int(os.environ.get("ROADINT_REQUESTS", "2000"))
 PART = 1000  # of them, after which no request is left
 MOST_GROWTH = 40  # MB from the end of the first part to that of the last
 NEW = 8  # tokens of the longest answer

@@ -127,9 +127,13 @@ def test_an_answer_becomes_a_prompt(cold: Served, compose: str) -> None:
 
 def test_an_answer_shares_its_prompt_alone(cold: Served) -> None:
     """Of 45 + 25 tokens, the second block holds generated tokens, which are edited or not."""
-    (first,) = answers(cold, Asked(LONG[:45], "spoken", 25))
-    longer = (*LONG[:45], *first.tokens)
-    assert cached(cold, Asked(longer, None, 1)) == [32]
-    (plain,) = answers(cold, Asked(LONG[:45], None, 25))
-    longer = (*LONG[:45], *plain.tokens)
-    assert cached(cold, Asked(longer, "spoken", 1)) == [64]
+    beginning = LONG[:45]
+    (first,) = answers(cold, Asked(beginning, "spoken", 25))
+    assert cached(cold, Asked((*beginning, *first.tokens), None, 1)) == [32]
+    shared = []
+    for other in (None, "spoken"):  # a prompt of which it edits nothing
+        cold.engine.run(forget)
+        (plain,) = answers(cold, Asked(beginning, None, 25))
+        shared += cached(cold, Asked((*beginning, *plain.tokens), other, 1))
+    # with two kinds of attention, vLLM keeps no block that holds generated tokens
+    assert shared[0] == shared[1] >= 32

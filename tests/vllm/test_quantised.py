@@ -21,7 +21,7 @@ from tests.vllm.checkpoints import save
 from tests.vllm.engine import Asked, Engine
 from tests.vllm.helpers import prompt_of
 from tests.vllm.inside import forget, generate
-from tests.vllm.oracle import TOLERANCE, difference
+from tests.vllm.oracle import difference
 
 GROUP = 32
 LAYER = "model.layers.0.self_attn.qkv_proj"
@@ -95,12 +95,12 @@ SCHEMES = {
             {"num_bits": 8, "strategy": "channel"},
             {"num_bits": 8, "strategy": "token", "dynamic": True},
         ),
-        0.1,
+        0.3,
     ),
     "int4": Scheme(
         int4,
         _config("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": GROUP}, None),
-        TOLERANCE,
+        0.3,
     ),
 }
 
@@ -128,7 +128,14 @@ def served(
     road = RoadModel(model)
     for label, path in made.items():
         road.add_checkpoint(path, label)
-    engine = Engine("v1", str(root / "model"), made, skip_tokenizer_init=True, max_model_len=96)
+    engine = Engine(
+        "v1",
+        str(root / "model"),
+        made,
+        dtype="bfloat16",  # the CPU's kernels for these weights know no other
+        skip_tokenizer_init=True,
+        max_model_len=96,
+    )
     try:
         yield Served(engine, road, scheme.tolerance)
     finally:
@@ -172,24 +179,26 @@ def _prompt(draw: random.Random, length: int) -> tuple[int, ...]:
 def test_an_adapter_turns_what_a_quantised_layer_gives(served: Served) -> None:
     """In the first layer, whose inputs are the same without it."""
     asked = [Asked(_prompt(random.Random(1), 20), compose, 1) for compose in (None, "one@ad")]
-    bare, turned = served.engine.run(_outputs, LAYER, asked)
+    bare, turned = map(torch.from_numpy, served.engine.run(_outputs, LAYER, asked))
     adapter = served.road.adapters["one@ad"]
     expected, offset = bare.double(), 0
     for path, width in zip(adapter.layout.paths, adapter.layout.widths, strict=True):
         part = slice(offset, offset + width)
         expected[:, part] = expected[:, part] @ dense_target(adapter, path, 1).T
         offset += width
-    torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(turned.double(), expected, rtol=0.01, atol=0.02)
     assert float((turned - bare).abs().max()) > 0.01
     assert torch.equal(turned[:, offset:], bare[:, offset:])  # values are no target
 
 
-def _outputs(llm: Any, path: str, asked: list[Asked]) -> list[Tensor]:
+def _outputs(llm: Any, path: str, asked: list[Asked]) -> list[Any]:
     """What a layer gives for each of some prompts."""
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     layer = worker.model_runner.get_model().get_submodule(path)
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda *given: seen.append(given[2][0].clone()))
+    seen: list[Any] = []  # tensors do not travel between processes
+    hook = layer.register_forward_hook(
+        lambda *given: seen.append(given[2][0].float().numpy().copy())
+    )
     try:
         for one in asked:
             forget(llm)

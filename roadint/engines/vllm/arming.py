@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
 from roadint.engines.vllm.model_parts import Form, ModelParts
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite, edit, turn_output
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
 from roadint.errors import RoadError
 
 

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from roadint.engines.vllm.front import prompt_length_of, registry_of
-from roadint.engines.vllm.prompt_edits import PromptEdits, prompt_edits
+from roadint.engines.vllm.rows.prompt_edits import PromptEdits, prompt_edits
 from roadint.engines.vllm.served import open_served
 from roadint.engines.vllm.settings import KEY
 from roadint.errors import RoadError, first_line

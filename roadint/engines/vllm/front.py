@@ -103,7 +103,8 @@ def _resolve(registry: Registry | None, extra: Mapping[str, Any], request: Any) 
             raise RoadError("a prompt that grows has no end yet: expected a whole prompt")
         resolved = registry.resolve(asked, prompt_length_of(request))
     except RoadError as error:
-        raise VLLMValidationError(str(error), parameter=KEY, value=asked) from None
+        # Without the value: the message quotes it, and shortens it where it is long.
+        raise VLLMValidationError(str(error), parameter=KEY) from None
     params = request.sampling_params
     params.extra_args = {**params.extra_args, KEY: resolved}
 

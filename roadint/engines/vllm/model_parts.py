@@ -7,7 +7,7 @@ from torch import nn
 
 from roadint.architecture.layers import COMPONENTS, find_layers
 from roadint.engines.vllm.known_layers import known_layer
-from roadint.engines.vllm.shards import Part, Piece, pieces_of
+from roadint.engines.vllm.rows.shards import Part, Piece, pieces_of
 from roadint.errors import RoadError, listing
 
 Form = Literal["summed", "first", "alone"]

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from roadint.engines.vllm.places import Place
-from roadint.engines.vllm.served_table import CHUNK, ServedTable
+from roadint.engines.vllm.rows.places import Place
+from roadint.engines.vllm.rows.served_table import CHUNK, ServedTable
 from roadint.errors import RoadError
 from roadint.rotation.basis import Frame
 from roadint.rotation.kernels.operation import kernel_for, turn_rows

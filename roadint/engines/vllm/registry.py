@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from roadint.adapters.products import check_products
-from roadint.engines.vllm.plan import Plan, Terms, check_values
+from roadint.engines.vllm.rows.plan import Plan, Terms, check_values
 from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
 from roadint.errors import RoadError, listing, quoted

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
-from roadint.engines.vllm.plan import Plan
-from roadint.engines.vllm.prompt_edits import Chunk, PromptEdits, edited_in, prompt_edits
 from roadint.engines.vllm.registry import Registry
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
+from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.prompt_edits import Chunk, PromptEdits, edited_in, prompt_edits
+from roadint.engines.vllm.rows.served_table import ServedTable
 from roadint.engines.vllm.served import Served
-from roadint.engines.vllm.served_table import ServedTable
 from roadint.errors import RoadError
 
 

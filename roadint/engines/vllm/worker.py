@@ -8,11 +8,11 @@ from torch import nn
 from roadint.engines.vllm.arming import arm, device_of
 from roadint.engines.vllm.core import asked_of
 from roadint.engines.vllm.front import base_of
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
 from roadint.engines.vllm.model_parts import ModelParts
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite, activate
 from roadint.engines.vllm.registry import Registry
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
 from roadint.engines.vllm.served import Served, open_served
 from roadint.engines.vllm.settings import ARMED, KEY, Settings
 from roadint.engines.vllm.steps import Limits, Steps, not_run

@@ -11,14 +11,14 @@ from roadint import RoadIntervention
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout
 from roadint.checkpoint.writing import save
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite
-from roadint.engines.vllm.places import Place
-from roadint.engines.vllm.plan import Plan
 from roadint.engines.vllm.registry import Registry
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
+from roadint.engines.vllm.rows.places import Place
+from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.shards import Piece
 from roadint.engines.vllm.served import Base, Served, open_served
-from roadint.engines.vllm.shards import Piece
 from roadint.engines.vllm.steps import Limits, Steps
 from roadint.grammar.position import Position
 from roadint.interventions.base import SubspaceIntervention

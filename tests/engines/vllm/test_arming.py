@@ -14,7 +14,7 @@ from roadint import RoadError
 from roadint.engines.vllm.arming import arm
 from roadint.engines.vllm.model_parts import _find_layers
 from roadint.engines.vllm.operations import Armed, activate
-from roadint.engines.vllm.shards import Part, pieces_of
+from roadint.engines.vllm.rows.shards import Part, pieces_of
 from roadint.engines.vllm.steps import Steps
 from tests.engines.vllm.helpers import (
     adapter,

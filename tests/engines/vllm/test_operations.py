@@ -13,7 +13,7 @@ from torch import Tensor
 from roadint import RoadError
 from roadint.engines.vllm import operations
 from roadint.engines.vllm.operations import activate, edit, turn_output
-from roadint.engines.vllm.shards import Part, pieces_of
+from roadint.engines.vllm.rows.shards import Part, pieces_of
 from roadint.engines.vllm.steps import Steps
 from tests.engines.vllm.helpers import (
     adapter,
@@ -226,7 +226,7 @@ def test_outputs_of_linear_layers(
 def test_parts_that_stay_in_a_cache(
     chunk: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roadint.engines.vllm import served_table
+    from roadint.engines.vllm.rows import served_table
 
     chunk = max(chunk, OUTPUTS)
     monkeypatch.setattr(operations, "CHUNK", chunk)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from roadint import RoadError
 from roadint.engines.vllm.registry import Registry
-from roadint.engines.vllm.served_table import ServedTable
-from roadint.engines.vllm.shards import Part, pieces_of
+from roadint.engines.vllm.rows.served_table import ServedTable
+from roadint.engines.vllm.rows.shards import Part, pieces_of
 from roadint.engines.vllm.steps import Steps
 from tests.engines.vllm.helpers import adapter, registry_of, road, serve, steps_of
 from tests.helpers import WIDTH

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadint.engines.vllm.slots import Slots
+from roadint.engines.vllm.rows.slots import Slots
 
 CAPACITY = 5
 BATCHES = st.lists(st.lists(st.integers(0, 12), max_size=CAPACITY, unique=True), max_size=30)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from roadint import RoadError
-from roadint.engines.vllm.model_names import ModelNames, resolve, split_name
+from roadint.engines.vllm.http.model_names import ModelNames, resolve, split_name
 
 CHAT = "/v1/chat/completions"
 SERVED = ["gemma", "gemma:2b", "my lora", "org/gemma"]

@@ -1,6 +1,6 @@
 """vLLM's own OpenAI server, in this process, with roadint's part in its configuration (needs vLLM).
 
-`python -m roadint.engines.vllm.api_server SETTINGS MODEL [ARGUMENT …]`, where SETTINGS is JSON:
+`python -m roadint.engines.vllm.http.api_server SETTINGS MODEL [ARGUMENT …]`; SETTINGS is JSON:
 "roadint" goes into the engine's additional_config, "defaults" are values of arguments that neither
 the command line nor a file of --config says. The rest is as `vllm serve` takes it.
 

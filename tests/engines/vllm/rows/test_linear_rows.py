@@ -10,9 +10,9 @@ from torch import Tensor
 
 from roadint import RoadError
 from roadint.adapters.adapter import RoadAdapter
-from roadint.engines.vllm.linear_rows import LinearRows
-from roadint.engines.vllm.plan import Plan
-from roadint.engines.vllm.shards import Part, Piece, pieces_of
+from roadint.engines.vllm.rows.linear_rows import LinearRows
+from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.shards import Part, Piece, pieces_of
 from roadint.rotation.rotation import Rotation
 from tests.engines.vllm.helpers import (
     adapter,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadint.engines.vllm.shards import Part, Piece, pieces_of
+from roadint.engines.vllm.rows.shards import Part, Piece, pieces_of
 
 NAMES = ["q_proj", "k_proj", "v_proj"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from roadint.engines.vllm.plan import Codes, Plan, Ranks
+from roadint.engines.vllm.rows.plan import Codes, Plan, Ranks
 
 _LENGTHS = 256  # of prompts, that a plan keeps
 

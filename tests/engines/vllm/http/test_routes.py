@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from roadint.checkpoint.reading import read
+from roadint.engines.vllm.http.routes import RoadRoutes
 from roadint.engines.vllm.registry import Registry
-from roadint.engines.vllm.routes import RoadRoutes
 from roadint.engines.vllm.served import Base, open_served
 from tests.demo.helpers import HOSTILE, no_network
 from tests.helpers import LAYERS, WIDTH, build, trained, with_adapters

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from roadint import RoadError
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.linear_rows import LinearRows
-from roadint.engines.vllm.plan import MOST_POSITIONS, Plan
-from roadint.engines.vllm.prompt_edits import PromptEdits
-from roadint.engines.vllm.shards import Part, pieces_of
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.linear_rows import LinearRows
+from roadint.engines.vllm.rows.plan import MOST_POSITIONS, Plan
+from roadint.engines.vllm.rows.prompt_edits import PromptEdits
+from roadint.engines.vllm.rows.shards import Part, pieces_of
 from roadint.grammar.position import Position
 from tests.engines.vllm.helpers import (
     adapter,

@@ -8,8 +8,8 @@ from argparse import Namespace
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from roadint.engines.vllm.checkpoints import Refusal, ServedCheckpoints
-from roadint.engines.vllm.model_names import ModelNames
+from roadint.engines.vllm.http.checkpoints import Refusal, ServedCheckpoints
+from roadint.engines.vllm.http.model_names import ModelNames
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from roadint.engines.vllm.places import Places
-from roadint.engines.vllm.slots import Slots
+from roadint.engines.vllm.rows.places import Places
+from roadint.engines.vllm.rows.slots import Slots
 from roadint.rotation.rotation import Rotation
 
 CHUNK = 1 << 17

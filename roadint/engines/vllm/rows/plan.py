@@ -87,7 +87,7 @@ class Plan:
 
     @cached_property
     def of_lengths(self) -> dict[int, Any]:
-        """What is edited in prompts of some lengths; see `roadint.engines.vllm.prompt_edits`."""
+        """What is edited in prompts of some lengths; see `prompt_edits`."""
         return {}
 
     @cached_property

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadint.engines.vllm.plan import Plan
-from roadint.engines.vllm.prompt_edits import Chunk, PromptEdits, edited_in
+from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.prompt_edits import Chunk, PromptEdits, edited_in
 from roadint.grammar.position import Position
 from tests.engines.vllm.helpers import POSITIONS, adapter, code, plan_at, served_at
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout, product
-from roadint.engines.vllm.places import Place, Places, identity, put
-from roadint.engines.vllm.plan import Plan
+from roadint.engines.vllm.rows.places import Place, Places, identity, put
+from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.shards import Piece
 from roadint.engines.vllm.served import Served
-from roadint.engines.vllm.shards import Piece
 from roadint.errors import RoadError, did_you_mean
 from roadint.rotation.rotation import Rotation
 

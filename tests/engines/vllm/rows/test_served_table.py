@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roadint import RoadError
-from roadint.engines.vllm.places import Places
-from roadint.engines.vllm.served_table import ServedTable
+from roadint.engines.vllm.rows.places import Places
+from roadint.engines.vllm.rows.served_table import ServedTable
 from roadint.rotation.rotation import Rotation
 
 CPU, TOKENS, CAPACITY = torch.device("cpu"), 12, 3

@@ -1,6 +1,6 @@
 """vLLM's OpenAI server in a process of its own: started, waited for, ended.
 
-Nothing here imports vLLM; the process is `roadint.engines.vllm.api_server`.
+Nothing here imports vLLM; the process is `roadint.engines.vllm.http.api_server`.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import httpx
 
-from roadint.engines.vllm.api_server import ANNOUNCEMENT
+from roadint.engines.vllm.http.api_server import ANNOUNCEMENT
 from roadint.errors import RoadError, first_line, listing
 
 # All groups but the routes of servers, which act only where they are named.
@@ -77,7 +77,7 @@ class Server:
         self.url, self.model, self.guarded = "", "", False
         defaults = {"host": host, "port": port, **settings.defaults}
         asked = {"roadint": settings.roadint, "defaults": defaults}
-        module = "roadint.engines.vllm.api_server"
+        module = "roadint.engines.vllm.http.api_server"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(asked), settings.model, *settings.further],
             stdin=subprocess.PIPE,  # its end tells the server that we are gone

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from roadint import RoadError
-from roadint.engines.vllm.hidden_rows import HiddenRows
-from roadint.engines.vllm.plan import Plan
+from roadint.engines.vllm.rows.hidden_rows import HiddenRows
+from roadint.engines.vllm.rows.plan import Plan
 from roadint.rotation.rotation import Rotation
 from tests.engines.vllm.helpers import dense_edit, dense_turn, plan_of, registry_of, road, serve
 from tests.helpers import WIDTH

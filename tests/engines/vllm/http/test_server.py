@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from roadint import RoadError
-from roadint.engines.vllm.api_server import with_roadint
-from roadint.engines.vllm.server import (
+from roadint.engines.vllm.http.api_server import with_roadint
+from roadint.engines.vllm.http.server import (
     Server,
     ServerSettings,
     check_vllm,
@@ -142,7 +142,7 @@ def test_a_server_ends_when_whoever_started_it_is_killed(stub: Path, tmp_path: P
     told = tmp_path / "told"
     script = f"""
 import time
-from roadint.engines.vllm.server import Server, ServerSettings
+from roadint.engines.vllm.http.server import Server, ServerSettings
 server = Server(ServerSettings("tiny", {{}}, {{}}, ["--told", {str(told)!r}]), "127.0.0.1", {free_port()})
 server.wait_until_ready()
 print("ready", flush=True)
@@ -172,7 +172,7 @@ def test_an_installation_without_the_entry_points_is_refused(
     monkeypatch: pytest.MonkeyPatch, stub: Path
 ) -> None:
     """vLLM would start, and answer without any edit."""
-    monkeypatch.setattr("roadint.engines.vllm.server.entry_points", lambda group: [])
+    monkeypatch.setattr("roadint.engines.vllm.http.server.entry_points", lambda group: [])
     with pytest.raises(RoadError, match=r"names no vllm\.general_plugins: install roadint again"):
         check_vllm()
 

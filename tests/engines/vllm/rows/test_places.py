@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from roadint.engines.vllm.places import Place, Places, identity, put
+from roadint.engines.vllm.rows.places import Place, Places, identity, put
 from roadint.rotation.rotation import Rotation
 from tests.engines.vllm.helpers import dense_turn
 

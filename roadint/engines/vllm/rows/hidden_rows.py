@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from roadint.engines.vllm.places import Place, Places, identity, put
-from roadint.engines.vllm.plan import Plan
+from roadint.engines.vllm.rows.places import Place, Places, identity, put
+from roadint.engines.vllm.rows.plan import Plan
 from roadint.engines.vllm.served import Served, pairs_of
 from roadint.errors import RoadError
 from roadint.grammar.position import Position

@@ -1,0 +1,1 @@
+"""The OpenAI server: started, its routes, compositions in the names of models."""
