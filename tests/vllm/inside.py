@@ -1,5 +1,6 @@
 """What runs in the engine's process: functions of an `LLM`."""
 
+import gc
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -16,23 +17,19 @@ def generate(llm: Any, asked: Sequence[Asked]) -> list[Answered]:
     return step_until_done(llm, [add(llm, request) for request in asked])
 
 
-def answers_of(
-    _: None, arguments: dict[str, Any], asked: Sequence[Asked], before: Any = None
-) -> list[Answered]:
+def answers_of(_: None, arguments: dict[str, Any], asked: Sequence[Asked]) -> list[Answered]:
     """Start an `LLM`, answer requests and end it: vLLM is imported once for many of them.
 
     Args:
         arguments: Those of the `LLM`.
         asked: The requests.
-        before: A function of the `LLM` that is called first.
     """
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+    gc.collect()  # what is left of an engine that failed would end the next one's groups
     try:
         llm = LLM(**arguments)
-        if before is not None:
-            before(llm)
         return generate(llm, asked)
     finally:
         cleanup_dist_env_and_memory()

@@ -20,37 +20,42 @@ class KnownLayer:
             whose sum is its output; other layers return their output, alone or as the first of two.
         grouped: Layers that hold queries, keys and values, as one layer in transformers too, where
             these lie group by group: the queries of a group, its key, its value.
+        reordered: Layers whose outputs lie in another order than in transformers.
     """
 
     summed: bool
     grouped: frozenset[str] = field(default=frozenset())
+    reordered: frozenset[str] = field(default=frozenset())
 
 
 _SUMMED = """
-    AfmoeDecoderLayer ApertusDecoderLayer DeepseekV2DecoderLayer Ernie4_5_MoeDecoderLayer
-    GemmaDecoderLayer Gemma2DecoderLayer Gemma3DecoderLayer Glm4DecoderLayer Glm4MoeDecoderLayer
-    JambaMambaDecoderLayer JambaAttentionDecoderLayer Lfm2AttentionDecoderLayer
-    Lfm2ShortConvDecoderLayer LlamaDecoderLayer Llama4DecoderLayer MambaDecoderLayer
-    Mamba2DecoderLayer MiniMaxM2DecoderLayer MistralDecoderLayer MixtralDecoderLayer
-    NemotronDecoderLayer NemotronHMLPDecoderLayer NemotronHMambaDecoderLayer
-    NemotronHAttentionDecoderLayer NemotronHMoEDecoderLayer OlmoeDecoderLayer Qwen2DecoderLayer
-    Qwen2MoeDecoderLayer Qwen3DecoderLayer Qwen3MoeDecoderLayer Qwen3NextDecoderLayer
-    TransformerBlock
+    apertus.ApertusDecoderLayer gemma.GemmaDecoderLayer gemma2.Gemma2DecoderLayer
+    gemma3.Gemma3DecoderLayer glm4.Glm4DecoderLayer glm4_moe.Glm4MoeDecoderLayer
+    gpt_oss.TransformerBlock llama.LlamaDecoderLayer mistral.MistralDecoderLayer
+    mixtral.MixtralDecoderLayer nemotron.NemotronDecoderLayer
+    nemotron_h.NemotronHAttentionDecoderLayer nemotron_h.NemotronHMLPDecoderLayer
+    nemotron_h.NemotronHMambaDecoderLayer olmoe.OlmoeDecoderLayer qwen2.Qwen2DecoderLayer
+    qwen2_moe.Qwen2MoeDecoderLayer qwen3.Qwen3DecoderLayer qwen3_moe.Qwen3MoeDecoderLayer
 """
 _WHOLE = """
-    BloomBlock CohereDecoderLayer Exaone4DecoderLayer FalconDecoderLayer FalconH1ParallelHybrid
-    GPT2Block GPTJBlock Gemma4DecoderLayer GraniteDecoderLayer GraniteMoeDecoderLayer
-    GraniteMoeSharedDecoderLayer OPTDecoderLayer PhiMoEDecoderLayer StablelmDecoderLayer
+    commandr.CohereDecoderLayer exaone4.Exaone4DecoderLayer gemma4.Gemma4DecoderLayer
+    gpt2.GPT2Block gpt_j.GPTJBlock granite.GraniteDecoderLayer granitemoe.GraniteMoeDecoderLayer
+    granitemoeshared.GraniteMoeSharedDecoderLayer opt.OPTDecoderLayer
+    stablelm.StablelmDecoderLayer
 """
+_GROUPED = "bloom.BloomBlock falcon.FalconDecoderLayer"
 KNOWN: Mapping[str, KnownLayer] = {
     **dict.fromkeys(_SUMMED.split(), KnownLayer(summed=True)),
     **dict.fromkeys(_WHOLE.split(), KnownLayer(summed=False)),
     **dict.fromkeys(
-        ("BloomBlock", "FalconDecoderLayer"),
-        KnownLayer(summed=False, grouped=frozenset({"query_key_value"})),
+        _GROUPED.split(), KnownLayer(summed=False, grouped=frozenset({"query_key_value"}))
+    ),
+    "llama4.Llama4DecoderLayer": KnownLayer(
+        summed=True,
+        reordered=frozenset({"q_proj", "k_proj"}),  # for its rotary embedding
     ),
 }
-"""The class that defines a layer's forward → what is known of it."""
+"""The module and the class that define a layer's forward → what is known of the layer."""
 
 
 def known_layer(layer: object) -> KnownLayer:
@@ -59,12 +64,12 @@ def known_layer(layer: object) -> KnownLayer:
     Raises:
         RoadError: where nothing is.
     """
-    kind = type(layer)
-    name = getattr(kind, "forward").__qualname__.partition(".")[0]  # noqa: B009
-    if name not in KNOWN:
+    forward = getattr(type(layer), "forward")  # noqa: B009
+    module, kind = forward.__module__.rpartition(".")[2], forward.__qualname__.partition(".")[0]
+    if f"{module}.{kind}" not in KNOWN:
         raise RoadError(
-            f"vLLM's {kind.__name__} was not compared with transformers, so edits of it might act "
-            "wrongly: expected model_impl='transformers', with which vLLM runs transformers' own "
-            "layers"
+            f"vLLM's {type(layer).__name__} was not compared with transformers, so edits of it "
+            "might act wrongly: expected model_impl='transformers', with which vLLM runs "
+            "transformers' own layers"
         )
-    return KNOWN[name]
+    return KNOWN[f"{module}.{kind}"]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import nn
 
 from roadint.architecture.layers import COMPONENTS, find_layers
-from roadint.engines.vllm.known_layers import known_layer
+from roadint.engines.vllm.known_layers import KnownLayer, known_layer
 from roadint.engines.vllm.rows.shards import Part, Piece, pieces_of
 from roadint.errors import RoadError, listing
 
@@ -90,12 +90,20 @@ class ModelParts:
             if why is not None:
                 self._refused.update(dict.fromkeys(names, why))
                 continue
+            known = self._known(path)
+            is_grouped = known is not None and path.rpartition(".")[2] in known.grouped
+            groups = module.total_num_kv_heads if is_grouped else 1
             # transformers may have one layer in the place of the fused one too.
-            whole = pieces_of(path, [path], matrices, rank, processes, self._groups(path, module))
+            whole = pieces_of(path, [path], matrices, rank, processes, groups)
             pieces |= whole
             widths[path] = sum(piece.width for piece in whole[path])
             if len(names) > 1:
                 pieces |= pieces_of(path, names, matrices, rank, processes)
+            if known is not None:
+                moved = [
+                    name for name in (path, *names) if name.rpartition(".")[2] in known.reordered
+                ]
+                self._refused.update(dict.fromkeys(moved, "keeps its outputs in another order"))
         return pieces, widths
 
     def name_of(self, target: str) -> str:
@@ -115,13 +123,12 @@ class ModelParts:
         parts = self._fused.get(path) or self._fused.get(name) or [name]
         return [f"{parent}.{part}" for part in parts]
 
-    def _groups(self, path: str, module: Any) -> int:
-        """In how many groups a layer that is fused in transformers too has its parts there."""
+    def _known(self, path: str) -> KnownLayer | None:
+        """What is known of the decoder layer that a module is in; None for transformers' own."""
         if self.is_of_transformers or not path.startswith(f"{self.body}."):
-            return 1  # such layers keep their order
-        layer, _, name = path.removeprefix(f"{self.body}.").partition(".")
-        grouped = known_layer(self.layers[int(layer)]).grouped
-        return int(module.total_num_kv_heads) if name.rpartition(".")[2] in grouped else 1
+            return None
+        layer = path.removeprefix(f"{self.body}.").partition(".")[0]
+        return known_layer(self.layers[int(layer)])
 
 
 def _find_layers(model: Any, count: int) -> tuple[str, nn.ModuleList]:
