@@ -24,6 +24,22 @@ EVERY = [
 TIGHT = {"max_num_batched_tokens": 33, "max_model_len": 256, "kv_cache_memory_bytes": 16 << 20}
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a larger model can't answer otherwise: messages, and keys of V2's blocks.
+
+    Keys are made in the engine's core, which is the same for both runners.
+    """
+    left_out = [
+        item
+        for item in items
+        if ("test_bad_input.py" in item.nodeid and MODELS[1] in item.nodeid)
+        or ("test_prefix_cache.py" in item.nodeid and f"v2-{MODELS[1]}" in item.nodeid)
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 class Served(NamedTuple):
     """An engine, the same model on transformers, and the checkpoints that both have by label."""
 

@@ -260,7 +260,7 @@ def test_the_app_gets_the_answers_of_roadmodel(running: Running) -> None:
     model, tokenizer = load(NAME, dtype="float32")
     road = road_with(model, {"": running.checkpoints[""]})
     answers = ServerAnswers(ServerClient(running.url, KEY), read(running.checkpoints[""]))
-    composed = ["none", "german", "german + 0.5*tail"]
+    composed = ["none", "german + whole", "2*whole + head"]
     parsed = [Composition.parse(text, road.names) for text in composed]
     *_, last = answers.answers(QUESTION, parsed, AnswerSettings(12))
     expected = road.answer(
