@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 Runner = Literal["v1", "v2"]
-LONGEST = 600  # seconds that a call, or the start, may take
+LONGEST = 1200  # seconds that a call, or the start, may take
 ROOT = Path(__file__).parents[2]
 TRITON_CPU = Path(__file__).parent / "triton_cpu"
 COMMON = {

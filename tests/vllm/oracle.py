@@ -59,7 +59,7 @@ def difference(road: RoadModel, asked: Asked, answered: Answered) -> Difference:
 
 
 def check(
-    road: RoadModel, asked: Sequence[Asked], answered: Sequence[Answered], rounding: float = 0.0
+    road: RoadModel, asked: Sequence[Asked], answered: Sequence[Answered], rounding: float = 5.0
 ) -> None:
     """Every answer is RoadModel's: its greedy tokens, and log-probabilities within TOLERANCE.
 
