@@ -17,12 +17,15 @@ def generate(llm: Any, asked: Sequence[Asked]) -> list[Answered]:
     return step_until_done(llm, [add(llm, request) for request in asked])
 
 
-def answers_of(_: None, arguments: dict[str, Any], asked: Sequence[Asked]) -> list[Answered]:
+def answers_of(
+    _: None, arguments: dict[str, Any], asked: Sequence[Asked], before: Any = None
+) -> list[Answered]:
     """Start an `LLM`, answer requests and end it: vLLM is imported once for many of them.
 
     Args:
         arguments: Those of the `LLM`.
         asked: The requests.
+        before: A function of the `LLM` that is called before the requests.
     """
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -30,6 +33,8 @@ def answers_of(_: None, arguments: dict[str, Any], asked: Sequence[Asked]) -> li
     gc.collect()  # what is left of an engine that failed would end the next one's groups
     try:
         llm = LLM(**arguments)
+        if before is not None:
+            before(llm)
         return generate(llm, asked)
     finally:
         cleanup_dist_env_and_memory()

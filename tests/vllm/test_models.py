@@ -14,10 +14,16 @@ import pytest
 from roadint import RoadModel
 from tests.vllm.architectures import CASES, MORE, Case, adapters, edits, make
 from tests.vllm.checkpoints import save
-from tests.vllm.engine import Asked, EngineError, Process, arguments_of
+from tests.vllm.engine import Answered, Asked, EngineError, Process, arguments_of
 from tests.vllm.inside import answers_of
-from tests.vllm.oracle import TOLERANCE, difference, effect
+from tests.vllm.oracle import TOLERANCE, check, difference, effect
 
+SMALL_JAMBA = {
+    "num_experts": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_dt_rank": 8,
+}
 TESTED = CASES | (MORE if os.environ.get("ROADINT_EVERY_MODEL") else {})
 LENGTHS = (9, 21)
 
@@ -77,7 +83,7 @@ def test_what_can_not_be_edited(process: Process, name: str, what: str, tmp_path
 def test_layers_that_are_not_known_are_refused(process: Process, tmp_path: Path) -> None:
     """Jamba's: nobody compared them, and transformers' own run in their place."""
     further: dict[str, Any] = {"num_key_value_heads": 2, "use_mamba_kernels": False}
-    model = make("jamba", tmp_path / "model", **further, **_SMALL_JAMBA)
+    model = make("jamba", tmp_path / "model", **further, **SMALL_JAMBA)
     parts = [part for part in edits(model) if part.component == "block_output"]
     made = {"": save(model, tmp_path / "one", parts, seed=1)}
     with pytest.raises(EngineError, match="expected model_impl='transformers'") as refused:
@@ -85,12 +91,28 @@ def test_layers_that_are_not_known_are_refused(process: Process, tmp_path: Path)
     assert refused.value.kind == "RoadError"
 
 
-_SMALL_JAMBA = {
-    "num_experts": 2,
-    "attn_layer_period": 2,
-    "attn_layer_offset": 1,
-    "mamba_dt_rank": 8,
-}
+def test_an_adapter_that_comes_before_any_request(process: Process, tmp_path: Path) -> None:
+    """Nothing has run by then, and it acts all the same."""
+    case = CASES["llama"]
+    model = make(case.model_type, tmp_path / "model", **case.further)
+    later = save(model, tmp_path / "later", [], adapters(model)[:1], seed=2)
+    asked = [Asked(tuple(range(3, 20)), compose, 5) for compose in (None, "neighbours@later")]
+    arguments = _arguments(tmp_path, {}, case) | {
+        "additional_config": {"roadint": {"checkpoints": {}, "adapters": True}}
+    }
+    answered = process.run(_load_first, arguments, later, asked)
+    road = RoadModel(model)
+    road.add_checkpoint(later, "later")
+    check(road, asked, answered)
+    assert effect(road, asked[1], answered[1]) > 100 * TOLERANCE
+
+
+def _load_first(
+    _: None, arguments: dict[str, Any], path: str, asked: list[Asked]
+) -> list[Answered]:
+    from roadint.engines.vllm import control
+
+    return answers_of(None, arguments, asked, lambda llm: control.load_sync(llm, "later", path))
 
 
 def _arguments(folder: Path, made: dict[str, str], case: Case) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _wrap_forward(module: nn.Module, path: str, form: Form, number: int) -> None
 def _check(hidden: Any, others: list[Any], path: str, form: Form) -> None:
     """Refuse what a module returns if it is another thing than is known of it.
 
-    Engines run a model before they are ready, so that it is refused at their start.
+    Most engines run a model before they are ready, so that it is refused at their start.
     """
     if not isinstance(hidden, Tensor):
         raise RoadError(f"{path} returns no hidden states, so its output can't be edited")

@@ -60,6 +60,7 @@ class ModelParts:
             return path, "summed" if known is not None and known.summed else "first"
         for name in names:
             if isinstance(getattr(block, name, None), nn.Module):
+                _check_bias(getattr(block, name), f"{path}.{name}")
                 return f"{path}.{name}", "first" if known is None else "alone"
         raise RoadError(
             f"layer {layer} of vLLM's {type(self.model).__name__} has no {component}: looked for "
@@ -158,6 +159,20 @@ def _read_directly(model: nn.Module) -> set[int]:
     return {id(attention.kv_b_proj) for attention in attentions}
 
 
+def _check_bias(component: nn.Module, path: str) -> None:
+    """Refuse a component that returns its bias beside its output."""
+    if any(_leaves_bias(part) for part in component.modules()):
+        raise RoadError(
+            f"{path} leaves its bias to a later sum, so its output can't be edited: expected an "
+            "edit of block_output"
+        )
+
+
+def _leaves_bias(module: Any) -> bool:
+    """Whether a linear layer hands its bias on, to be added later."""
+    return bool(getattr(module, "skip_bias_add", False) and module.bias is not None)
+
+
 def _why_not(module: Any, is_read: bool, names: list[str], matrices: list[Part]) -> str | None:
     """Why a layer's output can't be turned, if so."""
     from vllm.model_executor.layers import linear
@@ -165,7 +180,7 @@ def _why_not(module: Any, is_read: bool, names: list[str], matrices: list[Part])
     known = (linear.ReplicatedLinear, linear.ColumnParallelLinear, linear.RowParallelLinear)
     if not any(type(module).forward is kind.forward for kind in known):
         return "has kernels of its own for it"
-    if module.skip_bias_add and getattr(module, "bias", None) is not None:
+    if _leaves_bias(module):
         return "adds the bias of it later, elsewhere"
     if is_read:
         return "reads its weights in its attention, and does not call it"

@@ -117,8 +117,11 @@ class RoadWorker:
         return None
 
     def _check_run(self, served: Served) -> None:
-        """Refuse adapters on layers that the model, which has run at its start, does not call."""
+        """Refuse adapters on layers that the model does not call, if it has run at all by now."""
         needed = self.steps.linear.modules_of(served)
+        if not any(part.ran for part in self._parts):
+            self._needed |= needed
+            return
         for part in self._armed.linears:
             if part.name in needed and not part.ran:
                 raise not_run(part.name)

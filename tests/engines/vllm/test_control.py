@@ -15,6 +15,7 @@ from roadint import RoadError
 from roadint.engines.vllm import control
 from roadint.engines.vllm import registry as registry_module
 from roadint.engines.vllm.core import asked_of, wrap_block_keys, wrap_engine_core
+from roadint.engines.vllm.operations import Armed
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.worker import RoadWorker
 from tests.engines.vllm.helpers import registry_of, road, serve, steps_of, write
@@ -25,6 +26,8 @@ class Worker(RoadWorker):
 
     def __init__(self, registry: Registry) -> None:
         self.registry, self.steps = registry, steps_of(registry)
+        self._armed = Armed(self.steps.hidden_table, self.steps.linear_table)
+        self._needed: set[str] = set()
 
 
 def engine_core() -> type:
