@@ -91,9 +91,10 @@ def test_layers_that_are_not_known_are_refused(process: Process, tmp_path: Path)
     assert refused.value.kind == "RoadError"
 
 
-def test_an_adapter_that_comes_before_any_request(process: Process, tmp_path: Path) -> None:
-    """Nothing has run by then, and it acts all the same."""
-    case = CASES["llama"]
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe"])
+def test_an_adapter_before_any_request(process: Process, name: str, tmp_path: Path) -> None:
+    """Nothing has run by then, and it acts all the same; routers and their gates are left alone."""
+    case = (CASES | MORE)[name]
     model = make(case.model_type, tmp_path / "model", **case.further)
     later = save(model, tmp_path / "later", [], adapters(model)[:1], seed=2)
     asked = [Asked(tuple(range(3, 20)), compose, 5) for compose in (None, "neighbours@later")]

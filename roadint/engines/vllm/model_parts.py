@@ -88,6 +88,8 @@ class ModelParts:
             names = self._names(path)
             matrices, rank, processes = _matrices_of(module)
             why = _why_not(module, id(module) in read, names, matrices)
+            if any(part.width * part.copies // processes % 2 for part in matrices):
+                why = "has an odd number of dims of it in a process"
             if why is not None:
                 self._refused.update(dict.fromkeys(names, why))
                 continue
