@@ -127,7 +127,7 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
     if not names:
         return f"{path}.{layer}"
     architecture, block = type(model).__name__, layers[layer]
-    name = next((name for name in names if isinstance(getattr(block, name, None), nn.Module)), None)
+    name = component_in(block, component)
     if name is None:
         raise RoadError(
             f"layer {layer} of {architecture} has no {component}: "
@@ -144,6 +144,12 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
             f"its output is no {component}; try 'block_output'"
         )
     return f"{path}.{layer}.{name}"
+
+
+def component_in(block: nn.Module, component: str) -> str | None:
+    """The name of a component's module in a layer; None where the layer has no such module."""
+    names = COMPONENTS[component]
+    return next((name for name in names if isinstance(getattr(block, name, None), nn.Module)), None)
 
 
 def _lists(model: nn.Module, body: nn.Module) -> list[tuple[str, nn.ModuleList]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
 from roadint.errors import RoadError, listing, quoted
-from roadint.grammar.subspace import check_name
+from roadint.grammar.subspace import check_name, labelled
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of
 
@@ -37,7 +37,7 @@ class Checkpoint:
         """The names that a composition may use; with a label they are "name@label"."""
         subspaces = [name for spec in self.config["interventions"] for name in spec["subspaces"]]
         adapters = [spec["name"] for spec in self.config.get("adapters", ())]
-        return [_labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
+        return [labelled(name, label) for name in dict.fromkeys(subspaces + adapters)]
 
     @property
     def dtype(self) -> str:
@@ -62,7 +62,7 @@ class Checkpoint:
         """
         interventions = []
         for index, spec in enumerate(self.config["interventions"]):
-            subspaces = {_labelled(name, label): part for name, part in spec["subspaces"].items()}
+            subspaces = {labelled(name, label): part for name, part in spec["subspaces"].items()}
             arguments = {**spec, "subspaces": subspaces}
             kind = arguments.pop("kind", "road")  # the first checkpoints knew one kind
             intervention = kind_of(kind)(**arguments)
@@ -133,7 +133,7 @@ class Checkpoint:
         self, index: int, spec: Mapping[str, Any], heads: Mapping[str, nn.Module], label: str | None
     ) -> RoadAdapter:
         arguments = {name: spec[name] for name in spec if name not in _PLACED}
-        name = _labelled(spec["name"], label)
+        name = labelled(spec["name"], label)
         adapter = RoadAdapter(name, _layout_of(spec), heads=heads, **arguments)
         self._fill(f"adapter.{index}.", adapter.values(), f"adapter {adapter.name}")
         return adapter
@@ -176,10 +176,6 @@ class Checkpoint:
 
 def _layout_of(spec: Mapping[str, Any]) -> Layout:
     return Layout(*(tuple(spec[name]) for name in _LAYOUT))
-
-
-def _labelled(name: str, label: str | None) -> str:
-    return name if label is None else f"{name}@{label}"
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -74,21 +74,7 @@ class ServerAnswers:
         visitor: str | None = None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Generator[Update, None, None]:
-        """Answer one prompt through some compositions.
-
-        Args:
-            prompt: The instruction.
-            compositions: One an answer.
-            settings: How answers are generated.
-            visitor: The visitor, whose requests are counted.
-            wanted: Called repeatedly; False, when nobody waits any more, stops the answers.
-
-        Yields:
-            The answers as they grow, at least twice a second. Closing the iterator stops them.
-
-        Raises:
-            RoadError: where the prompt or a composition does not fit, or too many requests run.
-        """
+        """As `Answering.answers`."""
         check_question(prompt, compositions)
         if not compositions:
             raise RoadError(NOTHING_ASKED)

@@ -266,6 +266,16 @@ def check_name(name: object) -> str:
     return name
 
 
+def labelled(name: str, label: str | None) -> str:
+    """The name of a subspace of a checkpoint that was loaded under a label; itself without one.
+
+    Example:
+        >>> labelled("german", "a"), labelled("german", "")
+        ('german@a', 'german')
+    """
+    return f"{name}@{label}" if label else name
+
+
 def check_label(label: object) -> None:
     """Check a checkpoint's label, the part of a name after the @.
 

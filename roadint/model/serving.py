@@ -15,7 +15,7 @@ from roadint.data.chat_template import chat_template
 from roadint.engines.vllm.http.server import ServerSettings, check_vllm
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Base
-from roadint.engines.vllm.settings import KEY, Settings
+from roadint.engines.vllm.settings import Settings
 from roadint.errors import RoadError, did_you_mean, first_line, quoted
 from roadint.files.paths import is_folder
 from roadint.grammar.subspace import check_label
@@ -69,8 +69,7 @@ def plan_server(
         check_label(label)
     folders = {"": folder_of(checkpoint)}
     folders |= {label: folder_of(path) for label, path in (added or {}).items()}
-    saved = {label: read(path) for label, path in folders.items()}
-    first = saved[""]
+    first = read(folders[""])
     about = first.config["base_model"]
     if about.get("labels"):
         raise RoadError(f"{checkpoint} predicts classes, a server writes text: use RoadModel")
@@ -78,15 +77,14 @@ def plan_server(
     source, base = _base_of(name)
     if any(layer >= base.layers for layer in layers):
         raise RoadError(f"layers {quoted(list(layers))}: {name} has {base.layers}, from 0")
-    roadint = {
-        "checkpoints": {label: str(path.resolve()) for label, path in folders.items()},
-        "layers": list(layers),
-        "adapters": adapters,
-        "folder": str(Path(folder).resolve()),
-    }
-    settings = Settings.of({KEY: roadint})
-    assert settings is not None
-    names = Registry.of(settings, base).names
+    roadint = Settings(
+        {label: str(path.resolve()) for label, path in folders.items()},
+        tuple(layers),
+        adapters,
+        str(Path(folder).resolve()),
+    )
+    registry = Registry.of(roadint, base)
+    saved = {label: served.content for label, served in registry.served.items()}
     defaults: dict[str, Any] = {
         "served_model_name": [Path(name).name if is_folder(Path(name)) else name]
     }
@@ -96,7 +94,8 @@ def plan_server(
     if template is not None:
         defaults["chat_template"] = template
     chats = template is not None or first.config["template"] == "chat"
-    return ServerPlan(ServerSettings(source, roadint, defaults, further), names, chats)
+    settings = ServerSettings(source, roadint.as_json(), defaults, further)
+    return ServerPlan(settings, registry.names, chats)
 
 
 def _base_of(name: str) -> tuple[str, Base]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from roadint.plots.style import COLOURS, Figure, draw_line
+from roadint.plots.style import COLOURS, Figure, add_legend, draw_line
 
 _PANELS = {
     "ranks": "LoRA's rank, one request",
@@ -54,14 +54,7 @@ def throughput_figure(report: Mapping[str, Any]) -> Figure:
                         marker="s" if name.endswith(_MERGED) else "o",
                     )
         _finish(panel, part, cases)
-    entries: dict[str, Any] = {}
-    for panel in panels:
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside right upper", fontsize=7, frameon=False
-        )
+    add_legend(figure, panels)
     return figure
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from roadint.plots.style import COLOURS, Figure, draw_line
+from roadint.plots.style import COLOURS, Figure, add_legend, draw_line
 
 _VALUES = {
     "tokens_per_s": "generated tokens a second",
@@ -45,14 +45,7 @@ def serve_figure(report: Mapping[str, Any]) -> Figure:
                 panel.set_ylabel(label, fontsize=8)
         panel.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
         panel.set_xlabel(f"different compositions in {_requests(report)}requests", fontsize=8)
-    entries: dict[str, Any] = {}
-    for panel in panels.flat:
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside right upper", fontsize=7, frameon=False
-        )
+    add_legend(figure, panels.flat)
     return figure
 
 

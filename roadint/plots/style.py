@@ -29,3 +29,15 @@ def draw_line(panel: Axes, points: Iterable[tuple[float, float]], **style: Any) 
         **style: As `Axes.plot` takes it.
     """
     panel.plot(*zip(*points, strict=True), **{"marker": "o", "markersize": 3, **style})
+
+
+def add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Name the lines of all panels beside them, each once; nothing where there is none."""
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside right upper", fontsize=7, frameon=False
+        )

@@ -72,17 +72,14 @@ def test_steps_on_a_device(served: Served, dtype: torch.dtype) -> None:
 
 def _armed(steps: Steps, device: torch.device) -> Armed:
     armed = Armed(steps.hidden_table, steps.linear_table)
-    order = {place: n for n, place in enumerate(steps.hidden.places.by_key.values())}
     for site in steps.hidden.sites:
         places = [
-            (order[place], place, None if frame is None else frame.to(device))
+            (place, None if frame is None else frame.to(device))
             for place, frame in steps.hidden.at(site)
         ]
         armed.sites.append(ArmedSite(str(site), places))
-    order = {place: n for n, place in enumerate(steps.linear.places.by_key.values())}
     for module in steps.linear.modules:
-        places_of = [(order[place], place) for place in steps.linear.at(module)]
-        armed.linears.append(ArmedLinear(module, places_of))
+        armed.linears.append(ArmedLinear(module, steps.linear.at(module)))
     return armed
 
 

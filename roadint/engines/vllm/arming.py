@@ -34,20 +34,16 @@ def arm(parts: ModelParts, hidden: HiddenRows, linear: LinearRows, armed: Armed)
     """
     model = parts.model
     device = device_of(model)
-    order = {id(place): number for number, place in enumerate(hidden.places.by_key.values())}
     for site in hidden.sites:
         path, form = parts.site(*site)
         places = [
-            (order[id(place)], place, None if frame is None else copy.deepcopy(frame).to(device))
+            (place, None if frame is None else copy.deepcopy(frame).to(device))
             for place, frame in hidden.at(site)
         ]
         armed.sites.append(ArmedSite(path, places))
         _wrap_forward(model.get_submodule(path), path, form, len(armed.sites) - 1)
-    order = {id(place): number for number, place in enumerate(linear.places.by_key.values())}
     for path in linear.modules:
-        armed.linears.append(
-            ArmedLinear(path, [(order[id(place)], place) for place in linear.at(path)])
-        )
+        armed.linears.append(ArmedLinear(path, linear.at(path)))
         _wrap_linear(model.get_submodule(path), len(armed.linears) - 1)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from roadint.architecture.layers import COMPONENTS, find_layers
+from roadint.architecture.layers import COMPONENTS, component_in, find_layers
 from roadint.engines.vllm.known_layers import KnownLayer, known_layer
 from roadint.engines.vllm.rows.shards import Part, Piece, pieces_of
 from roadint.errors import RoadError, listing
@@ -58,14 +58,14 @@ class ModelParts:
         names = COMPONENTS[component]
         if not names:
             return path, "summed" if known is not None and known.summed else "first"
-        for name in names:
-            if isinstance(getattr(block, name, None), nn.Module):
-                _check_bias(getattr(block, name), f"{path}.{name}")
-                return f"{path}.{name}", "first" if known is None else "alone"
-        raise RoadError(
-            f"layer {layer} of vLLM's {type(self.model).__name__} has no {component}: looked for "
-            f"{listing(names)} in it; try 'block_output'"
-        )
+        name = component_in(block, component)
+        if name is None:
+            raise RoadError(
+                f"layer {layer} of vLLM's {type(self.model).__name__} has no {component}: looked "
+                f"for {listing(names)} in it; try 'block_output'"
+            )
+        _check_bias(getattr(block, name), f"{path}.{name}")
+        return f"{path}.{name}", "first" if known is None else "alone"
 
     def linear(self) -> tuple[dict[str, list[Piece]], dict[str, int]]:
         """The linear layers, by the names that they would have in vLLM if none were fused.

@@ -31,11 +31,11 @@ class ArmedSite:
 
     Args:
         name: Its name in messages.
-        places: Its places with their bases, and their numbers in the table.
+        places: Its places with their bases.
     """
 
     name: str
-    places: Sequence[tuple[int, Place, Frame | None]]
+    places: Sequence[tuple[Place, Frame | None]]
     ran: bool = False
 
 
@@ -45,11 +45,11 @@ class ArmedLinear:
 
     Args:
         name: Its path.
-        places: Its places, and their numbers in the table.
+        places: Its places.
     """
 
     name: str
-    places: Sequence[tuple[int, Place]]
+    places: Sequence[Place]
     ran: bool = False
 
 
@@ -132,11 +132,11 @@ def _edit(hidden: Tensor, residual: Tensor | None, number: int) -> None:
     site, table = armed.sites[number], armed.hidden_table
     site.ran = True
     if hidden.is_cuda:
-        for _, place, frame in site.places:
+        for place, frame in site.places:
             _edit_all(hidden, residual, table, place, frame)
     elif table.busy:
-        for index, place, frame in site.places:
-            if table.acts_at(index):
+        for place, frame in site.places:
+            if table.acts_at(place.number):
                 _edit_some(hidden, residual, table, place, frame)
 
 
@@ -207,11 +207,11 @@ def _turn_output(output: Tensor, number: int) -> None:
     module, table = armed.linears[number], armed.linear_table
     module.ran = True
     if output.is_cuda:
-        for _, place in module.places:
+        for place in module.places:
             _turn_all(output, table, place)
     elif table.busy:
-        for index, place in module.places:
-            if table.acts_at(index):
+        for place in module.places:
+            if table.acts_at(place.number):
                 _turn_some(output[:, place.offset : place.offset + place.width], table, place)
 
 

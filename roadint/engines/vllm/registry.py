@@ -14,6 +14,7 @@ from roadint.engines.vllm.served import Base, Served, open_served
 from roadint.engines.vllm.settings import Settings, check_served_label
 from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.composition import Composition
+from roadint.grammar.subspace import labelled
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.sums import check_sums
 
@@ -68,9 +69,7 @@ class Registry:
     def names(self) -> list[str]:
         """The names that a composition may use."""
         return [
-            _labelled(name, label)
-            for label, served in self._served.items()
-            for name in served.names
+            labelled(name, label) for label, served in self._served.items() for name in served.names
         ]
 
     def check_load(self, label: str, served: Served) -> None:
@@ -85,7 +84,7 @@ class Registry:
                 f"label {quoted(label)} is taken by {self._served[label].path}: expected another "
                 "one, or unload it first"
             )
-        taken = set(self.names) & {_labelled(name, label) for name in served.names}
+        taken = set(self.names) & {labelled(name, label) for name in served.names}
         if taken:
             raise RoadError(f"names {listing(sorted(taken))} are taken: expected a label")
 
@@ -171,7 +170,7 @@ class Registry:
         parts = [part for parts in self._labelled.values() for part in parts]
         check_sums([part for part in parts if not acting.isdisjoint(part.partition)], [composition])
         by_name = {
-            _labelled(adapter.name, label): adapter
+            labelled(adapter.name, label): adapter
             for label, served in self._served.items()
             for adapter in served.adapters
         }
@@ -230,10 +229,6 @@ def _compose(asked: Any) -> Any:
         others = [name for name in asked if name != "compose"]
         raise RoadError(f"{quoted(others[0])} beside 'compose': expected 'compose' alone")
     return asked["compose"]
-
-
-def _labelled(name: str, label: str) -> str:
-    return f"{name}@{label}" if label else name
 
 
 def _terms_of(composition: Composition, label: str) -> list[list[Any]]:

@@ -68,6 +68,15 @@ class Settings:
             folder,
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """As `additional_config["roadint"]` has it."""
+        return {
+            "checkpoints": dict(self.checkpoints),
+            "layers": list(self.layers),
+            "adapters": self.adapters,
+            "folder": self.folder,
+        }
+
 
 def _checkpoints(given: Any) -> dict[str, str]:
     if not isinstance(given, Mapping):

@@ -7,7 +7,7 @@ from torch import nn
 
 from roadint.engines.vllm.arming import arm, device_of
 from roadint.engines.vllm.core import asked_of
-from roadint.engines.vllm.front import base_of
+from roadint.engines.vllm.front import base_of, prompt_length_of
 from roadint.engines.vllm.model_parts import ModelParts
 from roadint.engines.vllm.operations import Armed, ArmedLinear, ArmedSite, activate
 from roadint.engines.vllm.registry import Registry
@@ -76,9 +76,7 @@ class RoadWorker:
         """A request comes: `data` is the scheduler's NewRequestData."""
         asked = asked_of(data.sampling_params)
         if asked is not None:
-            tokens = data.prompt_token_ids
-            length = len(tokens if tokens is not None else data.prompt_embeds)
-            self.steps.add(data.req_id, asked, length)
+            self.steps.add(data.req_id, asked, prompt_length_of(data))
         else:
             self.steps.remove(data.req_id)
 

@@ -188,12 +188,8 @@ def steps_of(
 def armed_of(steps: Steps) -> Armed:
     """What a model's layers read, in the order of the sites and modules."""
     armed = Armed(steps.hidden_table, steps.linear_table)
-    order = list(steps.hidden.places.by_key.values())
     for site in steps.hidden.sites:
-        places = [(order.index(place), place, frame) for place, frame in steps.hidden.at(site)]
-        armed.sites.append(ArmedSite(str(site), places))
-    order = list(steps.linear.places.by_key.values())
+        armed.sites.append(ArmedSite(str(site), steps.hidden.at(site)))
     for module in steps.linear.modules:
-        listed = [(order.index(place), place) for place in steps.linear.at(module)]
-        armed.linears.append(ArmedLinear(module, listed))
+        armed.linears.append(ArmedLinear(module, steps.linear.at(module)))
     return armed

@@ -7,6 +7,7 @@ from typing import Any
 from roadint.checkpoint.sources import CheckpointSources
 from roadint.engines.vllm import control
 from roadint.errors import RoadError, listing, quoted
+from roadint.grammar.subspace import labelled
 
 _MAX_CHARACTERS = 300  # of a checkpoint's name
 _TYPES = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError", 409: "ConflictError"}
@@ -133,7 +134,7 @@ def _about(label: str, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(label: str, told: dict[str, Any]) -> list[str]:
-    return [f"{name}@{label}" if label else name for name in told["names"]]
+    return [labelled(name, label) for name in told["names"]]
 
 
 def _read_request(request: Any) -> tuple[str, str]:

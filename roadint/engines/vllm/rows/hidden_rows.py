@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from roadint.engines.vllm.rows.places import Place, Places, identity, put
+from roadint.engines.vllm.rows.places import Place, Places, check_variant, identity, put
 from roadint.engines.vllm.rows.plan import Plan
 from roadint.engines.vllm.served import Served, pairs_of
 from roadint.errors import RoadError
@@ -84,11 +84,7 @@ class HiddenRows:
                     f"{part.basis.kind!r}, for which the engine has no place: start it with "  # type: ignore[union-attr]
                     f"{served.path}, or for the identity basis with layers=[{part.layer}]"
                 )
-            if part.variant != "road_1" and not self.mirrored:
-                raise RoadError(
-                    f"{served.path} is {part.variant}, and the engine was started with road_1 "
-                    f"alone: start it with {served.path}"
-                )
+            check_variant(part.variant, self.mirrored, served.path)  # type: ignore[arg-type]
 
     def row(self, plan: Plan, code: int) -> Rotation:
         """The rotations of all places, end to end, at tokens of a code."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout, product
-from roadint.engines.vllm.rows.places import Place, Places, identity, put
+from roadint.engines.vllm.rows.places import Place, Places, check_variant, identity, put
 from roadint.engines.vllm.rows.plan import Plan
 from roadint.engines.vllm.rows.shards import Piece
 from roadint.engines.vllm.served import Served
@@ -47,9 +47,8 @@ class LinearRows:
         self._sources: dict[Hashable, Int[Tensor, " blocks"] | None] = {}
         for checkpoint in served:
             for adapter in checkpoint.adapters:
-                for path, group, piece in self._parts(adapter, checkpoint.path):
+                for _, group, piece in self._parts(adapter, checkpoint.path):
                     self._add(piece, group)
-                    del path
                 self.mirrored |= adapter.variant != "road_1"
         for listed in pieces.values() if reserve else ():
             for piece in listed:
@@ -91,11 +90,7 @@ class LinearRows:
                         f"{group} dims, for which the engine has no place: start it with "
                         f"{served.path}, or for neighbouring dims with adapters=true"
                     )
-            if adapter.variant != "road_1" and not self.mirrored:
-                raise RoadError(
-                    f"{served.path} is {adapter.variant}, and the engine was started with road_1 "
-                    f"alone: start it with {served.path}"
-                )
+            check_variant(adapter.variant, self.mirrored, served.path)
 
     def row(self, plan: Plan) -> Rotation:
         """The rotations of all places, end to end."""

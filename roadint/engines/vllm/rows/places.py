@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from roadint.errors import RoadError
 from roadint.rotation.rotation import Rotation
 
 
@@ -18,12 +19,14 @@ class Place:
         width: How many dims it has.
         group: The group size of the pairing.
         first: Where its blocks begin in a row of the table.
+        number: Its number among all places of the table.
     """
 
     offset: int
     width: int
     group: int
     first: int
+    number: int = field(default=0, compare=False)  # `first` tells places apart
 
     @property
     def blocks(self) -> slice:
@@ -44,7 +47,7 @@ class Places:
     def add(self, key: Hashable, offset: int, width: int, group: int) -> Place:
         """The place of a key; a new one where there is none."""
         if key not in self._by_key:
-            self._by_key[key] = Place(offset, width, group, self.blocks)
+            self._by_key[key] = Place(offset, width, group, self.blocks, len(self))
             self.blocks += width // 2
         return self._by_key[key]
 
@@ -55,6 +58,24 @@ class Places:
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+
+def check_variant(variant: str, mirrored: bool, path: str) -> None:
+    """Refuse a variant whose rows need v, where the table has none.
+
+    Args:
+        variant: That of an intervention or an adapter.
+        mirrored: Whether the table has v.
+        path: The checkpoint, for the message.
+
+    Raises:
+        RoadError: where it has none.
+    """
+    if variant != "road_1" and not mirrored:
+        raise RoadError(
+            f"{path} is {variant}, and the engine was started with road_1 alone: start it with "
+            f"{path}"
+        )
 
 
 def identity(blocks: int) -> Rotation:
