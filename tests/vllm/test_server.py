@@ -91,7 +91,10 @@ def running(folders: Any, road_of: Any) -> Iterator[Running]:
         assert process.wait(60) == 0, process.stderr.read()
         assert process.stdout.read() == ""
         assert len(started) > 2
-        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+        deadline = time.monotonic() + 10
+        while left := [pid for pid in started if runs(pid)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
 
 
 def children(process: int) -> list[int]:
@@ -101,6 +104,14 @@ def children(process: int) -> list[int]:
         for child in (task / "children").read_text().split():
             listed += [int(child), *children(int(child))]
     return listed
+
+
+def runs(process: int) -> bool:
+    """Whether a process has not ended; one that has may lie there until its new parent looks."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def refusal(running: Running, **asked: Any) -> tuple[int, str]:
