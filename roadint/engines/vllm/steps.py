@@ -149,7 +149,7 @@ class Steps:
             edited.tokens,
             [(listed[number], int(codes[code])) for number, code in pairs],
             (taken.cumsum() - 1)[pair_of_token],
-            lambda key: self.hidden.row(plans[key[0]], key[1]),
+            lambda keys: self.hidden.rows([(plans[key], code) for key, code in keys]),
             int(counts.sum()),
         )
 
@@ -192,7 +192,7 @@ class Steps:
             tokens,
             list(keys),
             of_token[tokens],
-            lambda key: self.linear.row(by_key[key]),
+            lambda keys: self.linear.rows([by_key[key] for key in keys]),
             len(of_token),
         )
         self._filled = filled

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from roadint.engines.vllm.rows.places import Place, Places, check_variant, identity, put
-from roadint.engines.vllm.rows.plan import Plan
+from roadint.engines.vllm.rows.plan import Edit, Plan
 from roadint.engines.vllm.served import Served, pairs_of
 from roadint.errors import RoadError
 from roadint.grammar.position import Position
@@ -86,16 +86,40 @@ class HiddenRows:
                 )
             check_variant(part.variant, self.mirrored, served.path)  # type: ignore[arg-type]
 
-    def row(self, plan: Plan, code: int) -> Rotation:
-        """The rotations of all places, end to end, at tokens of a code."""
-        row = identity(self.places.blocks)
+    def rows(self, wanted: Sequence[tuple[Plan, int]]) -> Rotation:
+        """The rotations of all places, end to end, at tokens of a code: a row for each of `wanted`.
+
+        An intervention makes those of all rows at once.
+
+        Args:
+            wanted: Plans and codes.
+        """
+        rows = identity(len(wanted), self.places.blocks)
+        for (served, index), acting in _by_intervention(wanted).items():
+            part: Any = served.interventions[index]
+            made: Rotation = part.rows(part.strengths([edit.composition for _, edit in acting]))
+            place = self.places.by_key[_key(served, index)]
+            rows = put(rows, ([number for number, _ in acting], place.blocks), made)
+        return rows
+
+
+def _by_intervention(
+    wanted: Sequence[tuple[Plan, int]],
+) -> dict[tuple[Served, int], list[tuple[int, Edit]]]:
+    """The edits of each intervention and the numbers of their rows, in the order in which they act.
+
+    Only within a checkpoint does that order matter.
+    """
+    found: dict[Served, dict[int, list[tuple[int, Edit]]]] = {}
+    for number, (plan, code) in enumerate(wanted):
         for edit in plan.edits_of(code):
-            part = edit.intervention
-            made: Rotation = part.rows(part.strengths([edit.composition]))
-            factor = Rotation(made.u[0], None if made.v is None else made.v[0])
-            place = self.places.by_key[_key(edit.served, edit.index)]
-            row = put(row, place.blocks, factor)
-        return row
+            of_served = found.setdefault(edit.served, {})
+            of_served.setdefault(edit.index, []).append((number, edit))
+    return {
+        (served, index): of_served[index]
+        for served, of_served in found.items()
+        for index in sorted(of_served)
+    }
 
 
 def _positions(served: Iterable[Served]) -> list[Position]:

@@ -92,8 +92,16 @@ class LinearRows:
                     )
             check_variant(adapter.variant, self.mirrored, served.path)
 
-    def row(self, plan: Plan) -> Rotation:
-        """The rotations of all places, end to end."""
+    def rows(self, plans: Sequence[Plan]) -> Rotation:
+        """The rotations of all places, end to end: a row for each of the plans."""
+        rows = [self._row(plan) for plan in plans]
+        u = torch.stack([row.u for row in rows])
+        if all(row.v is None for row in rows):
+            return Rotation(u)
+        parts = [torch.zeros_like(row.u) if row.v is None else row.v for row in rows]
+        return Rotation(u, torch.stack(parts))
+
+    def _row(self, plan: Plan) -> Rotation:
         row: Rotation | None = None
         for served, terms in plan.adapters:
             acting = [served.adapters_by_name[name] for name, _ in terms]

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,24 +79,24 @@ def check_variant(variant: str, mirrored: bool, path: str) -> None:
         )
 
 
-def identity(blocks: int) -> Rotation:
+def identity(*shape: int) -> Rotation:
     """The rotation that leaves everything as it is."""
-    return Rotation(torch.ones(blocks, dtype=torch.complex64))
+    return Rotation(torch.ones(shape, dtype=torch.complex64))
 
 
-def put(row: Rotation, blocks: slice, factor: Rotation) -> Rotation:
-    """A row whose blocks in a range are turned further.
+def put(rows: Rotation, where: Any, factor: Rotation) -> Rotation:
+    """Rotations whose blocks are turned further in a part of them.
 
     Args:
-        row: The rotation of all blocks; its tensors may be written over.
-        blocks: The range.
-        factor: The rotation of the range, which acts after those of the row.
+        rows: The rotations of all blocks; their tensors may be written over.
+        where: The index of the part in these tensors.
+        factor: The rotations of the part, which act after those of the rows.
     """
-    v = None if row.v is None else row.v[blocks]
-    made = Rotation(factor.u, factor.v) @ Rotation(row.u[blocks], v)
-    row.u[blocks] = made.u
+    v = None if rows.v is None else rows.v[where]
+    made = Rotation(factor.u, factor.v) @ Rotation(rows.u[where], v)
+    rows.u[where] = made.u
     if made.v is None:
-        return row
-    whole: Tensor = torch.zeros_like(row.u) if row.v is None else row.v
-    whole[blocks] = made.v
-    return Rotation(row.u, whole)
+        return rows
+    whole: Tensor = torch.zeros_like(rows.u) if rows.v is None else rows.v
+    whole[where] = made.v
+    return Rotation(rows.u, whole)

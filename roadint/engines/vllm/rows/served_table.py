@@ -12,6 +12,7 @@ from roadint.engines.vllm.rows.places import Places
 from roadint.engines.vllm.rows.slots import Slots
 from roadint.rotation.rotation import Rotation
 
+_BLOCKS = 1 << 18  # of rows that are made at once
 CHUNK = 1 << 17
 """Numbers that operations on a CPU work on at a time: they stay in its cache."""
 
@@ -88,7 +89,7 @@ class ServedTable:
         tokens: Int[np.ndarray, " edited"],
         keys: Sequence[Hashable],
         of_token: Int[np.ndarray, " edited"],
-        make: Callable[[Any], Rotation],
+        make: Callable[[Sequence[Any]], Rotation],
         total: int,
     ) -> None:
         """Say what is turned in the step that comes.
@@ -97,7 +98,7 @@ class ServedTable:
             tokens: The numbers of the tokens that are turned, in order.
             keys: What rows are made of, all different.
             of_token: For each of these tokens the number of its key.
-            make: Makes the row of a key that the table does not hold.
+            make: Makes the rows of keys that the table does not hold.
             total: How many tokens the step has.
         """
         if not len(tokens):
@@ -105,8 +106,10 @@ class ServedTable:
             return
         slots, new = self._slots.take(keys)
         try:
-            for key in new:
-                self._write(slots[key], make(key))
+            most = max(1, _BLOCKS // max(1, self.places.blocks))
+            for start in range(0, len(new), most):
+                some = new[start : start + most]
+                self._write([slots[key] for key in some], make(some))
         except BaseException:
             self._slots.drop(new)  # what was not written must not be taken for it later
             raise
@@ -125,37 +128,39 @@ class ServedTable:
     ) -> None:
         index = np.full(max(total, self._written), -1, dtype=np.int64)
         index[tokens] = slots
-        ready = torch.from_numpy(index)
-        if self.index.is_cuda:  # pinned memory is not reused before the copy is done
-            ready = ready.pin_memory()
-        self.index[: len(index)].copy_(ready, non_blocking=True)
+        self.index[: len(index)].copy_(_moved(torch.from_numpy(index), self.index.device))
         self._written = total
 
-    def _write(self, slot: int, row: Rotation) -> None:
-        u = torch.view_as_real(row.u)
-        v = None if row.v is None else torch.view_as_real(row.v)
-        self._acts[slot] = _acting(u, v, self.places)
-        self._mirrors[slot] = v is not None
+    def _write(self, slots: Sequence[int], rows: Rotation) -> None:
+        u = torch.view_as_real(rows.u)
+        v = None if rows.v is None else torch.view_as_real(rows.v)
+        self._acts[slots] = _acting(u, v, self.places)
+        self._mirrors[slots] = False if v is None else (v != 0).flatten(1).any(dim=1).numpy()
+        device = self.u.device
+        index = _moved(torch.tensor(slots), device)
         for table, part in ((self.u, u), (self.v, v)):
-            if table is None:
-                continue
-            if part is None:
-                table[slot].zero_()
-            elif table.is_cuda:
-                table[slot].copy_(part.contiguous().pin_memory(), non_blocking=True)
-            else:
-                table[slot].copy_(part)
+            if table is not None and part is None:
+                table.index_fill_(0, index, 0)
+            elif table is not None and part is not None:
+                table.index_copy_(0, index, _moved(part, device))
 
 
-def _acting(u: Tensor, v: Tensor | None, places: Places) -> Bool[np.ndarray, " places"]:
-    """Which places a row turns."""
-    moved = (u[:, 0] != 1) | (u[:, 1] != 0)
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, for which nothing waits."""
+    if device.type == "cuda":  # pinned memory is not reused before the copy is done
+        part = part.contiguous().pin_memory()
+    return part.to(device, non_blocking=True)
+
+
+def _acting(u: Tensor, v: Tensor | None, places: Places) -> Bool[np.ndarray, "rows places"]:
+    """Which places each row turns."""
+    moved = (u[..., 0] != 1) | (u[..., 1] != 0)
     if v is not None:
-        moved |= (v != 0).any(dim=1)
+        moved |= (v != 0).any(dim=-1)
     if not len(places):
-        return np.zeros(0, dtype=bool)
+        return np.zeros((len(u), 0), dtype=bool)
     firsts = [place.first for place in places.by_key.values()]
-    acting: Bool[np.ndarray, " places"] = np.logical_or.reduceat(moved.numpy(), firsts)
+    acting: Bool[np.ndarray, "rows places"] = np.logical_or.reduceat(moved.numpy(), firsts, axis=1)
     return acting
 
 

@@ -38,7 +38,7 @@ def check(
     hidden: HiddenRows, plan: Plan, code: int, parts: Sequence[tuple[Any, Mapping[str, float]]]
 ) -> None:
     """The sites are edited by `parts`, in their order, and all others not at all."""
-    row = hidden.row(plan, code)
+    row = hidden.rows([(plan, code)]).row(0)
     expected = dict.fromkeys(hidden.sites, EYE)
     for part, strengths in parts:
         site = part.layer, part.component
@@ -58,7 +58,7 @@ def test_one_site(basis: dict[str, Any], variant: Any, form: Any, tmp_path: Path
         check(hidden, plan, 1, [(part, {"a": 1.0, "b": -0.5})])
     else:
         wanted = part.rotation(part.strengths([plan.edits[0].composition])[0])
-        row = hidden.row(plan, 1)
+        row = hidden.rows([(plan, 1)]).row(0)
         ((place, _),) = hidden.at((1, "block_output"))
         torch.testing.assert_close(dense_turn(row, place), wanted.dense().double())
     assert hidden.mirrored == (variant != "road_1")
@@ -84,6 +84,31 @@ def test_sites_positions_and_checkpoints(tmp_path: Path) -> None:
     check(hidden, plan, 1, last)
     check(hidden, plan, 2, [(parts[1], b)])
     check(hidden, plan, 3, [last[0], (parts[1], b), *last[1:]])
+
+
+def test_rows_that_are_made_at_once_are_those_made_alone(tmp_path: Path) -> None:
+    """Edits that do not commute act in the order of the checkpoint, whichever row names them first."""
+    parts = [
+        road(1, 1, variant="road_4", position="first"),
+        road(1, 2, variant="road_4", position="last"),
+        road(1, 3, variant="road_4", position="all"),
+    ]
+    one = serve(tmp_path / "one", *parts)
+    two = serve(tmp_path / "two", road(1, 4, subspaces={"c": "[0, d/2)"}), road(2, 5))
+    registry, hidden = registry_of(plain=one, two=two), HiddenRows([one, two], (), WIDTH)
+    alone = [plan_of(registry, text) for text in ("a", "-0.5*b", "a + b", "c@two + a@two")]
+    wanted = [(plan, code) for code in (5, 3, 7, 2, 1) for plan in alone]
+    made = hidden.rows(wanted)
+    assert made.v is not None
+    for number, (plan, code) in enumerate(wanted):
+        row = hidden.rows([(plan, code)]).row(0)
+        v = torch.zeros_like(row.u) if row.v is None else row.v
+        torch.testing.assert_close(made.u[number], row.u, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(made.v[number], v, rtol=1e-6, atol=1e-6)
+        if plan is not alone[3]:
+            strengths = dict(plan.hidden[0][1])
+            acting = [part for bit, part in enumerate(parts) if code >> bit & 1]
+            check(hidden, plan, code, [(part, strengths) for part in acting])
 
 
 def test_measured_bases_are_a_checkpoints_own(tmp_path: Path) -> None:

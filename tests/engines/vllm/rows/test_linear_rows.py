@@ -119,7 +119,7 @@ def check(
     for process in made:
         served = [found for found, _ in plan.adapters]
         rows = LinearRows(served, process.pieces, process.widths, reserve=reserve)
-        outputs.append(turned(rows, rows.row(plan), process))
+        outputs.append(turned(rows, rows.rows([plan]).row(0), process))
     found = together(made, outputs)
     for name, output in bare.items():
         expected = output @ matrices[name].T if name in matrices else output
@@ -178,9 +178,9 @@ def test_a_row_is_made_of_fresh_numbers(tmp_path: Path) -> None:
     )
     process = processes(1)[0][0]
     rows = LinearRows(registry.served.values(), process.pieces, process.widths, reserve=False)
-    before = rows.row(plan_of(registry, "x")).u.clone()
-    both = rows.row(plan_of(registry, "x + x@b")).u
-    assert rows.row(plan_of(registry, "x")).u.equal(before)
+    before = rows.rows([plan_of(registry, "x")]).u.clone()
+    both = rows.rows([plan_of(registry, "x + x@b")]).u
+    assert rows.rows([plan_of(registry, "x")]).u.equal(before)
     assert not both.equal(before)
 
 
@@ -240,7 +240,7 @@ def test_what_is_loaded_later_has_a_place_or_is_refused(tmp_path: Path) -> None:
                 rows.check(served)
                 path, width = later.layout.paths[0], later.layout.widths[0]
                 piece = process.pieces[path][0]
-                row, place = rows.row(plan), rows.at(piece.module)[0]
+                row, place = rows.rows([plan]).row(0), rows.at(piece.module)[0]
                 expected = torch.eye(place.width, dtype=torch.float64)
                 dims = slice(piece.offset, piece.offset + width)
                 expected[dims, dims] = dense_target(later, path, 1)

@@ -143,7 +143,7 @@ def test_a_worker_computes_what_the_front_accepts(tmp_path: Path) -> None:
     )
     plan = plan_of(registry_of(plain=served), "-3*a + 9*b - 4*x")
     with torch.inference_mode():
-        for row in (hidden.row(plan, 1), linear.row(plan)):
+        for row in (hidden.rows([(plan, 1)]), linear.rows([plan])):
             assert row.v is not None
             assert row.u.isfinite().all()
             assert row.v.isfinite().all()

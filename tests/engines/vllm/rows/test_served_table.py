@@ -1,5 +1,6 @@
 """Rows of a table: written when they are new, taken by the tokens that a step turns, no other."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roadint import RoadError
+from roadint.engines.vllm.rows import served_table
 from roadint.engines.vllm.rows.places import Places
 from roadint.engines.vllm.rows.served_table import ServedTable
 from roadint.rotation.rotation import Rotation
@@ -27,6 +29,14 @@ def rotation(key: int) -> Rotation:
     if key == 10:
         u[2:] = 1
     return Rotation(u, v)
+
+
+def rotations(keys: Sequence[int]) -> Rotation:
+    """The rows of several keys; v is there for all of them where one has it."""
+    rows = [rotation(key) for key in keys]
+    parts = [torch.zeros_like(row.u) if row.v is None else row.v for row in rows]
+    v = None if all(row.v is None for row in rows) else torch.stack(parts)
+    return Rotation(torch.stack([row.u for row in rows]), v)
 
 
 def table(mirrored: bool = True) -> ServedTable:
@@ -54,14 +64,22 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("at_once", [5, 1 << 18])
 @given(steps=STEPS)
-def test_every_token_takes_the_row_of_its_key(steps: list[list[int | None]]) -> None:
+def test_every_token_takes_the_row_of_its_key(at_once: int, steps: list[list[int | None]]) -> None:
+    """Rows that are new are made one by one, or all at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served_table, "_BLOCKS", at_once)
+        check(steps)
+
+
+def check(steps: list[list[int | None]]) -> None:
     made = table()
     for keys in steps:
         listed = list(dict.fromkeys(key for key in keys if key is not None))
         tokens = np.array([i for i, key in enumerate(keys) if key is not None], dtype=np.int64)
         of_token = np.array([listed.index(key) for key in keys if key is not None], dtype=np.int64)
-        made.set_step(tokens, listed, of_token, rotation, len(keys))
+        made.set_step(tokens, listed, of_token, rotations, len(keys))
         for key, row in zip(keys, taken(made, len(keys)), strict=True):
             assert (key is None) == (row is None)
             if row is not None and key is not None:
@@ -82,7 +100,7 @@ def test_rows_stay_where_they_are() -> None:
     made = table()
     kept = [(part, part.data_ptr()) for part in (made.u, made.v, made.index) if part is not None]
     for key in range(8):
-        made.set_step(np.array([key]), [key], np.array([0]), rotation, 9)
+        made.set_step(np.array([key]), [key], np.array([0]), rotations, 9)
         made.clear_step()
         assert made.index.tolist() == [-1] * TOKENS
         assert not made.busy
@@ -93,9 +111,9 @@ def test_rows_stay_where_they_are() -> None:
 def test_a_row_is_made_once() -> None:
     made, asked = table(), list[int]()
 
-    def make(key: int) -> Rotation:
-        asked.append(key)
-        return rotation(key)
+    def make(keys: Sequence[int]) -> Rotation:
+        asked.extend(keys)
+        return rotations(keys)
 
     for keys in ([0, 2], [2, 4], [0], [6, 8, 0], [4]):
         tokens = np.arange(len(keys))
@@ -106,10 +124,10 @@ def test_a_row_is_made_once() -> None:
 def test_a_row_that_could_not_be_made_is_not_taken_for_one_later() -> None:
     made, broken = table(), True
 
-    def make(key: int) -> Rotation:
-        if broken and key == 2:
+    def make(keys: Sequence[int]) -> Rotation:
+        if broken and 2 in keys:
             raise RoadError("no number")
-        return rotation(key)
+        return rotations(keys)
 
     tokens = np.arange(2)
     with pytest.raises(RoadError):
@@ -124,7 +142,7 @@ def test_a_row_that_could_not_be_made_is_not_taken_for_one_later() -> None:
 
 def test_a_table_without_mirrors() -> None:
     made = table(mirrored=False)
-    made.set_step(np.array([3]), [0], np.array([0]), rotation, 5)
+    made.set_step(np.array([3]), [0], np.array([0]), rotations, 5)
     assert made.v is None
     assert torch.view_as_complex(made.u[int(made.index[3])]).equal(rotation(0).u)
     assert not made.step_mirrors
@@ -132,5 +150,6 @@ def test_a_table_without_mirrors() -> None:
 
 def test_no_places() -> None:
     made = ServedTable(Places(), 1, TOKENS, False, CPU)
-    made.set_step(np.array([1]), ["x"], np.array([0]), lambda key: Rotation(torch.ones(0) + 0j), 2)
+    nothing = Rotation(torch.ones(1, 0) + 0j)
+    made.set_step(np.array([1]), ["x"], np.array([0]), lambda keys: nothing, 2)
     assert made.u.shape == (1, 0, 2)
