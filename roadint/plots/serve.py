@@ -39,12 +39,17 @@ def serve_figure(report: Mapping[str, Any]) -> Figure:
         for (value, label), panel in zip(_VALUES.items(), panels[:, column], strict=True):
             for system, colour in colours.items():
                 _draw(panel, [case for case in cases if _of(case, system)], value, colour, counts)
-            panel.set_ylim(bottom=0)
             panel.tick_params(labelsize=7)
             if not column:
                 panel.set_ylabel(label, fontsize=8)
         panel.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
         panel.set_xlabel(f"different compositions in {_requests(report)}requests", fontsize=8)
+    for panel in panels[0]:  # once all are drawn, as they share their limits
+        panel.set_ylim(bottom=0)
+    for panel in panels[1]:  # systems differ by orders of magnitude
+        panel.set_yscale("log")
+        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis("{x:g}")
     add_legend(figure, panels.flat)
     return figure
 
