@@ -18,7 +18,7 @@ from roadint.progress import track
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.registry import task_of
 from roadint.tasks.run import fit, load_for
-from roadint.tasks.task import Task
+from roadint.tasks.task import Task, measure
 
 # Learning rates of the methods: RoAd's is of the paper's range (C.1), LoRA's the usual one.
 RATES = {"road_1": 5e-3, "road_2": 5e-3, "road_4": 5e-3, "lora": 5e-4, "ia3": 1e-2, "head": 5e-3}
@@ -63,8 +63,8 @@ def bench_learn(
     cases = [_case(name, [run for run in runs if run["method"] == name]) for name in chosen]
     if task.labels is None:
         model, tokenizer = load_for(task, recipe)
-        untouched = task.score(PeftMethod(model, "base", recipe), tokenizer, "test")
-        cases.insert(0, {"method": "base", "numbers": 0, "test": round(untouched, 4)})
+        untouched = measure(task, PeftMethod(model, "base", recipe), tokenizer)
+        cases.insert(0, {"method": "base", "numbers": 0, **untouched})
     about = {
         "task": recipe.task.name,
         "model": recipe.model.name,
@@ -100,12 +100,17 @@ def _finetune(
 
 def _case(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tests = [run["test"] for run in runs]
+    several = {
+        name: round(statistics.mean(run["tests"][name] for run in runs), 4)
+        for name in runs[0].get("tests", {})
+    }
     return {
         "method": method,
         "lr": runs[0]["lr"],
         "numbers": runs[0]["trainable"] - runs[0]["head"],
         "head": runs[0]["head"],
         "test": round(statistics.mean(tests), 4),
+        **({"tests": several} if several else {}),
         "sd": round(statistics.stdev(tests), 4) if len(tests) > 1 else None,
         "validation": round(statistics.mean(max(run["validation"]) for run in runs), 4),
         "seconds": round(statistics.mean(run["seconds"] for run in runs), 1),

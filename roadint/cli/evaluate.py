@@ -16,7 +16,6 @@ from roadint.cli.options import (
     Json,
     MaxPrompts,
     MaxRows,
-    NewTokens,
     Plot,
     PromptFile,
     ReportFile,
@@ -37,13 +36,16 @@ def evaluate(
     add: Added = None,
     rows: MaxRows = None,
     max_completion: Annotated[
-        int, typer.Option(min=1, help="Cut references at this many tokens.")
-    ] = 64,
-    max_new_tokens: NewTokens = 48,
+        int | None, typer.Option(min=1, help="Cut references at this many tokens; 64 by default.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of an answer, in tokens; 48 by default.")
+    ] = None,
     max_prompts: MaxPrompts = None,
     language: Annotated[
-        str, typer.Option(help="The language that a success is in, as ISO 639-1 code.")
-    ] = "de",
+        str | None,
+        typer.Option(help="The language that a success is in, as ISO 639-1 code; de by default."),
+    ] = None,
     out: ReportFile = None,
     plot: Plot = None,
     model: Base = None,
@@ -51,8 +53,10 @@ def evaluate(
 ) -> None:
     """Measure compositions: likelihood of references; language, topic and form of answers.
 
-    Bundled development data by default.
+    Bundled development data by default. A checkpoint that a task trained is measured by the task,
+    on the test rows of its training, or on those of --data.
     """
+    from roadint.cli.evaluate_task import evaluate_tasks, refuse_options, task_recipes
     from roadint.data.sources import check_sources, load_prompts
     from roadint.evaluation.evaluate import evaluate as measure
     from roadint.evaluation.language import check_language
@@ -61,12 +65,26 @@ def evaluate(
 
     check_file("--out", out)
     check_picture("--plot", plot)
-    check_language(language)
     added, sources = named_values(add, "--add"), named_values(data, "--data") or None
-    check_sources(sources or {}, rows)
-    asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     if len(set(checkpoints)) < len(checkpoints):
         raise RoadError(f"a checkpoint is given twice: {', '.join(checkpoints)}")
+    if recipes := task_recipes(checkpoints):
+        refuse_options(
+            prompts=prompts,
+            compose=compose,
+            add=add,
+            max_completion=max_completion,
+            max_new_tokens=max_new_tokens,
+            max_prompts=max_prompts,
+            language=language,
+            plot=plot,
+        )
+        evaluate_tasks(recipes, sources, rows, model, out, as_json)
+        return
+    language = language or "de"
+    check_language(language)
+    check_sources(sources or {}, rows)
+    asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     reports = {}
     base: tuple[Any, Any] | None = None
     for checkpoint in checkpoints:
@@ -80,8 +98,8 @@ def evaluate(
             compose=compose,
             rows=rows,
             language=language,
-            max_completion=max_completion,
-            max_new_tokens=max_new_tokens,
+            max_completion=max_completion or 64,
+            max_new_tokens=max_new_tokens or 48,
             quiet=as_json,
         )
     report: Report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)

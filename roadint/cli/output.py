@@ -22,6 +22,15 @@ def print_line(text: str) -> None:
     console.print(text, highlight=False)
 
 
+def tested(summary: Mapping[str, Any]) -> str:
+    """The metric on test rows, of a task's summary, as text."""
+    metric, rows = summary["metric"], summary["rows"]
+    if "tests" not in summary:
+        return f"{metric} on the {rows['test']} test rows {100 * summary['test']:.1f}"
+    each = ", ".join(f"{name} {100 * score:.1f}" for name, score in summary["tests"].items())
+    return f"{metric} on test rows {each}, their mean {100 * summary['test']:.1f}"
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     print(_json(value))

@@ -18,7 +18,7 @@ from roadint.cli.options import (
     Settings,
     named_values,
 )
-from roadint.cli.output import console, print_json
+from roadint.cli.output import console, print_json, tested
 from roadint.errors import quoted
 
 
@@ -84,6 +84,8 @@ def sweep(
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    if any("metric" in entry for entry in entries):
+        return _table_of_tasks(entries)
     table = Table(
         "run",
         "settings",
@@ -98,6 +100,20 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
     for entry in entries:
         settings = ", ".join(f"{name}={value}" for name, value in entry["settings"].items())
         table.add_row(entry["run"], settings, *_result(entry))
+    return table
+
+
+def _table_of_tasks(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """A line a run, the test sets in one cell; runs of data sets have no metric."""
+    table = Table("run", "settings", "task", "best validation", "test", "s")
+    for entry in entries:
+        settings = ", ".join(f"{name}={value}" for name, value in entry["settings"].items())
+        if "metric" not in entry:
+            table.add_row(entry["run"], settings, f"failed: {entry['error']}" if "error" in entry else "–")  # fmt: skip
+            continue
+        best = f"{100 * max(entry['validation']):.1f}"
+        task = f"{entry['task']}, {entry['metric']}"
+        table.add_row(entry["run"], settings, task, best, tested(entry), f"{entry['seconds']:.0f}")
     return table
 
 

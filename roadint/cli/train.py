@@ -8,7 +8,7 @@ import typer
 
 from roadint.cli.checks import check_folder
 from roadint.cli.options import Base, Data, Json, MaxRows, Settings, named_values, overrides
-from roadint.cli.output import print_json, print_line
+from roadint.cli.output import print_json, print_line, tested
 from roadint.errors import RoadError, listing, quoted
 
 if TYPE_CHECKING:
@@ -125,10 +125,9 @@ def _result(summary: Mapping[str, Any]) -> str:
     """The result of a training: a task's metric, or the losses of data sets."""
     if "test" in summary:
         epochs = [round(100 * score, 1) for score in summary["validation"]]
-        rows = summary["rows"]
         return (
-            f"{summary['metric']} on the {rows['test']} test rows {100 * summary['test']:.1f}, on "
-            f"the {rows['validation']} validation rows by epoch {epochs}"
+            f"{tested(summary)}, on the {summary['rows']['validation']} validation rows by epoch "
+            f"{epochs}"
         )
     losses = ", ".join(
         f"{name.removeprefix('loss/')} {value:.2f}"

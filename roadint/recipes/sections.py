@@ -152,8 +152,9 @@ class TaskSection(Section):
 
     Attributes:
         name: One of `roadint.tasks`: "rte", …, "commonsense", "arithmetic", "cloze".
-        scored_rows: For a reasoning task, the largest number of validation rows, and of test rows.
+        scored_rows: The largest number of validation rows, and of test rows of each set.
         max_new_tokens: The largest length of an answer that is scored, in tokens.
+        dropout: Whether the base model drops out in training as its configuration says.
     """
 
     short_names: ClassVar = {"name": "task"}
@@ -161,3 +162,13 @@ class TaskSection(Section):
     name: str | None = None
     scored_rows: Count | None = None
     max_new_tokens: Count = 32
+    dropout: bool = False
+
+    def model_post_init(self, context: Any) -> None:
+        """Check settings that depend on each other."""
+        del context
+        if self.dropout and self.name is None:
+            raise RoadError(
+                "recipe setting dropout=true without a task: what data sets train runs the base "
+                "model without dropout; expected a task, or dropout=false"
+            )

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from roadint.grammar.composition import Composition
 from roadint.recipes.edit import plain_subspaces
 from roadint.recipes.recipe import Recipe
 from roadint.recipes.section import Count, NameList, Section
+from roadint.tasks.run import check_task
 
 Changes = dict[str, Any]  # the settings of one run, by name
 _MOST = 10_000  # runs of a sweep
@@ -27,6 +28,9 @@ _MOST = 10_000  # runs of a sweep
 
 class Plan(Section):
     """The plan of a sweep.
+
+    A run of a task is measured by the task; what the plan says of compositions, references, prompts
+    and answers is for the others.
 
     Attributes:
         recipe: A preset or a YAML file.
@@ -97,21 +101,35 @@ class Plan(Section):
             )
         check_language(self.language)
         self._check_grids()
+        base = Recipe.load(self.recipe, self.set)
+        recipes = [base.override(changes) for changes in self.runs()]
+        tasks = [recipe for recipe in recipes if recipe.task.name]
+        for recipe in tasks:
+            check_task(recipe)
+        if len(tasks) == len(recipes):
+            self._check_unused(tasks)
+            return
         load_prompts(self.prompts, self.max_prompts)
         sources = {*self.data.values()}
-        base = Recipe.load(self.recipe, self.set)
-        for changes in self.runs():
-            recipe = base.override(changes)
+        for recipe in recipes:
             if recipe.task.name:
-                raise RoadError(
-                    f"a sweep can't run task {quoted(recipe.task.name)}: expected a recipe of data "
-                    "sets; see bench learn"
-                )
+                continue
             recipe.interventions()
             for composition in self.compose or ():
                 Composition.parse(composition, recipe.names())
             sources |= {*recipe.data.sources.values()}
         check_sources({source: source for source in sources if not source.startswith("hub:")}, 1)
+
+    def _check_unused(self, tasks: Sequence[Recipe]) -> None:
+        """Refuse what would be ignored, as all runs are tasks'."""
+        unused = self.model_fields_set - {"recipe", "set", "over"}
+        if tasks and unused:
+            raise RoadError(
+                f"sweep setting {min(unused)} has no meaning for task "
+                f"{quoted(tasks[0].task.name)}: expected recipe, set and over, where the data are "
+                "the recipe's (--set 'data={train: FILE, test: FILE}') and the rows that are "
+                "scored are scored_rows"
+            )
 
     def _check_grids(self) -> None:
         for grid in self.over:

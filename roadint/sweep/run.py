@@ -17,6 +17,7 @@ from roadint.files.atomic import write_whole
 from roadint.model.pretrained import load
 from roadint.recipes.recipe import Recipe
 from roadint.sweep.plan import Changes, Plan, key
+from roadint.tasks.run import finetune
 from roadint.training.prefix.sharing import SharedPrefix
 from roadint.training.run import train
 
@@ -109,7 +110,19 @@ class Runner:
 
     def _measured(self, changes: Changes) -> Entry:
         started = time.perf_counter()
-        plan, recipe = self._plan, self._plan.recipe_of(changes)
+        recipe = self._plan.recipe_of(changes)
+        part = self._of_task if recipe.task.name else self._of_data_sets
+        figures = part(recipe, self._out / key(changes))
+        return {"seconds": round(time.perf_counter() - started, 1), **figures}
+
+    def _of_task(self, recipe: Recipe, out: Path) -> Entry:
+        self._loaded = self._prefix.cache = None  # the task loads a model of its own
+        _, summary = finetune(recipe, out=out, quiet=self._quiet)
+        del summary["recipe"]
+        return {**summary, "training_seconds": summary.pop("seconds")}
+
+    def _of_data_sets(self, recipe: Recipe, out: Path) -> Entry:
+        plan = self._plan
         model, tokenizer = self._load(recipe)
         road = recipe.on(model)
         summary = train(
@@ -117,7 +130,7 @@ class Runner:
             tokenizer,
             None,
             recipe,
-            out=self._out / key(changes),
+            out=out,
             resume=True,
             quiet=self._quiet,
             shared_prefix=self._prefix,
@@ -137,7 +150,6 @@ class Runner:
             "trainable": summary["trainable"],
             "loss": summary["loss"],
             "training_seconds": summary["seconds"],
-            "seconds": round(time.perf_counter() - started, 1),
             **report.measures(),
         }
 

@@ -8,10 +8,10 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from roadint.data.collate import by_length
-from roadint.errors import RoadError
+from roadint.errors import RoadError, listing
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test
 
 
 class ClassificationTask:
@@ -19,7 +19,8 @@ class ClassificationTask:
 
     Args:
         recipe: The recipe, with the task's name and the number of training rows.
-        sources: "train", and "dev" or "validation" and "test" → a file, or "hub".
+        sources: "train", and "dev" or "validation" and "test" → a file, or "hub". In place of
+            "test" there may be several, "test.rte"; without "train" nothing is trained.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -33,21 +34,38 @@ class ClassificationTask:
         self.metric: str = form.metric
         self.labels = 1 if form.labels is None else len(form.labels)  # 1 is a regression
         self.max_length = recipe.data.max_length
+        self.splits: dict[str, list[glue.GlueRow]] = {}
+        if "train" in sources:
+            rows = glue.load_glue(self.task, sources["train"], limit=recipe.data.rows)
+            self.splits["train"] = rows
+        self.splits |= self._measured(sources, recipe.task.scored_rows)
+        check_splits(self.splits)
+
+    @property
+    def tests(self) -> list[str]:
+        """The splits that are measured at the end."""
+        return [name for name in self.splits if is_test(name)]
+
+    def _measured(
+        self, sources: Mapping[str, str], limit: int | None
+    ) -> dict[str, list[glue.GlueRow]]:
+        """The rows to validate and to test with."""
+        own = [name for name in sources if name == "validation" or is_test(name)]
         if "dev" in sources:
-            halves = glue.split_dev(glue.load_glue(self.task, sources["dev"], "dev"))
-        elif "validation" in sources and "test" in sources:
-            validation = glue.load_glue(self.task, sources["validation"])
-            halves = validation, glue.load_glue(self.task, sources["test"])
-        else:
+            if own:
+                raise RoadError(
+                    f"task {self.task!r} has data for dev and for {listing(own)}: expected dev "
+                    "alone, which is split into validation and test, or these alone"
+                )
+            dev = glue.load_glue(self.task, sources["dev"], "dev")
+            halves = glue.split_dev(dev)
+            return {"validation": halves[0][:limit], "test": halves[1][:limit]}
+        validates = "validation" in own or "train" not in sources
+        if not validates or not any(is_test(name) for name in own):
             raise RoadError(
                 f"task {self.task!r} has nothing to be measured on: expected {self.measured_on}"
             )
-        self.splits = {
-            "train": glue.load_glue(self.task, sources["train"], limit=recipe.data.rows),
-            "validation": halves[0],
-            "test": halves[1],
-        }
-        check_splits(self.splits)
+        return {name: glue.load_glue(self.task, sources[name], limit=limit) for name in own}
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """The training examples, tokens with labels, and what pads a batch of them."""

@@ -19,36 +19,45 @@ from roadint.data.collate import (
 from roadint.data.prompts import batch_prompts, pad_id
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
-from roadint.tasks.questions import ChoiceQuestion, answered, load_questions
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits
+from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test
 
 _HELD_OUT = 200  # training rows, at most, where none validate
 
 
 class ReasoningTask:
-    """Questions with answers, in three splits.
+    """Questions with answers, to train, to validate and to test with.
 
     Without rows for validation, a tenth of the training rows is held out (200 at most).
 
     Args:
         recipe: The recipe, with numbers of rows and the template of prompts.
-        sources: "train", "test" and, optionally, "validation" → a file.
+        sources: "train", "test" and, optionally, "validation" → a file. In place of "test" there
+            may be several, "test.boolq" and "test.arc_e"; without "train" nothing is trained.
 
     Raises:
         RoadError: for data that is missing or can't be read.
     """
 
-    measured_on: ClassVar[str] = "--data test=FILE"
+    measured_on: ClassVar[str] = "--data test=FILE, or several: --data test.boolq=FILE"
     labels: int | None = None
     metric: str = "accuracy"
 
     def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
         self.recipe = recipe
-        if "test" not in sources:
+        self.tests = [name for name in sources if is_test(name)]
+        if not self.tests:
             raise RoadError(
                 f"task {recipe.task.name!r} has nothing to be measured on: "
                 f"expected {self.measured_on}"
             )
+        self.splits = self._trained(sources) if "train" in sources else {}
+        for name in self.tests:
+            self.splits[name] = load_questions(sources[name], recipe.task.scored_rows)
+        check_splits(self.splits)
+
+    def _trained(self, sources: Mapping[str, str]) -> dict[str, list[Question]]:
+        """The rows to train and to validate with."""
         rows = load_questions(sources["train"])
         train = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]
         if "validation" in sources:
@@ -56,12 +65,10 @@ class ReasoningTask:
         else:
             held_out = min(_HELD_OUT, len(rows) // 10)
             validation, train = train[:held_out], train[held_out:]
-        self.splits = {
-            "train": train[: recipe.data.rows],
-            "validation": validation[: recipe.task.scored_rows],
-            "test": load_questions(sources["test"], recipe.task.scored_rows),
+        return {
+            "train": train[: self.recipe.data.rows],
+            "validation": validation[: self.recipe.task.scored_rows],
         }
-        check_splits(self.splits)
 
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""

@@ -7,7 +7,7 @@ from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
 from roadint.tasks.classification import ClassificationTask
 from roadint.tasks.reasoning import AnsweringTask, ChoosingTask
-from roadint.tasks.task import Task
+from roadint.tasks.task import Task, is_test
 
 TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(glue.FORMATS, ClassificationTask),
@@ -15,15 +15,16 @@ TASKS: dict[str, type[Task]] = {
     "arithmetic": AnsweringTask,
     "cloze": ChoosingTask,
 }
-_SPLITS = ("train", "dev", "validation", "test")
+_SPLITS = ("train", "dev", "validation", "test", "test.NAME")
 
 
-def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
+def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bool = True) -> Task:
     """The task of a recipe, with its data read.
 
     Args:
         recipe: The recipe, which names the task.
         data: Split → file; by default the recipe's.
+        trains: Whether there has to be training data; without, none is read.
 
     Returns:
         The task.
@@ -40,12 +41,14 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None) -> Task:
     task = TASKS[recipe.task.name]
     sources = dict(data or recipe.data.sources)
     for name in sources:
-        if name not in _SPLITS:
+        if name not in _SPLITS[:-2] and not is_test(name):
             raise RoadError(
                 f"data {quoted(name)} of task {recipe.task.name!r}: expected some of "
                 f"{listing(_SPLITS)}"
             )
-    if "train" not in sources:
+    if not trains:
+        sources.pop("train", None)
+    elif "train" not in sources:
         raise RoadError(
             f"task {recipe.task.name!r} has no training data: expected --data train=FILE, "
             f"and {task.measured_on}"

@@ -17,10 +17,32 @@ from roadint.model.pretrained import load
 from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.registry import task_of
-from roadint.tasks.task import Task, check_examples
+from roadint.tasks.task import Task, check_examples, measure
 from roadint.training.base_trainer import BaseTrainer, training_arguments
 from roadint.training.isolation import alone, unchanged
 from roadint.training.progress_bar import progress_bar
+
+
+def check_task(recipe: Recipe) -> None:
+    """Check, before a model is loaded, that a recipe's task can be learned from its data.
+
+    Args:
+        recipe: The recipe, with its data; those on the hub are not looked at.
+
+    Raises:
+        RoadError: where it can't.
+    """
+    _check_kind(recipe)
+    if "hub" not in recipe.data.sources.values():
+        task_of(recipe)
+
+
+def _check_kind(recipe: Recipe) -> None:
+    if recipe.edit.kind != "linear":
+        raise RoadError(
+            f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind "
+            "'linear'; data sets alone train the others"
+        )
 
 
 def finetune(
@@ -34,24 +56,21 @@ def finetune(
 
     Args:
         recipe: A recipe of kind "linear" with a task.
-        data: "train" and "dev", or "train", "validation" and "test"; by default the recipe's. See
-            roadint.tasks.glue and .questions.
+        data: "train" and "dev", or "train", "validation" and "test", or several of them as
+            "test.boolq"; by default the recipe's. See roadint.tasks.glue and .questions.
         out: The folder of the checkpoint.
         quiet: Whether there is no progress bar.
 
     Returns:
         The RoadModel with the values of the best epoch; and the summary: the metric on validation
-        rows by epoch, the metric on test rows, steps and seconds.
+        rows by epoch, the metric on test rows, and where there are several sets of them their mean
+        and each, steps and seconds.
 
     Raises:
         RoadError: for bad input, before a model is loaded.
     """
     task = task_of(recipe, data)
-    if recipe.edit.kind != "linear":
-        raise RoadError(
-            f"recipe kind {recipe.edit.kind!r} with task {recipe.task.name!r}: expected kind "
-            "'linear'; data sets alone train the others"
-        )
+    _check_kind(recipe)
     set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(task, recipe)
     road = recipe.on(model)
@@ -79,10 +98,20 @@ def load_for(task: Task, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTok
         RoadError: where there is no such model.
     """
     model, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype, labels=task.labels)
+    prepare_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def prepare_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model and its tokenizer one padding token; the end-of-sequence token where none is.
+
+    Args:
+        model: The base model.
+        tokenizer: Its tokenizer.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = pad_id(tokenizer)
-    return model, tokenizer
 
 
 def fit(
@@ -121,6 +150,8 @@ def fit(
             data_collator=collate,
             score=lambda: task.score(system, tokenizer, "validation"),
         )
+        if recipe.task.dropout:
+            system.model.train()  # a RoadModel leaves its mode alone
         if not isinstance(recipe.optimisation.micro_batch, int):
             trainer.fit_rows()
         with progress_bar(trainer, quiet=quiet):
@@ -128,14 +159,14 @@ def fit(
     seconds = time.perf_counter() - started
     system.eval()
     with torch.no_grad():
-        test = task.score(system, tokenizer, "test")
+        tested = measure(task, system, tokenizer)
     history = trainer.state.log_history
     return {
         "task": recipe.task.name,
         "metric": task.metric,
         "rows": task.sizes(),
         "validation": [round(line["eval_score"], 4) for line in history if "eval_score" in line],
-        "test": round(test, 4),
+        **tested,
         "steps": int(result.global_step),
         "seconds": round(seconds, 1),
         "trainable": sum(parameter.numel() for parameter in trainer.trained_parameters()),
@@ -184,8 +215,11 @@ class _TaskTrainer(BaseTrainer):
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The score on the validation rows."""
+        base, training = self.model.model, self.model.model.training
+        base.eval()
         self.model.eval()
         metrics = {"eval_score": self._score()}
+        base.train(training)
         self.model.train()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(

@@ -19,7 +19,8 @@ class Task(Protocol):
 
     Args:
         recipe: The recipe.
-        sources: Split → file; "train", and the splits that the task is measured on.
+        sources: Split → file; "train", which may be left out where nothing is to be trained, and
+            the splits that the task is measured on.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -47,7 +48,7 @@ class Task(Protocol):
         Args:
             model: A RoadModel, or another method's model that is called as one.
             tokenizer: The model's tokenizer.
-            split: "validation" or "test".
+            split: "validation", or one of `tests`.
 
         Returns:
             The metric.
@@ -55,6 +56,35 @@ class Task(Protocol):
 
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""
+
+    @property
+    def tests(self) -> list[str]:
+        """The splits that are measured at the end: "test", or "test.boolq", "test.arc_e", …"""
+
+
+def is_test(split: str) -> bool:
+    """Whether a split is one of those that are measured at the end."""
+    return split == "test" or (split.startswith("test.") and split != "test.")
+
+
+def measure(task: Task, system: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Measure a model on all test rows.
+
+    Args:
+        task: The task.
+        system: A RoadModel, or another method's model that is called as one.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        "test", the metric, and where there are several sets of test rows their mean; then "tests"
+        has each by its name.
+    """
+    scores = {name: task.score(system, tokenizer, name) for name in task.tests}
+    mean = round(sum(scores.values()) / len(scores), 4)
+    if list(scores) == ["test"]:
+        return {"test": mean}
+    tests = {name.removeprefix("test."): round(score, 4) for name, score in scores.items()}
+    return {"test": mean, "tests": tests}
 
 
 def check_examples(

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 import roadint
-from roadint import RoadError, RoadModel
+from roadint import Recipe, RoadError, RoadModel
 from roadint.sweep import run as running
 from roadint.sweep.plan import Plan, key
 from roadint.sweep.run import Runner, sweep
+from roadint.tasks.run import finetune
 from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import call
 
@@ -128,9 +129,36 @@ def test_plans_that_are_none(tmp_path: Path, content: str) -> None:
     assert len(str(told.value).replace(str(tmp_path), "")) < 500
 
 
-def test_tasks_are_refused_and_subspaces_stay_what_they_are() -> None:
-    with pytest.raises(RoadError, match="a sweep can't run task 'rte'"):
-        Plan.load("glue", {"lr": [1e-3]})
+def test_tasks(
+    classifier: str, sentiment: dict[str, str], capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Each run is measured by its task, and what could not be or would be ignored is refused before any runs."""
+    chosen = {"task": "sst2", "model": classifier, "epochs": 1, "batch_size": 16, "data": sentiment}
+    for changes, message in (
+        ({"set": {**chosen, "data": {"train": "nowhere.tsv", "dev": "nowhere.tsv"}}}, "nowhere.tsv"),
+        ({"set": {**chosen, "task": "sst"}}, "did you mean 'sst2'"),
+        ({"set": chosen, "compose": ["sst2"]}, "compose has no meaning for task 'sst2'"),
+        ({"set": chosen, "rows": 3}, "rows has no meaning for task 'sst2'"),
+    ):
+        with pytest.raises(RoadError, match=message):
+            Plan.load("glue", {"lr": [1e-3]}, **changes)
+    arguments = ["sweep", "glue", "--out", str(tmp_path), "--over", "lr=[1e-3, 3e-2]"]
+    for name, value in chosen.items():
+        arguments += ["--set", f"{name}={json.dumps(value) if name == 'data' else value}"]
+    code, out, errors = call(capsys, monkeypatch, *arguments, "--json")
+    assert code == 0, errors
+    found = json.loads(out)
+    assert [entry["settings"] for entry in found] == [{"lr": 1e-3}, {"lr": 3e-2}]
+    for entry in found:
+        alone = Recipe.load("glue", {**chosen, **entry["settings"]})
+        _, summary = finetune(alone, quiet=True)
+        assert (entry["test"], entry["validation"]) == (summary["test"], summary["validation"])
+    code, out, errors = call(capsys, monkeypatch, *arguments)  # from the table
+    assert code == 0, errors
+    assert "accuracy on the 30 test rows" in " ".join(out.split())
+
+
+def test_subspaces_stay_what_they_are() -> None:
     for recipe in (5, ["composition"], None):
         with pytest.raises(RoadError):
             Plan.load(recipe)  # type: ignore[arg-type]

@@ -180,6 +180,8 @@ def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Pat
         match="no rows are left for validation .5 for train, 0 for validation, 5 for test",
     ):
         task_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
+    with pytest.raises(RoadError, match="has data for dev and for test.other: expected dev alone"):
+        task_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "test.other": one})
     with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
         task_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
 
@@ -233,6 +235,14 @@ def test_a_classifier_from_the_command_line_to_a_plain_model(
     assert summary["rows"] == {"train": 96, "validation": 30, "test": 30}
     assert len(summary["validation"]) == 12
     assert summary["test"] > 0.9
+    code, shown, errors = call(capsys, monkeypatch, "eval", out, "--json")
+    assert code == 0, errors
+    assert json.loads(shown) == {
+        "task": "sst2",
+        "metric": "accuracy",
+        "rows": {"validation": 30, "test": 30},
+        "test": summary["test"],
+    }
     code, shown, _ = call(capsys, monkeypatch, "inspect", out)
     assert code == 0
     assert "adapter sst2: road_1, 13 layers, heads classifier" in shown
@@ -325,6 +335,82 @@ def test_a_language_model_learns_to_answer(base: str, tmp_path: Path) -> None:
     assert summary["trainable"] == road.trainable_count
 
 
+def test_several_tests_are_told_and_averaged(
+    base: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Each set of rows by its name, and their mean: after training, and of the checkpoint, with the same files or others."""
+    data = {"train": ("ab", "12"), "test.right": ("ab", "12"), "test.wrong": ("ab", "21")}
+    for name, (asked, answers) in data.items():
+        rows = [
+            {"instruction": f"{asked[i % 2]}?", "answer": f"answer{answers[i % 2]}"}
+            for i in range(32)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    files = {name: str(tmp_path / f"{name}.json") for name in data}
+    recipe = Recipe.load("commonsense", {
+        "model": base, "template": "plain", "epochs": 24, "lr": 1e-2, "batch_size": 8, "dtype": "float32", "max_new_tokens": 8, "lora_rank": 4,
+    })  # fmt: skip
+    outs = [str(tmp_path / name) for name in ("one", "two")]
+    for seed, out in enumerate(outs):
+        _, summary = finetune(recipe.override({"seed": seed}), data=files, out=out, quiet=True)
+        assert summary["rows"] == {"train": 29, "validation": 3, "test.right": 32, "test.wrong": 32}
+        assert summary["tests"] == {"right": 1.0, "wrong": 0.0}
+        assert summary["test"] == 0.5
+    asked = ["eval", outs[0], "--json"]
+    code, shown, errors = call(capsys, monkeypatch, *asked)
+    assert code == 0, errors
+    assert json.loads(shown)["tests"] == {"right": 1.0, "wrong": 0.0}
+    other = ["--data", f"test={files['test.wrong']}", "--rows", "5"]
+    code, shown, errors = call(capsys, monkeypatch, *asked, *other)
+    assert code == 0, errors
+    assert json.loads(shown) == {
+        "task": "commonsense", "metric": "accuracy", "rows": {"test": 5}, "test": 0.0,
+    }  # fmt: skip
+    code, shown, errors = call(capsys, monkeypatch, "eval", *outs, "--json")
+    assert code == 0, errors
+    report = json.loads(shown)
+    assert list(report["checkpoints"]) == outs
+    assert report["mean"] == {"test": 0.5, "tests": {"right": 1.0, "wrong": 0.0}}
+    assert report["sd"] == {"test": 0, "tests": {"right": 0, "wrong": 0}}
+    code, shown, errors = call(capsys, monkeypatch, "eval", *outs)
+    assert code == 0, errors
+    for text in ("right", "wrong", "mean", "100.0 ± 0.0", "50.0"):
+        assert text in shown
+    for options, message in (
+        (["--compose", "none"], "'--compose': a task measures its own metric"),
+        (["--language", "de"], "'--language': a task measures its own metric"),
+        (["--data", "test.=x"], "data 'test.' of task 'commonsense': expected some of"),
+    ):
+        code, _, errors = call(capsys, monkeypatch, *asked, *options)
+        assert (code, message in errors) == (2, True), errors
+
+
+def test_dropout_acts_in_training_alone(
+    classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a setting; what is scored never drops out, and the model's mode is as before."""
+    from roadint.tasks.classification import ClassificationTask
+
+    own, modes = ClassificationTask.score, []
+
+    def score(self: Any, model: Any, *arguments: Any) -> float:
+        modes.append(any(module.training for module in model.model.modules()))
+        return own(self, model, *arguments)
+
+    monkeypatch.setattr(ClassificationTask, "score", score)
+    settings = {"task": "sst2", "batch_size": 16, "model": classifier, "epochs": 1}
+    losses = []
+    for dropout in (False, False, True):
+        recipe = Recipe.load("glue", {**settings, "dropout": dropout})
+        road, summary = finetune(recipe, data=sentiment, quiet=True)
+        losses.append(summary["loss"]["loss"])
+        assert not any(module.training for module in road.model.modules())
+    assert losses[0] == losses[1] != losses[2]
+    assert modes == [False] * 6
+    with pytest.raises(RoadError, match="dropout=true without a task"):
+        Recipe.load("composition", {"dropout": True})
+
+
 def numbered(word: str, asked: str, *choices: str) -> str:
     listed = " ".join(f"{word.capitalize()}{1 + i}: {choice}" for i, choice in enumerate(choices))
     return f"Please choose the correct {word} to the question: {asked}\n\n{listed}\n\nAnswer format: {word}1/{word}2"
@@ -401,6 +487,7 @@ def test_the_likeliest_choice_answers(base: str, tmp_path: Path) -> None:
             "nothing to be measured on: expected --data test=FILE",
         ),
         ({}, {"train": "x"}, "nothing to be measured on: expected --data dev=FILE"),
+        ({}, {"train": "x", "test": "y"}, "nothing to be measured on: expected --data dev=FILE"),
     ],
 )
 def test_what_is_missing_is_told(

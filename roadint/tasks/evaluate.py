@@ -1,0 +1,77 @@
+"""`roadint eval` of a checkpoint that a task trained: the task's metric on its test rows."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from roadint.checkpoint.content import Checkpoint
+from roadint.model.road_model import RoadModel
+from roadint.recipes.names import flat
+from roadint.recipes.recipe import Recipe
+from roadint.recipes.sections import DataSection, TaskSection
+from roadint.tasks.run import prepare_padding
+from roadint.tasks.task import Task, measure
+
+
+def recipe_of(saved: Checkpoint) -> Recipe | None:
+    """What a checkpoint's recipe says of its task; None where none trained it.
+
+    Args:
+        saved: The checkpoint.
+
+    Returns:
+        A recipe with the same task and data.
+
+    Raises:
+        RoadError: where the checkpoint's record of them is damaged.
+    """
+    recorded = saved.config["training"].get("recipe")
+    settings = flat(recorded) if isinstance(recorded, dict) else {}
+    if settings.get("task") is None:
+        return None
+    wanted = [section.short(name) for section in (DataSection, TaskSection) for name in section.model_fields]  # fmt: skip
+    return Recipe(**{name: settings[name] for name in wanted if name in settings})
+
+
+@torch.no_grad()
+def evaluate_task(
+    road: RoadModel, tokenizer: PreTrainedTokenizerBase, task: Task
+) -> dict[str, Any]:
+    """Measure a checkpoint on a task's test rows.
+
+    Args:
+        road: The checkpoint on its base model.
+        tokenizer: The model's tokenizer.
+        task: The task.
+
+    Returns:
+        "metric", "rows" by split, "test", and for several sets of test rows "tests", each by name.
+    """
+    prepare_padding(road.model, tokenizer)  # type: ignore[arg-type]
+    road.eval()
+    measured = measure(task, road, tokenizer)
+    return {"metric": task.metric, "rows": task.sizes(), **measured}
+
+
+def over_checkpoints(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean and the sample standard deviation of several checkpoints' scores.
+
+    Args:
+        reports: What `evaluate_task` says of each.
+
+    Returns:
+        "mean" and "sd", each with "test" and, where there are several sets of test rows, "tests".
+    """
+    names = list(reports[0].get("tests", {}))
+    columns = {"test": [report["test"] for report in reports]}
+    tests = {name: [report["tests"][name] for report in reports] for name in names}
+    result = {}
+    for label, of in (("mean", statistics.mean), ("sd", statistics.stdev)):
+        figures: dict[str, Any] = {name: round(of(values), 4) for name, values in columns.items()}
+        if tests:
+            figures["tests"] = {name: round(of(values), 4) for name, values in tests.items()}
+        result[label] = figures
+    return result
