@@ -56,7 +56,7 @@ def evaluate_tasks(
     }
     reports: dict[str, Any] = {}
     for name, task in tasks.items():
-        # Every checkpoint has a base model of its own: a head that was trained replaces the model's.
+        # Each on a base model of its own, whose head the checkpoint replaces.
         road, tokenizer = open_checkpoint(name, model)
         reports[name] = evaluate_task(road, tokenizer, task)
     report: dict[str, Any] = {"task": next(iter(recipes.values())).task.name}

@@ -109,7 +109,8 @@ def _table_of_tasks(entries: Sequence[Mapping[str, Any]]) -> Table:
     for entry in entries:
         settings = ", ".join(f"{name}={value}" for name, value in entry["settings"].items())
         if "metric" not in entry:
-            table.add_row(entry["run"], settings, f"failed: {entry['error']}" if "error" in entry else "–")  # fmt: skip
+            told = f"failed: {entry['error']}" if "error" in entry else "–"
+            table.add_row(entry["run"], settings, told)
             continue
         best = f"{100 * max(entry['validation']):.1f}"
         task = f"{entry['task']}, {entry['metric']}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from roadint.plots.style import COLOURS, Figure, add_legend, draw_line
 
@@ -48,8 +49,9 @@ def serve_figure(report: Mapping[str, Any]) -> Figure:
         panel.set_ylim(bottom=0)
     for panel in panels[1]:  # systems differ by orders of magnitude
         panel.set_yscale("log")
-        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            axis("{x:g}")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
     add_legend(figure, panels.flat)
     return figure
 

@@ -34,11 +34,10 @@ class ClassificationTask:
         self.metric: str = form.metric
         self.labels = 1 if form.labels is None else len(form.labels)  # 1 is a regression
         self.max_length = recipe.data.max_length
-        self.splits: dict[str, list[glue.GlueRow]] = {}
+        self.splits = self._measured(sources, recipe.task.scored_rows)
         if "train" in sources:
             rows = glue.load_glue(self.task, sources["train"], limit=recipe.data.rows)
-            self.splits["train"] = rows
-        self.splits |= self._measured(sources, recipe.task.scored_rows)
+            self.splits = {"train": rows, **self.splits}
         check_splits(self.splits)
 
     @property

@@ -135,7 +135,10 @@ def test_tasks(
     """Each run is measured by its task, and what could not be or would be ignored is refused before any runs."""
     chosen = {"task": "sst2", "model": classifier, "epochs": 1, "batch_size": 16, "data": sentiment}
     for changes, message in (
-        ({"set": {**chosen, "data": {"train": "nowhere.tsv", "dev": "nowhere.tsv"}}}, "nowhere.tsv"),
+        (
+            {"set": {**chosen, "data": {"train": "nowhere.tsv", "dev": "nowhere.tsv"}}},
+            "nowhere.tsv",
+        ),
         ({"set": {**chosen, "task": "sst"}}, "did you mean 'sst2'"),
         ({"set": chosen, "compose": ["sst2"]}, "compose has no meaning for task 'sst2'"),
         ({"set": chosen, "rows": 3}, "rows has no meaning for task 'sst2'"),
