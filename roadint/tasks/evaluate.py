@@ -32,11 +32,8 @@ def recipe_of(saved: Checkpoint) -> Recipe | None:
     settings = flat(recorded) if isinstance(recorded, dict) else {}
     if settings.get("task") is None:
         return None
-    wanted = {
-        section.short(name)
-        for section in (DataSection, TaskSection)
-        for name in section.model_fields
-    }
+    sections = (DataSection, TaskSection)
+    wanted = {section.short(name) for section in sections for name in section.model_fields}
     return Recipe(**{name: value for name, value in settings.items() if name in wanted})
 
 

@@ -349,7 +349,10 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
             "--over names 'lr' twice",
         ),
         (["sweep", "composition", "--out", "x", "--over", "lr=[1"], "--over lr='.1' is no YAML"),
-        (["sweep", "glue", "--out", "x", "--over", "lr=[1]"], "a sweep can't run task 'rte'"),
+        (
+            ["sweep", "glue", "--out", "x", "--over", "lr=[1]", "--rows", "3"],
+            "rows has no meaning for task 'rte'",
+        ),
         (["merge", "ADAPTER", "--out", "FILE"], "is a file, expected a folder"),
         (["export", "ADAPTER", "--out", "/proc/nope"], "can't be a folder"),
         (["merge", "ADAPTER", "--out", "x"], "holds no adapters of linear layers"),

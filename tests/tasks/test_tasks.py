@@ -180,7 +180,9 @@ def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Pat
         match="no rows are left for validation .5 for train, 0 for validation, 5 for test",
     ):
         task_of(Recipe.load("commonsense"), {"train": str(path), "test": str(path)})
-    with pytest.raises(RoadError, match="has data for dev and for test.other: expected dev alone"):
+    with pytest.raises(
+        RoadError, match="has data for dev and for 'test.other': expected dev alone"
+    ):
         task_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "test.other": one})
     with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
         task_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
