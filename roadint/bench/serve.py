@@ -244,7 +244,7 @@ def _throughput(
 
 
 def _thread_times(engine: Engine, job: ServeJob, runs: int, quiet: bool) -> list[dict[str, Any]]:
-    items = [Timed(engine, batch) for batch in batches_of(engine.spec) if not batch.fresh]
+    items = [Timed(engine, batch) for batch in batches_of(engine.spec)]
     name = f"{THREAD_TIME}, {SYSTEMS[engine.spec.kind]}"
     _take_turns(items, runs, "measure", name, quiet)
     cases = [_failure(THREAD_TIME, engine)] if engine.error is not None else []
@@ -278,6 +278,8 @@ def batches_of(spec: EngineSpec) -> list[Batch]:
 def _take_turns(items: Sequence[Timed], runs: int, method: str, name: str, quiet: bool) -> None:
     for number, item in rounds(items, runs, name, quiet=quiet):
         if number:
+            if method == "measure" and not item.batch.fresh:
+                item.engine.ask("warm_up", item.batch)  # others may have taken its slots
             result = item.engine.ask(method, item.batch)
             if result is not None:
                 item.runs.append(result)

@@ -173,10 +173,10 @@ def served_bars(counts: Sequence[int]) -> list[Bar]:
                 *(
                     _bar(
                         f"{about}: {what} with {most} compositions over that with 1",
-                        partial(_many_over_one, name=name, system=system, most=most),
+                        partial(over_one, system=system, most=most),
                         1.03,
                     )
-                    for what, name in (("thread time", THREAD_TIME), ("time", name_of(False)))
+                    for what, over_one in (("thread time", _thread_over_one), ("time", _over_one))
                     if most > 1
                 ),
             ]
@@ -201,9 +201,16 @@ def _share(report: Report, system: str, count: int) -> float | None:
     return None if found is None else float(found["share"])
 
 
-def _many_over_one(report: Report, name: str, system: str, most: int) -> float | None:
-    many = find(report["cases"], name=name, system=system, compositions=most)
-    one = find(report["cases"], name=name, system=system, compositions=1)
+def _thread_over_one(report: Report, system: str, most: int) -> float | None:
+    """By the shares inside roadint: the rest of a forward pass is the same for both."""
+    many, one = (_share(report, system, count) for count in (most, 1))
+    return None if many is None or one is None else (1 + many) / (1 + one)
+
+
+def _over_one(report: Report, system: str, most: int) -> float | None:
+    wanted = {"name": name_of(False), "system": system}
+    many = find(report["cases"], compositions=most, **wanted)
+    one = find(report["cases"], compositions=1, **wanted)
     return None if many is None or one is None else _times(many, one)
 
 

@@ -17,6 +17,9 @@ from roadint.engines.vllm.rows.served_table import ServedTable
 from roadint.engines.vllm.served import Served
 from roadint.errors import RoadError
 
+_KEPT = 4  # times what a step needs at most, as far as they take
+_KEPT_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -51,11 +54,8 @@ class Steps:
         device: torch.device,
     ) -> None:
         self.registry, self.hidden, self.linear = registry, hidden, linear
-        tokens = limits.tokens  # each takes one row
-        rows = min(limits.requests * hidden.codes, tokens)
-        self.hidden_table = ServedTable(hidden.places, rows, tokens, hidden.mirrored, device)
-        rows = min(limits.requests, tokens)
-        self.linear_table = ServedTable(linear.places, rows, tokens, linear.mirrored, device)
+        self.hidden_table = _table(hidden, limits.requests * hidden.codes, limits, device)
+        self.linear_table = _table(linear, limits.requests, limits, device)
         self._edits: dict[str, PromptEdits] = {}
         self._adapters: dict[str, Plan] = {}
         self._filled: Any = ()  # what the table of adapters was filled for
@@ -196,6 +196,23 @@ class Steps:
             len(of_token),
         )
         self._filled = filled
+
+
+def _table(
+    rows: HiddenRows | LinearRows, most: int, limits: Limits, device: torch.device
+) -> ServedTable:
+    """A table that holds what one step needs, and where rows are small what others needed before.
+
+    Args:
+        rows: What makes its rows.
+        most: How many of them one step needs at most, if it has as many tokens.
+        limits: What a step has at most.
+        device: Where it lies.
+    """
+    needed = min(most, limits.tokens)  # each token takes one row
+    size = max(1, rows.places.blocks * 8 * (2 if rows.mirrored else 1))
+    capacity = max(needed, min(_KEPT * needed, _KEPT_BYTES // size))
+    return ServedTable(rows.places, capacity, limits.tokens, rows.mirrored, device)
 
 
 def not_run(module: str) -> RoadError:

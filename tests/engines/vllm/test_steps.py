@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from roadint import RoadError
+from roadint.engines.vllm import steps as steps_module
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.rows.served_table import ServedTable
 from roadint.engines.vllm.rows.shards import Part, pieces_of
@@ -138,7 +139,10 @@ def step(steps: Steps, batch: list[tuple[Request, int]]) -> None:
 
 @given(data=st.data())
 def test_rows_are_those_of_a_loop_over_tokens(registry: Registry, data: st.DataObject) -> None:
-    steps = steps_of(registry, PIECES, MOST, TOKENS)
+    """Whether a table has room for more than one step's rows, or each makes room for the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps_module, "_KEPT", data.draw(st.sampled_from([1, 4]), "kept"))
+        steps = steps_of(registry, PIECES, MOST, TOKENS)
     running: dict[str, Request] = {}
     for _ in range(data.draw(st.integers(1, 8), "steps")):
         while len(running) < MOST and data.draw(st.booleans(), "comes"):
@@ -177,6 +181,16 @@ def test_rows_are_those_of_a_loop_over_tokens(registry: Registry, data: st.DataO
     assert not steps.hidden_table.busy
     assert not steps.linear_table.busy
     assert set(steps.hidden_table.index.tolist()) | set(steps.linear_table.index.tolist()) == {-1}
+
+
+def test_tables_keep_more_than_a_step_needs_where_rows_are_small(registry: Registry) -> None:
+    wide = steps_of(registry, PIECES, MOST, 1000)
+    for table, most in ((wide.hidden_table, MOST * wide.hidden.codes), (wide.linear_table, MOST)):
+        assert len(table.u) == 4 * most
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps_module, "_KEPT_BYTES", 1)
+        tight = steps_of(registry, PIECES, MOST, TOKENS)
+    assert [len(tight.hidden_table.u), len(tight.linear_table.u)] == [TOKENS, MOST]
 
 
 def test_a_name_that_comes_again_asks_for_something_else(registry: Registry) -> None:
