@@ -220,8 +220,9 @@ def test_a_trial_turns_nothing(registry: Registry) -> None:
         assert not steps.linear_table.busy
 
 
-def test_more_compositions_than_rows(registry: Registry) -> None:
+def test_more_compositions_than_rows(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one step as many as there are requests; over time any number."""
+    monkeypatch.setattr(steps_module, "_KEPT", 1)
     steps = steps_of(registry, PIECES, MOST, TOKENS)
     for batch in range(20):
         requests = []
@@ -264,7 +265,9 @@ def test_a_checkpoint_without_a_place_is_refused(tmp_path: Path) -> None:
         steps.check(served[1])
 
 
-def test_tables_are_no_larger_than_a_step(tmp_path: Path) -> None:
+def test_tables_are_no_larger_than_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows are large; small ones are kept beyond it."""
+    monkeypatch.setattr(steps_module, "_KEPT_BYTES", 0)
     parts = [road(0, subspaces={f"n{i}": "[0, d)"}, position=f"at({i})") for i in range(30)]
     steps = steps_of(registry_of(plain=serve(tmp_path, *parts)), requests=4, tokens=40)
     rows = 40  # 4 requests, each with up to 2^30 − 1 different sets of positions
