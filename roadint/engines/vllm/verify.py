@@ -1,7 +1,7 @@
 """`python -m roadint.engines.vllm.verify MODEL CHECKPOINT`: does vLLM do what RoadModel does?
 
 It runs a mixed batch in vLLM, cold and with a warm prefix cache, then the same tokens in RoadModel
-on transformers, and says which tokens and log-probabilities agree (needs vLLM).
+on transformers, in float32, and says which tokens and log-probabilities agree (needs vLLM).
 """
 
 import gc
@@ -43,7 +43,9 @@ def verify(
         list[str] | None, typer.Option(help="A prompt, repeatable; three of the paper's.")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 12,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="vLLM's: float32, bfloat16 or float16; RoadModel has float32.")
+    ] = "float32",
     eager: Annotated[
         bool, typer.Option("--eager", help="Without compiled and captured graphs: starts quicker.")
     ] = False,
@@ -69,12 +71,12 @@ def verify(
     _stop(llm)
     del llm
     with waiting("RoadModel answers", quiet=False):
-        loaded, _ = roadint.load(model, dtype=dtype)
+        loaded, _ = roadint.load(model, dtype="float32")  # in half precision it would round, too
         road = roadint.RoadModel.from_pretrained(loaded, checkpoint)
         answers = ask_road_model(road, answers)
     _show(console, texts, answers)
     own = max((answer.worst for answer in answers if answer.composition is None), default=0.0)
-    # In half precision both engines round: by as much as on the bare model, or on another batch.
+    # In half precision vLLM rounds: by as much as on the bare model, or on another batch.
     allowed = TOLERANCE if dtype == "float32" else 2 * max(own, spread, TOLERANCE)
     worst = max(answer.worst for answer in answers)
     agree = worst <= allowed and (dtype != "float32" or all(all(a.greedy) for a in answers))
