@@ -22,6 +22,7 @@ def test_hidden_states_and_loras_are_served_side_by_side() -> None:
     fresh = {(on, f"{ours[1]}, new in every run", 4)}
     measured = {(THREAD_TIME, hidden, 0)}
     measured |= {(THREAD_TIME, system, count) for system in ours for count in (1, 4)}
+    measured |= {(THREAD_TIME, system, count) for _, system, count in fresh}
     assert set(cases) == served | fresh | measured
     # The first half of the prompts is a block that all share, whatever acts after it; LoRAs share
     # none, each with its own.
