@@ -51,9 +51,9 @@ def _find() -> None:
 
 
 def kinds() -> dict[str, "type[SubspaceIntervention]"]:
-    """All kinds, by name."""
+    """All kinds, by name, in the order of their names, whichever was imported first."""
     _find()
-    return dict(_KINDS)
+    return dict(sorted(_KINDS.items()))
 
 
 def kind_of(name: str) -> "type[SubspaceIntervention]":
