@@ -278,8 +278,6 @@ def batches_of(spec: EngineSpec) -> list[Batch]:
 def _take_turns(items: Sequence[Timed], runs: int, method: str, name: str, quiet: bool) -> None:
     for number, item in rounds(items, runs, name, quiet=quiet):
         if number:
-            if method == "measure" and not item.batch.fresh:
-                item.engine.ask("warm_up", item.batch)  # others may have taken its slots
             result = item.engine.ask(method, item.batch)
             if result is not None:
                 item.runs.append(result)

@@ -245,7 +245,7 @@ class ServedEngine:
             )
 
     def measure(self, batch: Batch) -> dict[str, tuple[float, int]]:
-        """Serve a batch, and measure thread time.
+        """Serve a batch whose compositions are known, unless it is fresh, and measure thread time.
 
         Args:
             batch: The requests.
@@ -258,6 +258,8 @@ class ServedEngine:
             self._meter = Meter()
             measure_roadint(self._meter)
             self._llm.collective_rpc(_measure_forward, args=(self._meter,))
+        if not batch.fresh:
+            self.warm_up(batch)  # others may have taken its slots
         self._meter.take()
         self._serve(batch, self._job.new_tokens)
         return self._meter.take()

@@ -104,7 +104,9 @@ class Plan(Section):
         base = Recipe.load(self.recipe, self.set)
         recipes = [base.override(changes) for changes in self.runs()]
         tasks = [recipe for recipe in recipes if recipe.task.name]
-        for recipe in tasks:
+        # Data are read once, however many runs learn from them.
+        different = {repr((recipe.edit.kind, recipe.data, recipe.task)): recipe for recipe in tasks}
+        for recipe in different.values():
             check_task(recipe)
         if len(tasks) == len(recipes):
             self._check_unused(tasks)

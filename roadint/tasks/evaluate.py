@@ -66,13 +66,12 @@ def over_checkpoints(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         "mean" and "sd", each with "test" and, where there are several sets of test rows, "tests".
     """
-    names = list(reports[0].get("tests", {}))
-    columns = {"test": [report["test"] for report in reports]}
+    scores = [report["test"] for report in reports]
+    names = reports[0].get("tests", {})
     tests = {name: [report["tests"][name] for report in reports] for name in names}
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for label, of in (("mean", statistics.mean), ("sd", statistics.stdev)):
-        figures: dict[str, Any] = {name: round(of(values), 4) for name, values in columns.items()}
+        result[label] = {"test": round(of(scores), 4)}
         if tests:
-            figures["tests"] = {name: round(of(values), 4) for name, values in tests.items()}
-        result[label] = figures
+            result[label]["tests"] = {name: round(of(each), 4) for name, each in tests.items()}
     return result
