@@ -29,7 +29,7 @@ from roadint.engines.table import Table, Tables
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import Composition
 from roadint.rotation.kernels.torch import carries_tangents
-from roadint.rotation.rotation import Rotation
+from roadint.rotation.rotation import Rotation, stacked
 
 Terms = tuple[tuple[str, float], ...]
 """Names of adapters and their strengths."""
@@ -295,7 +295,7 @@ def _with_gradients(
     keys = list(zip(terms, learning, strict=True))
     slot_of = {key: slot for slot, key in enumerate(dict.fromkeys(keys))}
     made = [product(members, row_terms, names) for row_terms, names in slot_of]
-    rotation = _stacked(made)
+    rotation = stacked(made)
     if len(slot_of) == 1:
         return rotation, None
     return rotation, on_device([slot_of[key] for key in keys], rotation.u.device)
@@ -313,10 +313,3 @@ def _from_table(
         return product(members, [(name, strength) for name, strength, _ in key])
 
     return table.rows(keys, make)
-
-
-def _stacked(rotations: Sequence[Rotation]) -> Rotation:
-    v = None
-    if any(rotation.v is not None for rotation in rotations):
-        v = torch.stack([torch.zeros_like(r.u) if r.v is None else r.v for r in rotations])
-    return Rotation(torch.stack([rotation.u for rotation in rotations]), v)

@@ -16,7 +16,7 @@ RoAd1 needs only u.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -269,6 +269,18 @@ class Rotation:
             The rotation with the indexed `u` and `v`.
         """
         return Rotation(self.u[index], None if self.v is None else self.v[index], self.group)
+
+
+def stacked(rotations: Sequence[Rotation]) -> Rotation:
+    """Rotations of adjacent pairs as the rows of one, which has v where one of them has.
+
+    Args:
+        rotations: At least one, all of one shape.
+    """
+    v = None
+    if any(rotation.v is not None for rotation in rotations):
+        v = torch.stack([torch.zeros_like(r.u) if r.v is None else r.v for r in rotations])
+    return Rotation(torch.stack([rotation.u for rotation in rotations]), v)
 
 
 def rotation(

@@ -13,7 +13,7 @@ from roadint.engines.vllm.rows.plan import Plan
 from roadint.engines.vllm.rows.shards import Piece
 from roadint.engines.vllm.served import Served
 from roadint.errors import RoadError, did_you_mean
-from roadint.rotation.rotation import Rotation
+from roadint.rotation.rotation import Rotation, stacked
 
 Pieces = Mapping[str, Sequence[Piece]]
 """Target → where its output lies in the layers of this process."""
@@ -94,12 +94,7 @@ class LinearRows:
 
     def rows(self, plans: Sequence[Plan]) -> Rotation:
         """The rotations of all places, end to end: a row for each of the plans."""
-        rows = [self._row(plan) for plan in plans]
-        u = torch.stack([row.u for row in rows])
-        if all(row.v is None for row in rows):
-            return Rotation(u)
-        parts = [torch.zeros_like(row.u) if row.v is None else row.v for row in rows]
-        return Rotation(u, torch.stack(parts))
+        return stacked([self._row(plan) for plan in plans])
 
     def _row(self, plan: Plan) -> Rotation:
         row: Rotation | None = None
