@@ -4,10 +4,7 @@ All methods train beside the same frozen weights, in turns, each in its own libr
 scores tokens as its trainer does, PEFT's models compute their own loss over all logits.
 """
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from roadint.adapters.targets import find_targets
 from roadint.bench.machine import forget_peak, free_memory, peak_mb, used_mb
-from roadint.bench.peft_library import import_peft
+from roadint.bench.peft_library import boft_config, import_peft, oft_config
 from roadint.bench.report import case
 from roadint.bench.shapes import random_ids, twin
 from roadint.bench.timing import seconds_of, take_turns
@@ -35,9 +32,9 @@ _ROADS: dict[str, Any] = {f"roadint RoAd{number}": f"road_{number}" for number i
 _PEFT: dict[str, Callable[[Any, Sequence[str]], Any]] = {
     "PEFT LoRA r=8": lambda peft, paths: peft.LoraConfig(r=8, target_modules=paths),
     "PEFT RoAd": lambda peft, paths: peft.RoadConfig(group_size=2, target_modules=paths),
-    "PEFT OFT w=2": lambda peft, paths: peft.OFTConfig(oft_block_size=2, target_modules=paths),
-    "PEFT OFT w=16": lambda peft, paths: peft.OFTConfig(oft_block_size=16, target_modules=paths),
-    "PEFT BOFT w=4 m=2": lambda peft, paths: _boft(peft, paths),
+    "PEFT OFT w=2": lambda peft, paths: oft_config(peft, paths, 2),
+    "PEFT OFT w=16": lambda peft, paths: oft_config(peft, paths, 16),
+    "PEFT BOFT w=4 m=2": lambda peft, paths: boft_config(peft, paths, 4, butterflies=2),
 }
 METHODS = (*_ROADS, *_PEFT)
 
@@ -112,17 +109,6 @@ class _Method:
             return result
 
         return loss
-
-
-def _boft(peft: Any, paths: Sequence[str]) -> Any:
-    """Two butterflies: without its kernel PEFT would go on with one, which is OFT."""
-    from peft.tuners.boft.layer import get_fbd_cuda
-
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if get_fbd_cuda() is None:  # type: ignore[no-untyped-call]
-            raise RuntimeError("PEFT can't build BOFT's CUDA kernel here (nvcc, ninja)")
-    return peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=paths)
 
 
 def training_cases(

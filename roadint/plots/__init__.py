@@ -4,6 +4,7 @@ from roadint.plots.bench import bench_figure
 from roadint.plots.blocks import adapter_figure, block_figure
 from roadint.plots.evaluation import composition_figure, interference_figure
 from roadint.plots.heat import heat_figure
+from roadint.plots.learn import learn_figure
 from roadint.plots.linear import linear_figure
 from roadint.plots.paper import throughput_figure, training_cost_figure
 from roadint.plots.serve import serve_figure
@@ -17,6 +18,7 @@ __all__ = [
     "composition_figure",
     "heat_figure",
     "interference_figure",
+    "learn_figure",
     "linear_figure",
     "serve_figure",
     "sweep_figure",

@@ -155,6 +155,8 @@ class TaskSection(Section):
         scored_rows: The largest number of validation rows, and of test rows of each set.
         max_new_tokens: The largest length of an answer that is scored, in tokens.
         dropout: Whether the base model drops out in training as its configuration says.
+        split_seed: Of GLUE's tasks: draws the rows of the dev set that validate, the rest tests; by
+            default the run's seed, as in the paper (appendix C.1).
     """
 
     short_names: ClassVar = {"name": "task"}
@@ -163,6 +165,7 @@ class TaskSection(Section):
     scored_rows: Count | None = None
     max_new_tokens: Count = 32
     dropout: bool = False
+    split_seed: Seed | None = None
 
     def model_post_init(self, context: Any) -> None:
         """Check settings that depend on each other."""

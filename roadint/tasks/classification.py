@@ -17,6 +17,8 @@ from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_spli
 class ClassificationTask:
     """A GLUE task: the dev set is halved into validation and test, as in the paper (appendix C.1).
 
+    The run's seed draws the halves, or the recipe's split_seed.
+
     Args:
         recipe: The recipe, with the task's name and the number of training rows.
         sources: "train", and "dev" or "validation" and "test" → a file, or "hub". In place of
@@ -34,6 +36,8 @@ class ClassificationTask:
         self.metric: str = form.metric
         self.labels = 1 if form.labels is None else len(form.labels)  # 1 is a regression
         self.max_length = recipe.data.max_length
+        split, seed = recipe.task.split_seed, recipe.optimisation.seed
+        self.split_seed = seed if split is None else split
         self.splits = self._measured(sources, recipe.task.scored_rows)
         if "train" in sources:
             rows = glue.load_glue(self.task, sources["train"], limit=recipe.data.rows)
@@ -57,7 +61,7 @@ class ClassificationTask:
                     "alone, which is split into validation and test, or these alone"
                 )
             dev = glue.load_glue(self.task, sources["dev"], "dev")
-            halves = glue.split_dev(dev)
+            halves = glue.split_dev(dev, self.split_seed)
             return {"validation": halves[0][:limit], "test": halves[1][:limit]}
         validates = "validation" in own or "train" not in sources
         if not validates or not any(is_test(name) for name in own):

@@ -12,6 +12,7 @@ from roadint.model.road_model import RoadModel
 from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
 from roadint.recipes.sections import DataSection, TaskSection
+from roadint.tasks.glue import FORMATS
 from roadint.tasks.run import prepare_padding
 from roadint.tasks.task import Task, measure
 
@@ -23,7 +24,7 @@ def recipe_of(saved: Checkpoint) -> Recipe | None:
         saved: The checkpoint.
 
     Returns:
-        A recipe with the same task and data.
+        A recipe with the same task, data and seed, so that the rows that test are the training's.
 
     Raises:
         RoadError: where the checkpoint's record of them is damaged.
@@ -32,8 +33,11 @@ def recipe_of(saved: Checkpoint) -> Recipe | None:
     settings = flat(recorded) if isinstance(recorded, dict) else {}
     if settings.get("task") is None:
         return None
+    if settings["task"] in FORMATS:
+        settings.setdefault("split_seed", 0)  # what every run had before the setting was there
     sections = (DataSection, TaskSection)
     wanted = {section.short(name) for section in sections for name in section.model_fields}
+    wanted.add("seed")
     return Recipe(**{name: value for name, value in settings.items() if name in wanted})
 
 

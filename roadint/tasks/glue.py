@@ -132,7 +132,7 @@ def load_glue(
     return rows
 
 
-def split_dev(rows: list[GlueRow], seed: int = 0) -> tuple[list[GlueRow], list[GlueRow]]:
+def split_dev(rows: list[GlueRow], seed: int) -> tuple[list[GlueRow], list[GlueRow]]:
     """Split a dev set at random, as the paper does (appendix C.1).
 
     Args:
@@ -158,7 +158,7 @@ def measure(
         labels: The right classes or numbers.
 
     Returns:
-        The metric; a correlation with a constant is 0.
+        The metric; a correlation with a constant, or with what is not finite, is 0.
 
     Example:
         >>> measure("sst2", np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
@@ -166,7 +166,7 @@ def measure(
     """
     if FORMATS[task].metric == "accuracy":
         return float((predicted == labels).mean())
-    if predicted.std() == 0 or labels.std() == 0:
+    if not np.isfinite(predicted).all() or predicted.std() == 0 or labels.std() == 0:
         return 0.0
     return float(np.corrcoef(predicted, labels)[0, 1])  # of two classes, Pearson's is Matthews'
 

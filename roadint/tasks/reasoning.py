@@ -45,6 +45,11 @@ class ReasoningTask:
 
     def __init__(self, recipe: Recipe, sources: Mapping[str, str]) -> None:
         self.recipe = recipe
+        if recipe.task.split_seed is not None:
+            raise RoadError(
+                f"split_seed={recipe.task.split_seed}: task {recipe.task.name!r} has no dev set "
+                "to split; expected none"
+            )
         self.tests = [name for name in sources if is_test(name)]
         if not self.tests:
             raise RoadError(

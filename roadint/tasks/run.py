@@ -181,6 +181,7 @@ def _arguments(recipe: Recipe, folder: Path) -> Any:
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
+        save_only_model=True,  # nothing resumes from the scratch folder
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,

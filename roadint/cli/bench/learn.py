@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs
-from roadint.cli.options import Data, Json, MaxRows, ReportFile, Settings, named_values, overrides
-from roadint.cli.output import console, report_json
+from roadint.cli.options import (
+    Data,
+    Json,
+    MaxRows,
+    Plot,
+    ReportFile,
+    Settings,
+    named_values,
+    overrides,
+)
+from roadint.cli.output import console, report_json, save_figure
 from roadint.errors import RoadError, first_line, quoted
 
 
@@ -23,27 +33,45 @@ def learn(
     model: Annotated[str | None, typer.Option(help="Base model instead of the recipe's.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="road_1, road_2, road_4, lora, ia3 or head, repeatable."),
+        typer.Option(
+            help="Repeatable: road_1, road_2, road_4, road_1+lora_RANK, lora_RANK, dora_RANK, ia3, "
+            "oft, boft, bitfit, loreft_RANK, full or head; all but boft, bitfit and head by "
+            "default, with one rank each."
+        ),
     ] = None,
     rate: Annotated[
         list[str] | None, typer.Option(help="METHOD=RATE, repeatable: another learning rate.")
     ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=9,
+            help="Learning rates of each method, by factors of 3 around its own: all with the "
+            "first seed, the others take the best by validation.",
+        ),
+    ] = 1,
     seed: Annotated[
         list[int] | None,
         typer.Option(min=0, max=2**32 - 1, help="Repeatable; 1, 2 and 3 by default."),
     ] = None,
     out: ReportFile = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the runs that --out lacks.")
+    ] = False,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """What RoAd1, RoAd2 and RoAd4 learn beside PEFT's LoRA and (IA)³.
+    """What RoAd learns beside LoRA, DoRA, (IA)³, OFT, LoReFT, full finetuning and others.
 
-    One task, the same budget, several seeds.
+    One task, the same budget, several seeds; every run is in --out once it is done.
     """
     from roadint.bench.learn import bench_learn
     from roadint.recipes.edit import LINEAR
     from roadint.recipes.recipe import Recipe
 
-    check_outputs(out)
+    check_outputs(out, plot)
+    kept = _kept(out, resume)
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
     if chosen.edit.kind != LINEAR:
         raise RoadError(
@@ -55,11 +83,36 @@ def learn(
         methods=method or (),
         seeds=seed or (1, 2, 3),
         rates=_rates(rate),
+        tries=tries,
+        kept=kept,
+        done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
     report_json(report, out, as_json)
+    if plot is not None:
+        from roadint.plots import learn_figure
+
+        save_figure(learn_figure(report), plot)
     if not as_json:
         console.print(_table(report))
+
+
+def _kept(out: Path | None, resume: bool) -> dict[str, Any] | None:
+    """The report to go on with; None where none is asked for, or not a run is done."""
+    from roadint.files.readers import read_json
+
+    if not resume:
+        return None
+    if out is None:
+        raise RoadError("--resume goes on with the report in --out: expected --out FILE")
+    if not out.exists():
+        return None
+    kept = read_json(out)
+    if not isinstance(kept, dict):
+        raise RoadError(
+            f"--out {quoted(str(out))} holds no report to resume: expected another file"
+        )
+    return kept
 
 
 def _rates(texts: list[str] | None) -> dict[str, float]:
@@ -78,6 +131,7 @@ def _rates(texts: list[str] | None) -> dict[str, float]:
 
 def _table(report: Mapping[str, Any]) -> Table:
     job = report["job"]
+    tried = any("tries" in case for case in report["cases"])
     table = Table(
         "method",
         "numbers",
@@ -86,6 +140,7 @@ def _table(report: Mapping[str, Any]) -> Table:
         f"test {job['metric']}",
         "validation",
         "seconds",
+        *(["tried: rate and validation"] if tried else []),
         title=f"{job['task']}, {job['rows']}",
     )
     for case in report["cases"]:
@@ -101,5 +156,14 @@ def _table(report: Mapping[str, Any]) -> Table:
             f"{100 * case['test']:.1f}{spread}",
             f"{100 * case['validation']:.1f}",
             f"{case['seconds']:.0f}",
+            *([_tries(case)] if "tries" in case else []),
         )
     return table
+
+
+def _tries(case: Mapping[str, Any]) -> str:
+    told = ", ".join(
+        f"{each['lr']:g} " + (f"{100 * each['validation']:.1f}" if "error" not in each else "fails")
+        for each in case["tries"]
+    )
+    return f"{told}; best at the edge" if case["edge"] else told
