@@ -51,7 +51,7 @@ class OtherMethod(nn.Module):
 
     def __init__(self, model: PreTrainedModel, method: Method, recipe: Recipe) -> None:
         super().__init__()
-        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
+        self.model: Any = model
         self.road: RoadModel | None = None
         model.requires_grad_(False)
         if method.family in _OWN:
@@ -71,6 +71,7 @@ class OtherMethod(nn.Module):
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        model.eval()  # type: ignore[no-untyped-call]  # new layers too
         self._heads = [_open(model, path) for path in recipe.edit.heads]
 
     @property

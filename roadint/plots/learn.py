@@ -34,7 +34,7 @@ _PLACES = tuple(
 )
 _SHARES = [index / 20 for index in range(1, 20)]  # of the way from point to point
 _ROAD = COLOURS[1]
-_OTHERS = dict(
+_OTHERS: dict[str, str] = dict(
     zip(
         ("lora", "ia3", "oft", "loreft", "dora", "full", "bitfit", "boft"),
         (*COLOURS[:1], *COLOURS[2:6], *COLOURS[7:], "#666666", "#882255"),
@@ -88,7 +88,7 @@ def learn_figure(report: Mapping[str, Any]) -> Figure:
 def _along(panel: Axes) -> Iterator[Bbox]:
     """Small boxes on the lines between points."""
     for line in panel.get_lines():
-        points = panel.transData.transform(line.get_xydata()) if len(line.get_xydata()) > 1 else []
+        points: Any = panel.transData.transform(line.get_xydata())
         for start, end in itertools.pairwise(points):
             for share in _SHARES:
                 x, y = start + share * (end - start)

@@ -17,6 +17,7 @@ from roadint.plots import (
     composition_figure,
     heat_figure,
     interference_figure,
+    learn_figure,
     linear_figure,
     serve_figure,
     sweep_figure,
@@ -397,3 +398,44 @@ def test_the_cost_of_training_is_time_and_memory() -> None:
     assert bars(memory.containers[0]) == [5.0, 20.0, 0]
     assert ticks(seconds)[1] == ["roadint RoAd1", "PEFT OFT w=2", "PEFT BOFT w=4 m=2"]
     assert [text.get_text() for text in memory.texts] == ["5", "20", "fails"]
+
+
+def learned(family: str, numbers: int, test: float, rank: int | None = None) -> dict[str, Any]:
+    ranked = {} if rank is None else {"rank": rank}
+    return {
+        "method": family, "family": family, **ranked, "numbers": numbers, "test": test, "sd": 0.01,
+    }  # fmt: skip
+
+
+def test_learning_over_numbers() -> None:
+    """A point a method with its spread; lines join RoAd's variants and each method's ranks; a head alone is a level."""
+    cases = [
+        learned("road_2", 40, 0.84),
+        learned("road_1", 20, 0.81),
+        learned("lora", 300, 0.85, 8),
+        learned("lora", 75, 0.82, 2),
+        learned("road_1+lora", 95, 0.86, 2),
+        learned("full", 100_000, 0.9),
+        {"method": "base", "numbers": 0, "test": 0.5},
+        {**learned("head", 0, 0.6), "sd": None},
+    ]
+    job = {"task": "sst2", "model": "models/small", "metric": "accuracy"}
+    figure = learn_figure({"job": job, "cases": cases})
+    (panel,) = figure.axes
+    drawn = [container.lines[0].get_xydata().round(6).tolist() for container in panel.containers]  # type: ignore[attr-defined]
+    assert sorted(drawn) == [
+        [[20, 81], [40, 84]],
+        [[75, 82], [300, 85]],
+        [[95, 86]],
+        [[100_000, 90]],
+    ]
+    names = {text.get_text() for text in panel.texts}
+    assert names == {
+        "RoAd1", "RoAd2", "r=2", "LoRA r=8", "RoAd1 + LoRA r=2", "full finetuning", "untrained", "head alone",
+    }  # fmt: skip
+    assert panel.get_xscale() == "log"
+    assert labels(figure) == [("trained numbers, without heads", "accuracy on test rows, × 100")]
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(panel.bbox.contains(*corner) for box in boxes for corner in (box.p0, box.p1))

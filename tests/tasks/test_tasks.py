@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from roadint import Recipe, RoadError, RoadModel, load
+from roadint.checkpoint.reading import read
 from roadint.tasks import glue
+from roadint.tasks.evaluate import recipe_of
 from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
 from roadint.tasks.registry import task_of
 from roadint.tasks.run import finetune
@@ -61,10 +63,47 @@ def test_every_form_of_row(tmp_path: Path) -> None:
 )
 def test_the_papers_split(count: int, validation: int) -> None:
     rows = [glue.GlueRow((str(number),), 0) for number in range(count)]
-    one, other = glue.split_dev(rows)
+    one, other = glue.split_dev(rows, 0)
+    assert (one, other) == glue.split_dev(rows, 0)
+    assert one != glue.split_dev(rows, 1)[0]
     assert len(one) == validation
     assert sorted(int(row.texts[0]) for row in one + other) == list(range(count))
     assert one != rows[:validation]
+
+
+def test_the_runs_seed_draws_the_split(
+    classifier: str, sentiment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`eval` tests the rows that the training did, none of which chose the epoch; split_seed says another draw."""
+    rows = glue.load_glue("sst2", sentiment["dev"], "dev")
+    settings = {"task": "sst2", "model": classifier, "epochs": 1, "batch_size": 32}
+    for changes, seed in (({"seed": 5}, 5), ({"seed": 5, "split_seed": 7}, 7)):
+        recipe = Recipe.load("glue", {**settings, **changes})
+        task = task_of(recipe, sentiment)
+        assert (task.splits["validation"], task.splits["test"]) == glue.split_dev(rows, seed)  # type: ignore[attr-defined]
+        finetune(recipe, data=sentiment, out=tmp_path / f"run{seed}", quiet=True)
+        again = recipe_of(read(tmp_path / f"run{seed}"))
+        assert again is not None
+        tested = task_of(again, trains=False).splits["test"]  # type: ignore[attr-defined]
+        assert tested == task.splits["test"]  # type: ignore[attr-defined]
+        assert not {id(row) for row in tested} & {id(row) for row in task.splits["validation"]}  # type: ignore[attr-defined]
+    with pytest.raises(RoadError, match="split_seed=1: task 'cloze' has no dev set"):
+        task_of(Recipe.load("cloze", {"split_seed": 1}), {"train": "x", "test": "y"})
+
+
+def test_checkpoints_of_before_keep_their_split(
+    classifier: str, sentiment: dict[str, str], tmp_path: Path
+) -> None:
+    """Their record has no split_seed: every run then had the draw of seed 0, whatever its own seed."""
+    settings = {"task": "sst2", "model": classifier, "epochs": 1, "batch_size": 32, "seed": 5}
+    road, summary = finetune(Recipe.load("glue", settings), data=sentiment, quiet=True)
+    del summary["recipe"]["task"]["split_seed"]
+    road.training_summary = summary
+    road.save_pretrained(tmp_path / "old")
+    again = recipe_of(read(tmp_path / "old"))
+    assert again is not None
+    rows = glue.load_glue("sst2", sentiment["dev"], "dev")
+    assert task_of(again, trains=False).splits["test"] == glue.split_dev(rows, 0)[1]  # type: ignore[attr-defined]
 
 
 def test_metrics() -> None:
@@ -76,6 +115,7 @@ def test_metrics() -> None:
     expected = (tp * tn - fp * fn) / np.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert glue.measure("cola", predicted, labels) == pytest.approx(expected)
     assert glue.measure("cola", np.ones(200), labels) == 0
+    assert glue.measure("stsb", np.full(200, np.nan), labels.astype(float)) == 0
     assert glue.measure("sst2", predicted, labels) == pytest.approx((tp + tn) / 200)
     assert glue.measure("stsb", 3 * labels + 1.0, labels.astype(float)) == pytest.approx(1)
 
