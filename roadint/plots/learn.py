@@ -133,7 +133,7 @@ def _draw(panel: Axes, curve: list[Mapping[str, Any]]) -> None:
 
 def _label(case: Mapping[str, Any], largest: Mapping[str, Any]) -> str:
     """A method's name; along a line of ranks, that of the largest has it for all."""
-    name = _NAMES.get(_family(case), case["method"])
+    name = _NAMES.get(_family(case), str(case["method"]))
     if "rank" not in case:
         return name
     rank = f"r={case['rank']}"
