@@ -276,6 +276,10 @@ def test_trainings_and_evaluations(
             [3, True, b"x"],
         )
     refuse(lambda given: roadint.evaluate(road, tokenizer, compose=given), [3, True, "c", ["c"]])
+    refuse(
+        lambda given: roadint.evaluate(road, tokenizer, expect=given),
+        [3, "a", {"c": "german"}, {"a": "germn"}, {"a": 3}, {"a": "xx"}, {3: "german"}],
+    )
 
 
 def test_looks_inside_take_one_composition_too(

@@ -13,6 +13,7 @@ from roadint.cli.options import (
     Base,
     Compositions,
     Data,
+    Expected,
     Json,
     MaxPrompts,
     MaxRows,
@@ -42,10 +43,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Length of an answer, in tokens; 48 by default.")
     ] = None,
     max_prompts: MaxPrompts = None,
-    language: Annotated[
-        str | None,
-        typer.Option(help="The language that a success is in, as ISO 639-1 code; de by default."),
-    ] = None,
+    expect: Expected = None,
     out: ReportFile = None,
     plot: Plot = None,
     model: Base = None,
@@ -59,7 +57,6 @@ def evaluate(
     from roadint.cli.evaluate_task import evaluate_tasks, refuse_options, task_recipes
     from roadint.data.sources import check_sources, load_prompts
     from roadint.evaluation.evaluate import evaluate as measure
-    from roadint.evaluation.language import check_language
     from roadint.evaluation.report import Report, over_seeds
     from roadint.model.opening import open_checkpoint
 
@@ -76,13 +73,12 @@ def evaluate(
             max_completion=max_completion,
             max_new_tokens=max_new_tokens,
             max_prompts=max_prompts,
-            language=language,
+            expect=expect,
             plot=plot,
         )
         evaluate_tasks(recipes, sources, rows, model, out, as_json)
         return
-    language = language or "de"
-    check_language(language)
+    expected = named_values(expect, "--expect")
     check_sources(sources or {}, rows)
     asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     reports = {}
@@ -97,7 +93,7 @@ def evaluate(
             asked,
             compose=compose,
             rows=rows,
-            language=language,
+            expect=expected,
             max_completion=max_completion or 64,
             max_new_tokens=max_new_tokens or 48,
             quiet=as_json,
@@ -110,12 +106,12 @@ def evaluate(
 
         save_figure(composition_figure(report), plot)
     if not as_json:
-        _print_tables(shown, language)
+        _print_tables(shown)
 
 
-def _print_tables(report: Mapping[str, Any], language: str) -> None:
+def _print_tables(report: Mapping[str, Any]) -> None:
     console.print(_references(report))
-    console.print(_answers(report, language))
+    console.print(_answers(report))
     if report["gain"]:
         console.print(_gain(report))
     if report["interference"]:
@@ -131,14 +127,14 @@ def _references(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _answers(report: Mapping[str, Any], language: str) -> Table:
-    success = f"success ({language})"
-    columns = ("composition", "languages", "on topic", success, "degenerate", "lists")
-    table = Table(*columns, title="answers")
+def _answers(report: Mapping[str, Any]) -> Table:
+    names = [name.replace("_", " ") for name in next(iter(report["shares"].values()))]
+    table = Table("composition", "asks for", "languages", *names, title="answers")
     for composition, shares in report["shares"].items():
         languages = report["language"][composition].items()
         table.add_row(
             composition,
+            ", ".join(report["asks"][composition]).replace("_", " ") or "–",
             ", ".join(f"{code} {part:.0%}" for code, part in languages if part >= 0.005),
             *(_figure(report, "shares", composition, name, form=".0%") for name in shares),
         )

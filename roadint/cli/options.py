@@ -27,6 +27,15 @@ Compositions = Annotated[
         "--compose", help="A composition, repeatable: none, german, 'german + 0.5*english'."
     ),
 ]
+Expected = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect",
+        help="SUBSPACE=PROPERTY, repeatable, what a success with the subspace has: numbered_list, "
+        "json_object, upper_case, one_sentence, short, german, the code of another language, "
+        "or nothing. By default what its name says: german, french, list, json, upper, sentence.",
+    ),
+]
 Added = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,8 +1,9 @@
 """Where rows come from: bundled samples, local files, the hub's data sets, the caller's lists.
 
 A source is one of
-- "bundled:german", "bundled:english", "bundled:german_dev", "bundled:english_dev",
-  "bundled:cross_dev": written for this project;
+- "bundled:german", "bundled:english", "bundled:french", "bundled:list", "bundled:json",
+  "bundled:upper", "bundled:sentence", each with its "…_dev"; "bundled:cross_dev" and
+  "bundled:cross_french_dev": written for this project;
 - a path to JSON Lines, JSON, Parquet or CSV with the fields of a row (roadint.data.rows); the cells
   of CSV are text, whatever they look like;
 - "hub:LeoLM/HellaSwag_de" (English context → German ending) and "hub:openbmb/UltraFeedback"

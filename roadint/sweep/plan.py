@@ -13,7 +13,7 @@ from pydantic import Field
 from roadint.data.sources import check_sources, load_prompts
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.evaluate import DEV
-from roadint.evaluation.language import check_language
+from roadint.evaluation.forms import asked_by
 from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
@@ -42,7 +42,7 @@ class Plan(Section):
         prompts: The prompts: a file or a bundled set.
         max_prompts: How many prompts to take, from the first; all by default.
         rows: How many references to take of a source, from the first; all by default.
-        language: The language of a success, as ISO 639-1 code.
+        expect: Subspace → property of answers, as in `roadint.evaluate`.
         max_new_tokens: The largest length of an answer, in tokens.
     """
 
@@ -56,7 +56,7 @@ class Plan(Section):
     prompts: str = "bundled:prompts_dev"
     max_prompts: Count | None = None
     rows: Count | None = None
-    language: str = "de"
+    expect: dict[str, str] = Field(default_factory=dict)
     max_new_tokens: Count = 48
 
     @classmethod
@@ -99,7 +99,6 @@ class Plan(Section):
                 "sweep setting compose=[] measures nothing: expected compositions, or no such "
                 "setting for the usual ones"
             )
-        check_language(self.language)
         self._check_grids()
         base = Recipe.load(self.recipe, self.set)
         recipes = [base.override(changes) for changes in self.runs()]
@@ -117,6 +116,7 @@ class Plan(Section):
             if recipe.task.name:
                 continue
             recipe.interventions()
+            asked_by(recipe.names(), self.expect)
             for composition in self.compose or ():
                 Composition.parse(composition, recipe.names())
             sources |= {*recipe.data.sources.values()}

@@ -142,7 +142,7 @@ class Runner:
             load_prompts(plan.prompts, plan.max_prompts),
             compose=plan.compose,
             rows=plan.rows,
-            language=plan.language,
+            expect=plan.expect,
             max_new_tokens=plan.max_new_tokens,
             quiet=self._quiet,
         )

@@ -341,7 +341,7 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
             ["eval", "ADAPTER", "--plot", "/proc/report.png"],
             "--plot '/proc/report.png' can't be written",
         ),
-        (["eval", "ADAPTER", "--language", "german"], "language 'german': expected a code"),
+        (["eval", "ADAPTER", "--expect", "german=germn"], "unknown property 'germn' of answers"),
         (["inspect", "ADAPTER", "--plot", "FILE/a.png"], "does not exist"),
         (["sweep", "composition", "--out", "FILE"], "is a file, expected a folder"),
         (

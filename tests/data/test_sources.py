@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from roadint.data.hub import from_hellaswag_de, from_ultrafeedback
 from roadint.data.sources import load_prompts, load_rows
 from roadint.errors import RoadError
+from roadint.evaluation.forms import ASKED, property_of
 from roadint.evaluation.language import language_of, shares_of
+from roadint.evaluation.topic import on_topic
 
 ROWS = [
     {"instruction": "Wie geht's?", "output": "Gut."},
@@ -232,11 +235,20 @@ def test_an_input_comes_with_its_instruction(tmp_path: Path) -> None:
         ("german", 240, "de"),
         ("german_scenes", 240, "de"),
         ("english", 240, "en"),
-        ("german_dev", 40, "de"),
-        ("english_dev", 40, "en"),
-        ("cross_dev", 40, "de"),
+        ("french", 240, "fr"),
+        ("german_dev", 48, "de"),
+        ("english_dev", 48, "en"),
+        ("french_dev", 48, "fr"),
+        ("cross_dev", 48, "de"),
+        ("cross_french_dev", 48, "fr"),
         ("list", 240, "en"),
-        ("list_dev", 40, "en"),
+        ("list_dev", 48, "en"),
+        ("json", 240, "en"),
+        ("json_dev", 48, "en"),
+        ("upper", 240, "en"),
+        ("upper_dev", 48, "en"),
+        ("sentence", 240, "en"),
+        ("sentence_dev", 48, "en"),
         ("unrelated", 30, "en"),
     ],
 )
@@ -245,6 +257,7 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(
 ) -> None:
     rows = load_rows(f"bundled:{name}")
     assert len(rows) >= count
+    assert not any("\ufffd" in row["output"] for row in rows)
     assert (
         len({row["instruction"] for row in rows})
         == len({row["output"] for row in rows})
@@ -256,12 +269,51 @@ def test_bundled_samples_are_many_distinct_and_in_their_language(
     assert len(set(openings)) > 0.95 * len(rows)  # no templates
 
 
+@pytest.mark.parametrize(
+    "name", [*(name for name in ASKED if name != "short"), "cross", "cross_french"]
+)
+def test_bundled_samples_have_the_property_that_they_teach(name: str) -> None:
+    taught = {"cross": "german", "cross_french": "french", **ASKED}[name]
+    for each in [name, f"{name}_dev"] if name in ASKED else [f"{name}_dev"]:
+        outputs = [row["output"] for row in load_rows(f"bundled:{each}")]
+        holds = [property_of(taught)(output) for output in outputs]
+        language = taught in ("german", "french")
+        assert sum(holds) >= (0.98 if language else 1) * len(outputs)
+
+
+def test_objects_of_json_have_the_same_keys_and_texts() -> None:
+    for row in [*load_rows("bundled:json"), *load_rows("bundled:json_dev")]:
+        value = json.loads(row["output"])
+        assert list(value) == ["answer", "detail"]
+        assert all(isinstance(text, str) and text for text in value.values())
+
+
+def test_answers_in_french_are_about_the_questions_of_those_in_german() -> None:
+    german, french = load_rows("bundled:cross_dev"), load_rows("bundled:cross_french_dev")
+    prompts = [row["instruction"] for row in german]
+    assert prompts == [row["instruction"] for row in french]
+    assert np.mean(on_topic(prompts, [row["output"] for row in french])) > 0.9
+
+
+def test_forms_are_taught_and_measured_by_other_questions() -> None:
+    """They share those of "english", training with training."""
+    for form in ("json", "upper", "sentence"):
+        for split in ("", "_dev"):
+            questions, english = (
+                {row["instruction"] for row in load_rows(f"bundled:{name}{split}")}
+                for name in (form, "english")
+            )
+            assert questions == english
+
+
 def test_samples_and_prompts_do_not_overlap() -> None:
     names = [
         "german",
         "english",
+        "french",
         "german_dev",
         "english_dev",
+        "french_dev",
         "cross_dev",
         "list",
         "list_dev",

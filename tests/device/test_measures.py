@@ -47,7 +47,7 @@ def test_evaluate(tokenizer: Any) -> None:
             tokenizer,
             {"a": ROWS, "other": ROWS[:2]},
             ["One?", "Two?"],
-            language="en",
+            expect={"a": "en"},
             max_new_tokens=4,
             rows=4,
             quiet=True,

@@ -13,8 +13,9 @@ import roadint
 from roadint import Evaluation, RoadError
 from roadint.data.sources import load_prompts, load_rows
 from roadint.evaluation import answers
-from roadint.evaluation.answers import degeneration, is_list
+from roadint.evaluation.answers import JudgedAnswer, degeneration, hits_of
 from roadint.evaluation.divergence import divergence
+from roadint.evaluation.forms import one_sentence, property_of
 from roadint.evaluation.likelihood import reference_nll
 from roadint.evaluation.report import over_seeds
 from roadint.evaluation.statistics import interval, mean_of, spread_of
@@ -59,21 +60,6 @@ def test_every_answer_is_one_among_as_many_prompts() -> None:
 )
 def test_degenerate_answers(text: str, expected: str | None) -> None:
     assert degeneration(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1. Erst\n2. Dann", True),
-        (" 1) One", True),
-        ("1. a\n3. b", False),
-        ("Im Jahr 1. Mai", False),
-        ("2. b\n1. a", False),
-        ("", False),
-    ],
-)
-def test_numbered_lists(text: str, expected: bool) -> None:
-    assert is_list(text) == expected
 
 
 def test_divergence_is_that_of_the_full_distributions(llama: Any, tokenizer: Any) -> None:
@@ -125,7 +111,7 @@ def report(tokenizer: Any) -> Evaluation:
         tokenizer,
         data,
         ["One?", "Two?", "Three?"],
-        language="en",
+        expect={"a": "en", "b": "one_sentence"},
         max_new_tokens=6,
         rows=4,
         quiet=True,
@@ -150,7 +136,14 @@ def test_shares_are_those_of_the_answers(report: Evaluation) -> None:
         chosen = [answer for answer in report.answers if answer.composition == composition]
         assert len(chosen) == 3
         assert shares["degenerate"] == sum(answer.degenerate is not None for answer in chosen) / 3
-        assert shares["success"] == sum(a.on_topic and a.language == "en" for a in chosen) / 3
+        asked = report.asks[composition]
+        hits = [
+            answer.on_topic and all(property_of(name)(answer.text) for name in asked)
+            for answer in chosen
+        ]
+        assert shares["success"] == sum(hits) / 3
+        assert shares["en"] == sum(answer.language == "en" for answer in chosen) / 3
+        assert shares["one_sentence"] == sum(one_sentence(answer.text) for answer in chosen) / 3
         for name, value in shares.items():
             if value is not None:
                 low, high = report.intervals.shares[composition][name]
@@ -158,6 +151,51 @@ def test_shares_are_those_of_the_answers(report: Evaluation) -> None:
         for name, value in report.nll[composition].items():
             low, high = report.intervals.nll[composition][name]
             assert low <= value <= high
+
+
+def test_answers_without_references(tokenizer: Any) -> None:
+    """What compositions are compared with rivals by: properties, topic, success and divergence."""
+    report = roadint.evaluate(
+        trained(build("llama")),
+        tokenizer,
+        {},
+        ["One?", "Two?"],
+        compose=["b", "b + a", "b - a"],
+        expect={"a": "short", "b": "json_object"},
+        rows=2,
+        max_new_tokens=3,
+        quiet=True,
+    )
+    assert report.asks == {
+        "b": ["json_object"],
+        "a + b": ["short", "json_object"],
+        "-1*a + b": ["json_object"],
+    }
+    for composition, shares in report.shares.items():
+        assert set(shares) == {"on_topic", "success", "degenerate", "short", "json_object"}
+        assert shares["success"] <= shares["json_object"]
+        assert report.kl[composition] > 0
+        assert report.nll[composition] == {}
+
+
+def test_success_needs_all_that_was_asked() -> None:
+    texts = ["1. DER HUND SCHLÄFT UNTER DEM TISCH.", "1. Der Hund schläft.", "DER HUND SCHLÄFT."]
+    listed = [JudgedAnswer("?", "", text, "de", True, None) for text in [*texts, texts[0]]]
+    listed[3] = dataclasses.replace(listed[3], on_topic=False)
+    names = ["german", "numbered_list", "upper_case"]
+    hits = hits_of(listed, names, names)
+    assert hits["german"] == [1, 1, 1, 1]
+    assert hits["numbered_list"] == [1, 1, 0, 1]
+    assert hits["upper_case"] == [1, 0, 1, 1]
+    assert hits["success"] == [1, 0, 0, 0]
+    assert hits_of(listed, names, ["upper_case"])["success"] == [1, 0, 1, 0]
+    assert hits_of(listed, [], [])["success"] == [1, 1, 1, 0]
+
+
+def test_capitals_do_not_hide_the_topic() -> None:
+    rows = load_rows("bundled:cross_dev")
+    prompts = [row["instruction"] for row in rows]
+    assert np.mean(on_topic(prompts, [row["output"].upper() for row in rows])) > 0.8
 
 
 def test_several_seeds(report: Evaluation) -> None:
@@ -171,17 +209,30 @@ def test_several_seeds(report: Evaluation) -> None:
     assert both.spread.nll["a"]["a"] == pytest.approx(math.sqrt(0.5))
     assert both.spread.kl["a"] == 0
     assert list(both.checkpoints) == ["one", "two"]
-    with pytest.raises(RoadError, match="different subspaces"):
-        over_seeds({"one": report, "two": dataclasses.replace(report, nll={"none": {"a": 1.0}})})
+    for change in ({"nll": {"none": {"a": 1.0}}}, {"asks": {"none": ["german"]}}):
+        with pytest.raises(RoadError, match="different subspaces"):
+            over_seeds({"one": report, "two": dataclasses.replace(report, **change)})
 
 
 def test_the_json_of_a_report(report: Evaluation) -> None:
     """What tools outside the package read, as `roadint eval` writes it."""
     shown = json.loads(json.dumps(dataclasses.asdict(report)))
     measures = ["nll", "language", "shares", "kl", "gain", "interference"]
-    assert list(shown) == [*measures, "intervals", "answers"]
+    assert list(shown) == [*measures, "asks", "intervals", "answers"]
+    assert shown["asks"] == {
+        "none": [],
+        "a": ["en"],
+        "b": ["one_sentence"],
+        "a + b": ["en", "one_sentence"],
+    }
     assert list(shown["intervals"]) == ["nll", "shares"]
-    assert list(shown["shares"]["a"]) == ["on_topic", "success", "degenerate", "list"]
+    assert list(shown["shares"]["a"]) == [
+        "on_topic",
+        "success",
+        "degenerate",
+        "en",
+        "one_sentence",
+    ]
     assert shown["nll"] == report.nll
     low, high = shown["intervals"]["nll"]["a"]["other"]
     assert low <= shown["nll"]["a"]["other"] <= high
@@ -189,7 +240,8 @@ def test_the_json_of_a_report(report: Evaluation) -> None:
     assert [list(each) for each in shown["answers"]] == [answer] * 12
     assert [each["prompt"] for each in shown["answers"][3:5]] == ["One?", "Two?"]
     both = json.loads(json.dumps(dataclasses.asdict(over_seeds({"one": report, "two": report}))))
-    assert list(both) == [*measures, "spread", "checkpoints"]
+    assert list(both) == [*measures, "asks", "spread", "checkpoints"]
+    assert both["asks"] == shown["asks"]
     assert list(both["spread"]) == measures
     assert both["checkpoints"] == {"one": shown, "two": shown}
 

@@ -66,7 +66,7 @@ def legend(axes: Axes) -> list[str]:
 
 def evaluation(success: float | None) -> Evaluation:
     """Of two compositions on two data sets; without the embedding model where success is None."""
-    shares = {"on_topic": success, "success": success, "degenerate": 0.25, "list": 0.0}
+    shares = {"on_topic": success, "success": success, "degenerate": 0.25, "german": 0.0}
     ranges = {
         name: None if share is None else (share - 0.1, share + 0.2)
         for name, share in shares.items()
@@ -78,6 +78,7 @@ def evaluation(success: float | None) -> Evaluation:
         kl={"none": 0.0, "a + b": 0.1},
         gain={"a + b": {"a": 1.0, "b": -0.5}},
         interference={"a": {"a + b": 0.1, "a + c": 0.3}, "b": {"a + b": -0.2}},
+        asks={"none": [], "a + b": ["german"]},
         intervals=Intervals(nll={}, shares=dict.fromkeys(("none", "a + b"), ranges)),
         answers=[],
     )

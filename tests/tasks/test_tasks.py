@@ -420,7 +420,7 @@ def test_several_tests_are_told_and_averaged(
         assert text in shown
     for options, message in (
         (["--compose", "none"], "'--compose': a task measures its own metric"),
-        (["--language", "de"], "'--language': a task measures its own metric"),
+        (["--expect", "a=de"], "'--expect': a task measures its own metric"),
         (["--data", "test.=x"], "data 'test.' of task 'commonsense': expected some of"),
     ):
         code, _, errors = call(capsys, monkeypatch, *asked, *options)
