@@ -57,8 +57,9 @@ def evaluate(
     from roadint.cli.evaluate_task import evaluate_tasks, refuse_options, task_recipes
     from roadint.data.sources import check_sources, load_prompts
     from roadint.evaluation.evaluate import evaluate as measure
+    from roadint.evaluation.forms import asked_by
     from roadint.evaluation.report import Report, over_seeds
-    from roadint.model.opening import open_checkpoint
+    from roadint.model.opening import names_of, open_checkpoint
 
     check_file("--out", out)
     check_picture("--plot", plot)
@@ -79,6 +80,8 @@ def evaluate(
         evaluate_tasks(recipes, sources, rows, model, out, as_json)
         return
     expected = named_values(expect, "--expect")
+    for checkpoint in checkpoints:
+        asked_by(names_of(checkpoint, added), expected)
     check_sources(sources or {}, rows)
     asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
     reports = {}

@@ -16,7 +16,8 @@ def check_language(code: object) -> None:
     """
     import py3langid
 
-    known = sorted(str(language) for language, _ in py3langid.rank("a"))
+    codes = [str(code) for code, _ in py3langid.rank("a")]
+    known = sorted(code for code in codes if len(code) == 2)  # "zxx" is no language
     if not isinstance(code, str) or code not in known:
         raise RoadError(
             f"language {quoted(code)}: expected a code of ISO 639-1 that py3langid knows, "

@@ -36,16 +36,12 @@ def open_checkpoint(
     Raises:
         RoadError: where a checkpoint or a composition does not fit.
     """
-    for label in added or {}:
-        check_label(label)
+    names = names_of(name_or_path, added)
+    for text in compose or ():
+        Composition.parse(text, names)
     folder = folder_of(name_or_path)
     saved = read(folder)
     others = {label: folder_of(path) for label, path in (added or {}).items()}
-    names = saved.names()
-    for label, path in others.items():
-        names += read(path).names(label)
-    for text in compose or ():
-        Composition.parse(text, names)
     if base is None:
         about = saved.config["base_model"]
         labels = about.get("labels")
@@ -55,3 +51,21 @@ def open_checkpoint(
     for label, path in others.items():
         road.add_checkpoint(path, label)
     return road, tokenizer
+
+
+def names_of(name_or_path: str, added: Mapping[str, str] | None = None) -> list[str]:
+    """The names that compositions may use, before a model is loaded.
+
+    Args:
+        name_or_path: A folder or hub id of a checkpoint.
+        added: Further checkpoints, by label.
+
+    Raises:
+        RoadError: where a checkpoint can't be read, or a label is no plain word.
+    """
+    for label in added or {}:
+        check_label(label)
+    names = read(folder_of(name_or_path)).names()
+    for label, path in (added or {}).items():
+        names += read(folder_of(path)).names(label)
+    return names

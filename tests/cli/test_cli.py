@@ -342,6 +342,7 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
             "--plot '/proc/report.png' can't be written",
         ),
         (["eval", "ADAPTER", "--expect", "german=germn"], "unknown property 'germn' of answers"),
+        (["eval", "ADAPTER", "--expect", "germn=german"], "unknown subspace 'germn'"),
         (["inspect", "ADAPTER", "--plot", "FILE/a.png"], "does not exist"),
         (["sweep", "composition", "--out", "FILE"], "is a file, expected a folder"),
         (

@@ -169,7 +169,7 @@ def test_answers_without_references(tokenizer: Any) -> None:
     assert report.asks == {
         "b": ["json_object"],
         "a + b": ["short", "json_object"],
-        "-1*a + b": ["json_object"],
+        "-a + b": ["json_object"],
     }
     for composition, shares in report.shares.items():
         assert set(shares) == {"on_topic", "success", "degenerate", "short", "json_object"}
@@ -193,7 +193,7 @@ def test_success_needs_all_that_was_asked() -> None:
 
 
 def test_capitals_do_not_hide_the_topic() -> None:
-    rows = load_rows("bundled:cross_dev")
+    rows = load_rows("bundled:cross_dev", 12)
     prompts = [row["instruction"] for row in rows]
     assert np.mean(on_topic(prompts, [row["output"].upper() for row in rows])) > 0.8
 

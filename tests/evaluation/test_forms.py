@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roadint.errors import RoadError
@@ -166,6 +166,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=5), _JSON, min_size=1), st.booleans(), st.data())
 def test_an_object_of_json_may_be_cut_anywhere_and_may_not_go_on(
     value: dict[str, object], ascii_only: bool, data: st.DataObject
