@@ -55,7 +55,8 @@ def evaluate(
     on the test rows of its training, or on those of --data.
     """
     from roadint.cli.evaluate_task import evaluate_tasks, refuse_options, task_recipes
-    from roadint.data.sources import check_sources, load_prompts
+    from roadint.data.prompt_files import read_prompts
+    from roadint.data.sources import check_sources
     from roadint.evaluation.evaluate import evaluate as measure
     from roadint.evaluation.forms import asked_by
     from roadint.evaluation.report import Report, over_seeds
@@ -83,7 +84,7 @@ def evaluate(
     for checkpoint in checkpoints:
         asked_by(names_of(checkpoint, added), expected)
     check_sources(sources or {}, rows)
-    asked = load_prompts(prompts or "bundled:prompts_paper", max_prompts)
+    asked = read_prompts(prompts or "bundled:prompts_paper", max_prompts)
     reports = {}
     base: tuple[Any, Any] | None = None
     for checkpoint in checkpoints:

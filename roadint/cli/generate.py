@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from roadint.cli.checks import check_file
 from roadint.cli.options import (
     Added,
     Base,
@@ -17,10 +19,14 @@ from roadint.cli.options import (
     PromptFile,
     named_values,
 )
-from roadint.cli.output import console, print_json
+from roadint.cli.output import console, print_line, report_json
+from roadint.errors import RoadError, check_known
 
 if TYPE_CHECKING:
     from roadint.evaluation.answers import Answer
+    from roadint.grammar.composition import Composition
+
+ALPACA_EVAL = "alpaca_eval"
 
 
 def generate(
@@ -36,16 +42,31 @@ def generate(
         int, typer.Option(min=1, help="Answers in one batch, compositions mixed.")
     ] = 36,
     model: Base = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="alpaca_eval: the JSON that `alpaca_eval --model_outputs` takes, of one "
+            "composition.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the answers, as JSON, to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer prompts through several compositions side by side, in mixed batches."""
-    from roadint.data.sources import load_prompts
+    from roadint.data.prompt_files import read_prompts
+    from roadint.data.prompts import prompt_text
+    from roadint.evaluation.alpaca_eval import model_outputs
     from roadint.evaluation.answers import answer_all
     from roadint.grammar.composition import Composition
     from roadint.model.opening import open_checkpoint
 
-    asked = [*(prompts or []), *(load_prompts(prompt_file) if prompt_file else [])]
-    asked = asked or load_prompts("bundled:prompts_paper")
+    check_file("--out", out)
+    _check_format(form, compose)
+    asked = [*(prompts or []), *(read_prompts(prompt_file) if prompt_file else [])]
+    asked = asked or read_prompts("bundled:prompts_paper")
     road, tokenizer = open_checkpoint(checkpoint, model, compose, named_values(add, "--add"))
     compositions = road.compositions()
     if compose:
@@ -59,10 +80,45 @@ def generate(
         max_new_tokens=max_new_tokens,
         quiet=as_json,
     )
-    if as_json:
-        print_json([asdict(answer) for answer in answers])
+    written: Any = [asdict(answer) for answer in answers]
+    if form == ALPACA_EVAL:
+        name = _generator(str(road.model.name_or_path), checkpoint, compositions[0])
+        written = model_outputs(asked, answers, name)
+    printed = as_json or (form == ALPACA_EVAL and out is None)
+    report_json(written, out, printed)
+    if printed:
+        return
+    if form == ALPACA_EVAL:
+        print_line(f"{out}: {len(answers)} answers of {name}")
     else:
-        console.print(_table(asked, list(map(str, compositions)), answers), markup=False)
+        texts = list(map(prompt_text, asked))
+        console.print(_table(texts, list(map(str, compositions)), answers), markup=False)
+
+
+def _check_format(form: str | None, compose: Sequence[str] | None) -> None:
+    if form is None:
+        return
+    check_known("format", form, [ALPACA_EVAL])
+    if len(compose or ()) != 1:
+        raise RoadError(
+            f"--format {form} is of one composition, {len(compose or ())} are given: expected one "
+            "--compose, such as none or a subspace, and an --out for each"
+        )
+
+
+def _generator(base: str, checkpoint: str, composition: "Composition") -> str:
+    """The name of what answers: base model, checkpoint and composition, without slashes.
+
+    AlpacaEval makes a folder of this name.
+    """
+    if not composition.terms:
+        return _last(base)
+    return f"{_last(base)} + {_last(checkpoint)} ({composition})".replace("/", "-")
+
+
+def _last(name: str) -> str:
+    """The last part of a hub id or a folder."""
+    return Path(name).resolve().name
 
 
 def _table(

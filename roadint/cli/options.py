@@ -47,7 +47,12 @@ Added = Annotated[
     ),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option("--prompts", help="Text file with one prompt a line.")
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="Text file with one prompt a line; or a .json, .jsonl, .parquet or .csv file of rows "
+        "with 'instruction' and maybe 'input'.",
+    ),
 ]
 MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")]

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def print_json(value: Any) -> None:
     print(_json(value))
 
 
-def report_json(report: Mapping[str, Any], out: Path | None, printed: bool) -> None:
+def report_json(report: Mapping[str, Any] | Sequence[Any], out: Path | None, printed: bool) -> None:
     """Write a report as indented JSON, to a file, to stdout or to both.
 
     Args:

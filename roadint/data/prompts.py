@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from roadint.errors import RoadError, check_known, first_line, quoted
 
 Template = Literal["plain", "alpaca", "chat"]
+Prompt = str | Mapping[str, str]
+"""An instruction, or {"instruction": …, "input": …}; other fields of a mapping are not read."""
 
 # The Alpaca project's two prompts: for instructions without an input, and for those with one.
 _ALPACA = (
@@ -201,12 +203,13 @@ def listed_prompts(prompts: Any) -> list[Any]:
     """One prompt, or an iterable of prompts, as a list.
 
     Args:
-        prompts: A text, or an iterable of texts, which are not checked.
+        prompts: A Prompt, or an iterable of them, which are not checked.
 
     Raises:
         RoadError: where it is neither, or empty.
     """
-    listed = [prompts] if isinstance(prompts, str) else prompts
+    one = isinstance(prompts, str) or (isinstance(prompts, Mapping) and "instruction" in prompts)
+    listed = [prompts] if one else prompts
     if (
         isinstance(listed, (bytes, bytearray, Mapping))
         or not isinstance(listed, Iterable)
@@ -219,6 +222,36 @@ def listed_prompts(prompts: Any) -> list[Any]:
     if not listed:
         raise RoadError("no prompts given: expected at least one")
     return listed
+
+
+def check_prompt(prompt: object) -> tuple[str, str]:
+    """The instruction and the input of a Prompt; the input is empty where it has none.
+
+    Raises:
+        RoadError: where it is none, or has no text.
+    """
+    if not isinstance(prompt, Mapping):
+        check_text("prompt", prompt)
+        return str(prompt), ""
+    if "instruction" not in prompt:
+        raise RoadError(
+            f"prompt {quoted(prompt)} has no 'instruction': expected text, or "
+            "{'instruction': …, 'input': …}"
+        )
+    instruction, input_text = prompt["instruction"], prompt.get("input") or ""
+    check_text("prompt", instruction)
+    check_text("prompt", input_text)
+    return instruction, input_text
+
+
+def prompt_text(prompt: Prompt) -> str:
+    r"""A Prompt as one text, for people and for embeddings: an input follows on its own line.
+
+    Example:
+        >>> prompt_text({"instruction": "Translate.", "input": "Guten Tag"})
+        'Translate.\nGuten Tag'
+    """
+    return "\n".join(filter(None, check_prompt(prompt)))
 
 
 def check_text(what: str, text: object) -> None:
@@ -249,7 +282,7 @@ def is_valid_unicode(text: str) -> bool:
 def batch_prompts(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     max_length: int | None = None,
 ) -> dict[str, Int[Tensor, "rows columns"]]:
     """The prompts of a batch, padded on the left, as a model's forward takes them.
@@ -257,7 +290,7 @@ def batch_prompts(
     Args:
         tokenizer: The model's.
         template: As in `render`.
-        instructions: One a row.
+        prompts: One a row.
         max_length: As in `prompt_ids`.
 
     Returns:
@@ -266,10 +299,13 @@ def batch_prompts(
     Raises:
         RoadError: as `prompt_ids`, and if a prompt has no tokens.
     """
-    ids = [prompt_ids(tokenizer, template, instruction, max_length) for instruction in instructions]
-    for instruction, row in zip(instructions, ids, strict=True):
+    ids = []
+    for prompt in prompts:
+        instruction, input_text = check_prompt(prompt)
+        row = prompt_ids(tokenizer, template, instruction, max_length, input_text)
         if not row:
-            raise RoadError(f"prompt {quoted(instruction)} has no tokens: expected some text")
+            raise RoadError(f"prompt {quoted(prompt)} has no tokens: expected some text")
+        ids.append(row)
     return {
         "input_ids": pad(ids, pad_id(tokenizer), "left"),
         "attention_mask": pad([[1] * len(row) for row in ids], 0, "left"),
@@ -277,7 +313,7 @@ def batch_prompts(
 
 
 def generation_inputs(
-    tokenizer: PreTrainedTokenizerBase, template: Template, instructions: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, template: Template, prompts: Sequence[Prompt]
 ) -> dict[str, Int[Tensor, "rows columns"]]:
     """A batch of prompts whose padding does not count in penalties of decoding.
 
@@ -286,7 +322,7 @@ def generation_inputs(
     Args:
         tokenizer: As in `batch_prompts`.
         template: As in `batch_prompts`.
-        instructions: As in `batch_prompts`.
+        prompts: As in `batch_prompts`.
 
     Returns:
         "input_ids" and "attention_mask".
@@ -294,7 +330,7 @@ def generation_inputs(
     Raises:
         RoadError: as `batch_prompts`.
     """
-    batch = batch_prompts(tokenizer, template, instructions)
+    batch = batch_prompts(tokenizer, template, prompts)
     kept = batch["attention_mask"].bool()
     first = batch["input_ids"].gather(1, kept.long().argmax(dim=1, keepdim=True))
     return {**batch, "input_ids": torch.where(kept, batch["input_ids"], first)}

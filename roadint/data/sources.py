@@ -86,7 +86,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
     Raises:
         RoadError: where the file can't be read or has no prompt.
     """
-    _check_limit("max_prompts", limit)
+    check_limit("max_prompts", limit)
     path_of("prompts", source)
     bundled = str(source).removeprefix("bundled:")
     path = _bundled(bundled, ".txt") if bundled != str(source) else Path(str(source))
@@ -120,7 +120,7 @@ def _bundled(name: str, suffix: str) -> Path:
 
 def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
     """The rows, and a line for the log about skipped ones; empty where none were skipped."""
-    _check_limit("rows", limit)
+    check_limit("rows", limit)
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
     name, raw_rows, form = _open(source)
@@ -187,11 +187,20 @@ def _open(source: DataSource) -> tuple[str, Iterable[Any], RowForm | None]:
     if kind == "hub" and rest:
         return quoted(text), hub_rows(rest), HUB_FORMS.get(rest)
     path = Path(text)
-    _check_data_file(path, quoted(text))
+    check_data_file(path, quoted(text))
     return quoted(text), read_rows(path, NEEDED, OPTIONAL), None
 
 
-def _check_data_file(path: Path, name: str) -> None:
+def check_data_file(path: Path, name: str) -> None:
+    """Check that a data file is there, and that its format is known.
+
+    Args:
+        path: The file.
+        name: How messages name it.
+
+    Raises:
+        RoadError: where it is not.
+    """
     if path.suffix.lower() not in FORMATS:
         raise RoadError(
             f"data source {name} is not understood: "
@@ -206,7 +215,16 @@ def _check_data_file(path: Path, name: str) -> None:
     raise RoadError(f"data file {name} does not exist{near}")
 
 
-def _check_limit(what: str, limit: int | None) -> None:
+def check_limit(what: str, limit: int | None) -> None:
+    """Check how many rows or prompts to take.
+
+    Args:
+        what: The name of the number in messages.
+        limit: The number, where there is one.
+
+    Raises:
+        RoadError: where it is no number, or below 1.
+    """
     if limit is None:
         return
     if not isinstance(limit, int) or isinstance(limit, bool):

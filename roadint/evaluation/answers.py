@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from roadint.data.prompts import Prompt, prompt_text
 from roadint.evaluation.forms import property_of
 from roadint.evaluation.language import language_of
 from roadint.evaluation.topic import embeds, on_topic
@@ -41,7 +42,7 @@ class JudgedAnswer(Answer):
 def answer_all(
     road: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     compositions: Sequence[Composition],
     *,
     batch_size: int = 64,
@@ -53,7 +54,7 @@ def answer_all(
     Args:
         road: The model.
         tokenizer: The model's.
-        prompts: Instructions.
+        prompts: The prompts, with or without an input.
         compositions: The compositions.
         batch_size: The number of rows in a batch.
         quiet: Whether there is no progress bar.
@@ -74,7 +75,7 @@ def answer_all(
             **generation,
         )
         for (prompt, composition), text in zip(batch, texts, strict=True):
-            answers.append(Answer(prompt, str(composition), text))
+            answers.append(Answer(prompt_text(prompt), str(composition), text))
     return answers
 
 

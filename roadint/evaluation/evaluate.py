@@ -1,11 +1,11 @@
 """`roadint.evaluate`: the likelihood of data sets and the quality of answers, by composition."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from roadint.data.prompts import check_tokenizer, listed_prompts
+from roadint.data.prompts import Prompt, check_tokenizer, listed_prompts, prompt_text
 from roadint.data.rows import Row
 from roadint.data.sources import DataSource, load_prompts, load_rows
 from roadint.errors import RoadError, quoted
@@ -34,7 +34,7 @@ def evaluate(
     road: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Mapping[str, DataSource] | None = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     *,
     compose: Sequence[CompositionLike] | None = None,
     rows: int | None = None,
@@ -50,8 +50,10 @@ def evaluate(
         road: The model.
         tokenizer: The model's.
         data: Name → source of references (`roadint.data.sources`); the bundled development samples
-            by default; {} measures answers and divergence alone.
-        prompts: The prompts to answer, all different; the paper's nine by default.
+            by default, of which the German ones are for subspaces that ask for German; {} measures
+            answers and divergence alone.
+        prompts: The prompts to answer, all different, texts or mappings of "instruction" and
+            "input"; the paper's nine by default.
         compose: The compositions; none, every subspace alone and all of them by default.
         rows: How many rows to take of a source, from the first; all by default.
         expect: Subspace → property of answers that a success with it has (`PROPERTIES` in
@@ -68,12 +70,10 @@ def evaluate(
     _check_arguments(road, tokenizer, data)
     asked = asked_by(road.names, expect)
     compositions = _compositions(road, compose)
-    sets = {
-        name: load_rows(source, rows) for name, source in (DEV if data is None else data).items()
-    }
-    questions = (
-        load_prompts("bundled:prompts_paper") if prompts is None else listed_prompts(prompts)
-    )
+    used = dev_sets(road.names) if data is None else data
+    sets = {name: load_rows(source, rows) for name, source in used.items()}
+    paper: Sequence[Prompt] = load_prompts("bundled:prompts_paper")
+    questions = listed_prompts(paper if prompts is None else prompts)
     if not questions or not compositions:
         raise RoadError("nothing to evaluate: expected at least one prompt and one composition")
     limits: dict[str, Any] = {"max_completion": max_completion, "quiet": quiet}
@@ -88,7 +88,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         quiet=quiet,
     )
-    answers = judged(texts, questions)
+    answers = judged(texts, list(map(prompt_text, questions)))
     by_composition = {
         name: [answer for answer in answers if answer.composition == name] for name in nll
     }
@@ -115,6 +115,13 @@ def evaluate(
         ),
         answers=answers,
     )
+
+
+def dev_sets(names: Iterable[str]) -> dict[str, str]:
+    """The bundled development samples for subspaces of these names; German ones where German is."""
+    if "german" in asked_by(list(names)).values():
+        return dict(DEV)
+    return {"english": DEV["english"]}
 
 
 def _check_arguments(road: object, tokenizer: object, data: object) -> None:

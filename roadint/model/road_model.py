@@ -19,6 +19,7 @@ from roadint.architecture.properties import check_model, counts_padding, input_d
 from roadint.checkpoint.reading import read_for
 from roadint.checkpoint.writing import save
 from roadint.data.prompts import (
+    Prompt,
     Template,
     batch_prompts,
     check_template,
@@ -291,7 +292,7 @@ class RoadModel(Hosted):
     def answer(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         compose: Compose = ALL,
         *,
         template: Template | None = None,
@@ -302,7 +303,8 @@ class RoadModel(Hosted):
 
         Args:
             tokenizer: The model's.
-            prompts: Instructions; a single one is answered once for every composition.
+            prompts: Instructions, or mappings of "instruction" and "input"; a single one is
+                answered once for every composition.
             compose: As in `forward`.
             template: In place of the model's.
             sources: As in `forward`.
@@ -315,8 +317,10 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for bad input.
         """
-        if isinstance(prompts, str):
-            prompts = [prompts] * (len(compose) if isinstance(compose, (list, tuple)) else 1)
+        if isinstance(prompts, (str, Mapping)):
+            prompts = listed_prompts(prompts) * (
+                len(compose) if isinstance(compose, (list, tuple)) else 1
+            )
         batch = generation_inputs(
             tokenizer, self._template(tokenizer, template), listed_prompts(prompts)
         )

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from roadint.data.sources import check_sources, load_prompts
+from roadint.data.prompt_files import read_prompts
+from roadint.data.sources import check_sources
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.evaluate import DEV
 from roadint.evaluation.forms import asked_by
@@ -110,7 +111,7 @@ class Plan(Section):
         if len(tasks) == len(recipes):
             self._check_unused(tasks)
             return
-        load_prompts(self.prompts, self.max_prompts)
+        read_prompts(self.prompts, self.max_prompts)
         sources = {*self.data.values()}
         for recipe in recipes:
             if recipe.task.name:

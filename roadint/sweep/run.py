@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from roadint.data.sources import load_prompts
+from roadint.data.prompt_files import read_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.evaluate import evaluate
 from roadint.files.atomic import write_whole
@@ -139,7 +139,7 @@ class Runner:
             road,
             tokenizer,
             plan.data,
-            load_prompts(plan.prompts, plan.max_prompts),
+            read_prompts(plan.prompts, plan.max_prompts),
             compose=plan.compose,
             rows=plan.rows,
             expect=plan.expect,
