@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel, StaticCache
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.engines.transformers.compiled.root import Keeping
-from tests.helpers import HALVES, IDS
+from tests.helpers import HALVES, IDS, with_adapters
+from tests.vision import inputs_of, llava
 
 MASK = torch.ones_like(IDS)
 MASK[1, :2] = 0
@@ -404,3 +405,17 @@ def test_a_cache_is_kept_until_beams_move_it(llama: PreTrainedModel) -> None:
     first.reorder_cache(torch.arange(len(IDS)))
     new = cache()
     assert keeping.cache_for(new, len(IDS)) is new
+
+
+@torch.no_grad()
+def test_rows_with_images() -> None:
+    road = with_adapters(llava(), "x", "y")
+    counts, compose = [1, 0, 2], ["x", None, "0.5*y"]
+    inputs = inputs_of(road.model, counts)
+    greedy = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    logits = road(**inputs, compose=compose).logits
+    tokens = road.generate(**inputs, **greedy, compose=compose)
+    road.compile(backend="eager", fullgraph=False)
+    found = road(**inputs, compose=compose).logits
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(road.generate(**inputs, **greedy, compose=compose), tokens)
