@@ -1,5 +1,6 @@
 """Tiny vision-language models, of random weights, and their processors, without a download."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -14,11 +16,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedModel,
     SiglipVisionConfig,
 )
 
-from tests.helpers import SIZES, scaled
+from tests.helpers import SIZES, make_tokenizer, scaled
 
 IMAGE, SIDE, PATCHES = 120, 8, 4  # an image's token, its pixels a side, and its tokens
 TOWER = {
@@ -110,3 +113,52 @@ def alone(inputs: dict[str, Tensor], counts: list[int], row: int) -> dict[str, T
         elif counts[row]:
             found[name] = values[start : start + counts[row]]
     return found
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def processor() -> LlavaProcessor:
+    """That of the tiny LLaVA, whose tokenizer has a token for each character."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<{index}>" for index in range(len(tokenizer), IMAGE)])
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+        tokenizer=tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def save_llava(folder: Path) -> str:
+    """A folder with a tiny LLaVA and its processor, as AutoProcessor and the command line take it."""
+    llava().save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return str(folder)
+
+
+def rows_with_images(folder: Path, count: int = 6) -> list[dict[str, Any]]:
+    """Rows in LLaVA's form, of one question or two, of text alone, and in roadint's form."""
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        image(index, 9 + index, 14 - index).save(folder / f"{index}.png")
+        asked = {"from": "human", "value": f"<image>\nwhat {index}?"}
+        said = [asked, {"from": "gpt", "value": "a" * (index + 2)}]
+        said += [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so"}] * (index % 2)
+        rows.append({"id": index, "image": f"{index}.png", "conversations": said})
+    rows.append(
+        {"conversations": [{"from": "human", "value": "no"}, {"from": "gpt", "value": "b"}]}
+    )
+    both = ["0.png", "1.png"]
+    rows.append({"image": both, "instruction": "these?", "input": "both", "output": "bb"})
+    return rows

@@ -35,6 +35,7 @@ def train(
 ) -> None:
     """Train all subspaces of a recipe at once, each data set through its own."""
     from roadint.checkpoint.reading import size_of
+    from roadint.recipes.edit import LINEAR
     from roadint.recipes.recipe import Recipe
     from roadint.training import run_folder
 
@@ -42,6 +43,8 @@ def train(
     sources = named_values(data, "--data")
     changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
     chosen = Recipe.load(recipe, changes)
+    if sources and not (chosen.task.name or chosen.data.sources) and chosen.edit.kind == LINEAR:
+        chosen = chosen.override({"data.sources": sources})  # an adapter for each
     chosen.interventions()  # what does not fit is refused before a model is loaded
     if run_folder.is_finished(out) and not overwrite:
         if not resume:
@@ -92,8 +95,9 @@ def _finetune(
 def _train(
     recipe: "Recipe", sources: Mapping[str, str], out: Path, *, resume: bool, quiet: bool
 ) -> Mapping[str, Any]:
+    from roadint.data.image_text.conversations import load_conversations
     from roadint.data.sources import check_sources
-    from roadint.model.pretrained import load
+    from roadint.model.pretrained import load, load_processor
     from roadint.training.run import train as run
 
     # Before the model is loaded, which takes longer than reading the rows twice.
@@ -103,10 +107,15 @@ def _train(
             "no data given: expected --data NAME=SOURCE, a composition and what trains it"
         )
     _check_names(used, recipe.names())
-    check_sources(used, recipe.data.rows)
+    if recipe.data.images:
+        for source in used.values():
+            load_conversations(source, recipe.data.rows)
+    else:
+        check_sources(used, recipe.data.rows)
     base, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype)
+    reader = load_processor(recipe.model.name) if recipe.data.images else tokenizer
     road = recipe.on(base)
-    return run(road, tokenizer, sources or None, recipe, out=out, resume=resume, quiet=quiet)
+    return run(road, reader, sources or None, recipe, out=out, resume=resume, quiet=quiet)
 
 
 def _check_names(sources: Mapping[str, str], names: list[str]) -> None:

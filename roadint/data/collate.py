@@ -1,6 +1,6 @@
 """From rows to tokens to batches, for training and for measuring likelihood alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Example:
     def inputs(self) -> list[int]:
         """The tokens that predict something: all but the last."""
         return [*self.prompt, *self.completion[:-1]]
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes the row, as plain values."""
+        return [self.prompt, self.completion, self.composition]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -205,6 +210,12 @@ def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         name: on_device(value, device) if torch.is_tensor(value) else value
         for name, value in batch.items()
     }
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a batch holds for the base model's forward: tokens, masks, images."""
+    ours = ("prompt_length", "compose", "labels", "places")
+    return {name: value for name, value in batch.items() if name not in ours}
 
 
 def completion_nll(

@@ -19,11 +19,11 @@ or a number in place of text, is a RoadError.
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from roadint.data.formats import FORMATS, UNREADABLE, read_lines, read_rows
 from roadint.data.hub import HUB_FORMS, hub_rows
@@ -32,6 +32,8 @@ from roadint.errors import RoadError, did_you_mean, first_line, listing, quoted
 from roadint.files.paths import is_file, is_folder, path_of
 
 DataSource = str | Path | Iterable[Mapping[str, Any]]
+
+_Checked = TypeVar("_Checked")
 
 logger = logging.getLogger(__name__)
 _USABLE = "usable"
@@ -56,7 +58,29 @@ def load_rows(source: DataSource, limit: int | None = None, seed: int | None = N
         >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
         ['2']
     """
-    rows, skipped = _collect(source, limit, seed)
+    return collect(source, limit, seed, checked_row)
+
+
+def collect(
+    source: DataSource,
+    limit: int | None,
+    seed: int | None,
+    check: Callable[[Any, RowForm | None], _Checked],
+    optional: Sequence[str] = OPTIONAL,
+) -> list[_Checked]:
+    """The rows of a source in whatever form.
+
+    Args:
+        source: As in `load_rows`.
+        limit: As in `load_rows`.
+        seed: As in `load_rows`.
+        check: Makes one of a raw row and the form of its source, as `checked_row` does.
+        optional: Columns of a table to read beside those of every row.
+
+    Raises:
+        RoadError: as `load_rows`.
+    """
+    rows, skipped = _collect(source, limit, seed, check, optional)
     if skipped:
         logger.warning("%s", skipped)
     return rows
@@ -73,7 +97,7 @@ def check_sources(sources: Mapping[str, DataSource], limit: int | None = None) -
         RoadError: as `load_rows`.
     """
     for source in sources.values():
-        _collect(source, limit, None)
+        _collect(source, limit, None, checked_row, OPTIONAL)
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> list[str]:
@@ -118,14 +142,21 @@ def _bundled(name: str, suffix: str) -> Path:
     return path
 
 
-def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[list[Row], str]:
+def _collect(
+    source: DataSource,
+    limit: int | None,
+    seed: int | None,
+    check: Callable[[Any, RowForm | None], _Checked],
+    optional: Sequence[str],
+) -> tuple[list[_Checked], str]:
     """The rows, and a line for the log about skipped ones; empty where none were skipped."""
     check_limit("rows", limit)
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise RoadError(f"rows_seed={quoted(seed)}: expected a whole number")
-    name, raw_rows, form = _open(source)
+    name, raw_rows, form = _open(source, optional)
     counts: Counter[str] = Counter()
-    rows = _chosen(_usable(name, raw_rows, form, counts), limit, seed)
+    usable = _usable(name, raw_rows, lambda raw: check(raw, form), counts)
+    rows = _chosen(usable, limit, seed)
     seen = counts.total()
     skipped = {reason: count for reason, count in counts.items() if reason != _USABLE}
     reasons = ", ".join(f"{count:,} with {reason}" for reason, count in skipped.items())
@@ -141,12 +172,12 @@ def _collect(source: DataSource, limit: int | None, seed: int | None) -> tuple[l
 
 
 def _usable(
-    name: str, raw_rows: Iterable[Any], form: RowForm | None, counts: Counter[str]
-) -> Iterator[Row]:
+    name: str, raw_rows: Iterable[Any], check: Callable[[Any], _Checked], counts: Counter[str]
+) -> Iterator[_Checked]:
     """The usable rows; counts them, and the reasons for which others are skipped."""
     for index, raw in enumerate(raw_rows):
         try:
-            row = checked_row(raw, form)
+            row = check(raw)
         except UnusableRow as error:
             counts[str(error)] += 1
         except RoadError as error:
@@ -156,11 +187,11 @@ def _usable(
             yield row
 
 
-def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Row]:
+def _chosen(rows: Iterator[_Checked], limit: int | None, seed: int | None) -> list[_Checked]:
     """The first rows, or a sample; reservoir sampling makes every row as likely to be in it."""
     if limit is None or seed is None:
         return list(islice(rows, limit))
-    sample: list[Row] = []
+    sample: list[_Checked] = []
     draw = random.Random(seed)
     for count, row in enumerate(rows, 1):
         if len(sample) < limit:
@@ -170,7 +201,7 @@ def _chosen(rows: Iterator[Row], limit: int | None, seed: int | None) -> list[Ro
     return sample
 
 
-def _open(source: DataSource) -> tuple[str, Iterable[Any], RowForm | None]:
+def _open(source: DataSource, optional: Sequence[str]) -> tuple[str, Iterable[Any], RowForm | None]:
     """The source's name in messages, its raw rows, and their form."""
     if not isinstance(source, (str, Path)):
         try:
@@ -188,7 +219,7 @@ def _open(source: DataSource) -> tuple[str, Iterable[Any], RowForm | None]:
         return quoted(text), hub_rows(rest), HUB_FORMS.get(rest)
     path = Path(text)
     check_data_file(path, quoted(text))
-    return quoted(text), read_rows(path, NEEDED, OPTIONAL), None
+    return quoted(text), read_rows(path, NEEDED, optional), None
 
 
 def check_data_file(path: Path, name: str) -> None:

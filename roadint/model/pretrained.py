@@ -19,14 +19,21 @@ from typing import Any, Literal, get_args
 import huggingface_hub
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.utils import logging as transformers_logging
 
+from roadint.data.image_text.reader import is_processor
 from roadint.errors import RoadError, check_known, did_you_mean, first_line, listing, quoted
 from roadint.files.paths import is_file, is_folder
 
@@ -122,7 +129,7 @@ def load(
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(source)
             if labels is None:
-                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+                model: Any = _class_of(source).from_pretrained(source, dtype=dtype)
             else:
                 model = AutoModelForSequenceClassification.from_pretrained(
                     source, dtype=dtype, num_labels=labels
@@ -139,6 +146,40 @@ def load(
     dtype_name = str(model.dtype).removeprefix("torch.")
     logger.info("%s: %s parameters, %s, from %s", name, f"{count / 1e6:,.0f}M", dtype_name, origin)
     return model, tokenizer
+
+
+def _class_of(source: str) -> Any:
+    """The class for a language model, or for a vision-language one, where that is another."""
+    config = type(AutoConfig.from_pretrained(source))
+    if config not in MODEL_FOR_CAUSAL_LM_MAPPING and config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def load_processor(name: str | Path) -> ProcessorMixin:
+    """Load what reads images and text for a vision-language model.
+
+    Args:
+        name: As in `load`.
+
+    Raises:
+        RoadError: where there is none.
+    """
+    source = source_of(name)
+    try:
+        with _quietly():
+            processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever the readers raise for a broken folder
+        raise RoadError(
+            f"the processor of model {quoted(str(name))} can't be loaded ({first_line(error)}): "
+            "expected a vision-language model"
+        ) from error
+    if not is_processor(processor):
+        raise RoadError(
+            f"model {quoted(str(name))} has no processor of images: expected a vision-language "
+            "model, such as 'llava-hf/llava-1.5-7b-hf'"
+        )
+    return processor
 
 
 def source_of(name: str | Path) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from roadint.data.prompts import Template
 from roadint.errors import RoadError
+from roadint.grammar.composition import ALL
 from roadint.model.pretrained import Dtype
 from roadint.recipes.section import (
     Count,
@@ -64,7 +65,9 @@ class DataSection(Section):
         max_completion: Tokens of a completion; half of max_length by default.
         companions: Composition → compositions that act beside it in training, one at a time.
         companion_rate: The share of a composition's examples that run with a companion.
-        eos: The compositions whose completions end with the end-of-sequence token.
+        eos: The compositions whose completions end with the end-of-sequence token; "all" is all.
+        images: Whether rows have images (`roadint.data.image_text`), which the model's own
+            processor reads.
     """
 
     short_names: ClassVar = {"sources": "data"}
@@ -78,6 +81,11 @@ class DataSection(Section):
     companions: dict[str, NameList] = Field(default_factory=dict)
     companion_rate: Share = 0.5
     eos: NameList = Field(default_factory=list)
+    images: bool = False
+
+    def ends(self, composition: str) -> bool:
+        """Whether completions of a composition end with the end-of-sequence token."""
+        return composition in self.eos or ALL in self.eos
 
 
 class OptimisationSection(Section):

@@ -1,6 +1,6 @@
 """Principal axes of hidden states, for interventions whose pairs are formed in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,18 +9,19 @@ from torch import Tensor
 
 from roadint.architecture.layers import site_path
 from roadint.architecture.outputs import hidden_of
-from roadint.data.collate import Collator, Example, moved
+from roadint.data.collate import Example, model_inputs, moved
 from roadint.engines.transformers.partial import Enough, run_until_enough
 from roadint.interventions.base import SubspaceIntervention
 from roadint.model.road_model import RoadModel
 from roadint.progress import track
 
 _ROWS = 16  # of a batch
+Collate = Callable[[Any], dict[str, Any]]
 
 
 @torch.no_grad()
 def fit_axes(
-    road: RoadModel, examples: Sequence[Example], collate: Collator, *, quiet: bool = True
+    road: RoadModel, examples: Sequence[Example], collate: Collate, *, quiet: bool = True
 ) -> None:
     """Measure the principal axes that interventions wait for, of the tokens that they edit.
 
@@ -43,7 +44,7 @@ def _hidden_at(
     road: RoadModel,
     intervention: SubspaceIntervention,
     examples: Sequence[Example],
-    collate: Collator,
+    collate: Collate,
     quiet: bool,
 ) -> Float[Tensor, "tokens width"]:
     """The hidden states that an intervention edits in these examples, float32."""
@@ -64,7 +65,7 @@ def _hidden_at(
             mask = batch["attention_mask"]
             ranks = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1)
             edited = intervention.position.edited(ranks, batch["prompt_length"])
-            run_until_enough(road.model, input_ids=batch["input_ids"], attention_mask=mask)
+            run_until_enough(road.model, **model_inputs(batch))
     finally:
         handle.remove()
     return torch.cat(parts)

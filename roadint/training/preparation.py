@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from roadint.data.collate import Example, check_fits, tokenize
-from roadint.data.prompts import Template, check_template, pad_id
+from roadint.data.collate import Collator, Example, check_fits, tokenize
+from roadint.data.image_text.collate import ImageTextCollator, tokenize_conversations
+from roadint.data.image_text.conversations import load_conversations
+from roadint.data.image_text.reader import is_processor
+from roadint.data.prompts import Template, check_template
 from roadint.data.sources import DataSource, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import Composition
@@ -31,20 +34,22 @@ class PreparedRun:
         constraints: What happens to values around optimizer steps.
         strengths: Subspace → the strength that becomes the new 1 after training.
         companions: Composition → its companions.
+        collator: Makes the batches.
     """
 
     recipe: Recipe
     sources: dict[str, str]
-    examples: list[Example]
+    examples: Sequence[Example]
     template: Template
     constraints: Constraints
     strengths: dict[str, float]
     companions: dict[str, list[str]]
+    collator: Collator | ImageTextCollator
 
 
 def prepare(
     road: RoadModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     data: Mapping[str, DataSource] | None,
     recipe: Recipe,
     chosen: Collection[str] = (),
@@ -53,7 +58,7 @@ def prepare(
 
     Args:
         road: The model to train.
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's tokenizer, or its processor where rows have images.
         data: Composition → source; the recipe's by default.
         recipe: The recipe.
         chosen: The names of settings that the caller set. Rates, strengths and companions of other
@@ -65,11 +70,14 @@ def prepare(
     Raises:
         RoadError: for what does not fit.
     """
-    template = check_template(recipe.data.template, tokenizer)
+    check_reader(tokenizer, images=recipe.data.images)
+    # A processor has a chat template as well.
+    template = check_template(recipe.data.template, tokenizer)  # type: ignore[arg-type]
     empty = data is None or (isinstance(data, Mapping) and not data)
     sources: Any = recipe.data.sources if empty else data
     examples = _tokenize_all(road, tokenizer, sources, recipe)
-    check_fits(examples, road.model, pad_id(tokenizer))
+    collator = (ImageTextCollator if is_processor(tokenizer) else Collator)(tokenizer)  # type: ignore
+    check_fits(examples, road.model, collator.fill)
     optimisation = recipe.optimisation
     rates = _relevant("lrs", optimisation.lrs, road.names, chosen)
     strengths = _relevant("strengths", optimisation.strengths, road.names, chosen)
@@ -83,7 +91,27 @@ def prepare(
     _check_companions(road, companions, recipe.data.companion_rate, compositions)
     _check_positions(road, examples)
     names = {name: _source_name(source) for name, source in sources.items()}
-    return PreparedRun(recipe, names, examples, template, constraints, strengths, companions)
+    return PreparedRun(
+        recipe, names, examples, template, constraints, strengths, companions, collator
+    )
+
+
+def check_reader(reader: object, *, images: bool) -> None:
+    """Refuse a processor for rows of text, and a tokenizer for rows with images.
+
+    Raises:
+        RoadError: for one of them.
+    """
+    if images and not is_processor(reader):
+        raise RoadError(
+            f"rows with images need the model's processor, {type(reader).__name__} is none: "
+            "expected transformers' AutoProcessor.from_pretrained(…), or images=False"
+        )
+    if not images and is_processor(reader):
+        raise RoadError(
+            f"{type(reader).__name__} reads images, and the recipe's rows have none: expected "
+            "images=True, or its tokenizer"
+        )
 
 
 def _relevant(
@@ -116,28 +144,30 @@ def _check_companions(
 
 
 def _tokenize_all(
-    road: RoadModel, tokenizer: PreTrainedTokenizerBase, sources: Any, recipe: Recipe
-) -> list[Example]:
+    road: RoadModel, tokenizer: Any, sources: Any, recipe: Recipe
+) -> Sequence[Example]:
     if not isinstance(sources, Mapping) or not sources:
         what = "no data given" if isinstance(sources, Mapping) else f"data {quoted(sources)}"
         raise RoadError(
             f"{what}: expected a mapping of compositions to sources, such as "
             "{'german': 'german.jsonl'}"
         )
-    examples = []
+    examples: list[Example] = []
+    read: Any = load_conversations if recipe.data.images else load_rows
+    cut: Any = tokenize_conversations if recipe.data.images else tokenize
     for name, source in sources.items():
         if not Composition.parse(name, road.names).terms:
             raise RoadError(
                 f"data set {quoted(name)} trains nothing: expected a composition of {road.names}"
             )
-        examples += tokenize(
-            load_rows(source, recipe.data.rows, recipe.data.rows_seed),
+        examples += cut(
+            read(source, recipe.data.rows, recipe.data.rows_seed),
             tokenizer,
             name,
             template=recipe.data.template,
             max_length=recipe.data.max_length,
             max_completion=recipe.data.max_completion,
-            eos=name in recipe.data.eos,
+            eos=recipe.data.ends(name),
         )
     return examples
 

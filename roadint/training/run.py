@@ -9,11 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainingArguments,
+    set_seed,
+)
 
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.format import WHILE_TRAINING
-from roadint.data.collate import Collator
 from roadint.data.prompts import check_template, check_tokenizer
 from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
@@ -34,7 +38,7 @@ from roadint.training.trainer import RoadTrainer
 
 def train(
     road: RoadModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     data: Mapping[str, DataSource] | None = None,
     recipe: str | Path | Recipe = "composition",
     *,
@@ -48,9 +52,10 @@ def train(
 
     Args:
         road: The model, whose interventions and adapters learn in place; the base model does not.
-        tokenizer: The base model's tokenizer.
-        data: Composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources);
-            the recipe's by default.
+        tokenizer: The base model's tokenizer, or its processor where rows have images
+            (images=True).
+        data: Composition → source (rows, a file, "bundled:…", "hub:…"; see roadint.data.sources,
+            and roadint.data.image_text for rows with images); the recipe's by default.
         recipe: A preset, a YAML file or a Recipe, for data and optimisation; the interventions are
             those of `road`.
         out: A folder, for checkpoints during the run, and for the result.
@@ -82,7 +87,7 @@ def train(
     chosen = [setting for section in nested(overrides).values() for setting in section]
     run = prepare(road, tokenizer, data, Recipe.load(recipe, overrides), chosen)
     if out is None:
-        _learn(road, tokenizer, run, quiet=quiet, shared_prefix=shared_prefix)
+        _learn(road, run, quiet=quiet, shared_prefix=shared_prefix)
         return road.training_summary
     folder = path_of("out", out)
     make_folder(folder)
@@ -95,7 +100,7 @@ def train(
     last = run_folder.last_checkpoint(
         folder, identity, resume=resume, processes=processes, writes=writes
     )
-    trainer = _learn(road, tokenizer, run, folder, last, quiet=quiet, shared_prefix=shared_prefix)
+    trainer = _learn(road, run, folder, last, quiet=quiet, shared_prefix=shared_prefix)
     road.training_summary["run"] = run_folder.digest_of(identity)
     if trainer.is_world_process_zero():
         lines = [json.dumps(entry) + "\n" for entry in _losses(trainer)]
@@ -117,7 +122,6 @@ def _take_up(road: RoadModel, done: Checkpoint, *, ends: bool) -> dict[str, Any]
 
 def _learn(
     road: RoadModel,
-    tokenizer: PreTrainedTokenizerBase,
     run: PreparedRun,
     folder: Path | None = None,
     last: Path | None = None,
@@ -126,7 +130,7 @@ def _learn(
     shared_prefix: SharedPrefix | None,
 ) -> RoadTrainer:
     """Train, with checkpoints in `folder`, from the checkpoint `last`."""
-    before, recipe, collator = road.template, run.recipe, Collator(tokenizer)
+    before, recipe, collator = road.template, run.recipe, run.collator
     memory = recipe.optimisation.prefix_memory  # GB
     try:
         with alone, tempfile.TemporaryDirectory() as scratch:

@@ -53,9 +53,7 @@ def identity_of(road: RoadModel, recipe: Recipe, examples: Sequence[Example]) ->
         as plain JSON values.
     """
     indifferent = (*_INDIFFERENT, "data")
-    tokens = json.dumps(
-        [[example.prompt, example.completion, example.composition] for example in examples]
-    )
+    tokens = json.dumps([example.identity for example in examples])
     edits: list[Any] = [*road.interventions, *road.adapters.values()]
     identity = {
         "settings": {

@@ -1,5 +1,6 @@
 """RoadTrainer: transformers' Trainer for a RoadModel, with a composition for every example."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,8 @@ from roadint.training.prefix.sharing import SharedPrefix, reusable_prefix
 from roadint.training.refusals import check_arguments, check_functions
 from roadint.training.run_folder import checkpoints_in, is_whole, log_state, restore
 from roadint.training.sampler import MixedLengthSampler
+
+logger = logging.getLogger(__name__)
 
 
 class RoadTrainer(BaseTrainer):
@@ -152,6 +155,12 @@ class RoadTrainer(BaseTrainer):
         collator, cache = self.data_collator, None
         if self._prefix_reuse and isinstance(collator, Collator):
             cache = self._prefix_for(collator)
+        elif self._prefix_reuse:
+            logger.warning(
+                "no prefix reuse, training runs the plain way: a %s makes the batches, which may "
+                "hold more than tokens",
+                type(collator).__name__,
+            )
         self.prefix_report = cache.report if cache else None
         try:
             if cache is not None:

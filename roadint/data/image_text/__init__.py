@@ -1,0 +1,1 @@
+"""Rows with images: conversations, their tokens, and batches through the model's own processor."""
