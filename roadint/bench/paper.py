@@ -65,6 +65,7 @@ def bench_paper(
     steps: int = 16,
     training_steps: int = 5,
     training_tokens: int = 512,
+    methods: Sequence[str] = METHODS,
     dtype: torch.dtype = torch.bfloat16,
     done: Callable[[dict[str, Any]], None] = lambda report: None,
     quiet: bool = False,
@@ -84,6 +85,7 @@ def bench_paper(
         steps: The steps of a run, at every length of the cache.
         training_steps: The measured steps of training, out of the table's 100.
         training_tokens: The tokens of a training step.
+        methods: Of ALL_METHODS of `roadint.bench.paper_training`; those of table D.1 by default.
         dtype: The dtype of the model.
         done: Is given the report after every part, so that no figure is lost.
         quiet: Whether there is no progress bar.
@@ -99,7 +101,7 @@ def bench_paper(
         "lengths": lambda: figure.lengths(rows, lengths),
         "requests": lambda: figure.requests(requests, tokens),
         "training": lambda: training_cases(
-            base, tokenizer, METHODS, 1, training_tokens, training_steps, quiet=quiet
+            base, tokenizer, methods, 1, training_tokens, training_steps, quiet=quiet
         ),
     }
     report: dict[str, Any] = {

@@ -26,24 +26,30 @@ _RATE = 1e-3
 _STEPS = 100  # of the table
 _NUMBER = 12  # bytes: a trained number in float32, with its two averages in AdamW
 
-# Method → the variant of RoAd.
-_ROADS: dict[str, Any] = {f"roadint RoAd{number}": f"road_{number}" for number in (1, 2, 4)}
+# Method → the arguments of its adapter.
+_ROADS: dict[str, dict[str, Any]] = {
+    **{f"roadint RoAd{number}": {"variant": f"road_{number}"} for number in (1, 2, 4)},
+    "roadint RoAd1 + LoRA r=32": {"variant": "road_1", "lora_rank": 32},
+}
 # Method → its configuration in PEFT; w is the size of a block, m the number of butterflies.
 _PEFT: dict[str, Callable[[Any, Sequence[str]], Any]] = {
     "PEFT LoRA r=8": lambda peft, paths: peft.LoraConfig(r=8, target_modules=paths),
+    "PEFT LoRA r=128": lambda peft, paths: peft.LoraConfig(r=128, target_modules=paths),
     "PEFT RoAd": lambda peft, paths: peft.RoadConfig(group_size=2, target_modules=paths),
     "PEFT OFT w=2": lambda peft, paths: oft_config(peft, paths, 2),
     "PEFT OFT w=16": lambda peft, paths: oft_config(peft, paths, 16),
     "PEFT BOFT w=4 m=2": lambda peft, paths: boft_config(peft, paths, 4, butterflies=2),
 }
-METHODS = (*_ROADS, *_PEFT)
+ALL_METHODS = (*_ROADS, *_PEFT)
+_OF_TABLE_6 = ("roadint RoAd1 + LoRA r=32", "PEFT LoRA r=128")  # LLaVA's
+METHODS = tuple(name for name in ALL_METHODS if name not in _OF_TABLE_6)
 
 
 class _Method:
     """A method of training; its modules are made at its first step.
 
     Args:
-        name: A name in METHODS.
+        name: A name in ALL_METHODS.
         base: The bare model.
         batch: What roadint trains on.
         ids: The same tokens, for PEFT.
@@ -93,7 +99,7 @@ class _Method:
 
     def _road(self) -> Callable[[], Float[Tensor, ""]]:
         road = RoadModel(self._base)
-        road.add_adapter("road", variant=_ROADS[self.name])
+        road.add_adapter("road", **_ROADS[self.name])
         self.parameters = road.train().trained_parameters()
         return lambda: completion_nll(road, self._batch)[0].mean()
 
@@ -127,7 +133,7 @@ def training_cases(
     Args:
         base: The bare model, whose weights are frozen.
         tokenizer: Its tokenizer, for the padding.
-        methods: Names in METHODS.
+        methods: Names in ALL_METHODS.
         rows: The rows of a step.
         tokens: The tokens of a row.
         steps: The measured steps.

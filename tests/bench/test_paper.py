@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from roadint.bench.paper import bench_paper, cache_lengths
-from roadint.bench.paper_training import METHODS, training_cases
+from roadint.bench.paper_training import ALL_METHODS, training_cases
 from roadint.bench.shapes import model_and_tokenizer
 from tests.helpers import call, check_drawn
 
@@ -72,7 +72,7 @@ def test_all_methods_train_on_the_same_tokens_from_the_same_model() -> None:
     """They start as the identity; roadint scores the token after the last too, on as many inputs."""
     base, tokenizer = model_and_tokenizer("", "tiny", torch.float32)
     before = [value.clone() for value in base.parameters()]
-    methods = [name for name in METHODS if name != BOFT]
+    methods = [name for name in ALL_METHODS if name != BOFT]
     cases = training_cases(base, tokenizer, methods, 2, 24, 2, quiet=True)
     assert [entry["system"] for entry in cases] == methods
     by_name: dict[str, Any] = {entry["system"]: entry for entry in cases}
@@ -85,6 +85,8 @@ def test_all_methods_train_on_the_same_tokens_from_the_same_model() -> None:
     assert numbers["roadint RoAd1"] == numbers["PEFT RoAd"] == outputs
     assert numbers["roadint RoAd4"] == 2 * numbers["roadint RoAd2"] == 4 * outputs
     inputs = 2 * (6 * 32 + 48)
+    assert numbers["roadint RoAd1 + LoRA r=32"] == outputs + 32 * (inputs + outputs)
+    assert numbers["PEFT LoRA r=128"] == 128 * (inputs + outputs)
     assert numbers["PEFT OFT w=2"] == inputs // 2
     assert numbers["PEFT OFT w=16"] == inputs // 16 * (16 * 15 // 2)
     for entry in cases:
@@ -107,6 +109,7 @@ def test_steps_are_timed_where_generations_need_them() -> None:
         (["--part", "rank"], "unknown part 'rank'"),
         (["--shape", "llama"], "unknown shape 'llama'"),
         (["--mode", "graphs"], "unknown mode 'graphs'"),
+        (["--method", "PEFT LoRA"], "unknown method 'PEFT LoRA'"),
     ],
 )
 def test_bad_input(

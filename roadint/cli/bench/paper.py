@@ -45,6 +45,10 @@ def paper(
         list[int] | None, typer.Option(min=1, help="Of LoRA, repeatable; 1 to 16 by default.")
     ] = None,
     training_tokens: Annotated[int, typer.Option(min=2, help="Of a training step.")] = 512,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Of training, repeatable; those of table D.1 by default."),
+    ] = None,
     runs: Runs = 3,
     steps: Annotated[int, typer.Option(min=1, help="Of a run, at every length.")] = 16,
     out: ReportFile = None,
@@ -57,11 +61,14 @@ def paper(
     and memory of training. A plot of both parts gets two files: the second ends with "-training".
     """
     from roadint.bench.paper import PARTS, bench_paper
+    from roadint.bench.paper_training import ALL_METHODS, METHODS
 
     check_outputs(out, plot)
     check_shape(shape)
     for name in part or ():
         check_known("part", name, PARTS)
+    for name in method or ():
+        check_known("method", name, ALL_METHODS)
     for name in mode or ():
         check_known("mode", name, _MODES)
     report = bench_paper(
@@ -75,6 +82,7 @@ def paper(
         runs=runs,
         steps=steps,
         training_tokens=training_tokens,
+        methods=method or METHODS,
         done=lambda report: _keep(report, out, plot),
         quiet=as_json,
     )
