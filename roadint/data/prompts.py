@@ -96,16 +96,22 @@ def render(
     if template == "plain":
         return content
     check_template(template, tokenizer)
-    messages = [{"role": "user", "content": content}]
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        text = _rendered(tokenizer, content)
+        # Some templates of vision-language models read a list of parts, and leave out a bare text.
+        if content.strip() and text == _rendered(tokenizer, ""):
+            text = _rendered(tokenizer, [{"type": "text", "text": content}])
+        return text
     except Exception as error:  # whatever the template's own code raises
         raise RoadError(
             f"template 'chat': the tokenizer's chat template fails ({first_line(error)}): "
             "try 'alpaca'"
         ) from error
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, content: Any) -> str:
+    messages = [{"role": "user", "content": content}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def prompt_ids(

@@ -321,9 +321,8 @@ class RoadModel(Hosted):
             prompts = listed_prompts(prompts) * (
                 len(compose) if isinstance(compose, (list, tuple)) else 1
             )
-        batch = generation_inputs(
-            tokenizer, self._template(tokenizer, template), listed_prompts(prompts)
-        )
+        chosen = self._template(tokenizer, template)
+        batch = generation_inputs(tokenizer, chosen, listed_prompts(prompts))
         columns = batch["input_ids"].shape[1]
         settings = generation_settings(tokenizer, generation, PAPER_DECODING)
         settings = check_room(settings, generation, columns, positions_of(self.model))

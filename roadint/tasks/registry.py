@@ -53,6 +53,11 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bo
             f"task {recipe.task.name!r} has no training data: expected --data train=FILE, "
             f"and {task.measured_on}"
         )
+    if recipe.data.images:
+        raise RoadError(
+            f"images=true: task {recipe.task.name!r} has rows of text; expected images=false, or "
+            "data sets in place of a task"
+        )
     if recipe.data.rows_seed is not None:
         raise RoadError(
             f"rows_seed={recipe.data.rows_seed}: task {recipe.task.name!r} takes the first "

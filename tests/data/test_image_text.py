@@ -11,6 +11,7 @@ from transformers import LlavaProcessor
 from roadint.data.collate import Collator, completion_nll, tokenize
 from roadint.data.image_text.collate import ImageTextCollator, tokenize_conversations
 from roadint.data.image_text.conversations import checked_conversation, load_conversations
+from roadint.data.prompts import render
 from roadint.errors import RoadError
 from tests.helpers import with_adapters
 from tests.vision import PATCHES, image, llava, processor, rows_with_images
@@ -218,3 +219,20 @@ def test_rows_whose_images_differ_in_shape_share_no_batch(reader: LlavaProcessor
     with pytest.raises(RoadError, match="pixel_values .* different shapes .*batch_size=1"):
         ImageTextCollator(uncut)(examples)
     assert len(ImageTextCollator(uncut)(examples[1:])["pixel_values"]) == 1
+
+
+def test_a_template_of_parts_does_not_lose_a_bare_text(reader: LlavaProcessor) -> None:
+    tokenizer = reader.tokenizer
+    before, tokenizer.chat_template = tokenizer.chat_template, reader.chat_template
+    try:
+        assert render("chat", "why?", tokenizer) == "USER: why? ASSISTANT:"
+        row = {"instruction": "why?", "output": "so"}
+        (example,) = tokenize_conversations(
+            [checked_conversation(row)], reader, "x", template="chat", max_length=99
+        )
+        bare = tokenizer(render("chat", "why?", tokenizer))["input_ids"]
+        assert example.prompt == bare
+        tokenizer.chat_template = "{{ messages[0]['content'].upper() }}"  # no text is left out
+        assert render("chat", "why?", tokenizer) == "WHY?"
+    finally:
+        tokenizer.chat_template = before

@@ -226,6 +226,8 @@ def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Pat
         task_of(Recipe.load("glue", {"task": "sst2"}), {**sentiment, "test.other": one})
     with pytest.raises(RoadError, match="rows_seed=1: task 'sst2' takes the first rows"):
         task_of(Recipe.load("glue", {"task": "sst2", "rows_seed": 1}), sentiment)
+    with pytest.raises(RoadError, match="images=true: task 'sst2' has rows of text"):
+        task_of(Recipe.load("glue", {"task": "sst2", "images": True}), sentiment)
 
 
 def test_a_classifier_with_few_positions_says_so(
