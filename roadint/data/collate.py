@@ -1,7 +1,7 @@
 """From rows to tokens to batches, for training and for measuring likelihood alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ class Example:
         prompt: The token ids of the prompt.
         completion: The token ids of the completion.
         composition: The row's composition; None for the base model.
+        first: The first token of the completion that is scored; those before it are given.
     """
 
     prompt: list[int]
     completion: list[int]
     composition: str | None
+    first: int = field(default=0, kw_only=True)
 
     @property
     def inputs(self) -> list[int]:
@@ -38,7 +40,7 @@ class Example:
     @property
     def identity(self) -> list[Any]:
         """What makes the row, as plain values."""
-        return [self.prompt, self.completion, self.composition]
+        return [self.prompt, self.completion, self.composition, self.first]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -144,7 +146,7 @@ class Collator:
     - input_ids and attention_mask, Int[Tensor, "rows columns"];
     - prompt_length, Int[Tensor, " rows"], in tokens;
     - compose, a list of one composition a row;
-    - labels, Int[Tensor, " tokens"], the ids of all completions, row by row;
+    - labels, Int[Tensor, " tokens"], the scored ids of all completions, row by row;
     - places, Int[Tensor, "2 tokens"], the row and the column of the token that predicts each label.
 
     Args:
@@ -175,13 +177,15 @@ def targets(examples: Sequence[Example], starts: Int[Tensor, " rows"]) -> dict[s
         prompt_length, compose, labels and places, as in `Collator`.
     """
     prompts = torch.tensor([len(example.prompt) for example in examples])
-    counts = torch.tensor([len(example.completion) for example in examples])
+    firsts = torch.tensor([example.first for example in examples])
+    counts = torch.tensor([len(example.completion) for example in examples]) - firsts
     rows = torch.arange(len(examples)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts - firsts)[rows]
+    labels = [token for example in examples for token in example.completion[example.first :]]
     return {
         "prompt_length": prompts,
         "compose": [example.composition for example in examples],
-        "labels": torch.tensor([token for example in examples for token in example.completion]),
+        "labels": torch.tensor(labels),
         "places": torch.stack([rows, (prompts - 1 - starts)[rows] + within]),
     }
 

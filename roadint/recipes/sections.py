@@ -15,6 +15,7 @@ from roadint.recipes.section import (
     Count,
     Epochs,
     Finite,
+    Index,
     NameList,
     NotNegative,
     Positive,
@@ -63,8 +64,14 @@ class DataSection(Section):
         template: How a prompt is written.
         max_length: Tokens of prompt and completion together.
         max_completion: Tokens of a completion; half of max_length by default.
+        max_completions: Composition → tokens of its own completions.
         companions: Composition → compositions that act beside it in training, one at a time.
         companion_rate: The share of a composition's examples that run with a companion.
+        preserve: Composition → data sets whose answers it leaves as they are, once begun: it also
+            trains on their rows, scored on `preserve_tokens` alone. So it learns how an answer
+            begins, in which language for example, but not what its own rows are about.
+        preserve_rate: The number of such rows, as a share of the composition's own.
+        preserve_tokens: The first and the end of the tokens that are scored in such rows.
         eos: The compositions whose completions end with the end-of-sequence token; "all" is all.
         images: Whether rows have images (`roadint.data.image_text`), which the model's own
             processor reads.
@@ -78,14 +85,32 @@ class DataSection(Section):
     template: Template = "alpaca"
     max_length: Annotated[int, Field(ge=2, le=2**31 - 1)] = 512
     max_completion: Count | None = None
+    max_completions: dict[str, Count] = Field(default_factory=dict)
     companions: dict[str, NameList] = Field(default_factory=dict)
     companion_rate: Share = 0.5
+    preserve: dict[str, NameList] = Field(default_factory=dict)
+    preserve_rate: NotNegative = 0.5
+    preserve_tokens: Annotated[list[Index], Field(min_length=2, max_length=2)] = [2, 12]
     eos: NameList = Field(default_factory=list)
     images: bool = False
 
     def ends(self, composition: str) -> bool:
         """Whether completions of a composition end with the end-of-sequence token."""
         return composition in self.eos or ALL in self.eos
+
+    def model_post_init(self, context: Any) -> None:
+        """Check settings that depend on each other."""
+        del context
+        first, end = self.preserve_tokens
+        if first >= end:
+            raise RoadError(
+                f"recipe setting preserve_tokens={self.preserve_tokens}: expected a first token "
+                "and an end after it, such as [2, 12]"
+            )
+        if self.preserve and self.images:
+            raise RoadError(
+                "recipe setting preserve is for rows of text: expected none beside images=true"
+            )
 
 
 class OptimisationSection(Section):

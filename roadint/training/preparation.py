@@ -20,6 +20,7 @@ from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
 from roadint.training.companions import Companions
 from roadint.training.constraints import Constraints
+from roadint.training.preserving import check_data_sets, preserving
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ def prepare(
     empty = data is None or (isinstance(data, Mapping) and not data)
     sources: Any = recipe.data.sources if empty else data
     examples = _tokenize_all(road, tokenizer, sources, recipe)
+    compositions = {str(example.composition) for example in examples}
+    cut = _relevant("max_completions", recipe.data.max_completions, compositions, chosen)
+    check_data_sets("max_completions", cut, compositions)
+    preserve = _relevant("preserve", recipe.data.preserve, compositions, chosen)
+    examples += preserving(examples, preserve, recipe)
     collator = (ImageTextCollator if is_processor(tokenizer) else Collator)(tokenizer)  # type: ignore
     check_fits(examples, road.model, collator.fill)
     optimisation = recipe.optimisation
@@ -86,7 +92,6 @@ def prepare(
     factors = {name: rate / optimisation.lr for name, rate in rates.items()}
     constraints = Constraints(factors, optimisation.decay, optimisation.max_log_scale)
     constraints.check(list(road.interventions))
-    compositions = {str(example.composition) for example in examples}
     companions = _relevant("companions", recipe.data.companions, compositions, chosen)
     _check_companions(road, companions, recipe.data.companion_rate, compositions)
     _check_positions(road, examples)
@@ -134,12 +139,7 @@ def _check_names(setting: str, strengths: Mapping[str, float], names: Sequence[s
 def _check_companions(
     road: RoadModel, companions: Mapping[str, Any], rate: float, compositions: Collection[str]
 ) -> None:
-    for name in companions:
-        if name not in compositions:
-            raise RoadError(
-                f"companions name {quoted(name)}, which is no data set here: "
-                f"expected one of {listing(sorted(compositions))}"
-            )
+    check_data_sets("companions", companions, compositions)
     Companions.parse(road, companions, rate)
 
 
@@ -155,6 +155,7 @@ def _tokenize_all(
     examples: list[Example] = []
     read: Any = load_conversations if recipe.data.images else load_rows
     cut: Any = tokenize_conversations if recipe.data.images else tokenize
+    longest = recipe.data.max_completions
     for name, source in sources.items():
         if not Composition.parse(name, road.names).terms:
             raise RoadError(
@@ -166,7 +167,7 @@ def _tokenize_all(
             name,
             template=recipe.data.template,
             max_length=recipe.data.max_length,
-            max_completion=recipe.data.max_completion,
+            max_completion=longest.get(name, recipe.data.max_completion),
             eos=recipe.data.ends(name),
         )
     return examples

@@ -333,7 +333,7 @@ def test_companions_of_every_form_act_as_sums(
         ({"companions": {"a": "-a"}}, "companion '-a' takes 'a' out of 'a'"),
         (
             {"companions": {"b": "a"}},
-            "companions name 'b', which is no data set here: expected one of 'a'",
+            "setting companions names 'b', which is no data set here: expected one of 'a'",
         ),
         ({"companion_rate": 1.5}, "companion_rate=1.5 must be at least 0 and at most 1"),
         ({"lrs": {"all": 1.0}}, "recipe setting lrs names 'all'"),
