@@ -90,7 +90,9 @@ class DataSection(Section):
     companion_rate: Share = 0.5
     preserve: dict[str, NameList] = Field(default_factory=dict)
     preserve_rate: NotNegative = 0.5
-    preserve_tokens: Annotated[list[Index], Field(min_length=2, max_length=2)] = [2, 12]
+    preserve_tokens: list[Index] = Field(
+        default_factory=lambda: [2, 12], min_length=2, max_length=2
+    )
     eos: NameList = Field(default_factory=list)
     images: bool = False
 

@@ -390,7 +390,7 @@ def test_a_whole_run_is_the_same_with_and_without(
             data = {"a": "bundled:german", "b": "bundled:english"}
             summary = roadint.train(
                 road, tokenizer, data, rows=8, max_completion=12, epochs=2, lr=1e-3, eos=[], quiet=True, companions={"a": "b"},
-                micro_batch=4, prefix_reuse=reuse,
+                preserve={"a": "b"}, micro_batch=4, prefix_reuse=reuse,
             )  # fmt: skip
             results.append((road.interventions[0].theta.detach().clone(), summary))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-4)
