@@ -101,6 +101,7 @@ def test_completions_of_one_data_set_are_cut_shorter(
         ),
         ({"preserve_tokens": [4, 4]}, r"preserve_tokens=\[4, 4\]: expected a first token"),
         ({"preserve_tokens": [4]}, "preserve_tokens"),
+        ({"preserve": {"a": "b"}, "images": True}, "preserve is for rows of text"),
         ({"preserve_rate": -1}, "preserve_rate=-1.0 must be at least 0"),
         ({"max_completions": {"a": 0}}, "max_completions.a=0 must be at least 1"),
         ({"max_completions": {"c": 4}}, "setting max_completions names 'c'"),
