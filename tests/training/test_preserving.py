@@ -11,6 +11,7 @@ import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
 from roadint.recipes.recipe import Recipe
+from roadint.training.preparation import prepare
 from roadint.training.preserving import preserving
 from tests.helpers import HALVES, SHORT, WIDTH, rows, trained
 
@@ -73,18 +74,16 @@ def test_a_composition_learns_from_them_and_nothing_else_does(
 
 
 def test_completions_of_one_data_set_are_cut_shorter(
-    llama: PreTrainedModel, tokenizer: Any, monkeypatch: Any
+    llama: PreTrainedModel, tokenizer: Any
 ) -> None:
-    seen: list[Example] = []
-    monkeypatch.setattr(
-        "roadint.training.run._learn", lambda road, tokenizer, run, **_: seen.extend(run.examples)
-    )
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
     data = {"a": "bundled:german", "b": "bundled:english"}
-    roadint.train(
-        road, tokenizer, data, **{**SHORT, "max_completion": 9, "max_completions": {"a": 4}}
-    )
-    lengths = {name: {len(e.completion) for e in seen if e.composition == name} for name in "ab"}
+    recipe = Recipe(rows=8, template="plain", eos=[], max_completion=9, max_completions={"a": 4})
+    examples = prepare(road, tokenizer, data, recipe).examples
+    lengths = {
+        name: {len(each.completion) for each in examples if each.composition == name}
+        for name in "ab"
+    }
     assert lengths == {"a": {4}, "b": {9}}
 
 
