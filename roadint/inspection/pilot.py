@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, linear
+from torch.nn.functional import cosine_similarity, linear, normalize
 
 from roadint.errors import check_known
 
@@ -76,7 +76,7 @@ class PilotClassifier(nn.Module):
         first: dict[str, Callable[[Tensor], Tensor]] = {
             "both": lambda x: linear(x, self.weight),
             "magnitude": lambda x: x.norm(dim=-1, keepdim=True) * self.weight.norm(dim=-1),
-            "angle": lambda x: cosine_similarity(x[..., None, :], self.weight, dim=-1),
+            "angle": lambda x: linear(normalize(x, dim=-1), normalize(self.weight, dim=-1)),
         }
         check_known("reads", reads, first)
         self.weight = nn.Parameter(torch.randn(hidden or width, width) / width**0.5)

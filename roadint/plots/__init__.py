@@ -7,6 +7,7 @@ from roadint.plots.heat import heat_figure
 from roadint.plots.learn import learn_figure
 from roadint.plots.linear import linear_figure
 from roadint.plots.paper import throughput_figure, training_cost_figure
+from roadint.plots.pilot import pilot_figure
 from roadint.plots.serve import serve_figure
 from roadint.plots.sweep import sweep_figure
 from roadint.plots.training import training_figure
@@ -20,6 +21,7 @@ __all__ = [
     "interference_figure",
     "learn_figure",
     "linear_figure",
+    "pilot_figure",
     "serve_figure",
     "sweep_figure",
     "throughput_figure",

@@ -77,12 +77,12 @@ class ClassificationTask:
                 f"{type(tokenizer).__name__} has no padding token: "
                 "expected one (tokenizer.pad_token = …)"
             )
-        return self._encoded(tokenizer, "train"), DataCollatorWithPadding(tokenizer)
+        return self.encoded(tokenizer, "train"), DataCollatorWithPadding(tokenizer)
 
     @torch.no_grad()
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: str) -> float:
         """The task's metric."""
-        encoded, collate = self._encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
+        encoded, collate = self.encoded(tokenizer, split), DataCollatorWithPadding(tokenizer)
         check_examples(model, tokenizer, encoded)
         predicted = np.zeros(len(encoded))
         for batch in by_length([len(row["input_ids"]) for row in encoded], SCORED_ROWS):
@@ -98,7 +98,8 @@ class ClassificationTask:
         """How many rows each split has."""
         return {name: len(rows) for name, rows in self.splits.items()}
 
-    def _encoded(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, Any]]:
+    def encoded(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, Any]]:
+        """The tokens and labels of a split's rows."""
         rows = self.splits[split]
         columns = [list(texts) for texts in zip(*(row.texts for row in rows), strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)

@@ -166,7 +166,8 @@ def measure(
     """
     if FORMATS[task].metric == "accuracy":
         return float((predicted == labels).mean())
-    if not np.isfinite(predicted).all() or predicted.std() == 0 or labels.std() == 0:
+    finite = np.isfinite(predicted).all()
+    if not finite or np.ptp(predicted) == 0 or np.ptp(labels) == 0:  # std may be 1e-9, by rounding
         return 0.0
     return float(np.corrcoef(predicted, labels)[0, 1])  # of two classes, Pearson's is Matthews'
 

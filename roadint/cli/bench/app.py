@@ -1,4 +1,5 @@
-"""`roadint bench train`, `generate`, `align`, `linear`, `learn`, `paper`, `gpu` and `serve`."""
+"""`roadint bench train`, `generate`, `align`, `linear`, `learn`, `paper`, `pilot`, `gpu` and
+`serve`."""
 
 import typer
 
@@ -8,6 +9,7 @@ from roadint.cli.bench.gpu import gpu
 from roadint.cli.bench.learn import learn
 from roadint.cli.bench.linear import linear
 from roadint.cli.bench.paper import paper
+from roadint.cli.bench.pilot import pilot
 from roadint.cli.bench.serve import serve
 from roadint.cli.bench.train import train
 
@@ -15,5 +17,5 @@ app = typer.Typer(
     help="Measure roadint against pyvene and the bare model, on this machine in one run.",
     no_args_is_help=True,
 )
-for command in (train, generate, align, linear, learn, paper, gpu, serve):
+for command in (train, generate, align, linear, learn, paper, pilot, gpu, serve):
     app.command()(command)

@@ -1,6 +1,5 @@
 """`roadint bench learn`: what methods learn of one task."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.bench.options import check_outputs
+from roadint.cli.bench.options import check_outputs, rates_of
 from roadint.cli.options import (
     Data,
     Json,
@@ -20,7 +19,7 @@ from roadint.cli.options import (
     overrides,
 )
 from roadint.cli.output import console, report_json, save_figure
-from roadint.errors import RoadError, first_line, quoted
+from roadint.errors import RoadError, quoted
 
 
 def learn(
@@ -82,7 +81,7 @@ def learn(
         named_values(data, "--data"),
         methods=method or (),
         seeds=seed or (1, 2, 3),
-        rates=_rates(rate),
+        rates=rates_of(rate),
         tries=tries,
         kept=kept,
         done=lambda report: report_json(report, out, printed=False),
@@ -113,20 +112,6 @@ def _kept(out: Path | None, resume: bool) -> dict[str, Any] | None:
             f"--out {quoted(str(out))} holds no report to resume: expected another file"
         )
     return kept
-
-
-def _rates(texts: list[str] | None) -> dict[str, float]:
-    rates: dict[str, float] = {}
-    for name, text in named_values(texts, "--rate").items():
-        try:
-            rates[name] = float(text)
-        except ValueError as error:
-            raise RoadError(
-                f"--rate {quoted(texts)}: expected METHOD=NUMBER ({first_line(error)})"
-            ) from None
-        if not 0 < rates[name] < math.inf:
-            raise RoadError(f"--rate.{name}={rates[name]} must be above 0")
-    return rates
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -1,12 +1,14 @@
 """Options that benchmarks share."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from roadint.cli.checks import check_file, check_picture
-from roadint.errors import check_known
+from roadint.cli.options import named_values
+from roadint.errors import RoadError, check_known, first_line, quoted
 
 Model = Annotated[
     str, typer.Option(help="Hub id, folder or short name (gemma-3-270m, smollm2-135m).")
@@ -50,3 +52,25 @@ def check_outputs(out: Path | None, plot: Path | None = None) -> None:
     """
     check_file("--out", out)
     check_picture("--plot", plot)
+
+
+def rates_of(texts: list[str] | None) -> dict[str, float]:
+    """Read the METHOD=RATE of --rate.
+
+    Args:
+        texts: The texts of the option, if there are any.
+
+    Raises:
+        RoadError: where a rate is no number above 0.
+    """
+    rates: dict[str, float] = {}
+    for name, text in named_values(texts, "--rate").items():
+        try:
+            rates[name] = float(text)
+        except ValueError as error:
+            raise RoadError(
+                f"--rate {quoted(texts)}: expected METHOD=NUMBER ({first_line(error)})"
+            ) from None
+        if not 0 < rates[name] < math.inf:
+            raise RoadError(f"--rate.{name}={rates[name]} must be above 0")
+    return rates
