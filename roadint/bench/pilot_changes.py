@@ -141,19 +141,26 @@ def _case(magnitude: np.ndarray, direction: np.ndarray, by_chance: np.ndarray) -
     moved = np.sqrt(2 * turned)  # what a turn alone moves a state by, over its size: ΔM's unit
     varies = magnitude.std() > 0 and turned.std() > 0
     chosen = np.linspace(0, len(magnitude) - 1, min(_POINTS, len(magnitude))).astype(int)
+    numbers = {
+        "magnitude": magnitude.mean(),
+        "magnitude_sd": magnitude.std(),
+        "direction": direction.mean(),
+        "direction_sd": direction.std(),
+        "turn": moved.mean(),
+        "magnitude_by_chance": by_chance.mean(),
+        "rows_direction_larger": (turned > magnitude).mean(),
+        "rows_turn_larger": (moved > magnitude).mean(),
+    }
     return {
         "rows": len(magnitude),
-        "magnitude": round(float(magnitude.mean()), 5),
-        "magnitude_sd": round(float(magnitude.std()), 5),
-        "direction": round(float(direction.mean()), 5),
-        "direction_sd": round(float(direction.std()), 5),
-        "turn": round(float(moved.mean()), 5),
-        "magnitude_by_chance": round(float(by_chance.mean()), 5),
+        **{name: _rounded(value) for name, value in numbers.items()},
         "correlation": round(float(np.corrcoef(magnitude, turned)[0, 1]), 3) if varies else None,
-        "rows_direction_larger": round(float((turned > magnitude).mean()), 4),
-        "rows_turn_larger": round(float((moved > magnitude).mean()), 4),
-        "points": [[round(float(magnitude[i]), 4), round(float(direction[i]), 4)] for i in chosen],
+        "points": [[_rounded(magnitude[i]), _rounded(direction[i])] for i in chosen],
     }
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 7)  # as exact as a cosine in float32 is
 
 
 def claims(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

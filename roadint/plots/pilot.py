@@ -18,14 +18,15 @@ _READS = {
 }
 _TASKS = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2"}
 _METRICS = {"accuracy": "accuracy", "pearson": "Pearson", "matthews": "Matthews"}
+_LEAST, _TICKS = 1e-5, (1e-4, 1e-2, 1.0)  # a change below the first is drawn there
 _COLUMNS, _WIDE, _HIGH, _BARS = 6, 1.55, 1.75, 2.9
 
 
 def pilot_figure(report: Mapping[str, Any]) -> Figure:
-    """Both studies that a report has: ΔD over ΔM for every layer, then bars for every task.
+    """Both studies that a report has: 1 − ΔD over ΔM for every layer, then bars for every task.
 
-    Below the dashed line of the first panels 1 − ΔD is above ΔM. The bars have the sample standard
-    deviation over seeds.
+    Axes of changes are logarithmic, as early layers change a thousand times less than the last;
+    above the dashed line 1 − ΔD is above ΔM. Bars have the sample standard deviation over seeds.
 
     Args:
         report: The report of `roadint bench pilot`.
@@ -49,32 +50,33 @@ def _draw_changes(
     figure: SubFigure, cases: Sequence[Mapping[str, Any]], layers: Sequence[int], lines: int
 ) -> None:
     columns = min(len(layers), _COLUMNS)
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     methods = list(dict.fromkeys(case["method"] for case in cases))
-    points = [point for case in cases for point in case["points"]]
-    right = 1.08 * max(magnitude for magnitude, _ in points) or 1.0
-    low = min(direction for _, direction in points)
-    bottom = low - 0.06 * (1 - low) if low < 1 else 0.0
     for panel, layer in zip(panels, layers, strict=False):
         for method, colour in zip(methods, COLOURS, strict=False):
             chosen = [c["points"] for c in cases if (c["layer"], c["method"]) == (layer, method)]
             panel.scatter(
-                *zip(*chosen[0], strict=True),
-                s=5,
+                [max(magnitude, _LEAST) for magnitude, _ in chosen[0]],
+                [max(1 - direction, _LEAST) for _, direction in chosen[0]],
+                s=4,
                 alpha=0.5,
                 linewidths=0,
                 color=colour,
                 label=_METHODS.get(method, method),
             )
-        panel.plot([0, 2], [1, -1], color="grey", linewidth=0.8, linestyle="--")
+        panel.plot(
+            [0.5 * _LEAST, 4], [0.5 * _LEAST, 4], color="grey", linewidth=0.8, linestyle="--"
+        )
         panel.set_title(f"layer {layer}", fontsize=8)
-        panel.set(xlim=(-0.03 * right, right), ylim=(bottom, 1 + 0.04 * (1 - bottom)))
+        panel.set(xscale="log", yscale="log", xlim=(0.5 * _LEAST, 4), ylim=(0.5 * _LEAST, 4))
+        panel.set(xticks=_TICKS, yticks=_TICKS)
+        panel.minorticks_off()
         panel.tick_params(labelsize=7)
-    for panel in list(panels)[len(layers) :]:
+    for panel in panels[len(layers) :]:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.supxlabel("ΔM, relative change of the size", fontsize=8)
-    figure.supylabel("ΔD, cosine before and after", fontsize=8)
+    figure.supylabel("1 − ΔD, change of the direction", fontsize=8)
     figure.legend(
         handles,
         labels,

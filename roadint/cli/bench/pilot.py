@@ -111,11 +111,11 @@ def _show_changes(report: Mapping[str, Any]) -> None:
         table.add_row(
             case["method"],
             str(case["layer"]),
-            f"{case['magnitude']:.3f} ± {case['magnitude_sd']:.3f}",
-            f"{case['direction']:.3f} ± {case['direction_sd']:.3f}",
-            f"{1 - case['direction']:.3f}",
-            f"{case['turn']:.3f}",
-            f"{case['magnitude_by_chance']:.3f}",
+            f"{case['magnitude']:.4f} ± {case['magnitude_sd']:.4f}",
+            f"{case['direction']:.4f} ± {case['direction_sd']:.4f}",
+            f"{1 - case['direction']:.4f}",
+            f"{case['turn']:.4f}",
+            f"{case['magnitude_by_chance']:.4f}",
             f"{case['rows_direction_larger']:.0%}",
             "" if related is None else f"{related:.2f}",
         )
