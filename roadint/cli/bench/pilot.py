@@ -11,7 +11,7 @@ from roadint.cli.bench.output import machine_line
 from roadint.cli.options import Json, Plot, ReportFile, Settings, named_values, overrides
 from roadint.cli.output import console, print_line, report_json, save_figure
 
-_HOLDS = {True: "yes", False: "no, the opposite", None: "open: the interval holds 0"}
+_HOLDS = {True: "yes", False: "no, the opposite", None: "open"}
 
 
 def pilot(
