@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from roadint.bench.learn import RATES as LEARN_RATES
 from roadint.bench.learn_systems import PeftMethod
-from roadint.bench.pilot_states import first_token_states
+from roadint.bench.pilot_states import first_token_states, rows_of
 from roadint.inspection.pilot import direction_change, magnitude_change
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
@@ -99,9 +99,8 @@ def _finetune(
 ) -> tuple[dict[str, Any], Changes]:
     set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(task, recipe)
-    dev = [
-        row for split in task.splits if split != "train" for row in task.encoded(tokenizer, split)
-    ]
+    rows = rows_of(task, model, tokenizer)
+    dev = [row for split, encoded in rows.items() if split != "train" for row in encoded]
     before = first_token_states(model, tokenizer, dev)
     system = _system(method, model, recipe)
     figures = fit(system, tokenizer, task, recipe)

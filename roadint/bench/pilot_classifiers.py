@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from roadint.bench.pilot_states import first_token_states
+from roadint.bench.pilot_states import first_token_states, rows_of
 from roadint.inspection.pilot import PilotClassifier, Reads
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
@@ -104,19 +104,20 @@ def encode(task: ClassificationTask, recipe: Recipe) -> dict[str, Frozen]:
 
     Returns:
         "pretrained" and "random".
+
+    Raises:
+        RoadError: where a row has more tokens than the encoder has positions.
     """
     model, tokenizer = load_for(task, recipe)
     set_seed(recipe.optimisation.seed)
     build: Any = AutoModelForSequenceClassification.from_config
     untrained = build(model.config, dtype=model.dtype)
-    found = {}
+    rows, found = rows_of(task, model, tokenizer), {}
+    labels = {split: np.array([row["labels"] for row in rows[split]]) for split in rows}
     for name, encoder in {"pretrained": model, "random": untrained.to(model.device)}.items():
         states = {
-            split: first_token_states(encoder.eval(), tokenizer, task.encoded(tokenizer, split))[-1]
-            for split in task.splits
-        }
-        labels = {
-            split: np.array([row.label for row in rows]) for split, rows in task.splits.items()
+            split: first_token_states(encoder.eval(), tokenizer, encoded)[-1]
+            for split, encoded in rows.items()
         }
         found[name] = Frozen(states, labels, float(states["train"].norm(dim=-1).mean()))
     return found

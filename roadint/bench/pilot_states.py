@@ -6,10 +6,32 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from roadint.data.collate import by_length
+from roadint.data.collate import Example, by_length, check_fits
+from roadint.data.prompts import pad_id
+from roadint.tasks.classification import ClassificationTask
 from roadint.tasks.task import SCORED_ROWS
+
+
+def rows_of(
+    task: ClassificationTask, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[dict[str, Any]]]:
+    """The tokens of a task's rows, by split.
+
+    Args:
+        task: The task.
+        model: The encoder that is to read them.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        RoadError: where a row has more tokens than the encoder has positions.
+    """
+    rows = {split: task.encoded(tokenizer, split) for split in task.splits}
+    for encoded in rows.values():
+        examples = [Example(row["input_ids"], [], None) for row in encoded]
+        check_fits(examples, model, pad_id(tokenizer))
+    return rows
 
 
 @torch.no_grad()
@@ -22,7 +44,7 @@ def first_token_states(
         model: An encoder, or a RoadModel or another module that is called as one; in evaluation
             mode.
         tokenizer: Its tokenizer.
-        rows: Token ids, as `ClassificationTask.encoded` returns them.
+        rows: Token ids, as `rows_of` returns them.
 
     Returns:
         In float32, on the CPU, in the order of the rows.

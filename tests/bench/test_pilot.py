@@ -304,3 +304,18 @@ def test_bad_input(capsys: Any, monkeypatch: Any, arguments: list[str], message:
 def test_an_unknown_study_is_named() -> None:
     with pytest.raises(RoadError, match="unknown study"):
         bench_pilot(Recipe.load("glue"), study="first")
+
+
+@pytest.mark.parametrize("study", ["1", "2"])
+def test_rows_that_are_too_long_are_refused(classifier: str, tmp_path: Path, study: str) -> None:
+    file = write_tsv(tmp_path / "long.tsv", "sentence\tlabel", ["short\t0", f"{'a' * 80}\t1"])
+    task = {"1": "sst2", "2": "qnli"}[study]
+    if study == "2":
+        file = write_tsv(tmp_path / "pairs.tsv", "question\tsentence\tlabel", [f"{'a' * 80}\tb\tentailment", "a\tb\tnot_entailment"])  # fmt: skip
+    with pytest.raises(RoadError, match="positions: expected max_length=64"):
+        bench_pilot(
+            Recipe.load("glue", {"model": classifier}),
+            {f"{task}.{split}": file for split in ("train", "dev")},
+            study=study,
+            quiet=True,
+        )
