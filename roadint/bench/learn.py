@@ -15,7 +15,7 @@ import torch
 from transformers import set_seed
 
 from roadint.bench.learn_methods import Method, methods_named, nearness, rates_of
-from roadint.bench.learn_systems import LORA_SCALE, OtherMethod, biases
+from roadint.bench.learn_systems import OtherMethod, biases, system_of
 from roadint.bench.machine import machine
 from roadint.errors import RoadError, check_known, quoted
 from roadint.files.plain_json import plain
@@ -246,18 +246,9 @@ def _finetune(
     """The figures of one run, and the device and the dtype of the model."""
     set_seed(recipe.optimisation.seed)  # the new head is the same for all methods
     model, tokenizer = load_for(task, recipe)
-    model.requires_grad_(False)
     used = next(model.parameters()).device, model.dtype
-    if method.family.startswith("road"):
-        variant, rank = method.family.removesuffix("+lora"), method.rank or 0
-        lora = {"lora_rank": rank, "lora_alpha": float(LORA_SCALE * rank) if rank else None}
-        system: Any = recipe.override({"variant": variant, **lora}).on(model)
-        heads = [head for adapter in system.adapters.values() for head in adapter.heads]
-        size = sum(parameter.numel() for head in heads for parameter in head.parameters())
-    else:
-        system = OtherMethod(model, method, recipe)
-        size = system.head_size
-    return {**fit(system, tokenizer, task, recipe), "head": size}, used
+    system, head = system_of(method, model, recipe)
+    return {**fit(system, tokenizer, task, recipe), "head": head}, used
 
 
 def _told(run: Mapping[str, Any]) -> dict[str, Any]:

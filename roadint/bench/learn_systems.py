@@ -33,6 +33,31 @@ _CONFIGS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {
 _OWN = ("bitfit", "full")  # train weights of the model itself
 
 
+def system_of(method: Method, model: PreTrainedModel, recipe: Recipe) -> tuple[Any, int]:
+    """A model that a method finetunes: a RoadModel, or an `OtherMethod`.
+
+    Args:
+        method: The method.
+        model: The base model, whose parameters are frozen where the method does not train them.
+        recipe: The recipe, with the targets of layers, and with heads, which train whole.
+
+    Returns:
+        The system, and how many numbers its heads have.
+
+    Raises:
+        RoadError: where the method has nothing to train in this model.
+    """
+    if not method.family.startswith("road"):
+        system = OtherMethod(model, method, recipe)
+        return system, system.head_size
+    model.requires_grad_(False)
+    variant, rank = method.family.removesuffix("+lora"), method.rank or 0
+    lora = {"lora_rank": rank, "lora_alpha": float(LORA_SCALE * rank) if rank else None}
+    road = recipe.override({"variant": variant, **lora}).on(model)
+    heads = [head for adapter in road.adapters.values() for head in adapter.heads]
+    return road, sum(value.numel() for head in heads for value in head.parameters())
+
+
 class OtherMethod(nn.Module):
     """A model that another method finetunes, called as a RoadModel is.
 

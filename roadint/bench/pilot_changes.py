@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
-from roadint.bench.learn import RATES as LEARN_RATES
-from roadint.bench.learn_systems import PeftMethod
+from roadint.bench.learn_methods import RATES as LEARN_RATES
+from roadint.bench.learn_methods import Method
+from roadint.bench.learn_systems import system_of
 from roadint.bench.pilot_states import first_token_states, rows_of
 from roadint.inspection.pilot import direction_change, magnitude_change
 from roadint.progress import track
@@ -102,21 +103,11 @@ def _finetune(
     rows = rows_of(task, model, tokenizer)
     dev = [row for split, encoded in rows.items() if split != "train" for row in encoded]
     before = first_token_states(model, tokenizer, dev)
-    system = _system(method, model, recipe)
+    system, _ = system_of(Method.named(method), model, recipe)
     figures = fit(system, tokenizer, task, recipe)
     kept = ("validation", "test", "steps", "seconds", "trainable")
     after = first_token_states(system, tokenizer, dev)
     return {name: figures[name] for name in kept}, changes(before, after)
-
-
-def _system(method: str, model: PreTrainedModel, recipe: Recipe) -> Any:
-    model.requires_grad_(False)
-    if method == "road_1":
-        return recipe.override({"variant": method}).on(model)
-    system = PeftMethod(model, method, recipe)
-    if method == "full":
-        model.requires_grad_(True)
-    return system
 
 
 def _cases(method: str, seeds: Sequence[Changes]) -> list[dict[str, Any]]:
