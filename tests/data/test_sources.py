@@ -324,10 +324,10 @@ def test_samples_and_prompts_do_not_overlap() -> None:
     instructions = [row["instruction"] for name in names for row in load_rows(f"bundled:{name}")]
     prompts = [
         each
-        for name in ("", "_paper", "_dev", "_test")
+        for name in ("", "_paper", "_dev", "_test", "_tasks_dev", "_tasks_test")
         for each in load_prompts(f"bundled:prompts{name}")
     ]
-    assert len(prompts) == 40 + 9 + 128 + 128
+    assert len(prompts) == 40 + 9 + 128 + 128 + 40 + 40
     assert len(set(instructions) | set(prompts)) == len(instructions) + len(prompts)
 
 
