@@ -81,7 +81,7 @@ def prepare(
     cut = _relevant("max_completions", recipe.data.max_completions, compositions, chosen)
     check_data_sets("max_completions", cut, compositions)
     preserve = _relevant("preserve", recipe.data.preserve, compositions, chosen)
-    examples += preserving(examples, preserve, recipe)
+    examples = [*examples, *preserving(examples, preserve, recipe)]
     collator = (ImageTextCollator if is_processor(tokenizer) else Collator)(tokenizer)  # type: ignore
     check_fits(examples, road.model, collator.fill)
     optimisation = recipe.optimisation
