@@ -128,7 +128,7 @@ def test_learn_reports_every_method(
         classifier,
         *data,
         "--method",
-        "boft",
+        "compacter",
     )
     assert (code, "method" in errors) == (2, True)
 
