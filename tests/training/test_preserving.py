@@ -115,9 +115,23 @@ def test_what_does_not_fit_is_refused(
         roadint.train(road, tokenizer, data, **{**SHORT, **changes})
 
 
-def test_a_presets_wish_for_another_data_set_is_dropped(
+def test_what_a_preset_says_of_other_data_sets_is_dropped(
     llama: PreTrainedModel, tokenizer: Any
 ) -> None:
+    """Its `preserve` and `max_completions` are of German, which is none here; chosen by the caller, they would be refused."""
+    assert Recipe.load("composition-own-data").data.preserve == {"german": ["english"]}
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
-    summary = roadint.train(road, tokenizer, {"a": rows("abab", 4)}, **SHORT)
+    data = {"a": rows("abab", 4)}
+    summary = roadint.train(road, tokenizer, data, recipe="composition-own-data", **SHORT)
     assert summary["rows"] == {"a": 4}
+
+
+def test_a_presets_data_set_to_preserve_is_missed_where_it_is_not_there(
+    llama: PreTrainedModel, tokenizer: Any
+) -> None:
+    halves = {"german": "[0, d/2)", "english": "[d/2, d)"}
+    road = RoadModel(llama, RoadIntervention(layer=1, subspaces=halves))
+    with pytest.raises(RoadError, match="preserve.german names 'english', which is no data set"):
+        roadint.train(
+            road, tokenizer, {"german": rows("ab", 4)}, recipe="composition-own-data", **SHORT
+        )
