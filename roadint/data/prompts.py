@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.errors import RoadError, check_known, first_line, quoted
 
-Template = Literal["plain", "alpaca", "chat"]
+Template = Literal["plain", "line", "alpaca", "chat"]
 Prompt = str | Mapping[str, str]
 """An instruction, or {"instruction": …, "input": …}; other fields of a mapping are not read."""
 
@@ -75,8 +75,9 @@ def render(
     r"""The text of a prompt, up to where the answer starts.
 
     Args:
-        template: "plain" leaves the instruction as it is, "alpaca" puts it into the Alpaca
-            project's prompt, "chat" into the tokenizer's own chat template.
+        template: "plain" leaves the instruction as it is, "line" ends it with a line break (as the
+            author of RoAd and pyreft prompt in commonsense reasoning), "alpaca" puts it into the
+            Alpaca project's prompt, "chat" into the tokenizer's own chat template.
         instruction: The instruction.
         tokenizer: The tokenizer, which only "chat" uses.
         input_text: The input of the instruction, as in Alpaca. Templates other than "alpaca" put it
@@ -93,8 +94,8 @@ def render(
         frame = _ALPACA_INPUT if input_text else _ALPACA
         return frame.format(instruction=instruction, input=input_text)
     content = f"{instruction}\n{input_text}" if input_text else instruction
-    if template == "plain":
-        return content
+    if template in ("plain", "line"):
+        return content if template == "plain" else f"{content}\n"
     check_template(template, tokenizer)
     try:
         text = _rendered(tokenizer, content)

@@ -28,7 +28,7 @@ def ids_of(tokenizer: Any, template: str, *messages: dict[str, str]) -> list[int
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@pytest.mark.parametrize("template", ["plain", "alpaca"])
+@pytest.mark.parametrize("template", ["plain", "line", "alpaca"])
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_one_instruction_has_the_tokens_of_a_prompt(template: Any, instruction: str) -> None:
     """The token that begins a text among them, once."""

@@ -16,7 +16,7 @@ CHAT = "{% for m in messages %}<bos>{{ m['content'] }}\n{% endfor %}{% if add_ge
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize("template", ["plain", "alpaca"])
+@pytest.mark.parametrize("template", ["plain", "line", "alpaca"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(instruction=texts, output=texts)
 def test_training_and_inference_share_the_prompt(
@@ -31,6 +31,8 @@ def test_training_and_inference_share_the_prompt(
 
 def test_templates(tokenizer: Any) -> None:
     assert render("plain", "Why?", tokenizer) == "Why?"
+    assert render("line", "Why?", tokenizer) == "Why?\n"
+    assert render("line", "Sum.", tokenizer, "1, 2") == "Sum.\n1, 2\n"
     assert render("alpaca", "Why?", tokenizer).endswith("### Instruction:\nWhy?\n\n### Response:\n")
     tokenizer.chat_template = CHAT
     try:
