@@ -33,6 +33,7 @@ _PLACES = tuple(
     for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 )
 _SHARES = [index / 20 for index in range(1, 20)]  # of the way from point to point
+_COLUMNS = 3  # panels of a row
 _ROAD = COLOURS[1]
 _OTHERS: dict[str, str] = dict(
     zip(
@@ -43,7 +44,7 @@ _OTHERS: dict[str, str] = dict(
 )
 
 
-def learn_figure(report: Mapping[str, Any]) -> Figure:
+def learn_figure(report: Mapping[str, Any], *others: Mapping[str, Any]) -> Figure:
     """What each method learns over how many numbers it trains, heads not counted.
 
     RoAd and what has it in it stand out; lines join the variants of RoAd, and the ranks of a
@@ -52,11 +53,26 @@ def learn_figure(report: Mapping[str, Any]) -> Figure:
     Args:
         report: The report of `roadint bench learn`. Error bars are the standard deviation over
             seeds.
+        others: Reports of other tasks, each of which has a panel beside it.
     """
+    reports = [report, *others]
+    columns = min(len(reports), _COLUMNS)
+    rows = -(-len(reports) // columns)
+    figure = Figure(figsize=(max(6.4, 4.6 * columns), 4.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(itertools.islice(grid, len(reports)))
+    for unused in grid:
+        unused.set_axis_off()
+    named = [_points(panel, each) for panel, each in zip(panels, reports, strict=True)]
+    figure.draw_without_rendering()  # the layout decides where points are
+    for panel, names in zip(panels, named, strict=True):
+        _name(panel, names)
+    return figure
+
+
+def _points(panel: Axes, report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Draw one report; returns the names of its points, with their cases."""
     cases = report["cases"]
-    points = [case for case in cases if case["numbers"]]
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    panel = figure.subplots()
     for case in cases:
         if not case["numbers"]:
             score = 100 * case["test"]
@@ -67,8 +83,9 @@ def learn_figure(report: Mapping[str, Any]) -> Figure:
                 textcoords="offset points", fontsize=7, color="grey",
             )  # fmt: skip
     curves: dict[str, list[Mapping[str, Any]]] = {}
-    for case in points:
-        curves.setdefault(_curve(case), []).append(case)
+    for case in cases:
+        if case["numbers"]:
+            curves.setdefault(_curve(case), []).append(case)
     names: list[tuple[str, Mapping[str, Any]]] = []
     for curve in curves.values():
         curve.sort(key=lambda case: case["numbers"])
@@ -76,13 +93,12 @@ def learn_figure(report: Mapping[str, Any]) -> Figure:
         names += [(_label(case, curve[-1]), case) for case in curve]
     panel.set_xscale("log")
     panel.margins(x=0.12, y=0.14)
-    _name(figure, panel, names)
     job = report["job"]
     panel.set_title(f"{job['task']}, {job['model'].rstrip('/').rpartition('/')[2]}", fontsize=9)
     panel.set_xlabel("trained numbers, without heads", fontsize=8)
     panel.set_ylabel(f"{job['metric']} on test rows, × 100", fontsize=8)
     panel.tick_params(labelsize=7)
-    return figure
+    return names
 
 
 def _along(panel: Axes) -> Iterator[Bbox]:
@@ -140,9 +156,8 @@ def _label(case: Mapping[str, Any], largest: Mapping[str, Any]) -> str:
     return f"{name} {rank}" if case is largest else rank
 
 
-def _name(figure: Figure, panel: Axes, names: list[tuple[str, Mapping[str, Any]]]) -> None:
+def _name(panel: Axes, names: list[tuple[str, Mapping[str, Any]]]) -> None:
     """Write names beside points, where they cover neither points nor each other, if they can."""
-    figure.draw_without_rendering()  # the layout decides where points are
     taken = [text.get_window_extent() for text in panel.texts] + list(_along(panel))
     for _, case in names:
         x, score, spread = case["numbers"], 100 * case["test"], 100 * (case["sd"] or 0)

@@ -386,9 +386,16 @@ def test_the_command_keeps_resumes_and_draws(
     assert (code, len(ran)) == (0, count), errors
     assert "road_1+lora_2" in shown
     assert "at the edge" in " ".join(shown.split())
+    code, _, errors = call(capsys, monkeypatch, *arguments, "--beside", str(out))
+    assert (code, len(ran)) == (0, count), errors
+    check_drawn(plot)
+    other = tmp_path / "other.json"
+    other.write_text('{"cases": []}')
     for more, message in (
         ([*command, "--resume"], "expected --out FILE"),
         ([*arguments, "--set", "epochs=1"], "the report to resume is of another job"),
+        ([*command, "--beside", str(out)], "expected --plot FILE"),
+        ([*arguments, "--beside", str(other)], "holds no report of bench learn"),
     ):
         code, _, errors = call(capsys, monkeypatch, *more)
         assert (code, message in errors) == (2, True), errors

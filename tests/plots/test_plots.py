@@ -440,3 +440,20 @@ def test_learning_over_numbers() -> None:
     boxes = [text.get_window_extent() for text in panel.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert all(panel.bbox.contains(*corner) for box in boxes for corner in (box.p0, box.p1))
+
+
+def test_learning_of_several_tasks() -> None:
+    """A panel a task, in rows of three; what is left of the last row stays empty."""
+    cases = [learned("road_1", 20, 0.81), learned("lora", 300, 0.85, 8)]
+    reports = [
+        {"job": {"task": task, "model": "small", "metric": "accuracy"}, "cases": cases[:count]}
+        for task, count in (("sst2", 2), ("rte", 1), ("mrpc", 2), ("stsb", 1))
+    ]
+    figure = learn_figure(*reports)
+    shown = [panel for panel in figure.axes if panel.axison]
+    assert [panel.get_title() for panel in shown] == [
+        "sst2, small", "rte, small", "mrpc, small", "stsb, small",
+    ]  # fmt: skip
+    assert [len(panel.containers) for panel in shown] == [2, 1, 2, 1]
+    assert len(figure.axes) == 6
+    assert all(text.get_text() for panel in shown for text in panel.texts)

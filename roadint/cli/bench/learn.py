@@ -59,6 +59,10 @@ def learn(
         bool, typer.Option("--resume", help="Go on with the runs that --out lacks.")
     ] = False,
     plot: Plot = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Repeatable: a report of another task, drawn beside this one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What RoAd learns beside LoRA, DoRA, (IA)³, OFT, LoReFT, full finetuning and others.
@@ -71,6 +75,9 @@ def learn(
 
     check_outputs(out, plot)
     kept = _kept(out, resume)
+    if beside and plot is None:
+        raise RoadError("--beside is for the picture: expected --plot FILE")
+    others = [_report(path, "--beside") for path in beside or ()]
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
     if chosen.edit.kind != LINEAR:
         raise RoadError(
@@ -91,27 +98,34 @@ def learn(
     if plot is not None:
         from roadint.plots import learn_figure
 
-        save_figure(learn_figure(report), plot)
+        save_figure(learn_figure(report, *others), plot)
     if not as_json:
         console.print(_table(report))
 
 
 def _kept(out: Path | None, resume: bool) -> dict[str, Any] | None:
     """The report to go on with; None where none is asked for, or not a run is done."""
-    from roadint.files.readers import read_json
-
     if not resume:
         return None
     if out is None:
         raise RoadError("--resume goes on with the report in --out: expected --out FILE")
-    if not out.exists():
-        return None
-    kept = read_json(out)
-    if not isinstance(kept, dict):
+    return _report(out, "--out") if out.exists() else None
+
+
+def _report(path: Path, option: str) -> dict[str, Any]:
+    """The report in a file that an option names.
+
+    Raises:
+        RoadError: where it holds none.
+    """
+    from roadint.files.readers import read_json
+
+    report = read_json(path)
+    if not isinstance(report, dict) or not {"job", "cases"} <= set(report):
         raise RoadError(
-            f"--out {quoted(str(out))} holds no report to resume: expected another file"
+            f"{option} {quoted(str(path))} holds no report of bench learn: expected another file"
         )
-    return kept
+    return report
 
 
 def _table(report: Mapping[str, Any]) -> Table:
