@@ -66,10 +66,19 @@ def plain_subspaces(subspaces: Any) -> Any:
 
 
 class InterventionSettings(Section):
-    """The settings of all kinds of interventions, the same at all layers of the recipe."""
+    """The settings of all kinds of interventions, the same at all layers of the recipe.
+
+    Attributes:
+        component: The part of a layer whose output is edited.
+        position: The tokens that are edited.
+        positions: Subspace → the tokens that it edits, where they are others.
+        phase: "prompt", "generated" or "both".
+        subspaces: Name → subspace.
+    """
 
     component: str = "block_output"
     position: str = "last"
+    positions: dict[str, str] = Field(default_factory=dict)
     phase: Phase = "prompt"
     subspaces: Annotated[dict[str, Any], BeforeValidator(plain_subspaces)] = Field(
         default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"}
@@ -169,6 +178,31 @@ class EditSection(Section):
     def arguments(self) -> dict[str, Any]:
         """The kind's own arguments, by name."""
         return dict(self.model_extra or {})
+
+    def interventions(self) -> list[dict[str, Any]]:
+        """The arguments of one intervention for every position, all of which are at every layer.
+
+        Subspaces with the same position are in one intervention.
+
+        Raises:
+            RoadError: where `positions` names no subspace.
+        """
+        arguments = self.arguments
+        positions, subspaces = arguments.pop("positions"), arguments["subspaces"]
+        for name in positions:
+            if name not in subspaces:
+                raise RoadError(
+                    f"recipe setting positions names {quoted(name)}: expected one of "
+                    f"{listing(subspaces)}, or positions={{}}"
+                )
+        placed: dict[str, dict[str, Any]] = {}
+        for name, subspace in subspaces.items():
+            position = positions.get(name, arguments["position"])
+            placed.setdefault(position, {})[name] = subspace
+        return [
+            {**arguments, "position": position, "subspaces": those}
+            for position, those in placed.items()
+        ]
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """Change some settings; a new kind keeps the arguments that it has too."""

@@ -124,7 +124,9 @@ class Recipe(BaseModel):
         return self.adapter_names() or list(self.edit.subspaces)
 
     def interventions(self) -> list[SubspaceIntervention]:
-        """New interventions, one a layer, untrained; none of kind "linear".
+        """New interventions, untrained; none of kind "linear".
+
+        One a layer, or one for every position where subspaces have their own.
 
         Raises:
             RoadError: where a setting does not fit.
@@ -145,7 +147,8 @@ class Recipe(BaseModel):
                 "from rows: see RoadModel.interchange"
             )
         layers = [9] if self.edit.layers is None else self.edit.layers
-        return [kind(layer=layer, **self.edit.arguments) for layer in layers]
+        edits = self.edit.interventions()
+        return [kind(layer=layer, **arguments) for layer in layers for arguments in edits]
 
 
 def _read(name: str | Path) -> Mapping[str, Any]:

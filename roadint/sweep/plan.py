@@ -182,7 +182,8 @@ def key(changes: Changes) -> str:
 
 def _prefix_of(recipe: Recipe) -> tuple[str, ...]:
     """A key that runs share which can use the same stored prefix; adapters have no position."""
-    where = (recipe.edit.arguments.get(name, "") for name in ("component", "position", "phase"))
+    names = ("component", "position", "positions", "phase")
+    where = (str(recipe.edit.arguments.get(name, "")) for name in names)
     lowest = min(recipe.edit.layers or [0])
     return (recipe.model.name, recipe.model.dtype, f"{lowest:04d}", *where)
 

@@ -245,6 +245,34 @@ def test_lists_and_subspaces_in_every_form() -> None:
     assert {name: str(each) for name, each in intervention.bind(32).partition.items()} == expected
 
 
+def test_subspaces_with_positions_of_their_own() -> None:
+    """One edit a layer for every position; subspaces without an own one have the recipe's."""
+    settings = {
+        "layers": "[2, 3]",
+        "position": "last(2)",
+        "positions": "{form: last, c: last}",
+        "subspaces": {"a": "[0, 8)", "form": "[8, 16)", "b": "[16, 24)", "c": "[24, 32)"},
+        "lrs": {},
+        "strengths": {},
+    }
+    recipe = Recipe.load("composition", settings)
+    edits = recipe.interventions()
+    assert [(edit.layer, str(edit.position), list(edit.bind(32).partition)) for edit in edits] == [
+        (2, "last(2)", ["a", "b"]),
+        (2, "last", ["form", "c"]),
+        (3, "last(2)", ["a", "b"]),
+        (3, "last", ["form", "c"]),
+    ]
+    assert sum(edit.trainable_count for edit in edits) == 2 * 32
+    assert Recipe(**recipe.record()) == recipe
+    moved = recipe.override({"kind": "loreft", "rank": 32})
+    assert [type(edit).__name__ for edit in moved.interventions()] == ["LoreftIntervention"] * 4
+    with pytest.raises(RoadError, match="setting positions names 'd': expected one of 'a'"):
+        recipe.override({"positions": {"d": "last"}}).interventions()
+    with pytest.raises(RoadError, match="position"):
+        recipe.override({"positions": {"a": "lst"}}).interventions()
+
+
 def test_bad_recipes_are_named(tmp_path: Path) -> None:
     with pytest.raises(RoadError, match="no recipe 'compositon'.*did you mean 'composition'"):
         Recipe.load("compositon")
@@ -336,6 +364,7 @@ def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
     assert recipe.edit.arguments == {
         "component": "block_output",
         "position": "last(5)",  # the preset's, which this kind has too
+        "positions": {},
         "phase": "prompt",
         "subspaces": {"german": "[0, d/2)", "english": "[d/2, d)"},
         "rank": 4,

@@ -28,6 +28,7 @@ from transformers import (
 import roadint
 from roadint import RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll
+from roadint.recipes.recipe import Recipe
 from roadint.training.prefix.ahead import OnHost
 from roadint.training.prefix.attention import PlainAttention
 from roadint.training.prefix.cache import PrefixCache
@@ -380,19 +381,22 @@ def test_unknown_examples_go_the_plain_way(collator: Collator, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("positions", [{}, {"a": "at(-4, -3, -2)"}])
 def test_a_whole_run_is_the_same_with_and_without(
-    architecture: str, tokenizer: Any, caplog: pytest.LogCaptureFixture
+    architecture: str, positions: dict[str, str], tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     results = []
+    recipe = Recipe(layers=1, subspaces=HALVES, positions=positions)
     with caplog.at_level(logging.INFO, logger="roadint"):
         for reuse in (True, False):
-            road = RoadModel(build(architecture), RoadIntervention(layer=1, subspaces=HALVES))
+            road = recipe.on(build(architecture))
             data = {"a": "bundled:german", "b": "bundled:english"}
             summary = roadint.train(
                 road, tokenizer, data, rows=8, max_completion=12, epochs=2, lr=1e-3, eos=[], quiet=True, companions={"a": "b"},
                 preserve={"a": "b"}, micro_batch=4, prefix_reuse=reuse,
             )  # fmt: skip
-            results.append((road.interventions[0].theta.detach().clone(), summary))
+            angles = [edit.theta.detach().clone() for edit in road.interventions]
+            results.append((torch.stack(angles), summary))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-4)
     assert results[0][1]["loss"] == pytest.approx(results[1][1]["loss"], rel=1e-3)
     assert results[0][1]["prefix_reuse"]["storage"] == "memory"
