@@ -65,24 +65,54 @@ def plain_subspaces(subspaces: Any) -> Any:
     return {name: plain_subspace(subspace) for name, subspace in subspaces.items()}
 
 
+class Place(Section):
+    """Where a subspace acts; what is None is as the recipe says for all.
+
+    Attributes:
+        layers: The layers, from 0.
+        position: The tokens that are edited.
+        phase: "prompt", "generated" or "both".
+    """
+
+    layers: Indices | None = None
+    position: str | None = None
+    phase: Phase | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """Check that there is a layer."""
+        del context
+        _check_layers(self.layers)
+
+
+def _as_place(value: Any) -> Any:
+    if not isinstance(value, (Mapping, Place)):
+        raise ValueError(": expected a mapping such as {layers: 15, position: last}")
+    return value
+
+
+def _check_layers(layers: list[int] | None) -> None:
+    if layers == []:
+        raise RoadError("recipe setting layers=[] selects no layer: expected some, such as [9]")
+
+
 class InterventionSettings(Section):
     """The settings of all kinds of interventions, the same at all layers of the recipe.
 
     Attributes:
         component: The part of a layer whose output is edited.
         position: The tokens that are edited.
-        positions: Subspace → the tokens that it edits, where they are others.
         phase: "prompt", "generated" or "both".
         subspaces: Name → subspace.
+        places: Subspace → where it acts, if elsewhere than the others.
     """
 
     component: str = "block_output"
     position: str = "last"
-    positions: dict[str, str] = Field(default_factory=dict)
     phase: Phase = "prompt"
     subspaces: Annotated[dict[str, Any], BeforeValidator(plain_subspaces)] = Field(
         default_factory=lambda: {"german": "[0, d/2)", "english": "[d/2, d)"}
     )
+    places: dict[str, Annotated[Place, BeforeValidator(_as_place)]] = Field(default_factory=dict)
 
 
 class AdapterSettings(Section):
@@ -166,8 +196,7 @@ class EditSection(Section):
                     f"takes {listing(takes.model_fields)}, but of {listing(others)}"
                 )
         super().__init__(kind=kind, layers=layers, **dict(takes(**arguments)))
-        if self.layers == []:
-            raise RoadError("recipe setting layers=[] selects no layer: expected some, such as [9]")
+        _check_layers(self.layers)
 
     if TYPE_CHECKING:
 
@@ -180,28 +209,38 @@ class EditSection(Section):
         return dict(self.model_extra or {})
 
     def interventions(self) -> list[dict[str, Any]]:
-        """The arguments of one intervention for every position, all of which are at every layer.
+        """The arguments of every intervention, by layer, not of kind "linear".
 
-        Subspaces with the same position are in one intervention.
+        Subspaces that act at the same place are in one.
 
         Raises:
-            RoadError: where `positions` names no subspace.
+            RoadError: where `places` names no subspace.
         """
         arguments = self.arguments
-        positions, subspaces = arguments.pop("positions"), arguments["subspaces"]
-        for name in positions:
+        places, subspaces = arguments.pop("places"), arguments["subspaces"]
+        for name in places:
             if name not in subspaces:
                 raise RoadError(
-                    f"recipe setting positions names {quoted(name)}: expected one of "
-                    f"{listing(subspaces)}, or positions={{}}"
+                    f"recipe setting places names {quoted(name)}: expected one of "
+                    f"{listing(subspaces)}, or places={{}}"
                 )
-        placed: dict[str, dict[str, Any]] = {}
+        edits: dict[tuple[int, str, Phase], dict[str, Any]] = {}
         for name, subspace in subspaces.items():
-            position = positions.get(name, arguments["position"])
-            placed.setdefault(position, {})[name] = subspace
+            own = places.get(name, Place())
+            position = own.position or arguments["position"]
+            phase = own.phase or arguments["phase"]
+            for layer in own.layers or self.layers or [9]:
+                edits.setdefault((layer, position, phase), {})[name] = subspace
+        by_layer = sorted(edits, key=lambda place: place[0])
         return [
-            {**arguments, "position": position, "subspaces": those}
-            for position, those in placed.items()
+            {
+                **arguments,
+                "layer": layer,
+                "position": position,
+                "phase": phase,
+                "subspaces": edits[layer, position, phase],
+            }
+            for layer, position, phase in by_layer
         ]
 
     def changed(self, settings: Mapping[str, Any]) -> Self:

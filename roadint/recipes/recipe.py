@@ -126,7 +126,7 @@ class Recipe(BaseModel):
     def interventions(self) -> list[SubspaceIntervention]:
         """New interventions, untrained; none of kind "linear".
 
-        One a layer, or one for every position where subspaces have their own.
+        One a layer, or several where subspaces act at places of their own.
 
         Raises:
             RoadError: where a setting does not fit.
@@ -146,9 +146,7 @@ class Recipe(BaseModel):
                 f"recipe kind {quoted(self.edit.kind)} learns from counterfactual outputs, not "
                 "from rows: see RoadModel.interchange"
             )
-        layers = [9] if self.edit.layers is None else self.edit.layers
-        edits = self.edit.interventions()
-        return [kind(layer=layer, **arguments) for layer in layers for arguments in edits]
+        return [kind(**arguments) for arguments in self.edit.interventions()]
 
 
 def _read(name: str | Path) -> Mapping[str, Any]:

@@ -182,7 +182,7 @@ def key(changes: Changes) -> str:
 
 def _prefix_of(recipe: Recipe) -> tuple[str, ...]:
     """A key that runs share which can use the same stored prefix; adapters have no position."""
-    names = ("component", "position", "positions", "phase")
+    names = ("component", "position", "places", "phase")
     where = (str(recipe.edit.arguments.get(name, "")) for name in names)
     lowest = min(recipe.edit.layers or [0])
     return (recipe.model.name, recipe.model.dtype, f"{lowest:04d}", *where)

@@ -245,32 +245,51 @@ def test_lists_and_subspaces_in_every_form() -> None:
     assert {name: str(each) for name, each in intervention.bind(32).partition.items()} == expected
 
 
-def test_subspaces_with_positions_of_their_own() -> None:
-    """One edit a layer for every position; subspaces without an own one have the recipe's."""
+def test_subspaces_at_places_of_their_own() -> None:
+    """What acts at the same place is one edit; what a place does not say is the recipe's."""
     settings = {
-        "layers": "[2, 3]",
+        "layers": "[3, 2]",
         "position": "last(2)",
-        "positions": "{form: last, c: last}",
-        "subspaces": {"a": "[0, 8)", "form": "[8, 16)", "b": "[16, 24)", "c": "[24, 32)"},
+        "places": "{form: {layers: 5, position: last}, c: {position: last}, d: {phase: generated}}",
+        "subspaces": {name: f"[{8 * n}, {8 * n + 8})" for n, name in enumerate(["a", "form", "b", "c", "d"])},
         "lrs": {},
         "strengths": {},
-    }
+    }  # fmt: skip
     recipe = Recipe.load("composition", settings)
     edits = recipe.interventions()
-    assert [(edit.layer, str(edit.position), list(edit.bind(32).partition)) for edit in edits] == [
-        (2, "last(2)", ["a", "b"]),
-        (2, "last", ["form", "c"]),
-        (3, "last(2)", ["a", "b"]),
-        (3, "last", ["form", "c"]),
+    placed = [
+        (edit.layer, str(edit.position), edit.position.phase, list(edit.bind(64).partition))  # type: ignore[attr-defined]
+        for edit in edits
     ]
-    assert sum(edit.trainable_count for edit in edits) == 2 * 32
-    assert Recipe(**recipe.record()) == recipe
-    moved = recipe.override({"kind": "loreft", "rank": 32})
-    assert [type(edit).__name__ for edit in moved.interventions()] == ["LoreftIntervention"] * 4
-    with pytest.raises(RoadError, match="setting positions names 'd': expected one of 'a'"):
-        recipe.override({"positions": {"d": "last"}}).interventions()
-    with pytest.raises(RoadError, match="position"):
-        recipe.override({"positions": {"a": "lst"}}).interventions()
+    assert placed == [
+        (2, "last(2)", "prompt", ["a", "b"]),
+        (2, "last", "prompt", ["c"]),
+        (2, "last(2)", "generated", ["d"]),
+        (3, "last(2)", "prompt", ["a", "b"]),
+        (3, "last", "prompt", ["c"]),
+        (3, "last(2)", "generated", ["d"]),
+        (5, "last", "prompt", ["form"]),
+    ]
+    assert sum(edit.trainable_count for edit in edits) == (2 * 4 + 1) * 8
+    assert Recipe(**recipe.record()) == Recipe(**json.loads(json.dumps(recipe.record()))) == recipe
+    moved = recipe.override({"kind": "loreft", "rank": 64})
+    assert [type(edit).__name__ for edit in moved.interventions()] == ["LoreftIntervention"] * 7
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"e": {"position": "last"}}, "setting places names 'e': expected one of 'german'"),
+        ({"german": {"position": "lst"}}, "position 'lst'"),
+        ({"german": {"where": "last"}}, "no setting 'where': expected one of 'layers'"),
+        ({"german": {"layers": []}}, "layers=.. selects no layer"),
+        ({"german": {"layers": -1}}, "layers=-1 must be at least 0"),
+        ({"german": "last"}, "places.german='last'.* expected a mapping such as .layers: 15"),
+    ],
+)
+def test_bad_places_are_named(places: Any, message: str) -> None:
+    with pytest.raises(RoadError, match=message):
+        Recipe.load("composition", {"places": places}).interventions()
 
 
 def test_bad_recipes_are_named(tmp_path: Path) -> None:
@@ -364,9 +383,9 @@ def test_settings_of_another_kind_are_refused_where_they_are_said() -> None:
     assert recipe.edit.arguments == {
         "component": "block_output",
         "position": "last(5)",  # the preset's, which this kind has too
-        "positions": {},
         "phase": "prompt",
         "subspaces": {"german": "[0, d/2)", "english": "[d/2, d)"},
+        "places": {},
         "rank": 4,
     }
     assert "basis" not in recipe.override({"kind": "linear"}).edit.arguments
