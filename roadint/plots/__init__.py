@@ -2,6 +2,7 @@
 
 from roadint.plots.bench import bench_figure
 from roadint.plots.blocks import adapter_figure, block_figure
+from roadint.plots.compose import compose_figure
 from roadint.plots.evaluation import composition_figure, interference_figure
 from roadint.plots.heat import heat_figure
 from roadint.plots.learn import learn_figure
@@ -16,6 +17,7 @@ __all__ = [
     "adapter_figure",
     "bench_figure",
     "block_figure",
+    "compose_figure",
     "composition_figure",
     "heat_figure",
     "interference_figure",

@@ -1,22 +1,12 @@
 """Principal axes of hidden states, for interventions whose pairs are formed in them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from roadint.architecture.layers import site_path
-from roadint.architecture.outputs import hidden_of
-from roadint.data.collate import Example, model_inputs, moved
-from roadint.engines.transformers.partial import Enough, run_until_enough
-from roadint.interventions.base import SubspaceIntervention
+from roadint.data.collate import Example
 from roadint.model.road_model import RoadModel
-from roadint.progress import track
-
-_ROWS = 16  # of a batch
-Collate = Callable[[Any], dict[str, Any]]
+from roadint.training.states import Collate, edited_states
 
 
 @torch.no_grad()
@@ -37,35 +27,5 @@ def fit_axes(
     for intervention in road.interventions:
         axes = intervention.unmeasured_axes()
         if axes is not None:
-            axes.fit(_hidden_at(road, intervention, examples, collate, quiet))
-
-
-def _hidden_at(
-    road: RoadModel,
-    intervention: SubspaceIntervention,
-    examples: Sequence[Example],
-    collate: Collate,
-    quiet: bool,
-) -> Float[Tensor, "tokens width"]:
-    """The hidden states that an intervention edits in these examples, float32."""
-    parts: list[Tensor] = []
-    edited = torch.zeros(0)
-
-    def note(module: Any, args: Any, output: Any) -> None:
-        hidden = hidden_of(output)
-        parts.append(hidden[edited.to(hidden.device)].float())
-        raise Enough
-
-    path = site_path(road.model, intervention.layer, intervention.component)
-    handle = road.model.get_submodule(path).register_forward_hook(note)
-    try:
-        starts = range(0, len(examples), _ROWS)
-        for start in track(starts, len(starts), "principal axes", quiet=quiet):
-            batch = moved(collate(examples[start : start + _ROWS]), road.device)
-            mask = batch["attention_mask"]
-            ranks = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1)
-            edited = intervention.position.edited(ranks, batch["prompt_length"])
-            run_until_enough(road.model, **model_inputs(batch))
-    finally:
-        handle.remove()
-    return torch.cat(parts)
+            task = "principal axes"
+            axes.fit(edited_states(road, intervention, examples, collate, task=task, quiet=quiet))

@@ -395,7 +395,7 @@ def test_the_command_keeps_resumes_and_draws(
         ([*command, "--resume"], "expected --out FILE"),
         ([*arguments, "--set", "epochs=1"], "the report to resume is of another job"),
         ([*command, "--beside", str(out)], "expected --plot FILE"),
-        ([*arguments, "--beside", str(other)], "holds no report of bench learn"),
+        ([*arguments, "--beside", str(other)], "holds no report of a benchmark"),
     ):
         code, _, errors = call(capsys, monkeypatch, *more)
         assert (code, message in errors) == (2, True), errors

@@ -1,9 +1,9 @@
-"""`roadint bench train`, `generate`, `align`, `linear`, `learn`, `paper`, `pilot`, `gpu` and
-`serve`."""
+"""The benchmarks: `roadint bench train`, `compose`, `learn` and so on."""
 
 import typer
 
 from roadint.cli.bench.align import align
+from roadint.cli.bench.compose import compose
 from roadint.cli.bench.generate import generate
 from roadint.cli.bench.gpu import gpu
 from roadint.cli.bench.learn import learn
@@ -17,5 +17,5 @@ app = typer.Typer(
     help="Measure roadint against pyvene and the bare model, on this machine in one run.",
     no_args_is_help=True,
 )
-for command in (train, generate, align, linear, learn, paper, pilot, gpu, serve):
+for command in (train, generate, align, linear, learn, compose, paper, pilot, gpu, serve):
     app.command()(command)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.bench.options import check_outputs, rates_of
+from roadint.cli.bench.options import check_outputs, kept_report, rates_of, read_report
 from roadint.cli.options import (
     Data,
     Json,
@@ -19,7 +19,7 @@ from roadint.cli.options import (
     overrides,
 )
 from roadint.cli.output import console, report_json, save_figure
-from roadint.errors import RoadError, quoted
+from roadint.errors import RoadError
 
 
 def learn(
@@ -74,10 +74,10 @@ def learn(
     from roadint.recipes.recipe import Recipe
 
     check_outputs(out, plot)
-    kept = _kept(out, resume)
+    kept = kept_report(out, resume)
     if beside and plot is None:
         raise RoadError("--beside is for the picture: expected --plot FILE")
-    others = [_report(path, "--beside") for path in beside or ()]
+    others = [read_report(path, "--beside") for path in beside or ()]
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
     if chosen.edit.kind != LINEAR:
         raise RoadError(
@@ -101,31 +101,6 @@ def learn(
         save_figure(learn_figure(report, *others), plot)
     if not as_json:
         console.print(_table(report))
-
-
-def _kept(out: Path | None, resume: bool) -> dict[str, Any] | None:
-    """The report to go on with; None where none is asked for, or not a run is done."""
-    if not resume:
-        return None
-    if out is None:
-        raise RoadError("--resume goes on with the report in --out: expected --out FILE")
-    return _report(out, "--out") if out.exists() else None
-
-
-def _report(path: Path, option: str) -> dict[str, Any]:
-    """The report in a file that an option names.
-
-    Raises:
-        RoadError: where it holds none.
-    """
-    from roadint.files.readers import read_json
-
-    report = read_json(path)
-    if not isinstance(report, dict) or not {"job", "cases"} <= set(report):
-        raise RoadError(
-            f"{option} {quoted(str(path))} holds no report of bench learn: expected another file"
-        )
-    return report
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,3 +74,44 @@ def rates_of(texts: list[str] | None) -> dict[str, float]:
         if not 0 < rates[name] < math.inf:
             raise RoadError(f"--rate.{name}={rates[name]} must be above 0")
     return rates
+
+
+def kept_report(out: Path | None, resume: bool) -> dict[str, Any] | None:
+    """The report that a benchmark goes on with.
+
+    Args:
+        out: The file of the report.
+        resume: Whether --resume is said.
+
+    Returns:
+        None where it is not said, or not a run is done.
+
+    Raises:
+        RoadError: where there is no --out, or its file holds no report.
+    """
+    if not resume:
+        return None
+    if out is None:
+        raise RoadError("--resume goes on with the report in --out: expected --out FILE")
+    return read_report(out, "--out") if out.exists() else None
+
+
+def read_report(path: Path, option: str) -> dict[str, Any]:
+    """The report in a file.
+
+    Args:
+        path: The file.
+        option: The option that names it, for messages.
+
+    Raises:
+        RoadError: where it holds none.
+    """
+    from roadint.files.readers import read_json
+
+    report = read_json(path)
+    if not isinstance(report, dict) or not {"job", "runs", "cases"} <= set(report):
+        raise RoadError(
+            f"{option} {quoted(str(path))} holds no report of a benchmark with runs: expected "
+            "another file"
+        )
+    return report
