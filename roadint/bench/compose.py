@@ -19,7 +19,7 @@ from roadint.bench.machine import machine
 from roadint.data.prompts import prompt_text
 from roadint.data.sources import load_rows
 from roadint.errors import RoadError, check_known, quoted
-from roadint.evaluation.answers import answer_all, hits_of, judged
+from roadint.evaluation.answers import JudgedAnswer, answer_all, hits_of, judged
 from roadint.evaluation.divergence import divergence
 from roadint.evaluation.evaluate import UNRELATED
 from roadint.evaluation.forms import asked_by, asked_of
@@ -198,11 +198,7 @@ class _Bench:
         recipe = self.recipe if seed is None else self.recipe.override({"seed": seed})
         if method in (BASE, PROMPT):
             road, tokenizer, numbers = base_of(recipe)
-            asking = method == PROMPT
-            measures = [
-                self._plainly(road, tokenizer, composition, asking)
-                for composition in self.compositions
-            ]
+            measures = self._plainly(road, tokenizer, asking=method == PROMPT)
         else:
             road, tokenizer, numbers = system_of(method, recipe, self.rates.get(method))
             measures = self._measures(road, tokenizer)
@@ -239,30 +235,25 @@ class _Bench:
         return measures
 
     def _plainly(
-        self,
-        road: RoadModel,
-        tokenizer: PreTrainedTokenizerBase,
-        composition: Composition,
-        asking: bool,
-    ) -> Run:
+        self, road: RoadModel, tokenizer: PreTrainedTokenizerBase, *, asking: bool
+    ) -> list[Run]:
         """What the base model does, which is asked in words, or not at all."""
-        name = str(composition)
         texts = [prompt_text(prompt) for prompt in self.prompts]
-        asked = " ".join(ASKING[wanted] for wanted in self.asks[name]) if asking else ""
-        prompts = [f"{text} {asked}".strip() for text in texts]
-        answers = answer_all(
-            road, tokenizer, prompts, [Composition()], max_new_tokens=self.max_new_tokens
-        )
-        shares = self._shares(name, judged(answers, texts))
-        # Words of a prompt move no other text: their divergence is not that of an edit.
-        return {
-            "composition": name,
-            "strength": 1.0 if asking else 0.0,
-            "kl": None if asking else 0.0,
-            **shares,
-        }
+        answers: dict[str, Sequence[JudgedAnswer]] = {}  # by the words
+        measures = []
+        for name, wanted in self.asks.items():
+            words = " ".join(ASKING[each] for each in wanted) if asking else ""
+            if words not in answers:
+                asked = [f"{text} {words}".strip() for text in texts]
+                none, limit = [Composition()], self.max_new_tokens
+                written = answer_all(road, tokenizer, asked, none, max_new_tokens=limit)
+                answers[words] = judged(written, texts)
+            # Words of a prompt move no other text: their divergence is not that of an edit.
+            at = {"strength": 1.0, "kl": None} if asking else {"strength": 0.0, "kl": 0.0}
+            measures.append({"composition": name, **at, **self._shares(name, answers[words])})
+        return measures
 
-    def _shares(self, name: str, answers: Sequence[Any]) -> dict[str, float]:
+    def _shares(self, name: str, answers: Sequence[JudgedAnswer]) -> dict[str, float]:
         asked = self.asks[name]
         hits = hits_of(answers, asked, asked)
         has = [min(together) for together in zip(*(hits[each] for each in asked), strict=True)]
