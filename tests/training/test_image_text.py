@@ -16,8 +16,9 @@ from roadint.data.collate import Collator, completion_nll, tokenize
 from roadint.data.image_text.collate import ImageTextCollator, tokenize_conversations
 from roadint.data.image_text.conversations import load_conversations
 from roadint.model.pretrained import load_processor
-from roadint.training.axes import _hidden_at, fit_axes
+from roadint.training.axes import fit_axes
 from roadint.training.run_folder import identity_of
+from roadint.training.states import edited_states
 from tests.helpers import HALVES, build, call, rows, with_adapters
 from tests.vision import gemma3, image, llava, processor, rows_with_images, save_llava
 
@@ -146,7 +147,7 @@ def test_axes_are_those_of_states_that_saw_the_images(folder: Path) -> None:
         seen = {name: batch[name] for name in names if name in batch}
         hidden = model(**seen, output_hidden_states=True).hidden_states[2]
         states.append(hidden[0, len(example.prompt) - 1])
-    measured = _hidden_at(road, edit, examples, collate, True)
+    measured = edited_states(road, edit, examples, collate, task="states")
     torch.testing.assert_close(measured, torch.stack(states), rtol=1e-4, atol=1e-4)
     fit_axes(road, examples, collate)
     assert edit.unmeasured_axes() is None
