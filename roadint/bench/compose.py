@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from roadint.bench.compose_report import BASE, PROMPT, ROAD, at_equal_divergence, cases_of
 from roadint.bench.compose_systems import METHODS, RATES, base_of, check_recipe, system_of
 from roadint.bench.machine import machine
-from roadint.data.prompts import prompt_text
+from roadint.data.prompts import Prompt, prompt_text
 from roadint.data.sources import load_rows
 from roadint.errors import RoadError, check_known, quoted
 from roadint.evaluation.answers import JudgedAnswer, answer_all, hits_of, judged
@@ -190,8 +190,8 @@ class _Bench:
         once = [(BASE, None), *((name, None) for name in self.methods if name in ("means", PROMPT))]
         trained = [name for name in self.methods if name not in ("means", PROMPT)]
         wanted = [*once, *((name, seed) for seed in self.seeds for name in trained)]
-        have = {(run["method"], run["seed"]) for run in self.runs}
-        return [pair for pair in wanted if pair not in have]
+        have = {(run["method"], run["seed"], run["rate"]) for run in self.runs}
+        return [pair for pair in wanted if (*pair, self.rates.get(pair[0])) not in have]
 
     def run(self, method: str, seed: int | None) -> None:
         """Learn by one method with one seed, and measure."""
@@ -204,8 +204,9 @@ class _Bench:
             measures = self._measures(road, tokenizer)
         if self.machine is None:
             self.machine = machine(road.device, next(road.model.parameters()).dtype)
-        run = {"method": method, "seed": seed, "numbers": numbers, "measures": measures}
-        self.runs.append(plain(run))
+        made = {"method": method, "seed": seed, "rate": self.rates.get(method), "numbers": numbers}
+        others = [run for run in self.runs if (run["method"], run["seed"]) != (method, seed)]
+        self.runs = [*others, plain({**made, "measures": measures})]
 
     def _measures(self, road: RoadModel, tokenizer: PreTrainedTokenizerBase) -> list[Run]:
         scaled = {
@@ -213,25 +214,21 @@ class _Bench:
             for composition in self.compositions
             for strength in self.strengths
         }
-        distinct = list(scaled.values())
-        unrelated = load_rows(UNRELATED)
-        kls = divergence(road, tokenizer, unrelated, distinct)
+        distinct = list(dict.fromkeys(scaled.values()))
+        moved = divergence(road, tokenizer, load_rows(UNRELATED), distinct)
+        kl = {
+            composition: statistics.mean(row)
+            for composition, row in zip(distinct, moved, strict=True)
+        }
         texts = answer_all(
             road, tokenizer, self.prompts, distinct, max_new_tokens=self.max_new_tokens
         )
         answers = judged(texts, [prompt_text(prompt) for prompt in self.prompts])
         measures = []
-        for ((name, strength), composition), kl in zip(scaled.items(), kls, strict=True):
+        for (name, strength), composition in scaled.items():
             own = [answer for answer in answers if answer.composition == str(composition)]
-            kl_mean = statistics.mean(kl)
-            measures.append(
-                {
-                    "composition": name,
-                    "strength": strength,
-                    "kl": kl_mean,
-                    **self._shares(name, own),
-                }
-            )
+            at = {"composition": name, "strength": strength, "kl": kl[composition]}
+            measures.append({**at, **self._shares(name, own)})
         return measures
 
     def _plainly(
@@ -244,7 +241,7 @@ class _Bench:
         for name, wanted in self.asks.items():
             words = " ".join(ASKING[each] for each in wanted) if asking else ""
             if words not in answers:
-                asked = [f"{text} {words}".strip() for text in texts]
+                asked = [_asking(prompt, words) for prompt in self.prompts]
                 none, limit = [Composition()], self.max_new_tokens
                 written = answer_all(road, tokenizer, asked, none, max_new_tokens=limit)
                 answers[words] = judged(written, texts)
@@ -270,6 +267,13 @@ class _Bench:
             "cases": cases,
             "equal": at_equal_divergence(cases),
         }
+
+
+def _asking(prompt: Prompt, words: str) -> Prompt:
+    """A prompt that also asks for something, at the end of its instruction."""
+    if isinstance(prompt, str):
+        return f"{prompt} {words}".strip()
+    return {**prompt, "instruction": f"{prompt['instruction']} {words}".strip()}
 
 
 def _scaled(composition: Composition, strength: float) -> Composition:

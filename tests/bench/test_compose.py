@@ -191,6 +191,55 @@ def test_runs_are_not_repeated(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) 
         run(recipe, strengths=[0.7], kept=whole)
 
 
+def test_a_run_at_another_rate_takes_the_place_of_the_first(recipe: Recipe) -> None:
+    whole = run(recipe, methods=[])
+    again = run(recipe, methods=[], kept=whole, rates={"road": 0.3})
+    assert [(each["method"], each["rate"]) for each in again["runs"]] == [
+        ("base", None),
+        ("road", 0.3),
+    ]
+    assert again["runs"][0] == whole["runs"][0]
+    assert again["runs"][1]["measures"] != whole["runs"][1]["measures"]
+
+
+def test_the_same_edit_under_two_names_is_answered_once(recipe: Recipe) -> None:
+    """0.5 of german at strength 1 is german at strength 0.5, and its answers are judged by their own prompts."""
+    found = bench_compose(
+        recipe, PROMPTS, ["german", "0.5*german"], methods=[], strengths=[0.5], seeds=(1,), max_new_tokens=4,
+        quiet=True,
+    )  # fmt: skip
+    measures = {
+        (each["composition"], each["strength"]): each for each in found["runs"][1]["measures"]
+    }
+    halved, own = dict(measures["german", 0.5]), dict(measures["0.5*german", 1.0])
+    for each in (halved, own):
+        del each["composition"], each["strength"]
+    assert halved == own
+
+
+def test_prompts_with_an_input_keep_it_where_more_is_asked(
+    recipe: Recipe, monkeypatch: Any
+) -> None:
+    asked: list[Any] = []
+    answer_all = compose.answer_all
+    monkeypatch.setattr(
+        compose,
+        "answer_all",
+        lambda road, tokenizer, prompts, *rest, **more: (
+            asked.append(list(prompts)) or answer_all(road, tokenizer, prompts, *rest, **more)
+        ),
+    )
+    prompts = [{"instruction": "Sum up.", "input": "A cat sat."}, "Why?"]
+    bench_compose(
+        recipe, prompts, ["german"], methods=["prompt"], strengths=[], seeds=(1,), max_new_tokens=3, quiet=True
+    )  # fmt: skip
+    assert asked[0] == prompts
+    assert asked[1] == [
+        {"instruction": "Sum up. Answer in German.", "input": "A cat sat."},
+        "Why? Answer in German.",
+    ]
+
+
 def test_bad_input_is_refused_before_a_model_is_loaded(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
