@@ -184,6 +184,12 @@ class _Bench:
                 "the same command, or another file"
             )
         self.runs, self.machine = list(kept["runs"]), kept.get("machine")
+        needed = {"method", "seed", "rate", "numbers", "measures"}
+        if any(not isinstance(run, Mapping) or needed - set(run) for run in self.runs):
+            raise RoadError(
+                "the report to resume is none of bench compose that can resume: expected another "
+                "file"
+            )
 
     def todo(self) -> list[tuple[str, int | None]]:
         """Methods and seeds that are not done; what learns nothing by chance has no seed."""

@@ -189,6 +189,9 @@ def test_runs_are_not_repeated(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) 
         run(recipe.override({"lr": 1e-3}), kept=whole)
     with pytest.raises(RoadError, match="of another job, with another strengths"):
         run(recipe, strengths=[0.7], kept=whole)
+    for runs in ([5], [{"method": "road"}]):
+        with pytest.raises(RoadError, match="is none of bench compose that can resume"):
+            run(recipe, kept={**whole, "runs": runs})
 
 
 def test_a_run_at_another_rate_takes_the_place_of_the_first(recipe: Recipe) -> None:
