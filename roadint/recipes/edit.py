@@ -209,9 +209,9 @@ class EditSection(Section):
         return dict(self.model_extra or {})
 
     def interventions(self) -> list[dict[str, Any]]:
-        """The arguments of every intervention, by layer, not of kind "linear".
+        """The arguments of every intervention, not of kind "linear".
 
-        Subspaces that act at the same place are in one.
+        Subspaces whose layers, position and phase are the same are in one.
 
         Raises:
             RoadError: where `places` names no subspace.
@@ -224,23 +224,16 @@ class EditSection(Section):
                     f"recipe setting places names {quoted(name)}: expected one of "
                     f"{listing(subspaces)}, or places={{}}"
                 )
-        edits: dict[tuple[int, str, Phase], dict[str, Any]] = {}
+        placed: dict[tuple[tuple[int, ...], str, Phase], dict[str, Any]] = {}
         for name, subspace in subspaces.items():
             own = places.get(name, Place())
-            position = own.position or arguments["position"]
-            phase = own.phase or arguments["phase"]
-            for layer in own.layers or self.layers or [9]:
-                edits.setdefault((layer, position, phase), {})[name] = subspace
-        by_layer = sorted(edits, key=lambda place: place[0])
+            layers = tuple(own.layers or self.layers or [9])
+            place = layers, own.position or arguments["position"], own.phase or arguments["phase"]
+            placed.setdefault(place, {})[name] = subspace
         return [
-            {
-                **arguments,
-                "layer": layer,
-                "position": position,
-                "phase": phase,
-                "subspaces": edits[layer, position, phase],
-            }
-            for layer, position, phase in by_layer
+            {**arguments, "layer": layer, "position": position, "phase": phase, "subspaces": those}
+            for (layers, position, phase), those in placed.items()
+            for layer in layers
         ]
 
     def changed(self, settings: Mapping[str, Any]) -> Self:

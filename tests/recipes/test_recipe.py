@@ -262,13 +262,13 @@ def test_subspaces_at_places_of_their_own() -> None:
         for edit in edits
     ]
     assert placed == [
-        (2, "last(2)", "prompt", ["a", "b"]),
-        (2, "last", "prompt", ["c"]),
-        (2, "last(2)", "generated", ["d"]),
         (3, "last(2)", "prompt", ["a", "b"]),
-        (3, "last", "prompt", ["c"]),
-        (3, "last(2)", "generated", ["d"]),
+        (2, "last(2)", "prompt", ["a", "b"]),
         (5, "last", "prompt", ["form"]),
+        (3, "last", "prompt", ["c"]),
+        (2, "last", "prompt", ["c"]),
+        (3, "last(2)", "generated", ["d"]),
+        (2, "last(2)", "generated", ["d"]),
     ]
     assert sum(edit.trainable_count for edit in edits) == (2 * 4 + 1) * 8
     assert Recipe(**recipe.record()) == Recipe(**json.loads(json.dumps(recipe.record()))) == recipe
