@@ -1,6 +1,6 @@
 """Steering vectors that are measured: the difference of means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,14 @@ def set_means(
     Raises:
         RoadError: where an intervention is no steering vector, or a subspace has no data set.
     """
-    run = prepare(road, tokenizer, data, recipe)
+    for edit in road.interventions:
+        if not isinstance(edit, SteeringIntervention):
+            raise RoadError(
+                f"a difference of means is a steering vector, {type(edit).__name__} is none: "
+                "expected kind 'steering'"
+            )
+    # Rows of other data sets, which training would preserve, are none of a subspace's own.
+    run = prepare(road, tokenizer, data, recipe.override({"preserve": {}}))
     sets: dict[str, list[Example]] = {}
     for example in run.examples:
         sets.setdefault(str(example.composition), []).append(example)
@@ -62,19 +69,15 @@ def set_means(
         max_length=recipe.data.max_length,
         max_completion=recipe.data.max_completion,
     )
-    for edit in road.interventions:
-        if not isinstance(edit, SteeringIntervention):
-            raise RoadError(
-                f"a difference of means is a steering vector, {type(edit).__name__} is none: "
-                "expected kind 'steering'"
-            )
 
-        def mean(name: str, examples: list[Example], edit: Any = edit) -> Tensor:
-            task = f"means of {name}"
-            return edited_states(road, edit, examples, run.collator, task=task, quiet=quiet).mean(0)
+    def mean(edit: Any, name: str, examples: Sequence[Example]) -> Tensor:
+        task = f"means of {name}"
+        return edited_states(road, edit, examples, run.collator, task=task, quiet=quiet).mean(0)
 
-        start = mean("neutral rows", neutral)
+    edits: Any = road.interventions
+    for edit in edits:
+        start = mean(edit, "neutral rows", neutral)
         for name in edit.partition:
             units = edit.partition.strengths({name: 1.0}).bool().to(start.device)
-            edit.vectors[units] = mean(name, sets[name]) - start
+            edit.vectors[units] = mean(edit, name, sets[name]) - start
     road.template = run.template

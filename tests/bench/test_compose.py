@@ -106,7 +106,10 @@ def test_a_difference_of_means_is_that_of_the_models_own_states(
     units = {"a": "[0, 1)", "b": "[1, 2)"}
     edit = SteeringIntervention(layer=0, position="last", phase="both", rank=2, subspaces=units)
     road = RoadModel(llama, edit)
-    settings = {"max_completion": 5, "max_length": 64, "eos": [], "template": "plain"}
+    settings = {
+        "max_completion": 5, "max_length": 64, "eos": [], "template": "plain",
+        "preserve": {"a": ["b"]}, "preserve_tokens": [0, 2],  # of a training: no row of b is one of a
+    }  # fmt: skip
     own = {name: data[name] for name in units}
     recipe = Recipe(**settings)  # type: ignore[arg-type]
     set_means(road, tokenizer, own, recipe, against=data["neutral"], quiet=True)
