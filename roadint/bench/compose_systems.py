@@ -30,26 +30,35 @@ def _road(recipe: Recipe, rate: float | None) -> System:
 def _loreft(recipe: Recipe, rate: float | None) -> System:
     """LoReFT at the recipe's sites, where a subspace is some directions."""
     kind = {"kind": "loreft", "rank": _LOREFT_RANK * len(recipe.names())}
-    return _trained(_equal(recipe, rate, "loreft", {**kind, **_units(recipe, _LOREFT_RANK)}))
+    return _trained(
+        _rival(recipe, rate or RATES["loreft"], {**kind, **_units(recipe, _LOREFT_RANK)})
+    )
 
 
 def _lora(recipe: Recipe, rate: float | None) -> System:
     """A LoRA on all linear layers for every data set; compositions are their sums."""
     kind = {"kind": LINEAR, "layers": None, "lora_rank": _LORA_RANK, "lora_alpha": 2.0 * _LORA_RANK}
-    return _trained(_equal(recipe, rate, "lora", kind), lora_alone=True)
+    chosen = _rival(recipe, rate or RATES["lora"], kind)
+    road, tokenizer = _untrained(chosen)
+    still = 0
+    for adapter in road.adapters.values():  # whose rotations stay the identity
+        for parameter in (adapter.theta, adapter.alpha):
+            parameter.requires_grad_(False)
+            still += parameter.numel()
+    train(road, tokenizer, None, chosen, quiet=True)
+    return road, tokenizer, road.trainable_count - still
 
 
 def _means(recipe: Recipe, rate: float | None) -> System:
     """A vector for every data set, added from the last token of the prompt on."""
-    del rate
-    count, layers = len(recipe.names()), recipe.edit.layers or [9]
-    place = {"layers": layers[-1:], "position": "last", "phase": "both", "places": {}}
-    settings = {"kind": "steering", "rank": count, **place, **_units(recipe, 1)}
-    chosen = _equal(recipe, None, "means", settings)
-    model, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype)
-    road = chosen.on(model)
+    del rate  # nothing trains
+    kind = {"kind": "steering", "rank": len(recipe.names()), **_units(recipe, 1)}
+    layers = (recipe.edit.layers or [9])[-1:]
+    place = {"layers": layers, "position": "last", "phase": "both", "places": {}}
+    chosen = _rival(recipe, recipe.optimisation.lr, {**kind, **place})
+    road, tokenizer = _untrained(chosen)
     set_means(road, tokenizer, None, chosen, quiet=True)
-    return road, tokenizer, sum(edit.trainable_count for edit in road.interventions)
+    return road, tokenizer, road.trainable_count
 
 
 _SYSTEMS: Mapping[str, Callable[[Recipe, float | None], System]] = {
@@ -108,20 +117,18 @@ def _units(recipe: Recipe, each: int) -> dict[str, Any]:
     return {"subspaces": ranges}
 
 
-def _equal(recipe: Recipe, rate: float | None, method: str, settings: Mapping[str, Any]) -> Recipe:
+def _rival(recipe: Recipe, rate: float, settings: Mapping[str, Any]) -> Recipe:
     """The recipe of another method: the same rows, steps and schedule, one rate for all."""
-    lr = recipe.optimisation.lr if method == "means" else RATES[method]
-    own = {"lr": lr if rate is None else rate, "lrs": {}, "strengths": {}, "max_log_scale": None}
+    own = {"lr": rate, "lrs": {}, "strengths": {}, "max_log_scale": None}
     return recipe.override({**settings, **own})
 
 
-def _trained(recipe: Recipe, *, lora_alone: bool = False) -> System:
+def _untrained(recipe: Recipe) -> tuple[RoadModel, PreTrainedTokenizerBase]:
     model, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype)
-    road = recipe.on(model)
-    if lora_alone:  # rotations stay the identity
-        for adapter in road.adapters.values():
-            adapter.theta.requires_grad_(False)
-            adapter.alpha.requires_grad_(False)
+    return recipe.on(model), tokenizer
+
+
+def _trained(recipe: Recipe) -> System:
+    road, tokenizer = _untrained(recipe)
     train(road, tokenizer, None, recipe, quiet=True)
-    still = sum(a.theta.numel() + a.alpha.numel() for a in road.adapters.values())
-    return road, tokenizer, road.trainable_count - still * lora_alone
+    return road, tokenizer, road.trainable_count

@@ -6,7 +6,6 @@ are chosen as in the paper (appendix C.1): all are tried with the first seed, th
 validation is every seed's.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from roadint.bench.jobs import differing
 from roadint.bench.learn_methods import Method, methods_named, nearness, rates_of
 from roadint.bench.learn_systems import OtherMethod, biases, system_of
 from roadint.bench.machine import machine
@@ -122,13 +122,12 @@ class _Bench:
                 str(run["method"]), run["lr"], run["seed"], run["validation"], run["test"]
         except (KeyError, TypeError, IndexError):
             raise RoadError("the report to resume is none of bench learn that can resume") from None
-        mine = json.loads(json.dumps(self.job))
-        different = [name for name in mine if theirs[name] != mine[name] and name != "tries"]
+        different = [name for name in differing(self.job, theirs) if name != "tries"]
         if different:
             name = different[0]
             raise RoadError(
                 f"the report to resume is of another job, with {name} {quoted(theirs[name])} in "
-                f"place of {quoted(mine[name])}: expected the same command, or another file"
+                f"place of {quoted(self.job[name])}: expected the same command, or another file"
             )
         self.base = next((case for case in cases if case["method"] == "base"), None)
         self.machine = kept.get("machine")

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs, kept_report, rates_of
+from roadint.cli.bench.output import keep_report
 from roadint.cli.options import (
     Compositions,
     Data,
@@ -22,7 +23,7 @@ from roadint.cli.options import (
     named_values,
     overrides,
 )
-from roadint.cli.output import console, report_json, save_figure
+from roadint.cli.output import console, report_json
 
 
 def compose(
@@ -88,11 +89,7 @@ def compose(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import compose_figure
-
-        save_figure(compose_figure(report), plot)
+    keep_report(report, out, plot, as_json, "compose_figure")
     if not as_json:
         console.print(_table(report))
 

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs, kept_report, rates_of, read_report
+from roadint.cli.bench.output import keep_report
 from roadint.cli.options import (
     Data,
     Json,
@@ -18,7 +19,7 @@ from roadint.cli.options import (
     named_values,
     overrides,
 )
-from roadint.cli.output import console, report_json, save_figure
+from roadint.cli.output import console, report_json
 from roadint.errors import RoadError
 
 
@@ -94,11 +95,7 @@ def learn(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import learn_figure
-
-        save_figure(learn_figure(report, *others), plot)
+    keep_report(report, out, plot, as_json, "learn_figure", *others)
     if not as_json:
         console.print(_table(report))
 

@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import Runs, Shape, check_outputs, check_shape
+from roadint.cli.bench.output import keep_report
 from roadint.cli.options import Json, Plot, ReportFile
-from roadint.cli.output import console, report_json, save_figure
+from roadint.cli.output import console
 from roadint.errors import check_known
 
 _DTYPES = ("float32", "bfloat16")
@@ -70,11 +71,7 @@ def linear(
         runs=runs,
         quiet=as_json,
     )
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import linear_figure
-
-        save_figure(linear_figure(report), plot)
+    keep_report(report, out, plot, as_json, "linear_figure")
     if not as_json:
         console.print(_table(report))
 

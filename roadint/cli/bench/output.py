@@ -22,11 +22,7 @@ def show_report(
         plot: The file of its picture.
         as_json: Whether stdout gets JSON in place of the table.
     """
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import bench_figure
-
-        save_figure(bench_figure(report), plot)
+    keep_report(report, out, plot, as_json, "bench_figure")
     if as_json:
         return
     print_line(machine_line(report["machine"]))
@@ -44,6 +40,31 @@ def show_report(
     for case in report["cases"]:
         table.add_row(*_cells(case, ratios.get((case["name"], case["system"]))))
     console.print(table)
+
+
+def keep_report(
+    report: Mapping[str, Any],
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    figure: str,
+    *others: Mapping[str, Any],
+) -> None:
+    """Write a report and its picture, where they are asked for.
+
+    Args:
+        report: The report.
+        out: The file of the report.
+        plot: The file of its picture.
+        as_json: Whether stdout gets the report, as JSON.
+        figure: What draws it: a name in roadint.plots, whose import takes a second.
+        others: Reports that are drawn beside it.
+    """
+    report_json(report, out, as_json)
+    if plot is not None:
+        from roadint import plots
+
+        save_figure(getattr(plots, figure)(report, *others), plot)
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

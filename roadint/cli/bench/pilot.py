@@ -7,9 +7,9 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs, rates_of
-from roadint.cli.bench.output import machine_line
+from roadint.cli.bench.output import keep_report, machine_line
 from roadint.cli.options import Json, Plot, ReportFile, Settings, named_values, overrides
-from roadint.cli.output import console, print_line, report_json, save_figure
+from roadint.cli.output import console, print_line
 
 _HOLDS = {True: "yes", False: "no, the opposite", None: "open"}
 
@@ -78,11 +78,7 @@ def pilot(
         classifier_epochs=classifier_epochs,
         quiet=as_json,
     )
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import pilot_figure
-
-        save_figure(pilot_figure(report), plot)
+    keep_report(report, out, plot, as_json, "pilot_figure")
     if as_json:
         return
     print_line(machine_line(report["machine"]))

@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 
 from roadint.cli.bench.options import Layer, Model, Runs, check_outputs
-from roadint.cli.bench.output import bars_table, duration, machine_line
+from roadint.cli.bench.output import bars_table, duration, keep_report, machine_line
 from roadint.cli.options import Json, Plot, ReportFile, named_values
-from roadint.cli.output import console, print_line, report_json, save_figure
+from roadint.cli.output import console, print_line
 from roadint.errors import RoadError, check_known
 
 _CACHES = {"off": (False,), "on": (True,), "both": (False, True)}
@@ -136,11 +136,7 @@ def serve(
         together=together,
         quiet=as_json,
     )
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint.plots import serve_figure
-
-        save_figure(serve_figure(report), plot)
+    keep_report(report, out, plot, as_json, "serve_figure")
     if not as_json:
         _show(report)
 
