@@ -18,6 +18,7 @@ from roadint.errors import RoadError, first_line, listing, quoted
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
 _CHOICE = re.compile(r"\b(?:true|false|(?:answer|solution|option|ending)\s?\d)\b", re.IGNORECASE)
 _LETTER = re.compile(r"\b[A-E]\b")
+_TRUTHS = ("true", "false")
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,21 @@ class ChoiceQuestion:
 
         Args:
             question: A question that ends with "Answer1: … Answer2: …", or with endings, options or
-                solutions.
+                solutions; or one whose answer is true or false.
 
         Returns:
             The question without its choices.
 
         Raises:
-            RoadError: where choices, or the answer, are not numbered.
+            RoadError: where choices, or the answer, are not numbered, nor true or false.
         """
-        named = re.fullmatch(r"(answer|solution|option|ending)\s?(\d)", question.answer.lower())
         body = re.split(r"\s*Answer format:", question.instruction)[0]
+        answer = question.answer.lower()
+        if answer in _TRUTHS:
+            asked = body.partition("question: ")[2].strip() or body.strip()
+            truths = tuple(f" {truth}" for truth in _TRUTHS)
+            return cls(f"Question: {asked}\nAnswer:", truths, _TRUTHS.index(answer))
+        named = re.fullmatch(r"(answer|solution|option|ending)\s?(\d)", answer)
         word = named.group(1) if named else "answer"
         first, *parts = re.split(rf"\b{word}\s?(\d):", body, flags=re.IGNORECASE)
         numbers, choices = parts[::2], [choice.strip() for choice in parts[1::2]]
@@ -153,7 +159,8 @@ class ChoiceQuestion:
             raise RoadError(
                 f"question {quoted(question.instruction)} with the answer "
                 f"{quoted(question.answer)} has no numbered choices to compare: expected "
-                "'Answer1: … Answer2: …' and the answer 'answer2', or task 'commonsense'"
+                "'Answer1: … Answer2: …' and the answer 'answer2', an answer 'true' or 'false', or "
+                "task 'commonsense'"
             )
         asked = first.partition(": ")[2].strip() or first.strip()
         prompt = asked if word == "ending" else f"Question: {asked}\nAnswer:"

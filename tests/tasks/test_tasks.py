@@ -471,8 +471,10 @@ def test_choices_are_continuations() -> None:
     )
     ending = Question(numbered("ending", "He opens", "the door.", "the sky."), "", "ending1")
     assert ChoiceQuestion.of(ending) == ChoiceQuestion("He opens", (" the door.", " the sky."), 0)
+    asked = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
+    truth = ChoiceQuestion.of(Question(asked, "the correct answer is false", "false"))
+    assert truth == ChoiceQuestion("Question: is it?\nAnswer:", (" true", " false"), 1)
     for instruction, answer in (
-        ("Is it?\n\nAnswer format: true/false", "true"),
         (question.instruction, "answer3"),
         ("2 + 2?", "4"),
     ):
