@@ -8,18 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from roadint.cli.checks import check_folder
+from roadint.cli.checks import check_folder, check_picture
 from roadint.cli.options import (
     Compositions,
     Json,
     MaxPrompts,
     MaxRows,
+    Plot,
     PromptFile,
     Settings,
     named_values,
 )
-from roadint.cli.output import console, print_json, tested
-from roadint.errors import quoted
+from roadint.cli.output import console, print_json, save_figure, tested
+from roadint.errors import RoadError, quoted
 
 
 def sweep(
@@ -47,6 +48,7 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at once, with ray; one a GPU by default.")
     ] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Train and measure every combination of settings; resumable, a line a run in a table."""
@@ -55,6 +57,7 @@ def sweep(
     from roadint.sweep.run import sweep as run
 
     check_folder("--out", out)
+    check_picture("--plot", plot)
     varied = {
         name: parse_yaml(text, f"--over {name}={quoted(text)}")
         for name, text in named_values(over, "--over").items()
@@ -68,11 +71,17 @@ def sweep(
         max_prompts=max_prompts,
         rows=rows,
     )
+    if plot is not None and all(chosen.recipe_of(each).task.name for each in chosen.runs()):
+        raise RoadError("--plot draws compositions, and this sweep's runs are a task's")
     entries = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
     if as_json:
         print_json(entries)
     else:
         console.print(_table(entries))
+    if plot is not None:
+        from roadint.plots import changes_figure
+
+        save_figure(changes_figure(entries), plot)
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         first = " ".join(errors[0].split())

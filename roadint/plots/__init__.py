@@ -10,13 +10,14 @@ from roadint.plots.linear import linear_figure
 from roadint.plots.paper import throughput_figure, training_cost_figure
 from roadint.plots.pilot import pilot_figure
 from roadint.plots.serve import serve_figure
-from roadint.plots.sweep import sweep_figure
+from roadint.plots.sweep import changes_figure, sweep_figure
 from roadint.plots.training import training_figure
 
 __all__ = [
     "adapter_figure",
     "bench_figure",
     "block_figure",
+    "changes_figure",
     "compose_figure",
     "composition_figure",
     "heat_figure",

@@ -18,7 +18,7 @@ from roadint.evaluation.forms import asked_by
 from roadint.files.paths import is_file, path_of
 from roadint.files.yaml import read_yaml
 from roadint.grammar.composition import Composition
-from roadint.recipes.edit import plain_subspaces
+from roadint.recipes.edit import LINEAR, plain_subspaces
 from roadint.recipes.recipe import Recipe
 from roadint.recipes.section import Count, NameList, Section
 from roadint.tasks.run import check_task
@@ -147,17 +147,22 @@ class Plan(Section):
             raise RoadError(f"the sweep has {count:,} runs: expected at most {_MOST:,}")
 
     def runs(self) -> list[Changes]:
-        """The settings of every run, each combination once.
-
-        Runs that can share a prefix (model, lowest layer, position) follow each other.
-        """
+        """The settings of every run, each combination once, in the order of the plan."""
         runs: dict[str, Changes] = {}
         for grid in self.over:
             for values in itertools.product(*grid.values()):
                 changes = dict(zip(grid, values, strict=True))
                 runs.setdefault(key(changes), changes)
+        return list(runs.values())
+
+    def neighbours(self, runs: Sequence[Changes]) -> list[Changes]:
+        """Runs in the order to do them: those that can share a prefix follow each other.
+
+        Args:
+            runs: Some of `runs`.
+        """
         base = Recipe.load(self.recipe, self.set)
-        return sorted(runs.values(), key=lambda changes: _prefix_of(base.override(changes)))
+        return sorted(runs, key=lambda changes: _prefix_of(base.override(changes)))
 
     def recipe_of(self, changes: Changes) -> Recipe:
         """The recipe of one run.
@@ -184,7 +189,10 @@ def _prefix_of(recipe: Recipe) -> tuple[str, ...]:
     """A key that runs share which can use the same stored prefix; adapters have no position."""
     names = ("component", "position", "places", "phase")
     where = (str(recipe.edit.arguments.get(name, "")) for name in names)
-    lowest = min(recipe.edit.layers or [0])
+    if recipe.edit.kind == LINEAR:
+        lowest = min(recipe.edit.layers or [0])
+    else:
+        lowest = min(each["layer"] for each in recipe.edit.interventions())
     return (recipe.model.name, recipe.model.dtype, f"{lowest:04d}", *where)
 
 

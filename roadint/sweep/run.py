@@ -58,7 +58,8 @@ def sweep(
     out = Path(out)
     entries = _open_table(chosen, out)
     runs = chosen.runs()
-    todo = [changes for changes in runs if "error" in entries.get(key(changes), {"error": None})]
+    left = [changes for changes in runs if "error" in entries.get(key(changes), {"error": None})]
+    todo = chosen.neighbours(left)
     logger.info("%d runs, %d of them done", len(runs), len(runs) - len(todo))
     if engine == "ray":
         results = _through_ray(chosen, out, todo, workers)

@@ -351,6 +351,10 @@ def test_inspect(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) ->
         ),
         (["sweep", "composition", "--out", "x", "--over", "lr=[1"], "--over lr='.1' is no YAML"),
         (
+            ["sweep", "composition", "--out", "x", "--plot", "a.txt"],
+            "expected a .png, .svg or .pdf",
+        ),
+        (
             ["sweep", "glue", "--out", "x", "--over", "lr=[1]", "--rows", "3"],
             "rows has no meaning for task 'rte'",
         ),

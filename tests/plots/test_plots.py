@@ -14,6 +14,7 @@ from roadint.plots import (
     adapter_figure,
     bench_figure,
     block_figure,
+    changes_figure,
     composition_figure,
     heat_figure,
     interference_figure,
@@ -126,6 +127,46 @@ def test_training_curves() -> None:
     assert legend(figure.axes[0]) == ["a", "b"]
     (line,) = training_figure([{"step": 10, "loss": 3.0}]).axes[0].get_lines()
     assert (line.get_label(), line.get_xydata().tolist()) == ("loss", [[10, 3.0]])
+
+
+def test_a_sweep_is_a_ladder_of_changes() -> None:
+    steps: list[dict[str, Any]] = [
+        {},
+        {"lr": 0.01},
+        {"lr": 0.01, "lrs": {"a": 2}},
+        {"lr": 0.01},
+        {"basis": "random"},
+    ]
+    rows = [
+        {
+            "settings": {"seed": seed, **settings},
+            "nll": {"a": {"b": place + seed}, "a + b": {"b": 9.0}},
+            "shares": {name: {"success": (place + seed / 4) / 8} for name in ("a", "a + b")},
+        }
+        for place, settings in enumerate(steps)
+        for seed in (1, 3)
+    ]
+    rows[-1] = {"settings": rows[-1]["settings"], "error": "failed"}
+    figure = changes_figure(rows)
+    # The second and the fourth have the same settings, so they are one line.
+    assert ticks(figure.axes[0])[1] == [
+        "at first",
+        "lr=0.01",
+        "lrs={a: 2}",
+        "basis=random, lr as at first, lrs as at first",
+    ]
+    assert labels(figure) == [("success", "")]
+    (group,) = figure.legends
+    assert [text.get_text() for text in group.get_texts()] == ["a", "a + b"]
+    points = {bars.get_label(): [] for bars in figure.axes[0].containers}
+    for bars in figure.axes[0].containers:
+        (x,), (y,) = bars.lines[0].get_data()
+        points[bars.get_label()].append((x, y))
+    expected = [(0.5 / 8, 0), ((1 + 3) / 2 / 8 + 0.5 / 8, 1), (2.5 / 8, 2), (4.25 / 8, 3)]
+    assert points["a"] == [pytest.approx((x, y - 0.06)) for x, y in expected]
+    assert points["a + b"] == [pytest.approx((x, y + 0.06)) for x, y in expected]
+    assert labels(changes_figure(rows, "b")) == [("b, nats a token", "")]
+    assert changes_figure(rows[-1:]).axes[0].containers == []
 
 
 def test_heat_maps_hold_their_numbers() -> None:

@@ -42,9 +42,9 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(
     found = sweep(plan, tmp_path, quiet=True)
     assert [row["settings"] for row in found] == [
         {"lr": lr, "layers": layers}
-        for layers, lr in (([1], 1e-2), ([1], 2e-2), ([2], 1e-2), ([2], 2e-2))
+        for lr, layers in ((1e-2, [2]), (1e-2, [1]), (2e-2, [2]), (2e-2, [1]))
     ]
-    assert len(built) == 2
+    assert len(built) == 2  # those with the same lowest layer ran one after the other
     assert all(list(row["nll"]) == ["german", "0.5*german + english"] for row in found)
     assert all(list(row["nll"]["german"]) == ["german", "english", "cross"] for row in found)
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
@@ -54,6 +54,16 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(
         alone, tokenizer, None, plan.recipe_of(found[1]["settings"]), quiet=True
     )
     assert summary["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
+
+
+def test_neighbours_have_the_same_lowest_layer_wherever_it_is_said() -> None:
+    placed = {
+        name: {"layers": [9]} for name in ("german", "english")
+    }  # and none is left at the recipe's layers
+    plan = Plan.load("composition", {"layers": [[3], [9]], "places": [{}, placed]})
+    runs = plan.neighbours(plan.runs())
+    assert [bool(run["places"]) for run in runs] == [False, True, True, False]
+    assert [run["layers"] for run in runs] == [[3], [3], [9], [9]]
 
 
 def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
@@ -73,7 +83,7 @@ def test_goes_on_where_it_stopped(plan: Plan, tmp_path: Path, monkeypatch: Any) 
     first, done = done, []
     monkeypatch.setattr(Runner, "run", lambda runner, settings: run(runner, settings))
     assert [row["settings"] for row in sweep(plan, tmp_path, quiet=True)] == plan.runs()
-    assert [*first, *done] == plan.runs()
+    assert [*first, *done] == plan.neighbours(plan.runs())
     done = []
     assert len(sweep(plan, tmp_path, quiet=True)) == 4
     assert done == []
@@ -282,7 +292,7 @@ def test_a_table_cut_at_any_byte_loses_its_last_row_alone(
         (tmp_path / "runs.jsonl").write_bytes(table[:cut])
         done.clear()
         assert sweep(plan, tmp_path, quiet=True) == rows
-        assert done == [plan.runs()[-1]]
+        assert done == [plan.neighbours(plan.runs())[-1]]
     (tmp_path / "runs.jsonl").write_bytes(b'[1]\n"x"\n{"run": 3}\n' + table)
     assert sweep(plan, tmp_path, quiet=True) == rows
 
