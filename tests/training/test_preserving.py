@@ -1,6 +1,7 @@
 """Rows whose answers a composition leaves as they are: which tokens are scored, drawn from where, and refusals."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,23 +116,27 @@ def test_what_does_not_fit_is_refused(
         roadint.train(road, tokenizer, data, **{**SHORT, **changes})
 
 
-def test_what_a_preset_says_of_other_data_sets_is_dropped(
-    llama: PreTrainedModel, tokenizer: Any
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {preserve: {german: english}, max_completions: {german: 8}}")
+    return str(path)
+
+
+def test_what_a_recipe_says_of_other_data_sets_is_dropped(
+    llama: PreTrainedModel, tokenizer: Any, recipe: str
 ) -> None:
     """Its `preserve` and `max_completions` are of German, which is none here; chosen by the caller, they would be refused."""
-    assert Recipe.load("composition-own-data").data.preserve == {"german": ["english"]}
+    assert Recipe.load(recipe).data.preserve == {"german": ["english"]}
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=HALVES))
-    data = {"a": rows("abab", 4)}
-    summary = roadint.train(road, tokenizer, data, recipe="composition-own-data", **SHORT)
+    summary = roadint.train(road, tokenizer, {"a": rows("abab", 4)}, recipe=recipe, **SHORT)
     assert summary["rows"] == {"a": 4}
 
 
-def test_a_presets_data_set_to_preserve_is_missed_where_it_is_not_there(
-    llama: PreTrainedModel, tokenizer: Any
+def test_a_recipes_data_set_to_preserve_is_missed_where_it_is_not_there(
+    llama: PreTrainedModel, tokenizer: Any, recipe: str
 ) -> None:
     halves = {"german": "[0, d/2)", "english": "[d/2, d)"}
     road = RoadModel(llama, RoadIntervention(layer=1, subspaces=halves))
     with pytest.raises(RoadError, match="preserve.german names 'english', which is no data set"):
-        roadint.train(
-            road, tokenizer, {"german": rows("ab", 4)}, recipe="composition-own-data", **SHORT
-        )
+        roadint.train(road, tokenizer, {"german": rows("ab", 4)}, recipe=recipe, **SHORT)
