@@ -11,7 +11,8 @@ import psutil
 import torch
 import transformers
 
-_SIZE = 2048  # of the square matrices whose product is the machine's rate
+_LEAST, _SIZE = 256, 2048  # numbers in a row of the products whose rate is measured
+_LONG = 0.03  # seconds of a product, from which a larger one is not needed
 
 
 def default_device() -> torch.device:
@@ -45,7 +46,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> float:
-    """Measure how fast matrices of 2048 × 2048 numbers are multiplied.
+    """Measure how fast matrices are multiplied: 2048 × 2048 numbers, or fewer on slow machines.
 
     Args:
         device: The device.
@@ -55,7 +56,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> floa
     Returns:
         Floating-point operations a second, by the quickest product.
     """
-    left, right = (torch.randn(_SIZE, _SIZE).to(device, dtype) for _ in range(2))
+    size = _LEAST
+    while True:
+        seconds = _quickest_product(size, device, dtype, runs)
+        if size == _SIZE or seconds > _LONG:
+            return 2 * size**3 / seconds
+        size *= 2
+
+
+def _quickest_product(size: int, device: torch.device, dtype: torch.dtype, runs: int) -> float:
+    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     times = []
     for _ in range(runs + 1):
         wait_for(device)
@@ -63,7 +73,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> floa
         left @ right
         wait_for(device)
         times.append(time.perf_counter() - started)
-    return 2 * _SIZE**3 / min(times[1:])
+    return min(times[1:])
 
 
 def wait_for(device: torch.device) -> None:
