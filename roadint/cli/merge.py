@@ -1,6 +1,6 @@
 """`roadint merge`: adapters into the weights of a plain model."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ def merge(
     check_folder("--out", out, new=True)
     check_adapters(checkpoint)
     road, tokenizer = open_checkpoint(checkpoint, model, [compose], dtype=dtype)
+    stored: Any = road.model.config.dtype
+    if dtype is None and stored not in (None, road.model.dtype):
+        road.model.to(stored)  # what is written does not depend on what this CPU computes in
     report = road.merge(compose)
     with whole_folder(out, last="config.json") as scratch:
         road.model.save_pretrained(scratch)  # type: ignore[operator]
