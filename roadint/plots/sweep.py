@@ -9,6 +9,7 @@ from roadint.plots.style import COLOURS, Figure, add_legend
 
 _Settings = Mapping[str, Any]
 _SHARES = ("success", "on_topic", "degenerate")
+_SEEDS = ("seed", "optimisation.seed")
 _APART = 0.12  # compositions of a line, in lines
 
 
@@ -50,7 +51,7 @@ def changes_figure(rows: Sequence[Mapping[str, Any]], value: str = "success") ->
     """
     lines: list[tuple[_Settings, list[Mapping[str, Any]]]] = []
     for row in rows:
-        settings = {name: each for name, each in row["settings"].items() if name != "seed"}
+        settings = {name: each for name, each in row["settings"].items() if name not in _SEEDS}
         own = next((own for each, own in lines if each == settings), None)
         if own is None:
             lines.append((settings, own := []))
@@ -62,7 +63,8 @@ def changes_figure(rows: Sequence[Mapping[str, Any]], value: str = "success") ->
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": composition}
         beside = _APART * (index - (len(compositions) - 1) / 2)
         for place, (_, own) in enumerate(lines):
-            values = [_value_of(row, composition, value) for row in own if "nll" in row]
+            told = [_value_of(row, composition, value) for row in own if "nll" in row]
+            values = [each for each in told if each == each]  # shares may be unknown
             if not values:
                 continue
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -80,7 +82,11 @@ def changes_figure(rows: Sequence[Mapping[str, Any]], value: str = "success") ->
 
 def _change(before: _Settings, after: _Settings) -> str:
     """What changes from one line to the next."""
-    changed = [f"{name}={_text(each)}" for name, each in after.items() if before.get(name) != each]
+    changed = [
+        f"{name}={_text(each)}"
+        for name, each in after.items()
+        if name not in before or before[name] != each
+    ]
     dropped = [f"{name} as at first" for name in before if name not in after]
     return ", ".join([*changed, *dropped]) or "at first"
 

@@ -167,6 +167,16 @@ def test_a_sweep_is_a_ladder_of_changes() -> None:
     assert points["a + b"] == [pytest.approx((x, y + 0.06)) for x, y in expected]
     assert labels(changes_figure(rows, "b")) == [("b, nats a token", "")]
     assert changes_figure(rows[-1:]).axes[0].containers == []
+    unknown = [
+        {
+            "settings": {"optimisation.seed": seed, "max_completion": None},
+            "nll": {"a": {"b": 1.0}},
+            "shares": {"a": {"success": None}},
+        }
+        for seed in (1, 2)
+    ]
+    assert changes_figure(unknown).axes[0].containers == []
+    assert ticks(changes_figure(unknown, "b").axes[0])[1] == ["max_completion=None"]
 
 
 def test_heat_maps_hold_their_numbers() -> None:

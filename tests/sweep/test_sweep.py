@@ -57,9 +57,7 @@ def test_every_combination_once_and_neighbours_share_what_is_stored(
 
 
 def test_neighbours_have_the_same_lowest_layer_wherever_it_is_said() -> None:
-    placed = {
-        name: {"layers": [9]} for name in ("german", "english")
-    }  # and none is left at the recipe's layers
+    placed = {name: {"layers": [9]} for name in ("german", "english")}  # none is elsewhere
     plan = Plan.load("composition", {"layers": [[3], [9]], "places": [{}, placed]})
     runs = plan.neighbours(plan.runs())
     assert [bool(run["places"]) for run in runs] == [False, True, True, False]
