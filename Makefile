@@ -1,9 +1,10 @@
 # make run    environment, install, then the main job: learn German and English subspaces, compare four ways, measure
 # make test   everything that CI checks
-# make unit   the tests that need no real model, with the share of the code that they run
+# make unit   the tests that need no real model, those of the documentation among them, with the share of the code that they run
 # make test-vllm  what vLLM serves, beside RoadModel; in an environment of its own, no part of make test
 # make gpu    every feature on a GPU, against the CPU's numbers; no part of make test
-# make house  draw the package: docs/house.png
+# make docs   the documentation site, in build/site; make site to read it in a browser
+# make house  draw the package: docs/pictures/house.png
 #
 # The torch requirement is a variable: on a machine without a GPU, a CPU build saves gigabytes, for example
 #   make run TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -19,7 +20,7 @@ OUT ?= runs/german-english
 COVERAGE ?= --cov --cov-report term
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
-.PHONY: run test test-vllm lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
+.PHONY: run test docs site pictures dist test-vllm lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
 	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
@@ -28,7 +29,7 @@ run: $(VENV)/.installed
 	$(BIN)/roadint eval $(OUT) --rows 16
 	@echo; echo "To turn the subspaces on and off in a browser:  $(BIN)/roadint demo $(OUT)"
 
-test: lint types unit architectures quantised wheel real browser notebooks
+test: lint types docs unit architectures quantised wheel real browser notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -91,6 +92,21 @@ wheel: $(VENV)/.installed
 gpu-bench: $(VENV)/.installed
 	$(BIN)/roadint bench gpu --out build/gpu
 
+# the site is strict: a broken link or a reference to nothing fails
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+site: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# the pictures of the concepts
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/pictures.py
+
+# what an index takes
+dist: $(VENV)/.installed
+	rm -rf dist && $(BIN)/python -m build --outdir dist && $(BIN)/twine check --strict dist/*
+
 # the rooms of the package, their floors and what imports what, as a picture
 house: $(VENV)/.installed
 	$(BIN)/python docs/house.py
@@ -127,4 +143,4 @@ install-pyreft:
 	$(BIN)/python -m pip install --quiet --no-deps pyreft==0.1.0
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) runs build dist
+	rm -rf $(VENV) $(VENV_VLLM) runs build dist .cache

@@ -255,7 +255,9 @@ def draw_box(axes: Axes, room: str, box: Box, lines: int, shade: float) -> None:
 def main() -> int:
     """Draw the picture and print the figures; 1 where something points up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", nargs="?", type=Path, default=ROOT / "docs" / "house.png")
+    parser.add_argument(
+        "picture", nargs="?", type=Path, default=ROOT / "docs" / "pictures" / "house.png"
+    )
     picture = parser.parse_args().picture
     house = survey()
     draw(house, picture)

@@ -26,7 +26,7 @@ def did_you_mean(value: object, options: Iterable[str]) -> str:
     Returns:
         The proposal, or an empty string where no option is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("germn", ["german", "english"])
         "; did you mean 'german'?"
     """
@@ -39,7 +39,7 @@ def did_you_mean(value: object, options: Iterable[str]) -> str:
 def listing(options: Iterable[object]) -> str:
     """The options as a message lists them, the first 40 of many.
 
-    Example:
+    Examples:
         >>> listing(["german", "english"])
         "'german', 'english'"
     """
@@ -76,7 +76,7 @@ def first_line(error: BaseException) -> str:
 def quoted(value: object) -> str:
     """The `repr` of a value in one line of at most 100 characters; a longer one is never made.
 
-    Example:
+    Examples:
         >>> quoted("german")
         "'german'"
     """

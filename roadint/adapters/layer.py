@@ -29,7 +29,7 @@ class RoadLinear(nn.Module):
     Raises:
         RoadError: where an argument does not fit, or the width of the output is odd.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = RoadLinear(nn.Linear(6, 8).requires_grad_(False))
         >>> layer(torch.ones(2, 6)).shape

@@ -18,7 +18,7 @@ def hidden_of(output: LayerOutput) -> Float[Tensor, "rows columns width"]:
     Returns:
         The hidden states; `output` itself where it is no tuple and no list.
 
-    Example:
+    Examples:
         >>> import torch
         >>> hidden_of((torch.ones(1), None))
         tensor([1.])
@@ -37,7 +37,7 @@ def with_hidden(output: LayerOutput, hidden: Float[Tensor, "rows columns width"]
     Returns:
         An output of the same form, with its other entries.
 
-    Example:
+    Examples:
         >>> import torch
         >>> with_hidden((torch.ones(1), "rest"), torch.zeros(1))
         (tensor([0.]), 'rest')

@@ -75,7 +75,7 @@ def at_divergence(curve: Sequence[Mapping[str, Any]], kl: float) -> tuple[float,
         The success where the curve first is there, and True; that of the largest divergence, and
         False, where it stays below.
 
-    Example:
+    Examples:
         >>> at_divergence([{"kl": 0.0, "success": 0.0}, {"kl": 0.2, "success": 0.5}], 0.1)
         (0.25, True)
     """

@@ -19,7 +19,7 @@ def block_strengths(composition: str | None, width: int) -> Float[Tensor, " bloc
     Returns:
         The strengths, 0 where a block does not act.
 
-    Example:
+    Examples:
         >>> block_strengths("german - 0.5*english", 8)
         tensor([ 1.0000,  1.0000, -0.5000, -0.5000])
     """

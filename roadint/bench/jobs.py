@@ -12,7 +12,7 @@ def differing(job: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
         job: The job of this run; it is compared as JSON would give it back.
         saved: The job of the report.
 
-    Example:
+    Examples:
         >>> differing({"rows": (1, 2), "epochs": 3}, {"rows": [1, 2], "tries": 1})
         ['epochs']
     """

@@ -52,7 +52,7 @@ class Method:
         Raises:
             RoadError: for an unknown name, and a rank where there is none.
 
-        Example:
+        Examples:
             >>> Method.named("road_1+lora_4")
             Method(name='road_1+lora_4', family='road_1+lora', rank=4)
         """
@@ -93,7 +93,7 @@ def rates_of(method: Method, tries: int, fixed: Mapping[str, float]) -> list[flo
         tries: How many are tried.
         fixed: Name of a method → its only rate.
 
-    Example:
+    Examples:
         >>> rates_of(Method.named("lora"), 3, {})
         [0.000167, 0.0005, 0.0015]
     """

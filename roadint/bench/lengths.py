@@ -19,7 +19,7 @@ def generation_seconds(steps: Mapping[int, float], start: int, tokens: int) -> f
     Returns:
         Seconds.
 
-    Example:
+    Examples:
         >>> generation_seconds({0: 1.0, 4: 3.0}, start=0, tokens=3)  # 1 + 1.5 + 2
         4.5
     """

@@ -20,7 +20,7 @@ def case(
     Returns:
         The case.
 
-    Example:
+    Examples:
         >>> case("step", "roadint", [3.0, 1.0, 2.0], None)["median_s"]
         2.0
     """
@@ -49,7 +49,7 @@ def ratio(name: str, over: str, seconds: float, roadint_seconds: float) -> dict[
     Returns:
         The ratio; its value is above 1 where roadint is faster.
 
-    Example:
+    Examples:
         >>> ratio("step", "pyvene", 6.0, 2.0)["value"]
         3.0
     """

@@ -166,7 +166,7 @@ def compositions(
         subspaces: How many subspaces of a layer act.
         first: The number of the first composition: each number has a composition of its own.
 
-    Example:
+    Examples:
         >>> compositions(2, 3, 1)
         ['0.500000*a@one', '1.118034*a@one', '0.500000*a@one']
     """

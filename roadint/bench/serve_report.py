@@ -32,7 +32,7 @@ def name_of(cached: bool) -> str:
 def system_of(kind: str, subspaces: int) -> str:
     """The name of a system.
 
-    Example:
+    Examples:
         >>> system_of("hidden", 3), system_of("bare", 0)
         ('roadint, hidden states, 3 subspaces', 'bare engine')
     """

@@ -18,7 +18,7 @@ def in_turns(items: Sequence[Item], round_number: int) -> list[Item]:
     Returns:
         All items.
 
-    Example:
+    Examples:
         >>> in_turns(["a", "b", "c"], 1)
         ['b', 'c', 'a']
     """

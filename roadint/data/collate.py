@@ -200,7 +200,7 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     Returns:
         For each batch, the indices of its examples, the shortest first.
 
-    Example:
+    Examples:
         >>> by_length([5, 1, 4, 2], size=2)
         [[1, 3], [2, 0]]
     """
@@ -251,7 +251,7 @@ def row_sums(
         rows: The rows of the tokens.
         count: How many rows there are.
 
-    Example:
+    Examples:
         >>> row_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist()
         [3.0, 5.0]
     """

@@ -86,7 +86,7 @@ def render(
     Raises:
         RoadError: where the chat template is missing or fails.
 
-    Example:
+    Examples:
         >>> render("plain", "Translate.", tokenizer=None, input_text="Guten Tag")
         'Translate.\nGuten Tag'
     """
@@ -254,7 +254,7 @@ def check_prompt(prompt: object) -> tuple[str, str]:
 def prompt_text(prompt: Prompt) -> str:
     r"""A Prompt as one text, for people and for embeddings: an input follows on its own line.
 
-    Example:
+    Examples:
         >>> prompt_text({"instruction": "Translate.", "input": "Guten Tag"})
         'Translate.\nGuten Tag'
     """
@@ -353,7 +353,7 @@ def pad(
         fill: The id that fills up shorter rows.
         side: The side on which they are filled up.
 
-    Example:
+    Examples:
         >>> pad([[5, 6], [7]], 0, "left").tolist()
         [[5, 6], [0, 7]]
     """

@@ -54,7 +54,7 @@ def load_rows(source: DataSource, limit: int | None = None, seed: int | None = N
     Raises:
         RoadError: where the source or a row can't be read, or no row is left.
 
-    Example:
+    Examples:
         >>> [row["output"] for row in load_rows([{"instruction": "1 + 1?", "output": "2"}])]
         ['2']
     """

@@ -143,7 +143,7 @@ def degeneration(text: str) -> str | None:
         different, or one character stands ten times in a row. "numbers": more than a quarter of the
         characters are digits, as in an answer that runs away into numbers. None: nothing.
 
-    Example:
+    Examples:
         >>> degeneration("no " * 20)
         'repetition'
     """

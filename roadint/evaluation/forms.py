@@ -43,7 +43,7 @@ def in_language(code: str) -> Property:
     Args:
         code: Of ISO 639-1.
 
-    Example:
+    Examples:
         >>> in_language("fr")("Le chien dort sous la vieille table.")
         True
     """
@@ -55,7 +55,7 @@ def numbered_list(text: str) -> bool:
 
     One that was cut after its first number counts.
 
-    Example:
+    Examples:
         >>> numbered_list("1. Buy a dictionary.")
         True
     """
@@ -69,7 +69,7 @@ def json_object(text: str) -> bool:
     One that was cut inside the object counts, if it has begun with a key and can be continued to an
     object. (That the model ended it there can't be told from the text.)
 
-    Example:
+    Examples:
         >>> json_object('{"answer": "Yes", "reason": "It is tru')
         True
     """
@@ -83,7 +83,7 @@ def json_object(text: str) -> bool:
 def upper_case(text: str) -> bool:
     """Whether an answer has capital letters and no small ones; ß, which often has none, may stand.
 
-    Example:
+    Examples:
         >>> upper_case("5 STRAßEN!"), upper_case("5"), upper_case("NASA has it.")
         (True, False, False)
     """
@@ -93,7 +93,7 @@ def upper_case(text: str) -> bool:
 def one_sentence(text: str) -> bool:
     """Whether an answer is exactly one sentence (`roadint.evaluation.sentences`), with its end.
 
-    Example:
+    Examples:
         >>> one_sentence("Dr. Ruiz paid 3.50 euros."), one_sentence("Dr. Ruiz paid 3")
         (True, False)
     """
@@ -104,7 +104,7 @@ def one_sentence(text: str) -> bool:
 def short(text: str) -> bool:
     """Whether an answer has at least one word and at most twenty.
 
-    Example:
+    Examples:
         >>> short("Yes, in May.")
         True
     """
@@ -158,7 +158,7 @@ def asked_by(names: Sequence[str], expect: Mapping[str, str] | None = None) -> d
     Raises:
         RoadError: where there is no such subspace or property.
 
-    Example:
+    Examples:
         >>> asked_by(["german", "english", "dots"], {"dots": "numbered_list"})
         {'german': 'german', 'dots': 'numbered_list'}
     """
@@ -184,7 +184,7 @@ def asked_of(composition: Composition, asked: Mapping[str, str]) -> list[str]:
         composition: The composition.
         asked: What the subspaces ask for, from `asked_by`.
 
-    Example:
+    Examples:
         >>> names = ["german", "list"]
         >>> asked_of(Composition.parse("german - list", names), asked_by(names))
         ['german']

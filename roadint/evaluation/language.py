@@ -28,7 +28,7 @@ def check_language(code: object) -> None:
 def language_of(text: str) -> str:
     """The ISO 639-1 code that py3langid gives a text; "none" if it has no letters.
 
-    Example:
+    Examples:
         >>> language_of("Der Hund schläft unter dem alten Tisch.")
         'de'
     """
@@ -42,7 +42,7 @@ def language_of(text: str) -> str:
 def shares_of(codes: Sequence[str]) -> dict[str, float]:
     """The share of each code, the largest first.
 
-    Example:
+    Examples:
         >>> shares_of(["en", "de", "de", "de"])
         {'de': 0.75, 'en': 0.25}
     """

@@ -39,7 +39,7 @@ def sentences(text: str) -> list[Sentence]:
     belongs to an abbreviation, an initial or an ordinal number. So a sentence that ends in a single
     letter or a number below 100 is taken for one with the next.
 
-    Example:
+    Examples:
         >>> [sentence.text for sentence in sentences("Mr. Fox ran 3.5 km. He was late.")]
         ['Mr. Fox ran 3.5 km.', 'He was late.']
     """

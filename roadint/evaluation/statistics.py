@@ -18,7 +18,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     Returns:
         The lower and the upper bound, in the unit of the values.
 
-    Example:
+    Examples:
         >>> interval([0.5] * 10)
         (0.5, 0.5)
     """
@@ -35,7 +35,7 @@ def mean_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reports: Nested mappings of numbers. A number that a report lacks counts as 0; one that is
             None in a report is None in the mean.
 
-    Example:
+    Examples:
         >>> mean_of([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 1.0}}])
         {'a': {'x': 2.0, 'y': 0.5}}
     """

@@ -28,7 +28,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         Tuples, sets, ranges and small tensors as lists, slices as ranges of dims, paths as text;
         any other object as a line about it.
 
-    Example:
+    Examples:
         >>> plain({"subspaces": {"a": slice(0, 16)}, "layers": (1, 2), "loss": float("nan")})
         {'subspaces': {'a': '[0, 16)'}, 'layers': [1, 2], 'loss': 'nan'}
     """

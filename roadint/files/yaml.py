@@ -36,7 +36,7 @@ def parse_yaml(text: str, what: str) -> Any:
         RoadError: where the text is too long or no YAML, holds an alias or a tag that is not plain,
             or has a mapping with a name that is no text or is there twice.
 
-    Example:
+    Examples:
         >>> parse_yaml("{lr: 1e-2, layers: [6, 9]}", "recipe")
         {'lr': 0.01, 'layers': [6, 9]}
     """

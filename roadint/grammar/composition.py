@@ -30,7 +30,7 @@ class Composition:
     Args:
         terms: Names and strengths, each name once, in the order of the names.
 
-    Example:
+    Examples:
         >>> composition = Composition.parse("english + 0.5*german", ["german", "english"])
         >>> composition.terms
         (('german', 0.5), ('english', 1.0))
@@ -95,7 +95,7 @@ def parse_rows(
     Raises:
         RoadError: for another number of compositions, and as Composition.parse.
 
-    Example:
+    Examples:
         >>> [str(row) for row in parse_rows([None, "all"], 2, ["a", "b"])]
         ['none', 'a + b']
     """

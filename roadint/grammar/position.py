@@ -63,7 +63,7 @@ class Position(_EditedTokens):
     Raises:
         RoadError: for fields that select nothing.
 
-    Example:
+    Examples:
         >>> Position.parse("last(2)")
         Position(kind='last', numbers=(2,), phase='prompt')
         >>> Position.parse("at(0, -1)").indices(5)
@@ -208,7 +208,7 @@ class Position(_EditedTokens):
         Raises:
             RoadError: where `at(i)` names a token that the prompt does not have.
 
-        Example:
+        Examples:
             >>> Position.parse("last(2)").indices(5)
             [3, 4]
         """
@@ -234,7 +234,7 @@ class Tokens(_EditedTokens):
     Raises:
         RoadError: for anything else.
 
-    Example:
+    Examples:
         >>> Tokens([[0, -1], range(2)])
         Tokens(indices=((0, -1), (0, 1)))
     """

@@ -42,7 +42,7 @@ def read_ranges(text: str, width: int, unit: int) -> Iterator[tuple[int, int]]:
     Raises:
         RoadError: for text that is not in the grammar.
 
-    Example:
+    Examples:
         >>> list(read_ranges("[0, d/4) | [d - 2, d)", 16, 2))
         [(0, 4), (14, 16)]
         >>> list(read_ranges("blocks[::4]", 16, 2))
@@ -64,7 +64,7 @@ def write_ranges(ranges: Ranges, unit: int) -> str:
     Returns:
         The text: in dims or, where possible, every n-th block.
 
-    Example:
+    Examples:
         >>> write_ranges([(0, 2), (4, 6)], 2)
         '[0, 4) | [8, 12)'
         >>> write_ranges([(1, 2), (3, 4), (5, 6)], 2)
@@ -87,7 +87,7 @@ def write_slice(dims: slice) -> str:
     Returns:
         Its text; its repr where it has a step.
 
-    Example:
+    Examples:
         >>> [write_slice(slice(0, 16)), write_slice(slice(8, None)), write_slice(slice(-8, None))]
         ['[0, 16)', '[8, d)', '[d - 8, d)']
     """
@@ -114,7 +114,7 @@ def read_boundary(value: Any, whole: object, width: int) -> int:
     Raises:
         RoadError: for anything else, and for fractions of a dim.
 
-    Example:
+    Examples:
         >>> read_boundary("3d/4", "[0, 3d/4)", 64)
         48
     """
@@ -142,7 +142,7 @@ def read_boundary(value: Any, whole: object, width: int) -> int:
 def runs(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ordered integers as half-open ranges.
 
-    Example:
+    Examples:
         >>> list(runs([0, 1, 2, 6]))
         [(0, 3), (6, 7)]
     """

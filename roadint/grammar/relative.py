@@ -20,7 +20,7 @@ def relative_text(spec: SubspaceLike, widths: Iterable[int]) -> str:
     Raises:
         RoadError: where the form is unknown, or no text means the same at all widths.
 
-    Example:
+    Examples:
         >>> relative_text(slice(8, None), [16, 32])
         '[8, d)'
         >>> relative_text("[0, d/2)", [16, 32])

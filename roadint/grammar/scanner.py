@@ -33,7 +33,7 @@ def scan(token: re.Pattern[str], text: str) -> tuple[list[tuple[int, str]], int]
     Returns:
         The tokens with their offsets, without spaces; and how many characters were understood.
 
-    Example:
+    Examples:
         >>> scan(re.compile(r"[ ]+|[a-z]+"), "one two!")
         ([(0, 'one'), (4, 'two')], 7)
     """

@@ -56,7 +56,7 @@ class Subspace:
     Raises:
         RoadError: for ranges that are none.
 
-    Example:
+    Examples:
         >>> german = Subspace.parse("[0, d/2)", 64)
         >>> german.ranges, len(german), str(german)
         (((0, 16),), 16, '[0, 32)')
@@ -137,7 +137,7 @@ class Subspace:
         Raises:
             RoadError: for values that are no dims, and for parts of blocks.
 
-        Example:
+        Examples:
             >>> Subspace.from_dims([5, 4, 0, 1], 16).blocks
             [0, 2]
         """
@@ -175,7 +175,7 @@ class Partition(Mapping[str, Subspace]):
     Raises:
         RoadError: where there are no subspaces, a name is no plain word, or two share a block.
 
-    Example:
+    Examples:
         >>> halves = Partition({"german": "[0, d/2)", "english": "[d/2, d)"}, 16)
         >>> {name: str(subspace) for name, subspace in halves.items()}
         {'german': '[0, 8)', 'english': '[8, 16)'}
@@ -269,7 +269,7 @@ def check_name(name: object) -> str:
 def labelled(name: str, label: str | None) -> str:
     """The name of a subspace of a checkpoint that was loaded under a label; itself without one.
 
-    Example:
+    Examples:
         >>> labelled("german", "a"), labelled("german", "")
         ('german@a', 'german')
     """

@@ -22,7 +22,7 @@ def magnitude_change(
         before: x0.
         after: x.
 
-    Example:
+    Examples:
         >>> magnitude_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 10.0]])).tolist()
         [1.0]
     """
@@ -40,7 +40,7 @@ def direction_change(
         before: x0.
         after: x.
 
-    Example:
+    Examples:
         >>> direction_change(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).tolist()
         [0.0]
     """

@@ -68,7 +68,7 @@ class RoadIntervention(PairedIntervention, EditIntervention):
     Raises:
         RoadError: where an argument does not fit.
 
-    Example:
+    Examples:
         >>> halves = {"german": "[0, d/2)", "english": "[d/2, d)"}
         >>> RoadIntervention(layer=9, subspaces=halves, embed_dim=640).trainable_count
         640

@@ -28,7 +28,7 @@ def add_linear_road(
     Raises:
         RoadError: where something does not fit.
 
-    Example:
+    Examples:
         >>> road = add_linear_road(model, variant="road_1", targets=["q_proj"])  # doctest: +SKIP
         >>> optimizer = torch.optim.AdamW(road.trained_parameters())  # doctest: +SKIP
     """

@@ -437,7 +437,7 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for an option that torch.compile does not have.
 
-        Example:
+        Examples:
             >>> road.compile()  # doctest: +SKIP
             >>> road.generate(**inputs, compose=["german", None, "0.5*english"])  # doctest: +SKIP
         """

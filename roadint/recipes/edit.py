@@ -29,7 +29,7 @@ def plain_subspace(subspace: Any) -> Any:
     Args:
         subspace: A subspace in any form; slices, ranges and pairs become text.
 
-    Example:
+    Examples:
         >>> [plain_subspace(form) for form in (slice(0, 16), (16, "d/2"), [3, 4])]
         ['[0, 16)', '[16, d/2)', [3, 4]]
     """

@@ -31,7 +31,7 @@ def nested(settings: Mapping[str, Any]) -> Nested:
     Raises:
         RoadError: where a name is unknown, or two names mean the same setting.
 
-    Example:
+    Examples:
         >>> nested({"lr": 1e-2, "model": "gemma-3-270m", "edit": {"layers": 9}})["optimisation"]
         {'lr': 0.01}
     """

@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     Raises:
         RoadError: where a setting is unknown or does not fit.
 
-    Example:
+    Examples:
         >>> Recipe(lr=1e-2, layers=[6, 9]).optimisation.lr
         0.01
         >>> Recipe.load("composition", {"edit.layers": 9}).edit.layers

@@ -39,7 +39,7 @@ class Basis:
     Raises:
         RoadError: for an unknown kind, or a seed out of range.
 
-    Example:
+    Examples:
         >>> Basis().frame(8) is None
         True
         >>> frame = Basis("hadamard", seed=7).frame(8)

@@ -64,7 +64,7 @@ def parameter_shape(variant: Variant, blocks: int) -> tuple[int, ...]:
         (blocks,) for road_1, (blocks, 2) for road_2, one a matrix row, and (blocks, 2, 2) for
         road_4, one an entry.
 
-    Example:
+    Examples:
         >>> parameter_shape("road_2", 16)
         (16, 2)
     """
@@ -86,7 +86,7 @@ def group_size(pairing: Pairing, width: int) -> int:
     Raises:
         RoadError: for an odd width, or a pairing that does not fit it.
 
-    Example:
+    Examples:
         >>> [group_size(pairing, 64) for pairing in ("adjacent", "half", 16)]
         [2, 64, 16]
     """
@@ -124,7 +124,7 @@ class Rotation:
         v: As `u`; None where it is zero everywhere, as in RoAd1.
         group: The group size of the pairing, 2 for the paper's adjacent pairs.
 
-    Example:
+    Examples:
         A quarter turn of the first pair, and nothing for the second:
 
         >>> r = Rotation(torch.tensor([1j, 1]))
@@ -251,7 +251,7 @@ class Rotation:
     def dense(self) -> Float[Tensor, "*rows width width"]:
         """The matrix R, for tests and inspection: `z = R @ h`.
 
-        Example:
+        Examples:
             >>> Rotation(torch.tensor([2 + 1j])).dense()
             tensor([[ 2., -1.],
                     [ 1.,  2.]])
@@ -307,7 +307,7 @@ def rotation(
     Returns:
         The rotation.
 
-    Example:
+    Examples:
         >>> theta, alpha = torch.tensor([math.pi / 2]), torch.tensor([4.0])
         >>> rotation(theta, alpha, variant="road_1")(torch.tensor([1.0, 1.0])).round(decimals=4)
         tensor([-4.,  4.])
@@ -378,7 +378,7 @@ def canonical(
     Returns:
         The angles and the scales.
 
-    Example:
+    Examples:
         >>> canonical(torch.tensor([0.0]), torch.tensor([-2.0]))
         (tensor([-3.1416]), tensor([2.]))
     """

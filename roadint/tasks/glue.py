@@ -160,7 +160,7 @@ def measure(
     Returns:
         The metric; a correlation with a constant, or with what is not finite, is 0.
 
-    Example:
+    Examples:
         >>> measure("sst2", np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
         0.75
     """

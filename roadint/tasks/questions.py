@@ -96,7 +96,7 @@ def answered(text: str, answer: str) -> bool:
         text: The text of a model.
         answer: The right answer.
 
-    Example:
+    Examples:
         >>> answered("4 * 3 = 12 kids. The answer is 1,250.", "1250")
         True
         >>> answered("answer3, not answer2", "answer2")

@@ -34,7 +34,7 @@ def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str | None:
     Returns:
         The digest, in hexadecimal; None where some values are offloaded.
 
-    Example:
+    Examples:
         >>> zeros = fingerprint_of([("w", torch.zeros(3))])
         >>> zeros == fingerprint_of([("w", torch.zeros(3))])
         True

@@ -32,7 +32,7 @@ def rows_that_fit(free: float, kept: float, step: int) -> int:
         kept: The bytes that the longest row keeps for its gradient.
         step: The rows of a step.
 
-    Example:
+    Examples:
         >>> rows_that_fit(1200, kept=180, step=12)
         4
     """

@@ -27,7 +27,7 @@ class MixedLengthSampler(Sampler[int]):
             processes have the same number of batches).
         micro_batch: The rows of a batch; by default all rows of a process's step.
 
-    Example:
+    Examples:
         >>> rows = [Example([1] * length, [2], "ab"[length % 2]) for length in range(1, 9)]
         >>> order = list(MixedLengthSampler(rows, step_rows=4, seed=0))
         >>> sorted(order)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.device import helpers
-from tests.test_readme import tiny
+from tests.docs.conftest import tiny
 
 __all__ = ["device", "tiny"]
 

@@ -1,11 +1,12 @@
-"""The examples of the README as typed where there is a GPU."""
+"""The examples of the documentation as typed where there is a GPU."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from tests.test_readme import folder, test_the_examples_run
+from tests.docs.conftest import folder
+from tests.docs.test_examples import test_the_examples_run
 
 __all__ = ["folder", "test_the_examples_run", "tiny"]
 

@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
     Args:
         seconds: The time.
 
-    Example:
+    Examples:
         >>> duration(12.04), duration(0.00751)
         ('12.0 s', '7.51 ms')
     """

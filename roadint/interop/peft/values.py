@@ -21,7 +21,7 @@ def as_peft(
         variant: "road_1", "road_2" or "road_4".
         group: PEFT's group_size, in dims.
 
-    Example:
+    Examples:
         >>> as_peft(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), "road_2", group=4).tolist()
         [0.0, 2.0, 1.0, 3.0]
     """

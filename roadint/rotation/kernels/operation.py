@@ -45,7 +45,7 @@ def turn(
     Returns:
         The rotated hidden states, computed in float32 at least, in the dtype of `h`.
 
-    Example:
+    Examples:
         >>> quarter_turn = torch.tensor([[1j, 1j]])
         >>> h = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
         >>> turn(h, quarter_turn)[0]

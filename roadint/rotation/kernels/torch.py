@@ -32,7 +32,7 @@ def turn(
     Returns:
         The rotated hidden states, in float32 at least.
 
-    Example:
+    Examples:
         >>> quarter_turn = torch.tensor([1j, 1j])
         >>> turn(torch.tensor([1.0, 2.0, 3.0, 4.0]), quarter_turn, None)
         tensor([-2.,  1., -4.,  3.])

@@ -15,7 +15,7 @@ class PlainAttention(TorchFunctionMode):
     For a few queries over a long prefix, torch's fused attention is half as fast on a CPU, with
     gradients.
 
-    Example:
+    Examples:
         >>> with PlainAttention():
         ...     functional.scaled_dot_product_attention(*torch.ones(3, 1, 1, 2, 4)).shape
         torch.Size([1, 1, 2, 4])

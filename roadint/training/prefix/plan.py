@@ -103,7 +103,7 @@ def _edited_tokens(position: Position, length: int) -> list[int]:
 def common_start(prompts: Sequence[list[int]]) -> int:
     """The number of equal tokens with which all prompts begin.
 
-    Example:
+    Examples:
         >>> common_start([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 6]])
         2
     """

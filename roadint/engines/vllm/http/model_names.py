@@ -76,7 +76,7 @@ def split_name(name: str, served: Collection[str]) -> tuple[str, str | None]:
     Returns:
         The model's name and the composition; None where there is none, or the model is unknown.
 
-    Example:
+    Examples:
         >>> split_name("gemma:german + english", ["gemma"])
         ('gemma', 'german + english')
         >>> split_name("gemma:2b:german", ["gemma", "gemma:2b"])

@@ -80,7 +80,7 @@ def with_compositions(models: Mapping[str, Any], names: list[str]) -> dict[str, 
     Returns:
         The list with "MODEL:NAME" after the models; LoRA modules have none.
 
-    Example:
+    Examples:
         >>> models = {"data": [{"id": "gemma", "parent": None}]}
         >>> [card["id"] for card in with_compositions(models, ["german"])["data"]]
         ['gemma', 'gemma:german']

@@ -247,7 +247,7 @@ def last_error(lines: Sequence[str]) -> str:
     Returns:
         The last error that is no consequence of another one; or else the last line.
 
-    Example:
+    Examples:
         >>> last_error(["ERROR 11-27 03:41:22 [core.py:9] ValueError: no room", "bye"])
         'no room'
     """

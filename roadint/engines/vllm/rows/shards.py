@@ -63,7 +63,7 @@ def pieces_of(
     Returns:
         Target → its pieces.
 
-    Example:
+    Examples:
         Heads of 4 dims: 4 query heads and 1 of keys, which 2 processes copy.
 
         >>> parts = [Part(16), Part(4, copies=2), Part(4, copies=2)]

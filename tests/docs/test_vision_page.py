@@ -1,4 +1,4 @@
-"""The examples of docs/vision.md, in order and in one namespace, on a tiny LLaVA."""
+"""The examples of docs/guides/vision.md, in order and in one namespace, on a tiny LLaVA."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import torch
 from roadint.data.image_text.conversations import load_conversations
 from tests.vision import image, save_llava
 
-PAGE = Path(__file__).parents[1] / "docs" / "vision.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "vision.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
