@@ -9,8 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from roadint.plots.style import COLOURS
+
 INK, GREY, PALE = "#1b2a3a", "#8795a5", "#e6eaee"
-GERMAN, ENGLISH = "#c8781e", "#1f6fb2"  # as in the app and in the plots
+GERMAN, ENGLISH, *_ = COLOURS  # as in the app and in the plots
+REACHED = "#cfe3f1"
 HERE = Path(__file__).parent / "pictures"
 
 
@@ -64,7 +67,7 @@ def draw_positions(folder: Path) -> None:
         axes.text(-0.35, layer + 0.4, f"layer {layer}", ha="right", va="center", color=GREY)
         for column in range(len(tokens)):
             reached = layer > 2 and column >= 5
-            colour = GERMAN if (layer, column) in edited else "#f3dcc3" if reached else PALE
+            colour = GERMAN if (layer, column) in edited else REACHED if reached else PALE
             box = FancyBboxPatch(
                 (column + 0.08, layer + 0.1),
                 0.84,

@@ -1,6 +1,6 @@
 """The app: the page, wired to its handlers; `build` makes it, `launch` serves it."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -17,25 +17,16 @@ from roadint.demo.streams import OpenStreams
 _ANSWERS = 80
 _THREADS = 128
 _QUEUE = 128  # requests that Gradio keeps before they run
-_STYLE = Path(__file__).parent / "style.css"
-_DOWNLOAD = """(text) => {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {type: '%s'}));
-  link.download = '%s';
-  link.click();
-}"""
-_LINK = """(query) => {
-  if (!query) return '';
-  const url = location.origin + location.pathname + query;
-  history.replaceState(null, '', url);
-  return url;
-}"""
 
 # Values come as they were sent: the handlers check them and say what is wrong, Gradio does not.
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-_QUIET: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+_PRIVATE: dict[str, Any] = {
+    "api_visibility": "private",
+    "preprocess": False,
+    "show_progress": "hidden",
+}
 # The queue counts the requests of every visitor, and of all, and refuses with a reason.
 _MANY: dict[str, Any] = {"concurrency_limit": _ANSWERS, "concurrency_id": "answers"}
+_RECEIVE = "(text) => { window.roadint.receive(text); }"
 
 
 def build(service: Service, streams: OpenStreams | None = None) -> gr.Blocks:
@@ -51,13 +42,47 @@ def build(service: Service, streams: OpenStreams | None = None) -> gr.Blocks:
     handlers = Handlers(service, streams)
     app: gr.Blocks
     with gr.Blocks(title="roadint", analytics_enabled=False, fill_width=True) as app:
-        page = lay_out(service)
-        _wire_arrival(app, page, handlers, active=not service.ready)
-        _wire_compare(page, handlers)
-        _wire_compose(page, handlers)
-        _wire_look_and_open(page, handlers)
+        page = lay_out(loading=not (service.ready or service.failed))
+        _wire(app, page, handlers)
         api(handlers.answers, api_name="answers", **_MANY)
     return app
+
+
+def _wire(app: gr.Blocks, page: Page, handlers: Handlers) -> None:
+    for heard in (page.status, page.answers, page.told):
+        heard.change(None, [heard], None, js=_RECEIVE, **_PRIVATE)
+    polled = [page.status, page.timer]
+    app.load(
+        handlers.arrive, [page.values[0]], [page.told, page.labels, *polled],
+        js="() => window.roadint.query()", **_PRIVATE,
+    )  # fmt: skip
+    page.timer.tick(handlers.poll, None, polled, **_PRIVATE)
+    both = [page.told, page.labels]
+    _ask(page, "arrive", handlers.arrive, 1, [*both, *polled])
+    answering = _ask(page, "compare", handlers.compare, 6, [page.answers], **_MANY)
+    page.buttons["stop"].click(None, None, None, cancels=[answering], **_PRIVATE)
+    _ask(page, "parse", handlers.parse, 2, [page.told])
+    _ask(page, "look", handlers.look, 3, [page.told], concurrency_limit=2)
+    _ask(page, "open", handlers.open, 1, both, concurrency_limit=4)
+    _ask(page, "close", handlers.close, 1, both)
+
+
+def _ask(
+    page: Page, name: str, handler: Callable[..., Any], count: int, heard: Any, **limits: Any
+) -> Any:
+    """Wire a question with so many values; its handler is told the page's checkpoints too."""
+    takes_labels = name != "arrive"
+    inputs = [*page.values[:count], *([page.labels] if takes_labels else [])]
+    values = f"...window.roadint.values('{name}')"
+    return page.buttons[name].click(
+        handler,
+        inputs,
+        heard,
+        js=f"() => [{values}{', null' if takes_labels else ''}]",
+        trigger_mode="multiple",
+        **limits,
+        **_PRIVATE,
+    )
 
 
 def launch(service: Service, **arguments: Any) -> Any:
@@ -76,8 +101,7 @@ def launch(service: Service, **arguments: Any) -> Any:
     }
     settings: dict[str, Any] = {
         "server_name": "127.0.0.1",
-        "css": _STYLE.read_text(encoding="utf-8"),
-        "theme": gr.themes.Default(**fonts),
+        "theme": gr.themes.Base(**fonts),
         "footer_links": ["api"],
         "ssr_mode": False,
         "max_threads": _THREADS,
@@ -93,69 +117,3 @@ def launch(service: Service, **arguments: Any) -> Any:
     settings["app_kwargs"] = {**of_caller, "middleware": middleware}
     app = build(service, streams).queue(default_concurrency_limit=16, max_size=_QUEUE)
     return app.launch(**settings)
-
-
-def _wire_arrival(app: gr.Blocks, page: Page, handlers: Handlers, *, active: bool) -> None:
-    timer = gr.Timer(1, active=active)
-    polled = [page.status, timer, *page.buttons]
-    filled = [
-        page.prompt,
-        page.comparing.ticked,
-        page.comparing.further,
-        *page.settings,
-        page.labels,
-        *page.composing.controls,
-        page.opening.opened,
-    ]
-    app.load(handlers.arrive, None, [*filled, *polled], **_QUIET)
-    timer.tick(handlers.poll, None, polled, **_QUIET)
-
-
-def _wire_compare(page: Page, handlers: Handlers) -> None:
-    tab = page.comparing
-    asked = [page.prompt, tab.ticked, tab.further, *page.settings, page.highlight, page.labels]
-    shown = [tab.answers, page.last, tab.query, tab.json, tab.markdown]
-    starts = (tab.compare.click, tab.retry.click, page.prompt.submit)
-    running = [start(handlers.compare, asked, shown, **_MANY, **_QUIET) for start in starts]
-    for comparison in running:
-        comparison.then(None, [tab.query], [tab.link], js=_LINK, **_PRIVATE)
-    stopping = tab.stop.click(lambda: None, None, None, cancels=[*running], **_QUIET)
-    # After the last update.
-    stopping.then(handlers.halt, [page.last, page.highlight], [tab.answers], **_QUIET)
-    for button, text, kind, name in (
-        (tab.save_json, tab.json, "application/json", "comparison.json"),
-        (tab.save_markdown, tab.markdown, "text/markdown", "comparison.md"),
-    ):
-        button.click(None, [text], None, js=_DOWNLOAD % (kind, name), **_PRIVATE)
-
-
-def _wire_compose(page: Page, handlers: Handlers) -> None:
-    tab = page.composing
-    by_controls: dict[str, Any] = {
-        "fn": handlers.by_controls,
-        "inputs": [page.labels, *tab.controls],
-        "outputs": [tab.expression, tab.trouble],
-        **_QUIET,
-    }
-    for toggle, slider in zip(tab.toggles, tab.sliders, strict=True):
-        toggle.input(**by_controls)
-        slider.input(bool, slider, toggle, **_QUIET).then(**by_controls)
-    for change in (tab.expression.submit, tab.expression.blur):
-        inputs = [tab.expression, page.labels]
-        change(handlers.by_text, inputs, [tab.trouble, *tab.controls], **_QUIET)
-    asked = [page.prompt, tab.expression, *page.settings, page.labels]
-    answering = tab.answer.click(handlers.compose, asked, [tab.composed], **_MANY, **_QUIET)
-    tab.stop.click(None, None, None, cancels=[answering], **_PRIVATE)
-
-
-def _wire_look_and_open(page: Page, handlers: Handlers) -> None:
-    ticked, further = page.comparing.ticked, page.comparing.further
-    looking = [page.prompt, ticked, further, page.labels]
-    page.looking.look.click(
-        handlers.look, looking, page.looking.shown, concurrency_limit=2, **_PRIVATE
-    )
-    tab = page.opening
-    changed = [tab.opened, page.labels, ticked, *page.composing.controls]
-    tab.open.click(
-        handlers.open, [tab.source, page.labels, ticked], changed, concurrency_limit=4, **_PRIVATE
-    )

@@ -1,7 +1,5 @@
-"""A comparison of answers as plain values, for the endpoint and for files that visitors save."""
+"""A comparison of answers as plain values, for the endpoint."""
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,32 +39,3 @@ def record(
         "tokens": update.tokens,
         "seconds": round(update.seconds, 2),
     }
-
-
-def as_json(comparison: Mapping[str, Any]) -> str:
-    """A record for machines."""
-    return json.dumps(comparison, indent=2, ensure_ascii=False) + "\n"
-
-
-def as_markdown(comparison: Mapping[str, Any]) -> str:
-    """A record for people."""
-    settings = ", ".join(f"{name} {value}" for name, value in comparison["settings"].items())
-    lines = [
-        f"**{_cell(comparison['prompt'])}**",
-        "",
-        "| composition | language | answer |",
-        "|---|---|---|",
-        *(
-            f"| `{answer['composition']}` | {answer['language']} | {_cell(answer['text'])} |"
-            for answer in comparison["answers"]
-        ),
-        "",
-        f"{comparison['model']}, checkpoint {comparison['checkpoint']}; {settings}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return html.escape(escaped, quote=False)

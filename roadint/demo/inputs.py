@@ -6,30 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from roadint.demo.checks import check_text, check_texts
 from roadint.demo.requests import MAX_NEW_TOKENS, AnswerSettings
 
 MAX_COMPOSITIONS = 32  # of one request
 _GRADIOS_OWN_ID = re.compile("[0-9a-f]{32}")
-
-
-def read_compositions(ticked: Any, further: Any = None) -> list[str]:
-    """Read the compositions of a request.
-
-    Args:
-        ticked: A list of ticked compositions.
-        further: Further expressions, separated by commas.
-
-    Returns:
-        All compositions, as texts.
-
-    Raises:
-        RoadError: where something is not a text, or there are too many.
-    """
-    written = check_text("the further expressions", further, MAX_COMPOSITIONS * 100).split(",")
-    texts = check_texts("compositions", ticked, MAX_COMPOSITIONS)
-    texts += [expression.strip() for expression in written if expression.strip()]
-    return check_texts("compositions", texts, MAX_COMPOSITIONS)
 
 
 def read_settings(length: Any, temperature: Any, seed: Any) -> AnswerSettings:

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from roadint.checkpoint.reading import read
 from roadint.checkpoint.sources import CheckpointSources
+from roadint.demo.about import about
 from roadint.demo.answering import Answering
 from roadint.demo.failures import message_for_visitors
 from roadint.errors import RoadError
@@ -33,6 +35,7 @@ class OpenCheckpoints:
         self._sources, self._taken = sources, {*taken, "all", "none"}
         self._labels: dict[str, str] = {}  # source → label
         self._names: dict[str, list[str]] = {}  # label → the subspaces that it adds
+        self._about: dict[str, str] = {}  # label → a line about it
         self._on_model: dict[str, None] = {}  # labels, the least recently used one first
         self._uses: Counter[str] = Counter()  # label → requests that wait or run with it
         self._records, self._moving = threading.Lock(), threading.Lock()
@@ -42,11 +45,26 @@ class OpenCheckpoints:
         with self._records:
             return [name for label in dict.fromkeys(labels) for name in self._names.get(label, ())]
 
-    def origins(self, labels: Sequence[str]) -> list[str]:
-        """What was opened as these labels, as `CheckpointSources.source_of` takes it again."""
+    def told(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        """What is known of checkpoints.
+
+        Returns:
+            A list of {"label", "name", "origin", "names", "about"}, where "origin" is what was
+            opened, as `source_of` takes it again.
+        """
         with self._records:
-            by_label = {label: source for source, label in self._labels.items()}
-        return [self._sources.name_of(by_label[label]) for label in labels if label in by_label]
+            sources = {label: source for source, label in self._labels.items()}
+            known = [label for label in dict.fromkeys(labels) if label in sources]
+            return [
+                {
+                    "label": label,
+                    "name": label,
+                    "origin": self._sources.name_of(sources[label]),
+                    "names": self._names[label],
+                    "about": self._about[label],
+                }
+                for label in known
+            ]
 
     def open(self, source: str, answering: Answering) -> str:
         """Put a checkpoint on the model.
@@ -115,7 +133,7 @@ class OpenCheckpoints:
     def _add(self, label: str, source: str, path: Path, answering: Answering) -> None:
         """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
         try:
-            read(path)  # a damaged one is refused before the running batch is waited for
+            line = about(read(path))  # a damaged one is refused before the batch is waited for
             with answering.lock:
                 # Before another one is removed: nothing has changed where this one does not fit.
                 names = answering.add_checkpoint(path, self._sources.name_of(source), label)
@@ -128,6 +146,7 @@ class OpenCheckpoints:
                     answering.remove_checkpoint(leaving)
                 with self._records:
                     self._on_model[label], self._names[label] = None, names
+                    self._about[label] = line
         except Exception as error:  # whatever reading or adding a foreign file raises
             folder = self._sources.folder
             hidden = [(str(path), self._sources.name_of(source)), (str(folder), folder.name)]

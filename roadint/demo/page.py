@@ -1,86 +1,18 @@
-"""The components of the page, in order; roadint.demo.app connects them with handlers."""
+"""The page: a surface of our own, and what it hears and says through Gradio's queue.
 
-import html
+The surface is `static/surface.html`, with `static/*.js` in the order of their names. A question
+goes out by a click on a hidden button, whose event takes its values from `roadint.values(NAME)`; a
+message comes back in a hidden text, whose change calls `roadint.receive`.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from roadint.data.sources import load_prompts
-from roadint.demo import views
-from roadint.demo.controls import CONTROLS, MAX_STRENGTH, offered
-from roadint.demo.service import Service
-
-_COPY = """element.addEventListener('click', event => {
-  const button = event.target.closest('.ri-copy');
-  if (!button) return;
-  const text = button.closest('article').querySelector('.ri-text').innerText;
-  navigator.clipboard.writeText(text).then(
-    () => {
-      button.textContent = 'Copied';
-      setTimeout(() => { button.textContent = 'Copy'; }, 1500);
-    },
-    () => { button.textContent = 'Copying is not allowed here'; });
-});"""
-_EXAMPLES = [
-    "Write two sentences about the moon.",
-    "What is the difference between a cat and a dog?",
-    "How do I make tea?",
-    "Give three tips for a good night's sleep.",
-]
-
-
-@dataclass(frozen=True)
-class CompareTab:
-    """Answers side by side; query, json and markdown are hidden, for the link and for files."""
-
-    ticked: gr.CheckboxGroup
-    further: gr.Textbox
-    compare: gr.Button
-    stop: gr.Button
-    retry: gr.Button
-    answers: gr.HTML
-    save_json: gr.Button
-    save_markdown: gr.Button
-    link: gr.Textbox
-    query: gr.Textbox
-    json: gr.Textbox
-    markdown: gr.Textbox
-
-
-@dataclass(frozen=True)
-class ComposeTab:
-    """One expression, by toggles and sliders or as text."""
-
-    toggles: list[gr.Checkbox]
-    sliders: list[gr.Slider]
-    expression: gr.Textbox
-    trouble: gr.HTML
-    answer: gr.Button
-    stop: gr.Button
-    composed: gr.HTML
-
-    @property
-    def controls(self) -> list[gr.Checkbox | gr.Slider]:
-        """Toggles, then sliders."""
-        return [*self.toggles, *self.sliders]
-
-
-@dataclass(frozen=True)
-class LookTab:
-    """What is edited, and what that does; `shown` are tokens, next tokens, lens and blocks."""
-
-    look: gr.Button
-    shown: list[gr.HTML]
-
-
-@dataclass(frozen=True)
-class CheckpointsTab:
-    """Further checkpoints."""
-
-    source: gr.Dropdown
-    open: gr.Button
-    opened: gr.HTML
+_STATIC = Path(__file__).parent / "static"
+QUESTIONS = ("arrive", "compare", "parse", "look", "open", "close")
 
 
 @dataclass(frozen=True)
@@ -89,162 +21,49 @@ class Page:
 
     Attributes:
         labels: The state with the checkpoints that the page has opened.
-        last: The state with the comparison that is shown.
-        settings: New tokens, temperature and seed.
+        status: Messages about the model.
+        answers: Messages with answers.
+        told: All other messages.
+        values: What a question says; as many as the longest has.
+        buttons: By question; "stop" ends the answers.
+        timer: While the model loads.
     """
 
     labels: gr.State
-    last: gr.State
-    status: gr.HTML
-    prompt: gr.Textbox
-    settings: list[gr.Slider | gr.Number]
-    highlight: gr.Checkbox
-    comparing: CompareTab
-    composing: ComposeTab
-    looking: LookTab
-    opening: CheckpointsTab
-
-    @property
-    def buttons(self) -> list[gr.Button]:
-        """The buttons that wait for the model."""
-        return [self.comparing.compare, self.composing.answer, self.looking.look, self.opening.open]
+    status: gr.Textbox
+    answers: gr.Textbox
+    told: gr.Textbox
+    values: list[gr.Textbox]
+    buttons: dict[str, gr.Button]
+    timer: gr.Timer
 
 
-def lay_out(service: Service) -> Page:
-    """Lay out the page.
+def lay_out(*, loading: bool) -> Page:
+    """Lay out the page, inside the current gr.Blocks.
 
     Args:
-        service: The model and its checkpoints.
-
-    Returns:
-        The components, inside the current gr.Blocks.
+        loading: Whether the model still loads.
     """
-    labels, last = gr.State([]), gr.State(None)
+    scripts = [path.read_text(encoding="utf-8") for path in sorted(_STATIC.glob("*.js"))]
+    style = (_STATIC / "style.css").read_text(encoding="utf-8")
+    surface = (_STATIC / "surface.html").read_text(encoding="utf-8")
     gr.HTML(
-        "<h1 class='ri-title'>roadint "
-        "<small>subspaces of a language model, turned on and off</small></h1>"
+        # Gradio's own `css` takes selectors apart at every comma, those in :is(…) too.
+        html_template=f"<style>{style}</style>{surface}",
+        js_on_load="\n".join(scripts),
+        apply_default_css=False,
+        elem_id="ri-surface",
     )
-    status = gr.HTML(views.notice(service.status), elem_id="status")
-    prompt = gr.Textbox(
-        label="Prompt",
-        lines=2,
-        max_lines=6,
-        autofocus=True,
-        elem_id="prompt",
-        placeholder="An instruction, in English",
+    hidden: dict[str, Any] = {"visible": "hidden", "show_label": False}
+    return Page(
+        labels=gr.State([]),
+        status=gr.Textbox(**hidden),
+        answers=gr.Textbox(**hidden),
+        told=gr.Textbox(**hidden),
+        values=[gr.Textbox(**hidden) for _ in range(6)],
+        buttons={
+            name: gr.Button(name, visible="hidden", elem_id=f"ri-do-{name}")
+            for name in (*QUESTIONS, "stop")
+        },
+        timer=gr.Timer(1, active=loading),
     )
-    examples = [[text] for text in [*load_prompts("bundled:prompts_paper"), *_EXAMPLES]]
-    label = "The paper's nine prompts, and some of ours"
-    gr.Examples(examples, [prompt], label=label, examples_per_page=6)
-    with gr.Accordion("Generation settings", open=False):
-        with gr.Row():
-            settings: list[gr.Slider | gr.Number] = [
-                gr.Slider(4, 256, 48, step=4, label="New tokens", elem_id="length"),
-                gr.Slider(
-                    0, 1.5, 0, step=0.1, label="Temperature (0: greedy)", elem_id="temperature"
-                ),
-                gr.Number(0, precision=0, label="Seed of sampling", elem_id="seed"),
-            ]
-        highlight = gr.Checkbox(
-            True, label="Mark what differs from the untouched answer", elem_id="highlight"
-        )
-    with gr.Tabs():
-        with gr.Tab("Compare", id="compare"):
-            comparing = _compare_tab(service)
-        with gr.Tab("Compose", id="compose"):
-            composing = _compose_tab(service)
-        with gr.Tab("Look inside", id="inside"):
-            looking = _look_tab(service)
-        with gr.Tab("Checkpoints", id="checkpoints"):
-            opening = _checkpoints_tab(service)
-    shared = (labels, last, status, prompt, settings, highlight)
-    return Page(*shared, comparing, composing, looking, opening)
-
-
-def _action(text: str, elem_id: str, service: Service) -> gr.Button:
-    """A button that waits for the model."""
-    return gr.Button(text, variant="primary", elem_id=elem_id, interactive=service.ready)
-
-
-def _compare_tab(service: Service) -> CompareTab:
-    choices = offered(service.names([]))
-    ticked = gr.CheckboxGroup(choices, value=choices, label="Compositions", elem_id="chosen")
-    further = gr.Textbox(
-        label="Further expressions, separated by commas",
-        placeholder="0.5*german + english, english - german",
-        elem_id="further",
-    )
-    with gr.Row():
-        compare = _action("Compare", "compare", service)
-        stop = gr.Button("Stop", variant="stop", elem_id="stop")
-        retry = gr.Button("Retry", elem_id="retry")
-    answers = gr.HTML(elem_id="answers", js_on_load=_COPY)
-    with gr.Row():
-        save_json = gr.Button("Save as JSON", size="sm", elem_id="save-json")
-        save_markdown = gr.Button("Save as Markdown", size="sm", elem_id="save-markdown")
-    link = gr.Textbox(
-        label="Link to this comparison", interactive=False, buttons=["copy"], elem_id="link"
-    )
-    query, json, markdown = (gr.Textbox(visible="hidden") for _ in range(3))
-    choosing = (ticked, further, compare, stop, retry, answers)
-    return CompareTab(*choosing, save_json, save_markdown, link, query, json, markdown)
-
-
-def _compose_tab(service: Service) -> ComposeTab:
-    names = service.names([])
-    toggles, sliders = [], []
-    with gr.Column(elem_classes="ri-controls"):
-        for index in range(CONTROLS):
-            shown = index < len(names)
-            name = names[index] if shown else None
-            with gr.Row():
-                toggle = gr.Checkbox(
-                    False, label=name or "", visible=shown, elem_id=f"toggle-{index}"
-                )
-                slider = gr.Slider(
-                    -MAX_STRENGTH,
-                    MAX_STRENGTH,
-                    1,
-                    step=0.05,
-                    label=f"strength of {name}",
-                    visible=shown,
-                    elem_id=f"strength-{index}",
-                    buttons=[],
-                )
-            toggles.append(toggle)
-            sliders.append(slider)
-    expression = gr.Textbox(
-        "none",
-        label="Expression",
-        elem_id="expression",
-        info="In step with the controls; can be written too: 0.5*german - english",
-    )
-    trouble = gr.HTML(elem_id="trouble")
-    with gr.Row():
-        answer = _action("Answer", "answer", service)
-        stop = gr.Button("Stop", variant="stop", elem_id="stop-answer")
-    composed = gr.HTML(elem_id="composed", js_on_load=_COPY)
-    return ComposeTab(toggles, sliders, expression, trouble, answer, stop, composed)
-
-
-def _look_tab(service: Service) -> LookTab:
-    gr.Markdown(
-        "For the prompt above and the compositions of the first page: "
-        "what is edited, and what that does."
-    )
-    look = _action("Look inside", "inside", service)
-    return LookTab(look, [gr.HTML(elem_id=name) for name in ("edited", "moved", "lens", "angles")])
-
-
-def _checkpoints_tab(service: Service) -> CheckpointsTab:
-    first, folder = html.escape(Path(service.first).name), html.escape(service.folder.name)
-    gr.HTML(
-        f"<p>Beside <code>{first}</code>: one of <code>{folder}/</code>, or a hub id. "
-        "Its subspaces are called <code>NAME@LABEL</code>.</p>"
-    )
-    source = gr.Dropdown(
-        service.checkpoints(), label="Checkpoint", allow_custom_value=True, elem_id="source"
-    )
-    open_button = _action("Open", "open", service)
-    opened = gr.HTML(views.notice("No further checkpoint is open."), elem_id="opened")
-    return CheckpointsTab(source, open_button, opened)

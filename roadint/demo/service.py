@@ -3,13 +3,16 @@
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from roadint.checkpoint.reading import folder_of, read
 from roadint.checkpoint.sources import CheckpointSources
+from roadint.demo.about import about
 from roadint.demo.answering import Answering
 from roadint.demo.batching import Batcher
 from roadint.demo.checks import check_text
@@ -49,13 +52,15 @@ class Service:
         connect: Callable[[], Answering] | None = None,
     ) -> None:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
-        self.first_names = read(folder_of(self.first)).names()
+        first_checkpoint = read(folder_of(self.first))
+        self.first_names, self._about_first = first_checkpoint.names(), about(first_checkpoint)
         self._sources = CheckpointSources(self.folder)
         self._opened = OpenCheckpoints(self._sources, self.first_names)
         self._connect = connect or self._load_model
         self._answering: Answering | None = None
         self._failure: str | None = None
         self._loaded = threading.Event()
+        self._began, self._step = time.monotonic(), "loading the model"
         threading.Thread(target=self._load, daemon=True, name="roadint-demo-load").start()
 
     @property
@@ -73,12 +78,22 @@ class Service:
         """One line for people."""
         if self._failure:
             return f"The model could not be loaded: {self._failure}"
-        if self._answering is None:
-            return (
-                "The model is loading. The first time, it is prepared for about a minute; "
-                "answers come as soon as it is ready."
-            )
-        return self._answering.about
+        return self._step if self._answering is None else self._answering.about
+
+    @property
+    def first_name(self) -> str:
+        """The first checkpoint's name, without folders of this machine."""
+        return "german-english" if self.first == str(SHIPPED) else Path(self.first).name
+
+    def progress(self) -> dict[str, Any]:
+        """The model: its "state" ("loading", "ready", "failed"), "text" and "seconds" so far."""
+        state = "failed" if self.failed else "ready" if self.ready else "loading"
+        return {"state": state, "text": self.status, "seconds": time.monotonic() - self._began}
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server answers, which shows nothing of its model's inside."""
+        return self.ready and not isinstance(self._answering, Batcher)
 
     @property
     def model_name(self) -> str:
@@ -93,7 +108,7 @@ class Service:
             RoadError: where the model is loading, or could not be loaded.
         """
         if self._answering is None:
-            raise RoadError(self.status)
+            raise RoadError(f"{self.status}: answers come as soon as it is ready")
         return self._answering
 
     @property
@@ -134,9 +149,16 @@ class Service:
         """
         return Composition.parse(check_text("the expression", text), self.names(labels))
 
-    def origins(self, labels: Sequence[str]) -> list[str]:
-        """What was opened as these labels, as `open` takes it again."""
-        return self._opened.origins(labels)
+    def opened(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        """The first checkpoint and those with these labels.
+
+        Returns:
+            A list of {"label", "name", "origin", "names", "about"}; the first one's label is "".
+        """
+        name = self.first_name
+        first: dict[str, Any] = {"label": "", "name": name, "origin": name}
+        first |= {"names": self.first_names, "about": self._about_first}
+        return [first, *self._opened.told(labels)]
 
     def checkpoints(self) -> list[str]:
         """The checkpoints in the folder, by their paths relative to it."""
@@ -175,7 +197,9 @@ class Service:
         return self._opened.using({name.partition("@")[2] for name in names}, self.answering)
 
     def _load_model(self) -> Answering:
+        self._step = "loading the model; the first time, it is prepared for about a minute"
         road, tokenizer = open_checkpoint(self.first, self._model, None)
+        self._step = "trying the model once"
         batcher = Batcher(road, tokenizer)
         batcher.warm_up()
         return batcher

@@ -1,15 +1,14 @@
 """What pages and clients send: bad values are named, and pages do not see each other."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
-from roadint.demo.controls import CONTROLS
 from roadint.demo.handlers import Handlers
 from roadint.demo.service import Service
 from tests.demo.helpers import HOSTILE
@@ -47,14 +46,10 @@ def test_numbers_that_are_none_are_named(
     with pytest.raises(gr.Error, match=message):
         do.answers("say", ["a"], **{setting: value})
     values = {"max_new_tokens": 4, "temperature": 0, "seed": 0, setting: value}
-    for updates in (
-        do.compare("say", ["a"], "", *values.values(), True, []),
-        do.compose("say", "a", *values.values(), []),
-    ):
-        (update,) = updates
-        notice = update[0] if isinstance(update, list) else update
-        assert "ri-error" in notice
-        assert "try again" not in notice
+    (told,) = do.compare("say", ["a"], *values.values(), 1, [])
+    error = json.loads(told)["error"]
+    assert str(message).replace("\\", "") in error
+    assert "try again" not in error
 
 
 def test_more_tokens_than_possible_are_as_many_as_are_and_numbers_of_links_are_clamped(
@@ -67,8 +62,46 @@ def test_more_tokens_than_possible_are_as_many_as_are_and_numbers_of_links_are_c
         "temperature": 0.0,
         "seed": 0,
     }
-    query = SimpleNamespace(get={"n": "nan", "t": "inf", "seed": "1e400"}.get, getlist=lambda _: [])
-    assert do.arrive(SimpleNamespace(query_params=query))[3:6] == [48, 0, 0]
+    told = json.loads(do.arrive("?n=nan&t=inf&seed=1e400")[0])
+    assert told["settings"] == {"max_new_tokens": 48, "temperature": 0, "seed": 0}
+    for query in ("?%ff&&==", 7, None, "x" * 200_000, "?prompt=\0", ["?n=3"]):
+        assert json.loads(do.arrive(query)[0])["prompt"] == ""
+
+
+def test_an_address_says_what_a_page_shows(small: Service) -> None:
+    do = Handlers(small)
+    told, labels, *_ = do.arrive("?prompt=say&c=0.5*a&c=a%40second&c=2*&k=second&k=nowhere")
+    arrival = json.loads(told)
+    assert (arrival["prompt"], arrival["run"], labels) == ("say", True, ["second"])
+    half, other, bad = arrival["compositions"]
+    assert (half["text"], half["strengths"]) == ("0.5*a", {"a": 0.5})
+    assert other["strengths"] == {"a@second": 1.0}
+    assert "is not understood" in bad["error"]
+    assert "nowhere" in arrival["notice"]
+    assert arrival["names"] == ["a", "b", "a@second", "b@second"]
+    assert [each["name"] for each in arrival["checkpoints"]] == ["first", "second"]
+    plain = json.loads(do.arrive("")[0])
+    assert [each["text"] for each in plain["compositions"]] == ["none", "a", "b", "a + b"]
+    assert (plain["run"], plain["notice"]) == (False, "")
+    assert "checkpoint elsewhere" in json.loads(do.arrive("?checkpoint=elsewhere")[0])["notice"]
+
+
+def test_columns_may_ask_the_same(small: Service) -> None:
+    *_, last = map(json.loads, Handlers(small).compare("say", ["a", "b", "1*a"], 4, 0, 0, 7, []))
+    assert (last["done"], last["flight"], last["names"]) == (True, 7, ["a", "b", "a"])
+    assert last["texts"][0] == last["texts"][2]
+    assert last["tokens"] <= 8  # of two rows
+
+
+def test_a_checkpoint_is_closed_for_a_page_alone(small: Service) -> None:
+    do = Handlers(small)
+    told, labels = do.open("second", [])
+    assert json.loads(told)["checkpoints"][1]["names"] == ["a@second", "b@second"]
+    assert "numbers" in json.loads(told)["checkpoints"][1]["about"] or "layer" in told
+    told, others = do.close("second", labels)
+    assert (json.loads(told)["names"], others, labels) == (["a", "b"], [], ["second"])
+    assert do.close({"x": 1}, labels)[1] == labels
+    assert json.loads(do.parse("a@second", 1, labels))["strengths"] == {"a@second": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -90,10 +123,10 @@ def test_prompts_that_are_none_are_told(small: Service, prompt: Any, message: st
     do = Handlers(small)
     with pytest.raises(gr.Error, match=message):
         do.answers(prompt, ["a"])
-    ((shown, *_),) = do.compare(prompt, ["a"], "", 4, 0, 0, True, [])
-    assert message in shown
+    (shown,) = do.compare(prompt, ["a"], 4, 0, 0, 1, [])
+    assert message in json.loads(shown)["error"]
     assert shown.encode()
-    assert message in do.look(prompt, ["a"], "", [])[0]
+    assert message in json.loads(do.look(prompt, "a", 1, []))["error"]
 
 
 @pytest.mark.parametrize(
@@ -103,24 +136,19 @@ def test_prompts_that_are_none_are_told(small: Service, prompt: Any, message: st
 )
 def test_expressions_that_are_none_are_told(small: Service, text: Any) -> None:
     do = Handlers(small)
-    for shown in (
-        next(do.compose("say", text, 4, 0, 0, [])),
-        next(do.compare("say", [text], "", 4, 0, 0, True, []))[0],
-        next(do.compare("say", ["a"], text, 4, 0, 0, True, []))[0]
-        if text != " " * 100_000
-        else do.by_text(text, [])[0],
-        do.by_text(text, [])[0],
-        do.look("say", [text], "", [])[0],
-    ):
-        assert "ri-error" in shown
-        assert shown.encode()
-        assert "<img" not in shown
-        assert len(shown) < 2000
+    shown = [
+        next(do.compare("say", [text], 4, 0, 0, 1, [])),
+        do.parse(text, 1, []),
+        do.look("say", text, 1, []),
+    ]
+    for told in shown:
+        assert json.loads(told)["error"]
+        assert told.encode()
+        assert len(told) < 2000
     with pytest.raises(gr.Error):
         do.answers("say", [text])
     for chosen in ("aa", {"a": 1}, ["a"] * 1000):
-        assert "compositions" in next(do.compare("say", chosen, "", 4, 0, 0, True, []))[0]
-    assert "strength of a" in do.by_controls([], *[True] * CONTROLS, *[float("nan")] * CONTROLS)[1]
+        assert "compositions" in next(do.compare("say", chosen, 4, 0, 0, 1, []))
 
 
 def test_pages_do_not_see_each_others_names(small: Service, tmp_path: Path) -> None:
@@ -128,7 +156,7 @@ def test_pages_do_not_see_each_others_names(small: Service, tmp_path: Path) -> N
     do = Handlers(small)
     for name in ("second", "theirs"):
         small.open(name)
-    shown = next(do.compose("say", "a@theirs", 4, 0, 0, ["second"]))
+    shown = next(do.compare("say", ["a@theirs"], 4, 0, 0, 1, ["second"]))
     assert "unknown subspace" in shown
     assert "b@theirs" not in shown
     assert "a@second" in shown
@@ -150,17 +178,14 @@ def test_unexpected_errors_are_one_neutral_line(
     monkeypatch.setattr(small.batcher.road, "add_checkpoint", broken)
     with caplog.at_level(logging.ERROR, "roadint.demo"):
         messages = [
-            next(do.compose("say", "a", 4, 0, 0, [])),
-            next(do.compare("say", ["a"], "", 4, 0, 0, True, []))[0],
-        ]
-        messages += [
-            do.look("say", ["a"], "", [])[0],
-            do.by_text("a", [])[0],
-            do.open("second", [], [])[0],
+            next(do.compare("say", ["a"], 4, 0, 0, 1, [])),
+            do.look("say", "a", 1, []),
+            do.parse("a", 1, []),
+            do.open("second", [])[0],
         ]
         with pytest.raises(gr.Error) as error:
             do.answers("say", ["a"])
     for message in (*messages, str(error.value.message)):
         assert "something went wrong on the server" in message
         assert "somebody" not in message
-    assert caplog.text.count("somebody") >= 6
+    assert caplog.text.count("somebody") >= 5

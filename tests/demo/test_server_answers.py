@@ -241,14 +241,14 @@ def test_what_the_server_refuses_is_told_to_who_asked(
     service: Service, server: OpenAIServer
 ) -> None:
     do = Handlers(service)
-    (*_, (shown, *_)) = do.compare("say", ["none", "b"], "", 4, 0, 0, True, [])
-    assert "no room for &lt;img" in shown
-    (*_, (shown, *_)) = do.compare("say", ["none"], "", 4, 2.0, 0, True, [])
+    *_, shown = do.compare("say", ["none", "b"], 4, 0, 0, 1, [])
+    assert "no room for <img" in shown
+    *_, shown = do.compare("say", ["none"], 4, 2.0, 0, 1, [])
     assert "the engine died" in shown
     assert do.answers("say", ["a"], 1)["tokens"] == 1
     server.http.shutdown()
     server.http.server_close()
-    (*_, (shown, *_)) = do.compare("say", ["a"], "", 4, 0, 0, True, [])
+    *_, shown = do.compare("say", ["a"], 4, 0, 0, 1, [])
     assert f"the server at {server.url} does not answer" in shown
 
 
@@ -260,7 +260,7 @@ def test_checkpoints_are_the_servers(
     assert server.served["second"] == tmp_path / "server" / "second"
     assert service.names(["second"]) == ["a", "b", "a@second", "b@second"]
     do = Handlers(service)
-    (*_, last) = do.compose("say", "a@second", 2, 0, 0, ["second"])
+    *_, last = do.compare("say", ["a@second"], 2, 0, 0, 1, ["second"])
     assert "a@second a@second" in last
     with pytest.raises(RoadError, match="checkpoint 'third' is not in"):
         service.open("third")
@@ -288,7 +288,7 @@ def test_a_server_that_has_a_checkpoint_already_keeps_it(
 
 
 def test_what_needs_the_model_says_so(service: Service) -> None:
-    shown, *_ = Handlers(service).look("say", ["a"], "", [])
+    shown = Handlers(service).look("say", "a", 1, [])
     assert "a server answers here" in shown
     assert "roadint demo without --server" in shown
 

@@ -1,0 +1,105 @@
+// The page: what arrives from the server, keys and buttons.
+
+const S = {
+  made: 0, flights: 0, columns: [], names: [], colours: {}, checkpoints: [], sources: [], folder: '',
+  flight: null, waiting: new Set(), timer: 0, asked: null, lastKey: '',
+  foot: 'Enter asks. A chip turns a subspace on or off, its slider says how much.', tokens: 0, seconds: 0,
+  inspected: null, history: [], ready: false, server: false, model: '', wanted: null,
+};
+const questions = {};
+const $ = (id) => document.getElementById(id);
+const prompt = $('prompt');
+
+// Values for a handler: its button is clicked, and asks for them.
+function send(name, values) {
+  questions[name] = values;
+  $(`ri-do-${name}`).click();
+}
+
+function arrived(message) {
+  Object.assign(S, { model: message.model, server: message.server });
+  takeNames(message);
+  S.columns = message.compositions.map((each) => ({ ...newColumn(Object.entries(each.strengths)), text: each.text, trouble: each.error || '' }));
+  if (message.prompt && !prompt.value) prompt.value = message.prompt;
+  const { max_new_tokens: n, temperature: t, seed } = message.settings;
+  for (const [id, value] of Object.entries({ length: n, temperature: t, seed })) $(id).value = value;
+  $('ri-examples').replaceChildren(...message.examples.map((text) => make('button', {
+    type: 'button', onclick: () => { prompt.value = text; fit(); if (S.ready) ask(S.columns); },
+  }, text)));
+  alertOf(message.notice);
+  S.wanted = message.run ? message.prompt : null;
+  fit();
+  draw();
+  runWanted();
+}
+
+function statusOf({ state, text, seconds }) {
+  const became = state === 'ready' && !S.ready;
+  S.ready = state === 'ready';
+  const box = $('status');
+  box.className = `ri-${state}`;
+  box.textContent = state === 'loading' ? `${text} (${Math.round(seconds)} s)` : text;
+  $('compare').disabled = !S.ready;
+  if (became && S.columns.length) send('arrive', [location.search]); // a link's checkpoints can be opened now
+}
+
+// A link says what it shows: it is asked as soon as the model can answer.
+function runWanted() {
+  if (S.ready && S.wanted && prompt.value === S.wanted && !S.flight) {
+    S.wanted = null;
+    ask(S.columns);
+  }
+}
+
+function receive(text) {
+  if (!text) return;
+  const message = JSON.parse(text);
+  ({ arrival: arrived, status: statusOf, answers: answered, parsed, inside: looked, checkpoints: opened })[message.kind](message);
+}
+
+function fit() {
+  prompt.style.height = 'auto';
+  prompt.style.height = `${Math.min(prompt.scrollHeight + 2, 160)}px`;
+}
+
+prompt.addEventListener('input', fit);
+prompt.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    if (!S.flight && S.ready) ask(S.columns);
+  }
+});
+$('ri-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  if (!S.flight && S.ready) ask(S.columns);
+});
+$('stop').addEventListener('click', stop);
+$('differences').addEventListener('change', drawColumns);
+$('ri-open-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  $('open').disabled = true;
+  send('open', [$('source').value]);
+});
+$('copy-link').addEventListener('click', (event) => navigator.clipboard
+  .writeText(new URL(linkOf(comparison()), location.href).href)
+  .then(() => say(event.target, 'Copied'), () => say(event.target, 'Not allowed here')));
+$('save-json').addEventListener('click', (event) => save(
+  event.target, `${JSON.stringify(comparison(), null, 2)}\n`, 'application/json', 'comparison.json'));
+$('save-markdown').addEventListener('click', (event) => save(
+  event.target, asMarkdown(comparison()), 'text/markdown', 'comparison.md'));
+$('use-api').addEventListener('click', () => {
+  $('ri-share').hidePopover();
+  document.querySelector('footer .show-api')?.click();
+});
+$('turn-dark').addEventListener('click', () => document.body.classList.toggle('dark'));
+document.addEventListener('keydown', (event) => {
+  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName);
+  if (event.key === 'Escape' && S.flight && !document.querySelector('.ri-pop:popover-open')) stop();
+  if (event.key === '/' && !typing) {
+    event.preventDefault();
+    prompt.focus();
+  }
+});
+
+window.roadint = { values: (name) => questions[name], receive, query: () => [location.search] };
+prompt.focus();
