@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
@@ -36,6 +37,27 @@ def track(items: Iterable[Item], total: int, description: str, *, quiet: bool) -
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def counting(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr for work that tells how far it is.
+
+    Args:
+        description: The text before the bar.
+        total: The count at its end.
+        quiet: Whether there is no bar.
+
+    Yields:
+        A function that takes the count so far.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda count: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.update(task, completed=count)
 
 
 @contextmanager

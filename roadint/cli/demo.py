@@ -66,6 +66,7 @@ def demo(
         raise RoadError(f"--server {server} has its engine and its model: leave out others")
     if further and engine != "vllm":
         raise RoadError(f"{quoted(further[0])} is for --engine vllm: leave it out")
+    _check_address(host, port)
     first = checkpoint or str(SHIPPED)
     answering: Any = nullcontext(None)
     if server:
@@ -85,6 +86,21 @@ def demo(
             "auth": (user, password) if auth else None,
         }
         launch(service, **settings)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Check that the page can listen there, before a model is loaded."""
+    try:
+        family = socket.getaddrinfo(host, port or 0)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port or 0))
+    except OSError as error:
+        where = f"--host {host}" + (f" --port {port}" if port else "")
+        raise RoadError(
+            f"{where}: the page can't listen there ({error.strerror or error}); expected an "
+            "address of this machine (127.0.0.1, or 0.0.0.0 for all), and a port that is free"
+        ) from None
 
 
 def _answers_of(url: str, api_key: str | None, first: str) -> "Answering":

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from roadint.cli.checks import check_file
 from roadint.cli.options import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from roadint.grammar.composition import Composition
 
 ALPACA_EVAL = "alpaca_eval"
+_READABLE = 24  # columns of a cell: whole words
 
 
 def generate(
@@ -41,6 +44,10 @@ def generate(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Answers in one batch, compositions mixed.")
     ] = 36,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 is greedy: the same answers every time.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, with a temperature.")] = 0,
     model: Base = None,
     form: Annotated[
         str | None,
@@ -79,6 +86,7 @@ def generate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         quiet=as_json,
+        **_sampling(temperature, seed),
     )
     written: Any = [asdict(answer) for answer in answers]
     if form == ALPACA_EVAL:
@@ -91,8 +99,16 @@ def generate(
     if form == ALPACA_EVAL:
         print_line(f"{out}: {len(answers)} answers of {name}")
     else:
-        texts = list(map(prompt_text, asked))
-        console.print(_table(texts, list(map(str, compositions)), answers), markup=False)
+        _show(list(map(prompt_text, asked)), list(map(str, compositions)), answers)
+
+
+def _sampling(temperature: float, seed: int) -> dict[str, Any]:
+    if not temperature:
+        return {}
+    from transformers import set_seed
+
+    set_seed(seed)
+    return {"do_sample": True, "temperature": temperature}
 
 
 def _check_format(form: str | None, compose: Sequence[str] | None) -> None:
@@ -121,12 +137,22 @@ def _last(name: str) -> str:
     return Path(name).resolve().name
 
 
-def _table(
-    prompts: Sequence[str], compositions: Sequence[str], answers: Sequence["Answer"]
-) -> Table:
-    """A prompt a row, a composition a column; the answers come in that order."""
-    table = Table("prompt", *compositions, show_lines=True)
+def _show(prompts: Sequence[str], compositions: Sequence[str], answers: Sequence["Answer"]) -> None:
+    """A table where columns of it can be read, else a block for every prompt.
+
+    A prompt is a row, a composition a column; the answers come in that order.
+    """
     texts = (" ".join(answer.text.split()) for answer in answers)
-    for prompt in prompts:
-        table.add_row(prompt, *(next(texts) for _ in compositions))
-    return table
+    rows = [(prompt, [next(texts) for _ in compositions]) for prompt in prompts]
+    if console.width >= _READABLE * (1 + len(compositions)):
+        table = Table("prompt", *compositions, show_lines=True)
+        for prompt, row in rows:
+            table.add_row(prompt, *row)
+        console.print(table, markup=False)
+        return
+    for prompt, row in rows:
+        console.print(Text(prompt, style="bold"))
+        for composition, text in zip(compositions, row, strict=True):
+            console.print(Text(composition, style="cyan"))
+            console.print(Padding(Text(text), (0, 0, 0, 2)))
+        console.print()

@@ -43,7 +43,7 @@ def sweep(
     max_prompts: MaxPrompts = None,
     rows: MaxRows = None,
     engine: Annotated[
-        str, typer.Option(help="sequential, or ray (pip install 'roadint[ray]').")
+        str, typer.Option(help="sequential, or ray (pip install 'roadint\\[ray]').")
     ] = "sequential",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at once, with ray; one a GPU by default.")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A preset (composition, composition-paper) or a YAML file.")
+        str,
+        typer.Argument(
+            help="A preset (composition, custom, glue, …; see `roadint recipes`) or a YAML file."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the trained checkpoint.")],
     data: Data = None,
@@ -35,7 +38,6 @@ def train(
 ) -> None:
     """Train all subspaces of a recipe at once, each data set through its own."""
     from roadint.checkpoint.reading import size_of
-    from roadint.recipes.edit import LINEAR
     from roadint.recipes.recipe import Recipe
     from roadint.training import run_folder
 
@@ -43,8 +45,11 @@ def train(
     sources = named_values(data, "--data")
     changes = overrides(settings, rows=rows, max_completion=max_completion, model=model)
     chosen = Recipe.load(recipe, changes)
-    if sources and not (chosen.task.name or chosen.data.sources) and chosen.edit.kind == LINEAR:
-        chosen = chosen.override({"data.sources": sources})  # an adapter for each
+    if not chosen.task.name and not (sources or chosen.data.sources):
+        raise RoadError(
+            "no data given: expected --data NAME=SOURCE, a composition and what trains it"
+        )
+    chosen = chosen.learning(sources)
     chosen.interventions()  # what does not fit is refused before a model is loaded
     if run_folder.is_finished(out) and not overwrite:
         if not resume:
@@ -102,10 +107,6 @@ def _train(
 
     # Before the model is loaded, which takes longer than reading the rows twice.
     used = sources or recipe.data.sources
-    if not used:
-        raise RoadError(
-            "no data given: expected --data NAME=SOURCE, a composition and what trains it"
-        )
     _check_names(used, recipe.names())
     if recipe.data.images:
         for source in used.values():

@@ -1,18 +1,20 @@
 """Generated answers, with their language, topic and form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from roadint.data.prompts import Prompt, prompt_text
 from roadint.evaluation.forms import property_of
 from roadint.evaluation.language import language_of
 from roadint.evaluation.topic import embeds, on_topic
 from roadint.grammar.composition import Composition
-from roadint.model.road_model import RoadModel
-from roadint.progress import track
+from roadint.model.road_model import PAPER_DECODING, RoadModel
+from roadint.progress import counting
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,34 @@ def answer_all(
     """
     pairs = [(prompt, composition) for prompt in prompts for composition in compositions]
     starts = range(0, len(pairs), batch_size)
+    steps = int(generation.get("max_new_tokens", PAPER_DECODING["max_new_tokens"]))
     answers = []
-    for start in track(starts, len(starts), "answers", quiet=quiet):
-        batch = pairs[start : start + batch_size]
-        texts = road.answer(
-            tokenizer,
-            [prompt for prompt, _ in batch],
-            [composition for _, composition in batch],
-            **generation,
-        )
-        for (prompt, composition), text in zip(batch, texts, strict=True):
-            answers.append(Answer(prompt_text(prompt), str(composition), text))
+    with counting("tokens", len(starts) * steps, quiet=quiet) as tell:
+        for done, start in enumerate(starts):
+            batch = pairs[start : start + batch_size]
+            texts = road.answer(
+                tokenizer,
+                [prompt for prompt, _ in batch],
+                [composition for _, composition in batch],
+                stopping_criteria=StoppingCriteriaList([_Steps(tell, done * steps)]),
+                **generation,
+            )
+            tell((done + 1) * steps)
+            for (prompt, composition), text in zip(batch, texts, strict=True):
+                answers.append(Answer(prompt_text(prompt), str(composition), text))
     return answers
+
+
+class _Steps(StoppingCriteria):
+    """Stops nothing, and tells how many steps there were."""
+
+    def __init__(self, tell: Callable[[int], None], before: int) -> None:
+        self._tell, self._count = tell, before
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self._count += 1
+        self._tell(self._count)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def judged(answers: Sequence[Answer], prompts: Sequence[str]) -> list[JudgedAnswer]:

@@ -24,6 +24,7 @@ DEV = {
     "english": "bundled:english_dev",
     "cross": "bundled:cross_dev",
 }
+FRENCH_DEV = {"french": "bundled:french_dev", "cross_french": "bundled:cross_french_dev"}
 UNRELATED = "bundled:unrelated"
 
 _SHARES = ("on_topic", "success", "degenerate")  # and properties
@@ -50,8 +51,8 @@ def evaluate(
         road: The model.
         tokenizer: The model's.
         data: Name → source of references (`roadint.data.sources`); the bundled development samples
-            by default, of which the German ones are for subspaces that ask for German; {} measures
-            answers and divergence alone.
+            by default, the German and French ones for subspaces that ask for these languages; {}
+            measures answers and divergence alone.
         prompts: The prompts to answer, all different, texts or mappings of "instruction" and
             "input"; the paper's nine by default.
         compose: The compositions; none, every subspace alone and all of them by default.
@@ -118,10 +119,10 @@ def evaluate(
 
 
 def dev_sets(names: Iterable[str]) -> dict[str, str]:
-    """The bundled development samples for subspaces of these names; German ones where German is."""
-    if "german" in asked_by(list(names)).values():
-        return dict(DEV)
-    return {"english": DEV["english"]}
+    """The bundled development samples of English, and of what subspaces of these names ask for."""
+    asked = set(asked_by(list(names)).values())
+    sets = dict(DEV) if "german" in asked else {"english": DEV["english"]}
+    return sets | (FRENCH_DEV if "french" in asked else {})
 
 
 def _check_arguments(road: object, tokenizer: object, data: object) -> None:

@@ -88,6 +88,23 @@ class Recipe(BaseModel):
             update={name: getattr(self, name).changed(values) for name, values in changes.items()}
         )
 
+    def learning(self, sources: Mapping[str, Any]) -> "Recipe":
+        """The same recipe with something to learn every data set, where it names nothing itself.
+
+        That is an adapter each, or where no subspaces are named, subspaces of equal size.
+
+        Args:
+            sources: Name → source; names are plain, no expressions.
+        """
+        if not sources or self.task.name or self.data.sources:
+            return self
+        if self.edit.kind == LINEAR:
+            return self.override({"data.sources": dict(sources)})
+        if self.edit.subspaces:
+            return self
+        parts = {name: f"blocks[{part}::{len(sources)}]" for part, name in enumerate(sources)}
+        return self.override({"edit.subspaces": parts})
+
     def record(self, sources: Mapping[Any, Any] | None = None) -> dict[str, Any]:
         """The recipe as nested mappings, which a checkpoint keeps.
 

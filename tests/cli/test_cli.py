@@ -1,6 +1,7 @@
 """The command line, whole, on a tiny model in a folder."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -417,3 +418,103 @@ def test_version_and_help() -> None:
     code, out, _ = roadint("train", "--help")
     assert code == 0
     assert "--max-completion" in out
+
+
+def test_recipes_are_listed_and_explained(capsys: Any, monkeypatch: Any) -> None:
+    code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
+    listed = json.loads(out)
+    presets = (Path(__file__).parents[2] / "roadint" / "recipes" / "presets").glob("*.yaml")
+    assert (code, sorted(listed)) == (0, sorted(path.stem for path in presets))
+    assert all(10 < len(purpose) < 330 for purpose in listed.values()), listed
+    for name in ("composition", "glue", "cloze", "instruction"):
+        code, out, _ = call(capsys, monkeypatch, "recipes", name)
+        assert code == 0
+        cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in out.splitlines()]
+        unexplained = [row[0] for row in cells if len(row) == 3 and row[0] and not row[2]]
+        assert not [name for name in unexplained if not name.startswith("edit.")], unexplained
+    assert "see `roadint.load`" not in out
+    assert call(capsys, monkeypatch, "recipes", "nothing")[0] == 2
+
+
+def test_subspaces_are_the_data_sets(
+    base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Of the recipe that names none: equal parts of the blocks."""
+    row = json.dumps({"instruction": "Say it", "output": "in words"})
+    for name in ("french", "polite"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{row}\n" * 8, encoding="utf-8")
+    data = [f"--data={name}={tmp_path / name}.jsonl" for name in ("french", "polite")]
+    small = ["--set", "epochs=1", "--set", "layers=1", "--set", "max_length=256", "--model", base]
+    out = str(tmp_path / "out")
+    code, _, errors = call(capsys, monkeypatch, "train", "custom", *data, *small, "--out", out)
+    assert code == 0, errors
+    code, told, _ = call(capsys, monkeypatch, "inspect", out, "--json")
+    subspaces = json.loads(told)["sites"][0]["subspaces"]
+    assert list(subspaces) == ["french", "polite"]
+    assert subspaces["french"]["blocks"][:2] == [0, 2]
+    assert subspaces["polite"]["blocks"][:2] == [1, 3]
+    code, _, errors = call(capsys, monkeypatch, "train", "custom", "--out", str(tmp_path / "x"))
+    assert (code, "no data given" in errors) == (2, True)
+    code, told, errors = call(
+        capsys, monkeypatch, "eval", out, "--rows", "2", "--max-prompts", "2",
+        "--max-completion", "4", "--max-new-tokens", "2", "--json",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert set(json.loads(told)["nll"]["french"]) == {"english", "french", "cross_french"}
+
+
+def test_answers_are_readable_where_it_is_narrow(
+    adapter: str, capsys: Any, monkeypatch: Any
+) -> None:
+    from roadint.cli import generate
+
+    asked = ["generate", adapter, "A long prompt about words", "--max-new-tokens", "4"]
+    _, wide, _ = call(capsys, monkeypatch, *asked)
+    assert "┃ prompt" in wide
+    for width in (40, 80):
+        monkeypatch.setattr(generate.console, "_width", width)
+        _, narrow, _ = call(capsys, monkeypatch, *asked)
+        assert "┃" not in narrow
+        assert "A long prompt about words\nnone\n  " in narrow
+        assert max(map(len, narrow.splitlines())) <= width
+
+
+def test_sampling_has_a_seed(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    asked = ["generate", adapter, "Hi", "--max-new-tokens", "12", "--json", "--temperature", "2"]
+    one, same, other = (
+        call(capsys, monkeypatch, *asked, "--seed", seed)[1] for seed in ("1", "1", "2")
+    )
+    assert one == same != other
+
+
+def test_an_impossible_address_is_refused_before_anything_loads(
+    capsys: Any, monkeypatch: Any
+) -> None:
+    for host in ("1.2.3.4", "nowhere.invalid"):
+        code, _, errors = call(capsys, monkeypatch, "demo", "--host", host)
+        assert (code, len(errors.splitlines())) == (2, 1)
+        assert f"--host {host}" in errors
+
+
+def test_what_is_stopped_says_how_it_goes_on(capsys: Any, monkeypatch: Any, base: str) -> None:
+    from roadint.recipes.recipe import Recipe
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recipe, "load", interrupted)
+    code, _, errors = call(capsys, monkeypatch, "train", "composition", "--out", "runs/x")
+    assert (code, errors) == (130, "roadint: stopped; the same command with --resume goes on\n")
+
+
+def test_every_command_has_an_example_that_is_one(capsys: Any, monkeypatch: Any) -> None:
+    from tests.docs.test_commands import GROUP, check
+
+    for name, command in GROUP.commands.items():
+        code, told, _ = call(capsys, monkeypatch, name, "-h")
+        assert code == 0
+        if name != "bench":
+            example = command.epilog.removeprefix("Example: roadint ")
+            assert example.startswith(name)
+            check(shlex.split(example))
+            assert "Example: roadint" in told

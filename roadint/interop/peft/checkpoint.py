@@ -163,6 +163,11 @@ def _fill(adapter: RoadAdapter, tensors: Mapping[str, Tensor], group: int) -> No
 def _adapter_of(road: RoadModel, name: str | None) -> RoadAdapter:
     if name is None and len(road.adapters) == 1:
         name = next(iter(road.adapters))
+    if name is None:
+        raise RoadError(
+            f"{len(road.adapters)} adapters to choose from: expected the name of one, of "
+            f"{listing(road.adapters)}"
+        )
     if not isinstance(name, str) or name not in road.adapters:
         raise RoadError(
             f"no adapter {quoted(name)} to export: expected one of {listing(road.adapters)}"
