@@ -23,10 +23,10 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 .PHONY: run test docs site pictures dist test-vllm lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
 
 run: $(VENV)/.installed
-	$(BIN)/roadint train composition --rows 120 --set epochs=2 --set lr=1e-2 --set "lrs={english: 2e-3}" --set strengths={} --out $(OUT) --resume
+	$(BIN)/roadint train composition --set seed=1 --out $(OUT) --resume
 	$(BIN)/roadint inspect $(OUT)
-	$(BIN)/roadint generate $(OUT) --max-new-tokens 48
-	$(BIN)/roadint eval $(OUT) --rows 16
+	$(BIN)/roadint generate $(OUT) --max-new-tokens 40
+	$(BIN)/roadint eval $(OUT) --rows 16 --prompts bundled:prompts_dev --max-prompts 32
 	@echo; echo "To turn the subspaces on and off in a browser:  $(BIN)/roadint demo $(OUT)"
 
 test: lint types docs unit architectures quantised wheel real browser notebooks
@@ -86,6 +86,7 @@ wheel: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cd build/wheel && PYTHONPATH=site $(abspath $(BIN))/python -c "import roadint; from roadint.data.sources import load_rows; \
 		assert 'wheel' in roadint.__file__; assert len(load_rows('bundled:german')) == 240; roadint.Recipe.load('composition'); \
+		from importlib.resources import files; assert (files('roadint.demo') / 'static' / 'surface.html').is_file(); \
 		from roadint.checkpoint.reading import read; from roadint.demo.service import SHIPPED; read(SHIPPED)"
 
 # what is promised of speed on a GPU, beside what is measured there: ten minutes, reports and bars.json in build/gpu

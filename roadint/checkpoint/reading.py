@@ -113,13 +113,18 @@ def tidy(folder: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
-    """Read a checkpoint, from a folder or the hub, for this model.
+def read_for(
+    model: nn.Module,
+    name_or_path: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Checkpoint:
+    """Read a checkpoint, from a folder or the hub (a revision of it), for this model.
 
     Raises:
         RoadError: as `read`, and where it was made on another base model.
     """
-    saved = read(folder_of(name_or_path))
+    saved = read(folder_of(name_or_path, revision=revision, token=token))
     width, layers = width_of(model), len(find_layers(model)[1])
     base = saved.config["base_model"]
     # The first checkpoints did not record the type.
@@ -143,12 +148,20 @@ def read_for(model: nn.Module, name_or_path: str | Path) -> Checkpoint:
     return saved
 
 
-def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSORS)) -> Path:
+def folder_of(
+    name_or_path: str | Path,
+    patterns: Sequence[str] = (CONFIG, TENSORS),
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Path:
     """The folder of a checkpoint; one of the hub is downloaded.
 
     Args:
         name_or_path: A folder or a hub id.
         patterns: The files to download.
+        revision: A branch, tag or commit of the hub's repository.
+        token: The access token of the hub.
 
     Raises:
         RoadError: where it is neither.
@@ -165,7 +178,9 @@ def folder_of(name_or_path: str | Path, patterns: Sequence[str] = (CONFIG, TENSO
             f"checkpoint {quoted(str(name_or_path))} is a file: expected the folder that holds it"
         )
     try:
-        files = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=list(patterns))
+        files = huggingface_hub.snapshot_download(
+            str(name_or_path), revision=revision, token=token, allow_patterns=list(patterns)
+        )
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(
             f"{quoted(str(name_or_path))} is neither a folder nor a reachable hub repository "

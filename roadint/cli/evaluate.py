@@ -22,7 +22,7 @@ from roadint.cli.options import (
     ReportFile,
     named_values,
 )
-from roadint.cli.output import console, report_json, save_figure
+from roadint.cli.output import console, print_line, report_json, save_figure
 from roadint.errors import RoadError
 
 
@@ -120,11 +120,46 @@ def _print_tables(report: Mapping[str, Any]) -> None:
         console.print(_gain(report))
     if report["interference"]:
         console.print(_interference(report))
+    for line in conclusions(report):
+        print_line(line)
+
+
+def conclusions(report: Mapping[str, Any]) -> list[str]:
+    """What the answers say of compositions of several subspaces, a line each.
+
+    Each beside its best part that asks for the same: German alone, for "german + english".
+    """
+    lines = []
+    success = {name: shares["success"] for name, shares in report["shares"].items()}
+    asks = report["asks"]
+    for name, share in success.items():
+        parts = [part.strip() for part in name.replace(" - ", " + ").split(" + ")]
+        rivals = [part for part in parts if part in success and asks[part] == asks[name]]
+        rivals = [part for part in rivals if success[part] is not None]
+        if len(parts) < 2 or not asks[name] or not rivals or share is None:
+            continue
+        best = max(rivals, key=lambda part: float(success[part]))
+        points = round(100 * (share - success[best]))
+        than = (
+            f"{abs(points)} points {'above' if points > 0 else 'below'}" if points else "as many as"
+        )
+        asked = " and ".join(asks[name]).replace("_", " ")
+        lines.append(
+            f"{name}: {share:.0%} of the answers are {asked} and on topic, {than} {best} alone "
+            f"({success[best]:.0%})"
+        )
+    return lines
 
 
 def _references(report: Mapping[str, Any]) -> Table:
     sets = list(next(iter(report["nll"].values())))
-    table = Table("composition", *sets, "KL from none", title="references, nats a token")
+    table = Table(
+        "composition",
+        *sets,
+        "KL from none",
+        title="references, nats a token",
+        caption="lower is better: how surprising answers are that training has not seen",
+    )
     for composition in report["nll"]:
         nats = (_figure(report, "nll", composition, name) for name in sets)
         table.add_row(composition, *nats, _figure(report, "kl", composition))
@@ -133,7 +168,14 @@ def _references(report: Mapping[str, Any]) -> Table:
 
 def _answers(report: Mapping[str, Any]) -> Table:
     names = [name.replace("_", " ") for name in next(iter(report["shares"].values()))]
-    table = Table("composition", "asks for", "languages", *names, title="answers")
+    table = Table(
+        "composition",
+        "asks for",
+        "languages",
+        *names,
+        title="answers",
+        caption="success: on topic (its prompt is the nearest of 32), and what subspaces ask for",
+    )
     for composition, shares in report["shares"].items():
         languages = report["language"][composition].items()
         table.add_row(
@@ -148,7 +190,7 @@ def _answers(report: Mapping[str, Any]) -> Table:
 def _gain(report: Mapping[str, Any]) -> Table:
     sets = list(next(iter(report["nll"].values())))
     title = "gain: the best of none and the parts alone, minus the composition, nats a token"
-    table = Table("composition", *sets, title=title)
+    table = Table("composition", *sets, title=title, caption="above 0: more than its parts")
     for composition in report["gain"]:
         table.add_row(composition, *(_figure(report, "gain", composition, name) for name in sets))
     return table
@@ -156,7 +198,8 @@ def _gain(report: Mapping[str, Any]) -> Table:
 
 def _interference(report: Mapping[str, Any]) -> Table:
     title = "interference: the composition minus the subspace alone, on its own data"
-    table = Table("data", "composition", "nats a token", title=title)
+    caption = "0: it takes nothing from it; above 0, this much is lost"
+    table = Table("data", "composition", "nats a token", title=title, caption=caption)
     for name, compositions in report["interference"].items():
         for composition in compositions:
             nats = _figure(report, "interference", name, composition)

@@ -16,6 +16,7 @@ from roadint.cli.generate import generate
 from roadint.cli.import_ import import_
 from roadint.cli.inspect import inspect
 from roadint.cli.merge import merge
+from roadint.cli.push import push
 from roadint.cli.recipes import recipes
 from roadint.cli.serve import serve
 from roadint.cli.sweep import sweep
@@ -50,6 +51,7 @@ _add(demo, SERVE, "demo runs/german-english")
 _add(serve, SERVE, "serve runs/german-english")
 _add(merge, SHARE, "merge runs/rte --out plain")
 _add(export, SHARE, "export runs/rte --out peft")
+_add(push, SHARE, "push runs/german-english you/german-english --report report.json")
 _add(import_, SHARE, "import peft --out runs/back", "import")
 
 # Typer's errors of usage, from click or from the copy of it that newer ones bring.

@@ -1,7 +1,6 @@
-"""What interventions do, in words: the edited tokens of a prompt, and a model card."""
+"""What interventions do, in words: the edited tokens of a prompt."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from roadint.interventions.base import SubspaceIntervention
 
@@ -40,38 +39,3 @@ def _line(intervention: SubspaceIntervention) -> str:
     parts = ", ".join(f"{name} {subspace}" for name, subspace in intervention.partition.items())
     count = f"{intervention.trainable_count} numbers in {parts}"
     return f"{site}, position {position}, {position.phase}: {intervention.short_name}, {count}"
-
-
-def model_card(
-    repo_id: str, base_model: str, names: Sequence[str], specs: Sequence[Mapping[str, Any]]
-) -> str:
-    """The README of a checkpoint on the hub.
-
-    Args:
-        repo_id: The repository.
-        base_model: The id of the base model.
-        names: What a composition may use.
-        specs: The arguments of the interventions and adapters.
-    """
-    listed = ", ".join(repr(name) for name in (None, *names))
-    edits = "\n".join(f"- `{dict(spec)}`" for spec in specs)
-    is_hub_id = "/" in base_model and not base_model.startswith(("/", "."))
-    header = f"base_model: {base_model}\n" if is_hub_id else ""
-    return f"""---
-{header}library_name: roadint
-tags: [roadint, road, representation-finetuning]
----
-# {repo_id}
-
-RoAd rotations (arXiv 2409.00119) of `{base_model}`: {", ".join(f"`{name}`" for name in names)}.
-
-```python
-import roadint
-
-model, tokenizer = roadint.load("{base_model}")
-road = roadint.RoadModel.from_pretrained(model, "{repo_id}")
-print(road.answer(tokenizer, "How can I learn English?", compose=[{listed}]))
-```
-
-{edits}
-"""

@@ -16,7 +16,7 @@ from roadint.adapters.making import AdapterArguments, make_adapter, names_of
 from roadint.adapters.merging import Merged, merge
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
-from roadint.checkpoint.reading import read_for
+from roadint.checkpoint.reading import read, read_for
 from roadint.checkpoint.writing import save
 from roadint.data.prompts import (
     Prompt,
@@ -58,7 +58,8 @@ from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.grammar.position import PositionLike
 from roadint.grammar.subspace import check_label
 from roadint.interventions.base import SubspaceIntervention
-from roadint.model.description import describe, model_card
+from roadint.model.card import model_card
+from roadint.model.description import describe
 from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
 from roadint.model.saving import base_model_of, push
 
@@ -615,7 +616,12 @@ class RoadModel(Hosted):
 
     @classmethod
     def from_pretrained(
-        cls, model: nn.Module, name_or_path: str | Path | Mapping[str, str | Path]
+        cls,
+        model: nn.Module,
+        name_or_path: str | Path | Mapping[str, str | Path],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> "Self":
         """Put a checkpoint onto its base model.
 
@@ -623,6 +629,8 @@ class RoadModel(Hosted):
             model: The base model.
             name_or_path: A folder or hub id; or label → folder or hub id, to compose across
                 checkpoints (see `add_checkpoint`).
+            revision: A branch, tag or commit of the hub's repository.
+            token: The access token of the hub.
 
         Raises:
             RoadError: where it does not fit the model or is damaged.
@@ -634,16 +642,23 @@ class RoadModel(Hosted):
                 raise RoadError("no checkpoints given: expected at least one, as {'a': 'runs/a'}")
             check_label(next(iter(checkpoints)))
         label = next(iter(checkpoints))
-        saved = read_for(model, checkpoints.pop(label))
+        saved = read_for(model, checkpoints.pop(label), revision, token)
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
         road.template = check_template(saved.config["template"])
         road.training_summary = saved.config["training"]
         for label, source in checkpoints.items():
-            road.add_checkpoint(source, label)
+            road.add_checkpoint(source, label, revision=revision, token=token)
         return road
 
-    def add_checkpoint(self, name_or_path: str | Path, label: str) -> None:
+    def add_checkpoint(
+        self,
+        name_or_path: str | Path,
+        label: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> None:
         """Load another checkpoint onto the model.
 
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all
@@ -652,6 +667,8 @@ class RoadModel(Hosted):
         Args:
             name_or_path: A folder or hub id.
             label: Compositions use its names as "name@label", and all of them as "label".
+            revision: A branch, tag or commit of the hub's repository.
+            token: The access token of the hub.
 
         Raises:
             RoadError: where it does not fit the model, the template or the label; nothing has
@@ -662,7 +679,7 @@ class RoadModel(Hosted):
             raise RoadError(
                 f"label {quoted(label)} is taken: expected another one than {listing(self.names)}"
             )
-        saved = read_for(self.model, name_or_path)
+        saved = read_for(self.model, name_or_path, revision, token)
         template = saved.config["template"]
         if template != self.template:
             raise RoadError(
@@ -690,13 +707,31 @@ class RoadModel(Hosted):
             names = [name for name in self.adapters if name.partition("@")[2] == label]
             self.adapters = self.adapters.without(names)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the checkpoint with a model card to the hub; returns the address of the commit."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Upload the checkpoint with a model card to the hub.
+
+        `roadint push` does the same with a checkpoint's folder, and adds a picture.
+
+        Args:
+            repo_id: The repository; it is made where there is none.
+            private: Whether a new repository is private.
+            token: The access token of the hub.
+            report: `dataclasses.asdict` of what `roadint.evaluate` gave, for the card.
+
+        Returns:
+            The address of the commit.
+        """
 
         def write(folder: Path, full_id: str) -> None:
             self.save_pretrained(folder)
-            specs = [*self.interventions.spec(), *self.adapters.spec()]
-            card = model_card(full_id, base_model_of(self.model)["id"], self.names, specs)
+            card = model_card(full_id, read(folder).config, report)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
         return push(repo_id, write, private=private, token=token)

@@ -344,13 +344,20 @@ def test_hub_round_trip(
             return type("Commit", (), {"commit_url": f"hub://{repo_id}"})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda repo_id, allow_patterns: str(hub / repo_id)
-    )
+
+    def download(repo_id: str, revision: Any, token: Any, allow_patterns: Any) -> str:
+        asked.append((revision, token))
+        return str(hub / repo_id)
+
+    asked: list[Any] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     road = trained(llama)
     assert road.push_to_hub("adapter", private=True, token="secret") == "hub://me/adapter"
     card = (hub / "me" / "adapter" / "README.md").read_text()
     assert "library_name: roadint" in card
     assert 'RoadModel.from_pretrained(model, "me/adapter")' in card
-    again = RoadModel.from_pretrained(llama, "me/adapter")
+    assert "layer 1, block_output, position" in card
+    again = RoadModel.from_pretrained(llama, "me/adapter", revision="v1", token="read")
+    again.add_checkpoint("me/adapter", "other")
+    assert asked == [("v1", "read"), (None, None)]
     assert torch.equal(again.interventions[0].theta, road.interventions[0].theta)
