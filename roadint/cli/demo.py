@@ -2,6 +2,8 @@
 
 import secrets
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -76,16 +78,24 @@ def demo(
         answering = _started(first, model, folder, further or ())
     with answering as connect:
         service = Service(first, folder=folder, model=model, connect=connect)
-        print_line(
-            "roadint demo: the page opens at once, the model loads behind it; Ctrl-C ends it"
-        )
         settings: dict[str, Any] = {
             "server_name": host,
             "server_port": port,
             "share": share,
             "auth": (user, password) if auth else None,
+            "inbrowser": sys.stdout.isatty() and host == "127.0.0.1",
+            "quiet": True,
+            "prevent_thread_lock": True,
         }
-        launch(service, **settings)
+        _, address, public = launch(service, **settings)
+        shown = f"{address} and {public}" if public else address
+        print_line(f"roadint demo: {shown}; the model loads behind the page; Ctrl-C ends it")
+        _wait()
+
+
+def _wait() -> None:
+    """Until Ctrl-C."""
+    threading.Event().wait()
 
 
 def _check_address(host: str, port: int | None) -> None:

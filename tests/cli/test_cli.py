@@ -518,3 +518,50 @@ def test_every_command_has_an_example_that_is_one(capsys: Any, monkeypatch: Any)
             assert example.startswith(name)
             check(shlex.split(example))
             assert "Example: roadint" in told
+
+
+def test_the_demo_says_where_it_is(capsys: Any, monkeypatch: Any) -> None:
+    from roadint.cli import demo
+    from roadint.demo import app, service
+
+    asked: dict[str, Any] = {}
+
+    def launch(_: Any, **settings: Any) -> Any:
+        asked.update(settings)
+        return None, "http://127.0.0.1:7860/", "https://x.gradio.live"
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "launch", launch)
+    monkeypatch.setattr(demo, "_wait", stopped)
+    monkeypatch.setattr(service.Service, "_load", lambda self: None)
+    code, out, errors = call(capsys, monkeypatch, "demo", "--share")
+    assert (code, errors) == (130, "roadint: stopped\n")
+    assert "http://127.0.0.1:7860/ and https://x.gradio.live" in out
+    assert (asked["share"], asked["inbrowser"]) == (True, False)
+
+
+def test_what_the_answers_say_of_a_composition() -> None:
+    from roadint.cli.evaluate import conclusions
+
+    german = ["german"]
+    report = {
+        "shares": {
+            name: {"success": share}
+            for name, share in {
+                "none": 0.9, "german": 0.75, "english": 0.95, "german + english": 0.875,
+                "0.5*german": None, "german - english": 0.5, "german + list": 0.75,
+            }.items()
+        },
+        "asks": {
+            "none": [], "german": german, "english": [], "german + english": german,
+            "0.5*german": german, "german - english": german, "german + list": ["german", "numbered_list"],
+        },
+    }  # fmt: skip
+    assert conclusions(report) == [
+        "german + english: 88% of the answers are german and on topic, 12 points above german "
+        "alone (75%)",
+        "german - english: 50% of the answers are german and on topic, 25 points below german "
+        "alone (75%)",
+    ]
