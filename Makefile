@@ -77,7 +77,7 @@ chromium: $(VENV)/.installed
 
 # the notebooks from top to bottom, on the offline model, and what they print beside what is stored
 notebooks: $(VENV)/.installed
-	$(BIN)/pytest tests/notebooks
+	OMP_NUM_THREADS=$$(( ($$(nproc 2> /dev/null || echo 2) + 1) / 2 )) $(BIN)/pytest -n 2 tests/notebooks
 
 # the wheel holds all that the package needs, samples and recipes included
 wheel: $(VENV)/.installed

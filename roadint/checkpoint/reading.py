@@ -19,6 +19,7 @@ from roadint.errors import RoadError, first_line, quoted
 from roadint.files.atomic import candidates
 from roadint.files.readers import read_header, read_json
 from roadint.files.rules import Shapes
+from roadint.grammar.subspace import check_label
 from roadint.version import __version__
 
 _TRIES = 20  # reads of a folder into which others save
@@ -146,6 +147,25 @@ def read_for(
             "saved.interventions()) and .attach(saved.adapters(model))"
         )
     return saved
+
+
+def labelled_checkpoints(
+    name_or_path: str | Path | Mapping[str, str | Path],
+) -> list[tuple[str | None, str | Path]]:
+    """Label and place of checkpoints; a single one has no label.
+
+    Args:
+        name_or_path: A folder or hub id; or label → folder or hub id.
+
+    Raises:
+        RoadError: where there is none, or the first label is no word.
+    """
+    if not isinstance(name_or_path, Mapping):
+        return [(None, name_or_path)]
+    if not name_or_path:
+        raise RoadError("no checkpoints given: expected at least one, as {'a': 'runs/a'}")
+    check_label(next(iter(name_or_path)))
+    return list(name_or_path.items())
 
 
 def folder_of(

@@ -12,11 +12,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
-from roadint.adapters.making import AdapterArguments, make_adapter, names_of
+from roadint.adapters.making import AdapterArguments, make_adapter
 from roadint.adapters.merging import Merged, merge
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
-from roadint.checkpoint.reading import read, read_for
+from roadint.checkpoint.reading import labelled_checkpoints, read_for
 from roadint.checkpoint.writing import save
 from roadint.data.prompts import (
     Prompt,
@@ -58,10 +58,9 @@ from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.grammar.position import PositionLike
 from roadint.grammar.subspace import check_label
 from roadint.interventions.base import SubspaceIntervention
-from roadint.model.card import model_card
 from roadint.model.description import describe
 from roadint.model.hosted import Hosted, as_tokens, shows_model_arguments
-from roadint.model.saving import base_model_of, push
+from roadint.model.saving import base_model_of, chosen_adapters, upload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -164,8 +163,8 @@ class RoadModel(Hosted):
             prefixes = [f"{path}.{index}." for index in range(len(layers))]
             for adapter in self.adapters.values():
                 for target in adapter.layout.paths:
-                    inside = [i for i, prefix in enumerate(prefixes) if target.startswith(prefix)]
-                    lowest.append(inside[0] if inside else 0)
+                    inside = (i for i, prefix in enumerate(prefixes) if target.startswith(prefix))
+                    lowest.append(next(inside, 0))
         return min(lowest, default=0)
 
     # Calls
@@ -596,23 +595,13 @@ class RoadModel(Hosted):
         Raises:
             RoadError: for a folder that can't be written, and for unknown adapters.
         """
-        about = {
-            "base_model": base_model_of(self.model),
-            "template": self.template,
-            "training": self.training_summary,
-        }
+        about = {"base_model": base_model_of(self.model), "template": self.template}
+        about["training"] = self.training_summary
         if adapters is None:
             everything = list(self.adapters.values())
             save(folder, list(self.interventions), about, everything)
             return
-        names = names_of("adapters", adapters)
-        if not names:
-            raise RoadError(
-                f"adapters={quoted(adapters)} names no adapter to save: expected some of "
-                f"{listing(self.adapters)}"
-            )
-        chosen = [self.adapters.named(name, " to save") for name in names]
-        save(folder, [], about, chosen)
+        save(folder, [], about, chosen_adapters(self.adapters, adapters))
 
     @classmethod
     def from_pretrained(
@@ -635,20 +624,14 @@ class RoadModel(Hosted):
         Raises:
             RoadError: where it does not fit the model or is damaged.
         """
-        checkpoints: dict[Any, Any] = {None: name_or_path}
-        if isinstance(name_or_path, Mapping):
-            checkpoints = dict(name_or_path)
-            if not checkpoints:
-                raise RoadError("no checkpoints given: expected at least one, as {'a': 'runs/a'}")
-            check_label(next(iter(checkpoints)))
-        label = next(iter(checkpoints))
-        saved = read_for(model, checkpoints.pop(label), revision, token)
+        (label, first), *others = labelled_checkpoints(name_or_path)
+        saved = read_for(model, first, revision, token)
         road = cls(model, saved.interventions(label))
         road.attach(saved.adapters(model, label))
         road.template = check_template(saved.config["template"])
         road.training_summary = saved.config["training"]
-        for label, source in checkpoints.items():
-            road.add_checkpoint(source, label, revision=revision, token=token)
+        for label, source in others:
+            road.add_checkpoint(source, str(label), revision=revision, token=token)
         return road
 
     def add_checkpoint(
@@ -728,13 +711,7 @@ class RoadModel(Hosted):
         Returns:
             The address of the commit.
         """
-
-        def write(folder: Path, full_id: str) -> None:
-            self.save_pretrained(folder)
-            card = model_card(full_id, read(folder).config, report)
-            (folder / "README.md").write_text(card, encoding="utf-8")
-
-        return push(repo_id, write, private=private, token=token)
+        return upload(self.save_pretrained, repo_id, report, private=private, token=token)
 
     # Inside
 

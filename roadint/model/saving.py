@@ -1,14 +1,20 @@
 """Saving: the description of the base model, labels, the upload to the hub."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from torch import nn
 
+from roadint.adapters.adapter import RoadAdapter
+from roadint.adapters.making import names_of
 from roadint.architecture.layers import text_config
+from roadint.checkpoint.reading import read
+from roadint.engines.adapters import Adapters
+from roadint.errors import RoadError, listing, quoted
+from roadint.model.card import model_card
 
 
 def base_model_of(model: nn.Module) -> dict[str, Any]:
@@ -23,6 +29,39 @@ def base_model_of(model: nn.Module) -> dict[str, Any]:
     if "SequenceClassification" in type(model).__name__:
         base_model["labels"] = int(config.num_labels)
     return base_model
+
+
+def chosen_adapters(adapters: Adapters, named: str | Sequence[str]) -> list[RoadAdapter]:
+    """The adapters that are named, at least one.
+
+    Raises:
+        RoadError: where none is named, or one is unknown.
+    """
+    names = names_of("adapters", named)
+    if not names:
+        raise RoadError(
+            f"adapters={quoted(named)} names no adapter to save: expected some of "
+            f"{listing(adapters)}"
+        )
+    return [adapters.named(name, " to save") for name in names]
+
+
+def upload(
+    save: Callable[[Path], None],
+    repo_id: str,
+    report: Mapping[str, Any] | None,
+    *,
+    private: bool,
+    token: str | None,
+) -> str:
+    """Upload what `save` writes, a checkpoint, with a model card; returns the commit's address."""
+
+    def write(folder: Path, full_id: str) -> None:
+        save(folder)
+        card = model_card(full_id, read(folder).config, report)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    return push(repo_id, write, private=private, token=token)
 
 
 def push(

@@ -109,7 +109,7 @@ def test_refuses_what_peft_has_no_form_for(tmp_path: Path) -> None:
         "lora": "LoRA beside",
         "halves": "pairs dims at distances",
         "embedded": "embed_tokens is a Embedding",
-        None: "no adapter None",
+        None: "3 adapters to choose from",
     }.items():
         with pytest.raises(RoadError, match=message):
             export(road, tmp_path / "out", name)
