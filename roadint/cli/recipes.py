@@ -18,10 +18,10 @@ def recipes(
     as_json: Json = False,
 ) -> None:
     """List the recipes, or all settings of one and what they mean."""
-    from roadint.recipes.recipe import PRESETS, Recipe
+    from roadint.recipes.recipe import Recipe, presets
 
     if name is None:
-        told = {path.stem: _purpose(path.read_text("utf-8")) for path in sorted(PRESETS.glob("*"))}
+        told = {preset: _purpose(path.read_text("utf-8")) for preset, path in presets().items()}
         if as_json:
             print_json(told)
             return

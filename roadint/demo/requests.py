@@ -12,7 +12,7 @@ from roadint.grammar.composition import Composition
 MAX_NEW_TOKENS = 512
 MAX_PROMPT_TOKENS = 512  # the template's included
 MAX_ROWS = 32  # of one batch, and so of one request
-NOTHING_ASKED = "nothing to compare: tick a composition, or write an expression"
+NOTHING_ASKED = "nothing to compare: expected at least one composition"
 # A longer prompt is refused before its tokens are counted, which takes long for megabytes.
 _MAX_PROMPT_CHARACTERS = 20 * MAX_PROMPT_TOKENS
 

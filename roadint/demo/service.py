@@ -108,7 +108,8 @@ class Service:
             RoadError: where the model is loading, or could not be loaded.
         """
         if self._answering is None:
-            raise RoadError(f"{self.status}: answers come as soon as it is ready")
+            later = "" if self._failure else ": answers come as soon as it is ready"
+            raise RoadError(f"{self.status}{later}")
         return self._answering
 
     @property

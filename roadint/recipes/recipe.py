@@ -166,16 +166,21 @@ class Recipe(BaseModel):
         return [kind(**arguments) for arguments in self.edit.interventions()]
 
 
+def presets() -> dict[str, Path]:
+    """The files of the presets by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
 def _read(name: str | Path) -> Mapping[str, Any]:
     """The settings of a preset or a YAML file."""
     path = path_of("recipe", name)
     if path.suffix not in (".yaml", ".yml"):
         path = PRESETS / f"{name}.yaml"
     if not is_file(path):
-        presets = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        known = list(presets())
         raise RoadError(
             f"no recipe {quoted(str(name))}: expected a YAML file or one of "
-            f"{listing(presets)}{did_you_mean(str(name), presets)}"
+            f"{listing(known)}{did_you_mean(str(name), known)}"
         )
     content = read_yaml(path, "recipe")
     if not isinstance(content, (Mapping, type(None))):

@@ -238,6 +238,7 @@ def test_checkpoints_are_opened_closed_and_bad_ones_refused(open_page: Any, axe:
     page.get_by_role("button", name="Close second").click()
     expect(page.locator(".ri-checkpoint")).to_have_count(1, timeout=SOON)
     assert page.locator('.ri-chip[data-name="german@second"]').count() == 0
+    expect(column(page, "english").locator(".ri-text")).to_have_text("")  # it was of more
 
 
 def test_what_goes_wrong_is_told(open_page: Any) -> None:

@@ -7,7 +7,7 @@ const LANGUAGES = {
 };
 
 function newColumn(terms) {
-  return { id: ++S.made, terms: new Map(terms), text: null, answer: '', language: null, state: '', trouble: '' };
+  return { id: ++S.made, terms: new Map(terms), text: null, answer: '', answered: '', language: null, state: '', trouble: '' };
 }
 
 // What the column asks for: its expression, or while that is not understood, as it was typed.
@@ -158,7 +158,8 @@ function parsed({ column: id, text, strengths, error }) {
   const column = S.columns.find((each) => each.id === id);
   if (!column) return;
   column.trouble = error || '';
-  if (!error) {
+  if (error) column.state = column.answer ? 'changed' : '';
+  else {
     column.terms = new Map(Object.entries(strengths));
     column.text = text;
     settle(column);

@@ -48,6 +48,7 @@ function answered(message) {
   const state = message.waiting ? `${message.waiting} before you` : 'writing';
   S.flight.columns.forEach((column, index) => {
     column.answer = message.texts[index];
+    column.answered = message.names[index];
     column.state = message.done ? '' : state;
     column.language = message.languages ? message.languages[index] : null;
     if (column.text === null) return;

@@ -29,8 +29,10 @@ function takeNames({ names, colours, checkpoints, sources, folder }) {
   S.sources = sources;
   S.folder = folder;
   for (const column of S.columns) {
-    for (const name of [...column.terms.keys()]) if (!names.includes(name)) column.terms.delete(name);
-    column.text = null;
+    const lost = [...column.terms.keys()].filter((name) => !names.includes(name));
+    if (!lost.length) continue;
+    for (const name of lost) column.terms.delete(name);
+    Object.assign(column, { text: null, answer: '', language: null, state: '' }); // it was of more
   }
   drawCheckpoints();
   drawColumns();
@@ -44,7 +46,7 @@ function comparison() {
     others: S.checkpoints.slice(1).map((each) => each.origin),
     prompt: S.asked,
     settings: { max_new_tokens: $('length').valueAsNumber, temperature: $('temperature').valueAsNumber, seed: $('seed').valueAsNumber },
-    answers: S.columns.map((column) => ({ composition: expressionOf(column), text: column.answer, language: column.language })),
+    answers: S.columns.map((column) => ({ composition: column.answer ? column.answered : expressionOf(column), text: column.answer, language: column.language })),
     tokens: S.tokens,
     seconds: Number(S.seconds.toFixed(2)),
   };
@@ -68,7 +70,7 @@ function restore(past) {
   prompt.value = past.prompt;
   S.asked = past.prompt;
   S.columns = past.answers.map((answer, index) => ({
-    ...newColumn(past.terms[index]), text: answer.composition, answer: answer.text, language: answer.language,
+    ...newColumn(past.terms[index]), text: answer.composition, answer: answer.text, answered: answer.composition, language: answer.language,
   }));
   S.foot = `${past.tokens} tokens in all, ${past.seconds.toFixed(1)} s`;
   $('ri-history').hidePopover();
