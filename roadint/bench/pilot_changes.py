@@ -14,8 +14,8 @@ from transformers import set_seed
 from roadint.bench.learn_methods import RATES as LEARN_RATES
 from roadint.bench.learn_methods import Method
 from roadint.bench.learn_systems import system_of
-from roadint.bench.pilot_states import first_token_states, rows_of
 from roadint.inspection.pilot import direction_change, magnitude_change
+from roadint.inspection.states import hidden_states
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.classification import ClassificationTask
@@ -100,13 +100,13 @@ def _finetune(
 ) -> tuple[dict[str, Any], Changes]:
     set_seed(recipe.optimisation.seed)
     model, tokenizer = load_for(task, recipe)
-    rows = rows_of(task, model, tokenizer)
-    dev = [row for split, encoded in rows.items() if split != "train" for row in encoded]
-    before = first_token_states(model, tokenizer, dev)
+    splits = [split for split in task.splits if split != "train"]
+    dev = [row for split in splits for row in task.encoded(tokenizer, split)]
+    before = hidden_states(model, tokenizer, dev, token="first")
     system, _ = system_of(Method.named(method), model, recipe)
     figures = fit(system, tokenizer, task, recipe)
     kept = ("validation", "test", "steps", "seconds", "trainable")
-    after = first_token_states(system, tokenizer, dev)
+    after = hidden_states(system, tokenizer, dev, token="first")
     return {name: figures[name] for name in kept}, changes(before, after)
 
 

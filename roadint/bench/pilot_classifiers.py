@@ -10,15 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
-from transformers import (
-    AutoModelForSequenceClassification,
-    get_scheduler,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, set_seed
 
-from roadint.bench.pilot_states import first_token_states, rows_of
-from roadint.inspection.pilot import PilotClassifier, Reads
+from roadint.inspection.pilot import PilotClassifier, Reads, fit_classifier
+from roadint.inspection.states import hidden_states
 from roadint.progress import track
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
@@ -112,11 +107,12 @@ def encode(task: ClassificationTask, recipe: Recipe) -> dict[str, Frozen]:
     set_seed(recipe.optimisation.seed)
     build: Any = AutoModelForSequenceClassification.from_config
     untrained = build(model.config, dtype=model.dtype)
-    rows, found = rows_of(task, model, tokenizer), {}
+    rows = {split: task.encoded(tokenizer, split) for split in task.splits}
+    found = {}
     labels = {split: np.array([row["labels"] for row in rows[split]]) for split in rows}
     for name, encoder in {"pretrained": model, "random": untrained.to(model.device)}.items():
         states = {
-            split: first_token_states(encoder.eval(), tokenizer, encoded)[-1]
+            split: hidden_states(encoder.eval(), tokenizer, encoded, token="first")[-1]
             for split, encoded in rows.items()
         }
         found[name] = Frozen(states, labels, float(states["train"].norm(dim=-1).mean()))
@@ -155,7 +151,7 @@ def study_classifiers(
     for name, reading in readings:
         frozen = encoders[reading.encoder]
         train = partial(
-            train_classifier,
+            best_classifier,
             frozen if reading.scaled else replace(frozen, scale=1.0),
             task,
             reading.reads,
@@ -235,7 +231,7 @@ def compare(
     }
 
 
-def train_classifier(
+def best_classifier(
     frozen: Frozen,
     task: ClassificationTask,
     reads: Reads,
@@ -245,10 +241,7 @@ def train_classifier(
     epochs: int,
     batch_size: int,
 ) -> Trained:
-    """Train a classifier of cached states, as the paper finetunes (appendix C.1).
-
-    AdamW without weight decay, a linear schedule with a tenth of warm-up; the epoch with the best
-    validation score counts.
+    """Train a classifier of cached states; the epoch with the best validation score counts.
 
     Args:
         frozen: The states.
@@ -259,37 +252,28 @@ def train_classifier(
         epochs: How often it sees the training rows.
         batch_size: The rows of a step.
     """
-    set_seed(seed)
     states = {split: values / frozen.scale for split, values in frozen.states.items()}
-    regression = task.labels == 1
-    labels = torch.as_tensor(frozen.labels["train"])
-    labels = labels.float() if regression else labels.long()
-    model = PilotClassifier(states["train"].shape[1], task.labels, reads)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
-    steps = epochs * -(-len(labels) // batch_size)
-    schedule = get_scheduler("linear", optimizer, steps // 10, steps)
-    best: Trained | None = None
-    for _ in range(epochs):
-        model.train()
-        for batch in torch.split(torch.randperm(len(labels)), batch_size):
-            logits = model(states["train"][batch])
-            if regression:
-                loss = mse_loss(logits[:, 0], labels[batch])
-            else:
-                loss = cross_entropy(logits, labels[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        score = glue.measure(
-            task.task,
-            _predicted(model, states["validation"], regression),
-            frozen.labels["validation"],
-        )
-        if best is None or score > best.validation:
-            best = Trained(score, _predicted(model, states["test"], regression))
-    assert best is not None  # there is an epoch
-    return best
+    labels, regression = torch.as_tensor(frozen.labels["train"]), task.labels == 1
+    best: list[Trained] = []
+
+    def keep(classifier: PilotClassifier) -> None:
+        predicted = _predicted(classifier, states["validation"], regression)
+        score = glue.measure(task.task, predicted, frozen.labels["validation"])
+        if not best or score > best[0].validation:
+            best[:] = [Trained(score, _predicted(classifier, states["test"], regression))]
+
+    fit_classifier(
+        states["train"],
+        labels.float() if regression else labels.long(),
+        reads,
+        classes=task.labels,
+        rate=rate,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        after_epoch=keep,
+    )
+    return best[0]
 
 
 @torch.no_grad()

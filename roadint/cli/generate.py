@@ -38,6 +38,13 @@ def generate(
         list[str] | None, typer.Argument(help="Prompts; the paper's nine by default.")
     ] = None,
     prompt_file: PromptFile = None,
+    turns: Annotated[
+        bool,
+        typer.Option(
+            "--turns",
+            help="The prompts are turns of a conversation; a composition reads its own answers.",
+        ),
+    ] = False,
     compose: Compositions = None,
     add: Added = None,
     max_new_tokens: NewTokens = 128,
@@ -66,28 +73,28 @@ def generate(
     from roadint.data.prompt_files import read_prompts
     from roadint.data.prompts import prompt_text
     from roadint.evaluation.alpaca_eval import model_outputs
-    from roadint.evaluation.answers import answer_all
+    from roadint.evaluation.answers import answer_all, converse
     from roadint.grammar.composition import Composition
     from roadint.model.opening import open_checkpoint
 
     check_file("--out", out)
-    _check_format(form, compose)
+    _check_format(form, compose, turns)
     asked = [*(prompts or []), *(read_prompts(prompt_file) if prompt_file else [])]
+    if turns and not asked:
+        raise RoadError("--turns is of the prompts that are given: expected at least two of them")
     asked = asked or read_prompts("bundled:prompts_paper")
     road, tokenizer = open_checkpoint(checkpoint, model, compose, named_values(add, "--add"))
     compositions = road.compositions()
     if compose:
         compositions = [Composition.parse(text, road.names) for text in compose]
-    answers = answer_all(
-        road,
-        tokenizer,
-        asked,
-        compositions,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        quiet=as_json,
-        **_sampling(temperature, seed),
-    )
+    settings = {"max_new_tokens": max_new_tokens, "quiet": as_json, **_sampling(temperature, seed)}
+    if turns:
+        said = list(map(prompt_text, asked))
+        answers = converse(road, tokenizer, said, compositions, **settings)
+    else:
+        answers = answer_all(
+            road, tokenizer, asked, compositions, batch_size=batch_size, **settings
+        )
     written: Any = [asdict(answer) for answer in answers]
     if form == ALPACA_EVAL:
         name = _generator(str(road.model.name_or_path), checkpoint, compositions[0])
@@ -111,10 +118,12 @@ def _sampling(temperature: float, seed: int) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature}
 
 
-def _check_format(form: str | None, compose: Sequence[str] | None) -> None:
+def _check_format(form: str | None, compose: Sequence[str] | None, turns: bool) -> None:
     if form is None:
         return
     check_known("format", form, [ALPACA_EVAL])
+    if turns:
+        raise RoadError(f"--format {form} is of single prompts: expected it without --turns")
     if len(compose or ()) != 1:
         raise RoadError(
             f"--format {form} is of one composition, {len(compose or ())} are given: expected one "

@@ -8,12 +8,14 @@ from transformers import PreTrainedTokenizerBase
 from roadint.data.prompts import Template, prompt_ids, render
 
 _MARK, _PROBE = "\0", 'Say "Grüße", {twice}.'
+_IS_ANSWER = 'message.role == "assistant" and loop.previtem.role == "user"'
 
 
 def chat_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A chat template, in Jinja, that renders one instruction to the tokens of `prompt_ids`.
+    """A chat template, in Jinja, that renders a conversation to the tokens of `prompt_ids`.
 
-    Messages of users are framed, others stay as they are, with empty lines between.
+    Messages of users are framed, their answers follow, and others stand as they are, with empty
+    lines between.
 
     Args:
         template: As in `render`.
@@ -36,7 +38,8 @@ def chat_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> str
     written = (
         f"{{{{ {_literal(''.join(start))} }}}}"
         "{% for message in messages %}"
-        f"{{% if not loop.first %}}{{{{ {_literal(chr(10) * 2)} }}}}{{% endif %}}"
+        f"{{% if not loop.first and not ({_IS_ANSWER}) %}}{{{{ {_literal(chr(10) * 2)} }}}}"
+        "{% endif %}"
         f'{{% if message.role == "user" %}}{{{{ {user} }}}}'
         "{% else %}{{ message.content }}{% endif %}"
         "{% endfor %}"

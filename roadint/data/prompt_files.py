@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from roadint.data.formats import FORMATS, read_rows
-from roadint.data.prompts import Prompt, check_prompt
+from roadint.data.prompts import Prompt, parts_of
 from roadint.data.rows import OPTIONAL, field_of
 from roadint.data.sources import check_data_file, check_limit, load_prompts
 from roadint.errors import RoadError, quoted
 from roadint.files.paths import path_of
 
-_KEPT = ("instruction", *OPTIONAL, "dataset")  # the last is AlpacaEval's name of a prompt's origin
+# "dataset" is AlpacaEval's name of a prompt's origin
+_KEPT = ("instruction", *OPTIONAL, "history", "dataset")
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
@@ -20,8 +21,8 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
 
     Args:
         source: A text file, or bundled prompts (`roadint.data.sources.load_prompts`), or a .json,
-            .jsonl, .parquet or .csv file of rows with the field "instruction" and maybe "input" and
-            "dataset", as AlpacaEval's prompts and the rows of a data set are.
+            .jsonl, .parquet or .csv file of rows with the field "instruction" and maybe "input",
+            "history" and "dataset", as AlpacaEval's prompts and the rows of a data set are.
         limit: How many prompts to take, from the first; all by default.
 
     Returns:
@@ -51,7 +52,7 @@ def _prompt(index: int, row: Any, source: str) -> Prompt:
     except RoadError as error:
         raise RoadError(f"row {index} of prompts {quoted(source)} {error}") from None
     try:
-        check_prompt(kept)
+        parts_of(kept)
     except RoadError as error:
         raise RoadError(f"row {index} of prompts {quoted(source)}: {error}") from None
     return kept

@@ -5,7 +5,7 @@ Training and inference share this, so that both see the same tokens up to the pr
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
@@ -15,8 +15,22 @@ from transformers import PreTrainedTokenizerBase
 from roadint.errors import RoadError, check_known, first_line, quoted
 
 Template = Literal["plain", "line", "alpaca", "chat"]
-Prompt = str | Mapping[str, str]
-"""An instruction, or {"instruction": …, "input": …}; other fields of a mapping are not read."""
+Prompt = str | Mapping[str, Any]
+"""An instruction, or {"instruction": …, "input": …, "history": …}, of which the first is needed.
+
+The history has the turns before, as pairs of an instruction and its answer. Other fields of a
+mapping are not read.
+"""
+Turns = Sequence[tuple[str, str]]
+
+
+class Parts(NamedTuple):
+    """What a Prompt has: instruction, input ("" for none) and the turns before."""
+
+    instruction: str
+    input: str
+    history: Turns
+
 
 # The Alpaca project's two prompts: for instructions without an input, and for those with one.
 _ALPACA = (
@@ -70,7 +84,11 @@ def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
 
 
 def render(
-    template: Template, instruction: str, tokenizer: PreTrainedTokenizerBase, input_text: str = ""
+    template: Template,
+    instruction: str,
+    tokenizer: PreTrainedTokenizerBase,
+    input_text: str = "",
+    history: Turns = (),
 ) -> str:
     r"""The text of a prompt, up to where the answer starts.
 
@@ -82,6 +100,8 @@ def render(
         tokenizer: The tokenizer, which only "chat" uses.
         input_text: The input of the instruction, as in Alpaca. Templates other than "alpaca" put it
             on the line after the instruction.
+        history: The turns before, pairs of an instruction and its answer. Templates other than
+            "chat" repeat themselves for every turn, with an empty line between.
 
     Raises:
         RoadError: where the chat template is missing or fails.
@@ -89,7 +109,13 @@ def render(
     Examples:
         >>> render("plain", "Translate.", tokenizer=None, input_text="Guten Tag")
         'Translate.\nGuten Tag'
+        >>> render("line", "And in French?", tokenizer=None, history=[("Say hello.", "Hello!")])
+        'Say hello.\nHello!\n\nAnd in French?\n'
     """
+    if history and template != "chat":
+        turns = (render(template, said, tokenizer) + answer for said, answer in history)
+        before = "".join(f"{turn}\n\n" for turn in turns)
+        return before + render(template, instruction, tokenizer, input_text)
     if template == "alpaca":
         frame = _ALPACA_INPUT if input_text else _ALPACA
         return frame.format(instruction=instruction, input=input_text)
@@ -98,10 +124,10 @@ def render(
         return content if template == "plain" else f"{content}\n"
     check_template(template, tokenizer)
     try:
-        text = _rendered(tokenizer, content)
+        text = _rendered(tokenizer, content, history)
         # Some templates of vision-language models read a list of parts, and leave out a bare text.
-        if content.strip() and text == _rendered(tokenizer, ""):
-            text = _rendered(tokenizer, [{"type": "text", "text": content}])
+        if content.strip() and text == _rendered(tokenizer, "", history):
+            text = _rendered(tokenizer, content, history, parts=True)
         return text
     except Exception as error:  # whatever the template's own code raises
         raise RoadError(
@@ -110,8 +136,20 @@ def render(
         ) from error
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, content: Any) -> str:
-    messages = [{"role": "user", "content": content}]
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, content: str, history: Turns, *, parts: bool = False
+) -> str:
+    """The chat template's text; `parts` puts every text into a list of parts."""
+
+    def message(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+
+    turns = [
+        message(role, text)
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages = [*turns, message("user", content)]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
@@ -121,6 +159,7 @@ def prompt_ids(
     instruction: str,
     max_length: int | None = None,
     input_text: str = "",
+    history: Turns = (),
 ) -> list[int]:
     """The token ids of a prompt.
 
@@ -129,8 +168,9 @@ def prompt_ids(
         template: As in `render`.
         instruction: As in `render`.
         max_length: The largest length, in tokens. A longer prompt loses the end of its input, then
-            the end of its instruction, never text of the template.
+            the end of its instruction, never text of the template or of the turns before.
         input_text: As in `render`.
+        history: As in `render`.
 
     Raises:
         RoadError: where instruction or input are no text, or the template alone is too long.
@@ -139,7 +179,7 @@ def prompt_ids(
     check_text("prompt", input_text)
 
     def ids_of(instruction: str, input_text: str = "") -> list[int]:
-        text = render(template, instruction, tokenizer, input_text)
+        text = render(template, instruction, tokenizer, input_text, history)
         return _tokenised(tokenizer, template, text)
 
     ids = ids_of(instruction, input_text)
@@ -231,15 +271,15 @@ def listed_prompts(prompts: Any) -> list[Any]:
     return listed
 
 
-def check_prompt(prompt: object) -> tuple[str, str]:
-    """The instruction and the input of a Prompt; the input is empty where it has none.
+def parts_of(prompt: object) -> Parts:
+    """The parts of a Prompt.
 
     Raises:
-        RoadError: where it is none, or has no text.
+        RoadError: where it is none, has no text, or its history is no list of pairs of texts.
     """
     if not isinstance(prompt, Mapping):
         check_text("prompt", prompt)
-        return str(prompt), ""
+        return Parts(str(prompt), "", ())
     if "instruction" not in prompt:
         raise RoadError(
             f"prompt {quoted(prompt)} has no 'instruction': expected text, or "
@@ -248,7 +288,20 @@ def check_prompt(prompt: object) -> tuple[str, str]:
     instruction, input_text = prompt["instruction"], prompt.get("input") or ""
     check_text("prompt", instruction)
     check_text("prompt", input_text)
-    return instruction, input_text
+    return Parts(instruction, input_text, _turns(prompt.get("history") or ()))
+
+
+def _turns(history: object) -> Turns:
+    listed: list[Any] = list(history) if isinstance(history, (list, tuple)) else [history]
+    for turn in listed:
+        if not isinstance(turn, (list, tuple)) or len(turn) != 2:
+            raise RoadError(
+                f"history {quoted(history)} is not understood: expected the turns before, as pairs "
+                "of an instruction and its answer, [['Say hello.', 'Hello!']]"
+            )
+        for text in turn:
+            check_text("history", text)
+    return [(said, answer) for said, answer in listed]
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -258,7 +311,7 @@ def prompt_text(prompt: Prompt) -> str:
         >>> prompt_text({"instruction": "Translate.", "input": "Guten Tag"})
         'Translate.\nGuten Tag'
     """
-    return "\n".join(filter(None, check_prompt(prompt)))
+    return "\n".join(filter(None, parts_of(prompt)[:2]))
 
 
 def check_text(what: str, text: object) -> None:
@@ -308,8 +361,8 @@ def batch_prompts(
     """
     ids = []
     for prompt in prompts:
-        instruction, input_text = check_prompt(prompt)
-        row = prompt_ids(tokenizer, template, instruction, max_length, input_text)
+        instruction, input_text, history = parts_of(prompt)
+        row = prompt_ids(tokenizer, template, instruction, max_length, input_text, history)
         if not row:
             raise RoadError(f"prompt {quoted(prompt)} has no tokens: expected some text")
         ids.append(row)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from roadint.data.prompts import Prompt, check_prompt
+from roadint.data.prompts import Prompt, parts_of
 from roadint.errors import RoadError, quoted
 from roadint.evaluation.answers import Answer
 
@@ -34,6 +34,6 @@ def model_outputs(
     for prompt, answer in zip(prompts, answers, strict=True):
         more = prompt if isinstance(prompt, Mapping) else {}
         named = {name: more[name] for name in ("input", "dataset") if more.get(name)}
-        row = {"instruction": check_prompt(prompt)[0], "output": answer.text}
+        row = {"instruction": parts_of(prompt).instruction, "output": answer.text}
         outputs.append({**row, "generator": generator, **named})
     return outputs

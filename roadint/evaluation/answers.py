@@ -14,7 +14,7 @@ from roadint.evaluation.language import language_of
 from roadint.evaluation.topic import embeds, on_topic
 from roadint.grammar.composition import Composition
 from roadint.model.road_model import PAPER_DECODING, RoadModel
-from roadint.progress import counting
+from roadint.progress import counting, track
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def answer_all(
     Args:
         road: The model.
         tokenizer: The model's.
-        prompts: The prompts, with or without an input.
+        prompts: The prompts, with or without an input and turns before.
         compositions: The compositions.
         batch_size: The number of rows in a batch.
         quiet: Whether there is no progress bar.
@@ -82,6 +82,39 @@ def answer_all(
             tell((done + 1) * steps)
             for (prompt, composition), text in zip(batch, texts, strict=True):
                 answers.append(Answer(prompt_text(prompt), str(composition), text))
+    return answers
+
+
+def converse(
+    road: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[str],
+    compositions: Sequence[Composition],
+    *,
+    quiet: bool = True,
+    **generation: Any,
+) -> list[Answer]:
+    """Have a conversation with every composition, each of which reads its own answers.
+
+    Args:
+        road: The model.
+        tokenizer: The model's.
+        turns: What is said, in order.
+        compositions: The compositions; they answer a turn in one batch.
+        quiet: Whether there is no progress bar.
+        **generation: Settings, as in `RoadModel.answer`.
+
+    Returns:
+        The answers, turn by turn, in the order of the compositions.
+    """
+    histories: list[list[tuple[str, str]]] = [[] for _ in compositions]
+    answers = []
+    for turn in track(turns, len(turns), "turns", quiet=quiet):
+        asked = [{"instruction": turn, "history": history} for history in histories]
+        texts = road.answer(tokenizer, asked, list(compositions), **generation)
+        for composition, history, text in zip(compositions, histories, texts, strict=True):
+            history.append((turn, text))
+            answers.append(Answer(turn, str(composition), text))
     return answers
 
 

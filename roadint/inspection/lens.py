@@ -1,6 +1,5 @@
 """What a composition does to the next token, and the logit lens on every layer."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from roadint.architecture.layers import text_config
 from roadint.data.prompts import Template, batch_prompts, check_template
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition, CompositionLike
+from roadint.inspection.states import last_logits_alone
 from roadint.model.road_model import RoadModel
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
@@ -85,7 +85,7 @@ def next_tokens(
         )
     inputs = _repeated(road, tokenizer, prompt, 1 + len(listed), template)
     with torch.no_grad():
-        output = road(compose=[None, *listed], **inputs, **_last_alone(road.model))
+        output = road(compose=[None, *listed], **inputs, **last_logits_alone(road.model))
     base, *edited = output.logits[:, -1].float().log_softmax(-1).cpu()  # the host reads much of it
     names = [str(Composition.parse(composition, road.names)) for composition in listed]
     return [
@@ -154,7 +154,7 @@ def logit_lens(
     inputs = _repeated(road, tokenizer, prompt, len(listed), template)
     with torch.no_grad():
         _, *states, last = road(
-            compose=listed, **inputs, output_hidden_states=True, **_last_alone(road.model)
+            compose=listed, **inputs, output_hidden_states=True, **last_logits_alone(road.model)
         ).hidden_states
         # The last state has been through the norm already.
         normed = [*(norm(state[:, -1]) for state in states), last[:, -1]]
@@ -187,12 +187,6 @@ def _repeated(
     checked = check_template(template or road.template, tokenizer)
     batch = batch_prompts(tokenizer, checked, [prompt] * rows)
     return {name: value.to(road.device) for name, value in batch.items()}
-
-
-def _last_alone(model: nn.Module) -> dict[str, int]:
-    """The argument that runs the head on the last token alone, where the model has it."""
-    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if takes else {}
 
 
 def _final_norm(model: nn.Module) -> nn.Module:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, linear, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, linear, mse_loss, normalize
+from transformers import get_scheduler, set_seed
 
 from roadint.errors import check_known
 
@@ -89,3 +90,59 @@ class PilotClassifier(nn.Module):
         """The logits of hidden states."""
         logits: Tensor = self.rest(self._first(x))
         return logits
+
+
+def fit_classifier(
+    states: Float[Tensor, "rows width"],
+    labels: Shaped[Tensor, " rows"],
+    reads: Reads,
+    *,
+    classes: int,
+    rate: float,
+    epochs: int,
+    batch_size: int = 32,
+    seed: int = 0,
+    after_epoch: Callable[[PilotClassifier], object] | None = None,
+) -> PilotClassifier:
+    """Train a classifier of frozen states, as the paper finetunes (appendix C.1).
+
+    AdamW without weight decay, a linear schedule with a tenth of warm-up.
+
+    Args:
+        states: Hidden states. As they are, ‖W‖·‖x‖ may be so large that tanh hardly changes;
+            divided by their mean size, it is around 1.
+        labels: The class of every row, or its number, in a dtype of floats, for a regression.
+        reads: What the classifier reads; see `PilotClassifier`.
+        classes: How many classes; 1 for a regression.
+        rate: The learning rate.
+        epochs: How often it sees the rows.
+        batch_size: The rows of a step.
+        seed: The seed of its weights, of dropout and of the order of rows.
+        after_epoch: Called with the classifier after every epoch.
+
+    Returns:
+        The classifier after the last epoch, in evaluation mode.
+
+    Raises:
+        RoadError: where `reads` is unknown.
+    """
+    set_seed(seed)
+    model = PilotClassifier(states.shape[1], classes, reads).to(states.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
+    steps = epochs * -(-len(labels) // batch_size)
+    schedule = get_scheduler("linear", optimizer, steps // 10, steps)
+    for _ in range(epochs):
+        model.train()
+        for batch in torch.split(torch.randperm(len(labels)).to(states.device), batch_size):
+            logits = model(states[batch])
+            if labels.is_floating_point():
+                loss = mse_loss(logits[:, 0], labels[batch])
+            else:
+                loss = cross_entropy(logits, labels[batch])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        if after_epoch is not None:
+            after_epoch(model.eval())
+    return model.eval()

@@ -298,15 +298,20 @@ class SubspaceIntervention(KeepsPrecision):
             made = cls(**spec)
         return {name: tuple(value.shape) for name, value in made.values().items()}
 
-    def rescale(self, strengths: float | Mapping[str, float]) -> None:
+    def rescale(self, strengths: float | Mapping[str, float] | Float[Tensor, " units"]) -> None:
         """Make a strength the new strength 1, in place.
 
         Args:
-            strengths: One for all subspaces, or one by name.
+            strengths: One for all subspaces, one by name, or one for every unit; at 0 a unit does
+                nothing.
 
         Raises:
             RoadError: for an unknown name, or a strength at which a value is not defined.
         """
+        if isinstance(strengths, Tensor):
+            with torch.no_grad():
+                self._rescale(on_device(strengths, next(self.parameters()).device))
+            return
         if not isinstance(strengths, Mapping):
             strengths = dict.fromkeys(self.partition, strengths)
         by_name = dict.fromkeys(self.partition, 1.0) | dict(strengths)

@@ -303,8 +303,8 @@ class RoadModel(Hosted):
 
         Args:
             tokenizer: The model's.
-            prompts: Instructions, or mappings of "instruction" and "input"; a single one is
-                answered once for every composition.
+            prompts: Instructions, or mappings of "instruction", "input" and "history", the turns
+                before; a single one is answered once for every composition.
             compose: As in `forward`.
             template: In place of the model's.
             sources: As in `forward`.

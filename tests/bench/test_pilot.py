@@ -19,8 +19,7 @@ from roadint import Recipe, RoadError
 from roadint.bench import pilot_changes
 from roadint.bench.pilot import bench_pilot
 from roadint.bench.pilot_changes import changes, claims
-from roadint.bench.pilot_classifiers import Frozen, compare, encode, train_classifier
-from roadint.bench.pilot_states import first_token_states
+from roadint.bench.pilot_classifiers import Frozen, best_classifier, compare, encode
 from roadint.plots import pilot_figure
 from roadint.tasks.classification import ClassificationTask
 from tests.helpers import call, check_drawn, write_tsv
@@ -43,21 +42,6 @@ def one_by_one(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str])
         outputs = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
         found.append(torch.stack([state[0, 0] for state in outputs.hidden_states[1:]]))
     return torch.stack(found, dim=1)
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_states_of_a_batch_are_those_of_a_row_alone(classifier: str, side: str) -> None:
-    model, tokenizer = loaded(classifier)
-    texts = ["abc", "a", "abcdefgh!!", "ab.", *("x" * n for n in range(1, 40))]
-    rows = [{**tokenizer(text), "labels": 0} for text in texts]
-    tokenizer.padding_side = side
-    states = first_token_states(model, tokenizer, rows)
-    if side == "right":  # BERT counts positions from the padding
-        torch.testing.assert_close(
-            states, one_by_one(model, tokenizer, texts), atol=1e-4, rtol=1e-4
-        )
-    else:
-        assert not torch.allclose(states[:, 0], states[:, 2], atol=1e-2)
 
 
 def test_changes_are_those_of_two_models_states(
@@ -183,7 +167,7 @@ def test_what_a_classifier_can_learn(
     frozen = made(direction, size)
     found = {}
     for reads in ("both", "angle", "magnitude"):
-        trained = train_classifier(frozen, task, reads, rate=2e-2, seed=0, epochs=30, batch_size=32)  # type: ignore[arg-type]
+        trained = best_classifier(frozen, task, reads, rate=2e-2, seed=0, epochs=30, batch_size=32)  # type: ignore[arg-type]
         found[reads] = float((trained.predicted == frozen.labels["test"]).mean())
         assert abs(found[reads] - trained.validation) < 0.1
     assert found["both"] > 0.85
@@ -201,7 +185,7 @@ def test_units_of_states_do_not_matter(classifier: str, sentiment: dict[str, str
     )  # fmt: skip
     settings: dict[str, Any] = {"rate": 1e-2, "seed": 0, "epochs": 2, "batch_size": 32}
     for reads in ("both", "magnitude"):
-        once, again = (train_classifier(f, task, reads, **settings) for f in (frozen, larger))  # type: ignore[arg-type]
+        once, again = (best_classifier(f, task, reads, **settings) for f in (frozen, larger))  # type: ignore[arg-type]
         assert once.validation == again.validation
         assert (once.predicted == again.predicted).all()
 

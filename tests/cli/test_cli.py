@@ -184,6 +184,35 @@ def test_generate(adapter: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -
     assert all(word in out for word in ("One?", "none", "german + english"))
 
 
+def test_turns_of_a_conversation(adapter: str, capsys: Any, monkeypatch: Any) -> None:
+    """Each composition goes on with its own answers, as one that is given them does."""
+    import roadint
+
+    composed = ["none", "german", "german + english"]
+    compose = [part for text in composed for part in ("--compose", text)]
+    asked = ["generate", adapter, "Hi", "And?", *compose, "--max-new-tokens", "4", "--json"]
+    code, out, errors = call(capsys, monkeypatch, *asked, "--turns")
+    assert code == 0, errors
+    answers = json.loads(out)
+    order = [(answer["prompt"], answer["composition"]) for answer in answers]
+    assert order == [(turn, text) for turn in ("Hi", "And?") for text in composed]
+    base = json.loads((Path(adapter) / "road.json").read_text())["base_model"]["id"]
+    model, tokenizer = roadint.load(base)
+    road = roadint.RoadModel.from_pretrained(model, adapter)
+    for first, second in zip(answers[:3], answers[3:], strict=True):
+        prompt = {"instruction": "And?", "history": [("Hi", first["text"])]}
+        (alone,) = road.answer(tokenizer, prompt, second["composition"], max_new_tokens=4)
+        assert alone == second["text"]
+    code, out, _ = call(capsys, monkeypatch, *asked)
+    assert [each["text"] for each in json.loads(out)][3:] != [each["text"] for each in answers][3:]
+    for wrong, said in (
+        ([adapter, "--turns"], "--turns is of the prompts"),
+        ([adapter, "Hi", "--turns", "--compose", "none", "--format", "alpaca_eval"], "--turns"),
+    ):
+        code, _, errors = call(capsys, monkeypatch, "generate", *wrong)
+        assert (code, said in errors) == (2, True)
+
+
 def test_generate_across_checkpoints(adapter: str, capsys: Any, monkeypatch: Any) -> None:
     """A checkpoint and its own inverse are the base model."""
     arguments = [

@@ -56,7 +56,19 @@ def test_other_messages_stand_as_they_are_before_the_last_frame() -> None:
     last = prompt_ids(tokenizer, "alpaca", "three")[1:]
     assert talk[-len(last) :] == last
     assert text.startswith("<bos>Be kind.\n\nBelow is")
-    assert "### Instruction:\none\n\n### Response:\n\n\ntwo\n\nBelow is" in text
+    assert "### Instruction:\none\n\n### Response:\ntwo\n\nBelow is" in text
+
+
+@pytest.mark.parametrize("template", ["plain", "line", "alpaca"])
+def test_a_conversation_has_the_tokens_of_a_prompt_with_a_history(template: Any) -> None:
+    tokenizer = make_tokenizer()
+    written = chat_template(template, tokenizer)
+    assert written is not None
+    said = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    messages = [{"role": role, "content": text} for role, text in [*said, ("user", "five")]]
+    history = [("one", "two"), ("three", "four")]
+    expected = prompt_ids(tokenizer, template, "five", history=history)
+    assert ids_of(tokenizer, written, *messages) == expected
 
 
 def test_a_chat_template_is_the_tokenizers_own() -> None:

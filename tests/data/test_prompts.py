@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from roadint.data.collate import Collator, check_fits, tokenize
-from roadint.data.prompts import batch_prompts, check_template, pad_id, prompt_ids, render
+from roadint.data.prompts import (
+    batch_prompts,
+    check_template,
+    pad_id,
+    prompt_ids,
+    prompt_text,
+    render,
+)
 from roadint.errors import RoadError
 from tests.helpers import build
 
@@ -43,6 +50,43 @@ def test_templates(tokenizer: Any) -> None:
         render("chat", "Why?", tokenizer)
     with pytest.raises(RoadError, match="unknown template 'alpacca'.*did you mean 'alpaca'"):
         check_template("alpacca")
+
+
+def test_turns_before(tokenizer: Any) -> None:
+    """Every turn is a prompt with its answer; a chat template gets the messages."""
+    prompt = {"instruction": "And in French?", "history": [["Say hello.", "Hello!"]]}
+    before = render("alpaca", "Say hello.", tokenizer) + "Hello!\n\n"
+    expected = before + render("alpaca", "And in French?", tokenizer)
+    for text, template in ((expected, "alpaca"), ("Say hello.Hello!\n\nAnd in French?", "plain")):
+        ids = batch_prompts(tokenizer, template, [prompt])["input_ids"][0]  # type: ignore[arg-type]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert prompt_text(prompt) == "And in French?"
+    history = [("Say hello.", "Hello!")]
+    messages = [
+        {"role": "user", "content": "Say hello."},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "And in French?"},
+    ]
+    listed = "{% for p in m['content'] if p is mapping %}{{ p['text'] }}{% endfor %}{{ '' }}"  # a line break after a block is left out
+    parts = CHAT.replace("{{ m['content'] }}", listed)
+    try:
+        for tokenizer.chat_template in (CHAT, parts):
+            text = render("chat", "And in French?", tokenizer, history=history)
+            assert text == "<bos>Say hello.\n<bos>Hello!\n<bos>And in French?\nA:"
+        tokenizer.chat_template = CHAT
+        assert render("chat", "And in French?", tokenizer, history=history) == (
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+    finally:
+        tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(
+    "history", ["Hello!", [["a"]], [["a", "b", "c"]], [["a", 5]], ["ab"], {"a": "b"}]
+)
+def test_turns_that_are_none(tokenizer: Any, history: Any) -> None:
+    with pytest.raises(RoadError, match="history"):
+        batch_prompts(tokenizer, "plain", [{"instruction": "a", "history": history}])
 
 
 def test_an_input_has_alpacas_own_form_and_is_cut_first(tokenizer: Any) -> None:

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from roadint import RoadError
-from roadint.inspection.pilot import PilotClassifier, direction_change, magnitude_change
+from roadint.inspection.pilot import (
+    PilotClassifier,
+    direction_change,
+    fit_classifier,
+    magnitude_change,
+)
 
 
 def test_changes_of_size_and_direction() -> None:
@@ -34,3 +39,40 @@ def test_what_each_classifier_reads(reads: str) -> None:
 def test_unknown_reading() -> None:
     with pytest.raises(RoadError, match="reads"):
         PilotClassifier(4, 2, "size")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reads", ["both", "magnitude", "angle"])
+def test_a_classifier_learns_what_it_reads(reads: str) -> None:
+    """Classes that differ in direction alone, and in size alone."""
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(256, 8), dim=-1)
+    labels = torch.arange(256) % 2
+    settings = {"classes": 2, "rate": 2e-2, "epochs": 20}
+    turned = directions.clone()
+    turned[:, 0] = turned[:, 0].abs() * (2 * labels - 1)
+    sized = directions * (0.5 + 2.5 * labels)[:, None]
+    shares = []
+    epochs: list[PilotClassifier] = []
+    for states in (turned, sized):
+        fit = fit_classifier(states, labels, reads, after_epoch=epochs.append, **settings)  # type: ignore[arg-type]
+        assert not fit.training
+        shares.append(float((fit(states).argmax(-1) == labels).float().mean()))
+    assert len(epochs) == 2 * 20
+    direction, size = shares
+    assert (direction > 0.9) == (reads != "magnitude")
+    if reads != "both":  # which learns it too, in far more epochs
+        assert (size > 0.9) == (reads == "magnitude")
+
+
+def test_a_regression_and_the_seed() -> None:
+    torch.manual_seed(0)
+    states = torch.randn(128, 6)
+    numbers = states[:, 0]
+    settings = {"classes": 1, "rate": 1e-2, "epochs": 30}
+    first, again, other = (
+        fit_classifier(states, numbers, "both", seed=seed, **settings)  # type: ignore[arg-type]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)
+    assert float((first(states)[:, 0] - numbers).square().mean().detach()) < 0.1

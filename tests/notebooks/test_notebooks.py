@@ -63,6 +63,7 @@ def test_stored_with_outputs_and_small(path: Path) -> None:
     code = code_of(book)
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert all(len(cell.source.splitlines()) <= 25 for cell in code)  # verbs are the library's
     shows = ("display_data", "execute_result")
     assert sum(output.output_type in shows for cell in code for output in cell.outputs) >= 2
     assert path.stat().st_size < 500_000
