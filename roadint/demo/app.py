@@ -59,8 +59,9 @@ def _wire(app: gr.Blocks, page: Page, handlers: Handlers) -> None:
     page.timer.tick(handlers.poll, None, polled, **_PRIVATE)
     both = [page.told, page.labels]
     _ask(page, "arrive", handlers.arrive, 1, [*both, *polled])
-    answering = _ask(page, "compare", handlers.compare, 6, [page.answers], **_MANY)
-    page.buttons["stop"].click(None, None, None, cancels=[answering], **_PRIVATE)
+    _ask(page, "compare", handlers.compare, 6, [page.answers], **_MANY)
+    # Gradio's own `cancels` may end the next question in place of the one that runs.
+    _ask(page, "stop", handlers.stop, 1, [], concurrency_limit=None)
     _ask(page, "parse", handlers.parse, 2, [page.told])
     _ask(page, "look", handlers.look, 3, [page.told], concurrency_limit=2)
     _ask(page, "open", handlers.open, 1, both, concurrency_limit=4)
@@ -69,12 +70,12 @@ def _wire(app: gr.Blocks, page: Page, handlers: Handlers) -> None:
 
 def _ask(
     page: Page, name: str, handler: Callable[..., Any], count: int, heard: Any, **limits: Any
-) -> Any:
+) -> None:
     """Wire a question with so many values; its handler is told the page's checkpoints too."""
     takes_labels = name != "arrive"
     inputs = [*page.values[:count], *([page.labels] if takes_labels else [])]
     values = f"...window.roadint.values('{name}')"
-    return page.buttons[name].click(
+    page.buttons[name].click(
         handler,
         inputs,
         heard,

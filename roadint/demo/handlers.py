@@ -28,6 +28,7 @@ from roadint.demo.streams import OpenStreams
 from roadint.errors import RoadError
 
 _MAX_CHECKPOINTS = 16  # of one page
+_PAGES = 1000  # whose stopped questions are kept
 _MAX_COLUMNS = 8  # that a link may ask for
 _PATIENCE = 10.0  # seconds in which a page that reads no answers may come back
 _EXAMPLES = [
@@ -51,6 +52,7 @@ class Handlers:
 
     def __init__(self, service: Service, streams: OpenStreams | None = None) -> None:
         self.service, self._streams = service, streams
+        self._stopped: dict[str, float] = {}  # by page, the newest question that was stopped
 
     def poll(self) -> list[Any]:
         """The state of the model, and whether to ask again."""
@@ -77,12 +79,14 @@ class Handlers:
         wanted = _first(fields, "checkpoint")
         if wanted and wanted != first:
             notices.append(f"This link was made with the checkpoint {wanted}; here it is {first}.")
-        texts = fields.get("c", [])[:_MAX_COLUMNS]
+        texts, prompt = fields.get("c", [])[:_MAX_COLUMNS], _first(fields, "prompt")
+        columns = [self._column(text, labels) for text in texts or self._offered()]
+        fits = not (notices or any("error" in column for column in columns))
         told = message(
             "arrival",
-            prompt=_first(fields, "prompt"),
-            run=bool(_first(fields, "prompt") and texts),
-            compositions=[self._column(text, labels) for text in texts or self._offered()],
+            prompt=prompt,
+            run=bool(prompt and texts and fits),
+            compositions=columns,
             settings={
                 "max_new_tokens": number_of_link(_first(fields, "n"), 48, 1, 512),
                 "temperature": number_of_link(_first(fields, "t"), 0, 0, 100),
@@ -123,13 +127,19 @@ class Handlers:
             Messages as the answers grow, or one with an error.
         """
         flight = flight if isinstance(flight, (int, float)) else None
+        page = str(request.session_hash) if request is not None else ""
+        reads = self._wanted(request, time.monotonic())
+
+        def wanted() -> bool:
+            return reads() and not (flight and flight <= self._stopped.get(page, 0))
+
         try:
             settings = read_settings(length, temperature, seed)
             checked = check_texts("compositions", texts, MAX_COMPOSITIONS)
             parsed = [self.service.parse(text, labels) for text in checked]
             distinct = list(dict.fromkeys(parsed))
             rows, names = [distinct.index(each) for each in parsed], list(map(str, parsed))
-            visitor, wanted = visitor_of(request), self._wanted(request, time.monotonic())
+            visitor = visitor_of(request)
             growing = self.service.answering.answers(prompt, distinct, settings, visitor, wanted)
             with self.service.using(distinct), closing(growing) as updates:
                 for update in updates:
@@ -137,6 +147,21 @@ class Handlers:
                     yield answers(names, replace(update, texts=texts_of), flight)
         except Exception as error:  # the page goes on, whatever it asked for
             yield message("answers", flight=flight, error=message_for_visitors(error))
+
+    def stop(self, flight: Any, labels: list[str], request: gr.Request | None = None) -> None:
+        """End the answers to a page's question, and to those before it.
+
+        Args:
+            flight: What the page calls the question.
+            labels: The checkpoints that the page has opened.
+            request: Gradio's.
+        """
+        if isinstance(flight, (int, float)):
+            page = str(request.session_hash) if request is not None else ""
+            self._stopped.pop(page, None)
+            self._stopped[page] = flight
+            if len(self._stopped) > _PAGES:
+                del self._stopped[next(iter(self._stopped))]
 
     def parse(self, text: str, column: Any, labels: list[str]) -> str:
         """What an expression means: its text and the strengths of its terms, or an error."""

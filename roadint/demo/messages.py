@@ -3,6 +3,7 @@
 Texts stay texts: the page never reads one as markup.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from roadint.demo.requests import Update
 from roadint.evaluation.language import language_of
 from roadint.plots.style import COLOURS
+
+_numbers = itertools.count()  # Gradio tells a page only of what is new: no message is like another
 
 
 def message(kind: str, **values: Any) -> str:
@@ -20,7 +23,7 @@ def message(kind: str, **values: Any) -> str:
             "checkpoints".
         **values: What it says.
     """
-    return json.dumps({"kind": kind, **values})
+    return json.dumps({"kind": kind, "number": next(_numbers), **values})
 
 
 def answers(names: Sequence[str], update: Update, flight: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 _STATIC = Path(__file__).parent / "static"
-QUESTIONS = ("arrive", "compare", "parse", "look", "open", "close")
+QUESTIONS = ("arrive", "compare", "stop", "parse", "look", "open", "close")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Page:
         answers: Messages with answers.
         told: All other messages.
         values: What a question says; as many as the longest has.
-        buttons: By question; "stop" ends the answers.
+        buttons: By question.
         timer: While the model loads.
     """
 
@@ -62,8 +62,7 @@ def lay_out(*, loading: bool) -> Page:
         told=gr.Textbox(**hidden),
         values=[gr.Textbox(**hidden) for _ in range(6)],
         buttons={
-            name: gr.Button(name, visible="hidden", elem_id=f"ri-do-{name}")
-            for name in (*QUESTIONS, "stop")
+            name: gr.Button(name, visible="hidden", elem_id=f"ri-do-{name}") for name in QUESTIONS
         },
         timer=gr.Timer(1, active=loading),
     )

@@ -90,7 +90,7 @@ def test_four_ways_side_by_side(open_page: Any, axe: Any) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == answers["german"]
 
     for button, suffix in (("#save-json", ".json"), ("#save-markdown", ".md")):
-        page.locator("#ri-share-button").click()
+        page.locator("#ri-more-button").click()
         with page.expect_download() as download:
             page.locator(button).click()
         text = Path(download.value.path()).read_text(encoding="utf-8")
@@ -100,8 +100,8 @@ def test_four_ways_side_by_side(open_page: Any, axe: Any) -> None:
             saved = json.loads(text)
             assert {each["composition"]: each["text"] for each in saved["answers"]} == answers
             assert saved["checkpoint"] == "german-english"
-    page.locator("#ri-share-button").click()
-    picture(page, "share")
+    page.locator("#ri-more-button").click()
+    picture(page, "more")
     page.locator("#copy-link").click()
     link = page.evaluate("navigator.clipboard.readText()")
     assert re.search(r"prompt=How\+can.*c=german.*checkpoint=german-english", link)
@@ -118,13 +118,12 @@ def test_a_toggle_a_slider_and_an_expression_answer_at_once(open_page: Any) -> N
     chip(first, "german").locator("button").click()
     expect(first).to_have_attribute("data-composition", "german")
     expect(page.locator("#foot")).to_contain_text("16 tokens in all", timeout=60_000)
-    expect(first.locator(".ri-text")).to_have_text(before["german"])
+    expect(first.locator(".ri-text")).to_have_text(before["german"], timeout=60_000)
     assert column(page, "english").locator(".ri-text").inner_text() == before["english"]
 
-    slider = chip(first, "german").locator("input")
-    slider.focus()
-    for _ in range(10):
-        slider.press("ArrowLeft")
+    chip(first, "german").locator("input").focus()
+    for _ in range(10):  # wherever the focus is
+        page.keyboard.press("ArrowLeft")
     expect(first).to_have_attribute("data-composition", "0.5*german")
     expect(chip(first, "german").locator("output")).to_have_text("0.5")
     expression = first.locator(".ri-expression")
@@ -138,6 +137,14 @@ def test_a_toggle_a_slider_and_an_expression_answer_at_once(open_page: Any) -> N
     expression.press("Enter")
     expect(first.locator(".ri-trouble")).to_contain_text("did you mean 'german'", timeout=SOON)
     picture(page, "expression-refused")
+    chip(first, "german").locator("button").click()
+    expect(first.locator(".ri-trouble")).to_be_hidden()
+    expression.fill("germn")  # once more
+    page.locator("#compare").click()  # what is not understood is not asked; the others are
+    expect(first.locator(".ri-trouble")).to_contain_text("did you mean 'german'", timeout=SOON)
+    expect(page.locator("#foot")).to_contain_text("in all", timeout=60_000)
+    assert first.locator(".ri-text").inner_text() == ""
+    assert column(page, "english").locator(".ri-text").inner_text() == before["english"]
     expression.fill("3*german")  # further than the slider
     expression.press("Enter")
     expect(chip(first, "german").locator("output")).to_have_text("3", timeout=SOON)
@@ -145,7 +152,98 @@ def test_a_toggle_a_slider_and_an_expression_answer_at_once(open_page: Any) -> N
     chip(first, "german").locator("button").click()
     expect(first).to_have_attribute("data-composition", "none")
     expect(first).to_have_attribute("aria-busy", "false", timeout=60_000)
-    expect(first.locator(".ri-text")).to_have_text(before["none"])
+    expect(first.locator(".ri-text")).to_have_text(before["none"], timeout=60_000)
+
+
+def test_changes_while_answers_grow(open_page: Any) -> None:
+    """Each is what is answered in the end: by a chip, an expression that is typed slowly, and Ask."""
+    page = open_page("?n=48")
+    ask(page)
+    whole = wait_for_answers(page)
+    page.locator("#compare").click()
+    expect(page.locator("#foot")).to_contain_text("so far", timeout=60_000)
+    expression = column(page, "german").locator(".ri-expression")
+    expression.click(click_count=3)
+    page.keyboard.type("english", delay=150)  # answers come between the letters
+    assert page.evaluate("document.activeElement.value") == "english"
+    page.keyboard.press("Enter")
+    expect(column(page, "english")).to_have_count(2, timeout=SOON)
+    texts = wait_for_answers(page)
+    assert texts == {name: whole[name] for name in ("none", "english", "german + english")}
+    each = column(page, "english").locator(".ri-text").all_inner_texts()
+    assert each == [whole["english"]] * 2
+
+    page.locator("#compare").click()
+    expect(page.locator("#foot")).to_contain_text("so far", timeout=60_000)
+    page.locator(".ri-column").nth(1).locator(".ri-chip button").nth(1).focus()
+    page.keyboard.press("Space")
+    assert page.evaluate("document.activeElement.closest('.ri-chip').dataset.name") == "english"
+    expect(column(page, "none")).to_have_count(2)
+    page.wait_for_timeout(1000)  # the question is a new one by now, and Stop ends that one
+    expect(page.locator("#stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".ri-state").nth(1)).to_have_text("stopped")
+    kept = page.locator(".ri-text").all_inner_texts()
+    page.wait_for_timeout(1500)
+    assert page.locator(".ri-text").all_inner_texts() == kept
+    page.locator(".ri-examples button").last.click()
+    expect(page.locator("#foot")).to_contain_text("so far", timeout=60_000)
+    page.locator("#prompt").fill(QUESTION)
+    page.locator("#prompt").press("Enter")  # in place of what runs
+    assert wait_for_answers(page)["none"] == whole["none"]
+
+
+def test_a_comparison_keeps_its_prompt_and_its_settings(open_page: Any) -> None:
+    """A toggle answers as the others were asked, whatever stands in the bar and in the settings."""
+    page = open_page("?n=12")
+    ask(page)
+    before = wait_for_answers(page)
+    page.locator("#prompt").fill("How do I make t")
+    expect(page.locator("#asked")).to_have_text(f"These answers are to: {QUESTION}")
+    page.locator("#ri-settings-button").click()
+    page.locator("#length").fill("30")
+    page.keyboard.press("Escape")
+    chip(page.locator(".ri-column").first, "german").locator("button").click()
+    expect(page.locator("#foot")).to_contain_text("12 tokens in all", timeout=60_000)
+    assert page.locator(".ri-text").first.inner_text() == before["german"]
+    assert column(page, "english").locator(".ri-text").inner_text() == before["english"]
+    picture(page, "edited-prompt")
+    page.locator("#ri-more-button").click()
+    with page.expect_download() as download:
+        page.locator("#save-json").click()
+    saved = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert (saved["prompt"], saved["settings"]["max_new_tokens"]) == (QUESTION, 12)
+    assert "tokens" not in saved  # they were of one column
+    page.locator("#ri-history-button").click()
+    assert page.locator(".ri-past").count() == 2
+    page.locator(".ri-past").last.click()
+    expect(page.locator("#length")).to_have_value("12")
+    expect(page.locator("#prompt")).to_have_value(QUESTION)
+    assert wait_for_answers(page) == before
+
+    page.locator("#ri-settings-button").click()
+    page.locator("#temperature").fill("1")
+    page.locator("#seed").fill("42")
+    page.keyboard.press("Escape")
+    seeds = []
+    for _ in range(2):  # the same again has another seed, the first its own
+        page.locator("#compare").click()
+        wait_for_answers(page)
+        seeds.append(page.locator("#seed").input_value())
+    assert seeds == ["42", "43"]
+
+
+def test_a_link_that_does_not_fit_waits(open_page: Any) -> None:
+    """It says why, and asks nothing of another checkpoint in its name."""
+    page = open_page("?prompt=Hello&c=german&checkpoint=other&n=8")
+    expect(page.locator("#alert")).to_contain_text("made with the checkpoint other")
+    page.wait_for_timeout(1500)
+    expect(page.locator("#compare")).to_be_visible()
+    expect(page.locator("#alert")).to_be_visible()
+    assert page.locator(".ri-text").first.inner_text() == ""
+    page.locator("#compare").click()
+    assert wait_for_answers(page)["german"]
+    expect(page.locator("#alert")).to_be_hidden()
 
 
 def test_columns_come_and_go_and_history_brings_them_back(open_page: Any) -> None:
@@ -154,8 +252,9 @@ def test_columns_come_and_go_and_history_brings_them_back(open_page: Any) -> Non
     before = wait_for_answers(page)
     page.get_by_role("button", name="Add a column").click()
     assert page.locator(".ri-column").count() == 5
-    page.locator(".ri-column").last.get_by_role("button", name="Remove this column").click()
-    column(page, "english").get_by_role("button", name="Remove this column").click()
+    page.locator(".ri-column").last.get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Remove english").click()
+    assert page.evaluate("document.activeElement.ariaLabel") == "Remove german + english"
     assert page.locator(".ri-column").count() == 3
     ask(page, "How do I make tea?")
     assert list(wait_for_answers(page)) == ["none", "german", "german + english"]
@@ -189,6 +288,9 @@ def test_look_inside(open_page: Any, axe: Any) -> None:
     expect(page.locator("#blocks-0 rect:not(.ri-dot)")).to_have_count(160, timeout=60_000)
     page.get_by_role("button", name="Close").click()
     expect(page.locator("#inside")).to_be_hidden()
+    assert page.evaluate("document.activeElement.ariaLabel") == "Look inside english"
+    page.keyboard.press("Enter")  # and once more
+    expect(page.locator("#blocks-0 rect:not(.ri-dot)")).to_have_count(160, timeout=60_000)
 
 
 def test_checkpoints_are_opened_closed_and_bad_ones_refused(open_page: Any, axe: Any) -> None:
@@ -210,6 +312,7 @@ def test_checkpoints_are_opened_closed_and_bad_ones_refused(open_page: Any, axe:
         open_(name)
         expect(page.locator("#ri-open-alert")).to_contain_text(reason, timeout=SOON)
     picture(page, "checkpoint-refused")
+    open_("")  # the same refusal again, and the button is there again
     open_("second")
     expect(page.locator("#opened")).to_contain_text("german@second", timeout=SOON)
     picture(page, "checkpoints")
@@ -259,7 +362,7 @@ def test_what_goes_wrong_is_told(open_page: Any) -> None:
     page.keyboard.press("Escape")
     ask(page)
     wait_for_answers(page)  # no number: the default
-    page.locator("#ri-share-button").click()
+    page.locator("#ri-more-button").click()
     assert "nan" not in page.url.lower()
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -72,7 +73,7 @@ def test_an_address_says_what_a_page_shows(small: Service) -> None:
     do = Handlers(small)
     told, labels, *_ = do.arrive("?prompt=say&c=0.5*a&c=a%40second&c=2*&k=second&k=nowhere")
     arrival = json.loads(told)
-    assert (arrival["prompt"], arrival["run"], labels) == ("say", True, ["second"])
+    assert (arrival["prompt"], arrival["run"], labels) == ("say", False, ["second"])
     half, other, bad = arrival["compositions"]
     assert (half["text"], half["strengths"]) == ("0.5*a", {"a": 0.5})
     assert other["strengths"] == {"a@second": 1.0}
@@ -80,6 +81,9 @@ def test_an_address_says_what_a_page_shows(small: Service) -> None:
     assert "nowhere" in arrival["notice"]
     assert arrival["names"] == ["a", "b", "a@second", "b@second"]
     assert [each["name"] for each in arrival["checkpoints"]] == ["first", "second"]
+    for query, runs in {"c=a": True, "c=a%40second&k=second": True, "c=a&k=nowhere": False}.items():
+        assert json.loads(do.arrive(f"?prompt=say&{query}")[0])["run"] is runs
+    assert not json.loads(do.arrive("?prompt=say&c=a&checkpoint=elsewhere")[0])["run"]
     plain = json.loads(do.arrive("")[0])
     assert [each["text"] for each in plain["compositions"]] == ["none", "a", "b", "a + b"]
     assert (plain["run"], plain["notice"]) == (False, "")
@@ -91,6 +95,34 @@ def test_columns_may_ask_the_same(small: Service) -> None:
     assert (last["done"], last["flight"], last["names"]) == (True, 7, ["a", "b", "a"])
     assert last["texts"][0] == last["texts"][2]
     assert last["tokens"] <= 8  # of two rows
+
+
+def test_what_a_page_stops_ends_and_nothing_else_does(small: Service) -> None:
+    """Not another page's question of the same number, and not the page's next one."""
+    do = Handlers(small)
+    page, other = (SimpleNamespace(session_hash=name, client=None) for name in ("one", "two"))
+
+    def asked(flight: int, of: Any) -> Any:
+        answers = do.compare("say", ["a"], 512, 0, 0, flight, [], of)
+        next(answers)
+        return answers
+
+    running = [asked(1, page), asked(2, page), asked(1, other)]
+    do.stop(1, [], page)  # type: ignore[arg-type]
+    assert list(running[0]) == []
+    for hostile in ("x", None, [1]):
+        do.stop(hostile, [], page)  # type: ignore[arg-type]
+    assert [json.loads(list(each)[-1])["done"] for each in running[1:]] == [True, True]
+    for number in range(1100):
+        do.stop(1, [], SimpleNamespace(session_hash=str(number), client=None))  # type: ignore[arg-type]
+    assert len(do._stopped) == 1000
+
+
+def test_no_message_is_like_another(small: Service) -> None:
+    """Gradio passes on what is new alone: a second refusal has to be heard too."""
+    do = Handlers(small)
+    told = [do.parse("germn", 1, []) for _ in range(2)] + [do.open("no", [])[0] for _ in range(2)]
+    assert len(set(told)) == 4
 
 
 def test_a_checkpoint_is_closed_for_a_page_alone(small: Service) -> None:

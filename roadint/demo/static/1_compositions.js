@@ -7,9 +7,7 @@ function textOf(terms) {
   });
   if (!parts.length) return 'none';
   const [[negative, first], ...others] = parts;
-  // A leading minus needs its number: -1*german.
-  const start = negative ? `-${first.includes('*') ? first : `1*${first}`}` : first;
-  return start + others.map(([minus, part]) => ` ${minus ? '-' : '+'} ${part}`).join('');
+  return (negative ? '-' : '') + first + others.map(([minus, part]) => ` ${minus ? '-' : '+'} ${part}`).join('');
 }
 
 // Words that `base` does not have where `text` has them: [{text, differs}].
@@ -56,4 +54,10 @@ function make(tag, attributes = {}, ...children) {
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
+}
+
+// Put elements into a box. Those that are there already are not touched: they would lose the focus.
+function place(box, elements) {
+  const same = elements.length === box.children.length && elements.every((each, index) => each === box.children[index]);
+  if (!same) box.replaceChildren(...elements);
 }

@@ -6,9 +6,12 @@ const LANGUAGES = {
   de: 'German', en: 'English', fr: 'French', es: 'Spanish', it: 'Italian', nl: 'Dutch', pt: 'Portuguese',
 };
 
+// What it asks for (terms, and text where it was written), and what was asked and answered.
 function newColumn(terms) {
-  return { id: ++S.made, terms: new Map(terms), text: null, answer: '', answered: '', language: null, state: '', trouble: '' };
+  return { id: ++S.made, terms: new Map(terms), text: null, reads: 0, reading: false, trouble: '', ...NOTHING };
 }
+
+const NOTHING = { asked: '', askedTerms: [], answer: '', answered: '', language: null, state: '' };
 
 // What the column asks for: its expression, or while that is not understood, as it was typed.
 const expressionOf = (column) => column.text ?? textOf(column.terms);
@@ -25,23 +28,25 @@ function drawColumns() {
   }, '+');
   more.hidden = S.columns.length >= MOST_COLUMNS;
   $('answers').style.setProperty('--count', S.columns.length);
-  $('answers').replaceChildren(...drawn, more);
+  place($('answers'), [...drawn, more]);
+  const others = S.columns.slice(1).filter((column) => column.language);
+  $('apart').hidden = !$('differences').checked || !others.length || others.some(isInFirstLanguage);
 }
 
 function makeColumn(column) {
   const expression = make('input', {
     type: 'text', class: 'ri-expression', spellcheck: 'false', autocomplete: 'off',
-    'aria-label': 'Composition, as an expression',
+    'aria-label': 'Composition, as an expression', 'aria-describedby': `trouble-${column.id}`,
     onchange: (event) => readExpression(column, event.target.value),
   });
   return make('article', { class: 'ri-column', 'data-id': column.id },
     make('header', {},
       make('div', { class: 'ri-line' }, expression, make('button', {
-        type: 'button', class: 'ri-quiet ri-remove', 'aria-label': 'Remove this column', title: 'Remove',
+        type: 'button', class: 'ri-quiet ri-remove', title: 'Remove',
         onclick: () => removeColumn(column),
       }, '×')),
       make('div', { class: 'ri-chips', role: 'group', 'aria-label': 'Subspaces' })),
-    make('p', { class: 'ri-trouble', role: 'alert', hidden: true }),
+    make('p', { class: 'ri-trouble', role: 'alert', id: `trouble-${column.id}`, hidden: true }),
     make('p', { class: 'ri-text', tabindex: '-1' }),
     make('div', { class: 'ri-under' },
       make('abbr', { class: 'ri-language', hidden: true }),
@@ -52,44 +57,54 @@ function makeColumn(column) {
 }
 
 function fillColumn(element, column) {
-  const [name, chips, trouble, text, language, state, copy, inside] = [
-    '.ri-expression', '.ri-chips', '.ri-trouble', '.ri-text', '.ri-language', '.ri-state', '.ri-copy', '.ri-inspect',
+  const [name, chips, trouble, text, language, state, copy, inside, remove] = [
+    '.ri-expression', '.ri-chips', '.ri-trouble', '.ri-text', '.ri-language', '.ri-state', '.ri-copy', '.ri-inspect', '.ri-remove',
   ].map((selector) => element.querySelector(selector));
   const expression = expressionOf(column);
   element.dataset.composition = expression;
+  element.setAttribute('aria-label', expression);
   element.setAttribute('aria-busy', String(isBusy(column)));
-  element.classList.toggle('ri-stale', column.state === 'changed');
+  element.classList.toggle('ri-stale', isStale(column));
   element.classList.toggle('ri-chosen', S.inspected === column.id);
   if (document.activeElement !== name) name.value = expression;
+  name.setAttribute('aria-invalid', String(Boolean(column.trouble)));
+  remove.setAttribute('aria-label', `Remove ${expression}`);
   fillChips(chips, column);
-  trouble.hidden = !column.trouble;
-  trouble.textContent = column.trouble;
+  const told = S.ready ? column.trouble : ''; // until then, a link's checkpoints are not open
+  trouble.hidden = !told;
+  if (trouble.textContent !== told) trouble.textContent = told;
   fillAnswer(text, column);
   language.hidden = !column.language || isBusy(column);
-  language.textContent = (column.language === 'empty' ? '–' : column.language || '').toUpperCase();
-  language.title = column.language === 'empty' ? 'no text' : LANGUAGES[column.language] || column.language || '';
-  state.textContent = column.state;
+  language.textContent = (column.language === 'none' ? '–' : column.language || '').toUpperCase();
+  language.title = column.language === 'none' ? 'no words' : LANGUAGES[column.language] || column.language || '';
+  state.textContent = isStale(column) ? 'changed' : column.state;
   copy.hidden = !column.answer;
-  copy.setAttribute('aria-label', `Copy the answer of ${expression}`);
-  inside.hidden = !S.asked || S.server || isBusy(column);
+  if (!copy.dataset.before) copy.setAttribute('aria-label', `Copy the answer of ${expression}`);
+  inside.hidden = S.asked === null || S.server || isBusy(column);
   inside.setAttribute('aria-label', `Look inside ${expression}`);
   inside.setAttribute('aria-pressed', String(S.inspected === column.id));
 }
+
+// An answer is shown of another composition than the one that the column has now.
+const isStale = (column) => column.answer !== '' && expressionOf(column) !== column.asked;
+const isInFirstLanguage = (column) => column.language === S.columns[0].language;
 
 const isBusy = (column) => S.flight !== null && S.flight.columns.includes(column);
 
 function fillChips(box, column) {
   const kept = new Map([...box.children].map((chip) => [chip.dataset.name, chip]));
-  box.replaceChildren(...S.names.map((name) => {
+  place(box, S.names.map((name) => {
     const chip = kept.get(name) ?? makeChip(column, name);
     const strength = column.terms.get(name);
     const on = strength !== undefined;
     const [button, slider, output] = chip.children;
+    chip.style.setProperty('--colour', S.colours[name]);
     chip.classList.toggle('ri-on', on);
     button.setAttribute('aria-pressed', String(on));
     slider.hidden = output.hidden = !on;
     if (on) {
       slider.value = strength;
+      slider.setAttribute('aria-valuetext', Number(strength.toFixed(2)));
       output.textContent = Number(strength.toFixed(2));
     }
     return chip;
@@ -101,7 +116,7 @@ function makeChip(column, name) {
     column.terms.set(name, strength);
     changed(column);
   };
-  return make('span', { class: 'ri-chip', 'data-name': name, style: `--colour: ${S.colours[name]}` },
+  return make('span', { class: 'ri-chip', 'data-name': name },
     make('button', {
       type: 'button', onclick: () => {
         if (column.terms.has(name)) {
@@ -121,7 +136,7 @@ function makeChip(column, name) {
 function fillAnswer(box, column) {
   const [first] = S.columns;
   const marks = $('differences').checked && column !== first && !isBusy(column)
-    && column.language && column.language === first.language;
+    && column.language && isInFirstLanguage(column);
   if (!marks) {
     if (box.textContent !== column.answer || box.children.length) box.textContent = column.answer;
     return;
@@ -132,51 +147,53 @@ function fillAnswer(box, column) {
 
 // A change by a chip or a slider: the terms are right, the text follows.
 function changed(column) {
-  column.text = null;
-  column.trouble = '';
+  Object.assign(column, { text: null, trouble: '', reading: false });
+  column.reads += 1; // an expression that is being read is none any more
   settle(column);
 }
 
-// Answered already, or being answered: again, as soon as the hand rests. Else it waits for Ask.
+// Where there is a comparison, the column is asked as soon as the hand rests; else it waits for Ask.
 function settle(column) {
-  if (column.answer || isBusy(column)) {
-    column.state = 'changed';
+  const isNew = S.asked !== null && !column.trouble && expressionOf(column) !== column.asked;
+  if (isNew) {
     S.waiting.add(column);
     clearTimeout(S.timer);
     S.timer = setTimeout(askAgain, 400);
-  }
+  } else S.waiting.delete(column);
   drawColumns();
 }
 
 // An expression by hand: the server reads it, and says what it means or what is wrong.
 function readExpression(column, text) {
-  column.text = text;
-  send('parse', [text, column.id]);
+  Object.assign(column, { text, reading: true });
+  column.reads += 1;
+  send('parse', [text, [column.id, column.reads]]);
 }
 
-function parsed({ column: id, text, strengths, error }) {
+function parsed({ column: [id, reads], text, strengths, error }) {
   const column = S.columns.find((each) => each.id === id);
-  if (!column) return;
-  column.trouble = error || '';
-  if (error) column.state = column.answer ? 'changed' : '';
-  else {
-    column.terms = new Map(Object.entries(strengths));
-    column.text = text;
-    settle(column);
-  }
-  drawColumns();
+  if (!column || column.reads !== reads) return; // it has changed since
+  Object.assign(column, { trouble: error || '', reading: false });
+  if (!error) Object.assign(column, { terms: new Map(Object.entries(strengths)), text });
+  settle(column);
+  if (S.held && !S.columns.some((each) => each.reading)) askAll();
 }
 
 function addColumn() {
-  S.columns.push(newColumn(S.names.map((name) => [name, 0.5])));
-  drawColumns();
+  const column = newColumn(S.names.map((name) => [name, 0.5]));
+  S.columns.push(column);
+  settle(column);
   $('answers').querySelector(`[data-id="${S.made}"] .ri-chip button`)?.focus();
 }
 
 function removeColumn(column) {
+  const index = S.columns.indexOf(column);
   S.columns = S.columns.filter((each) => each !== column);
+  S.waiting.delete(column);
   if (S.inspected === column.id) closeInside();
   drawColumns();
+  const next = S.columns[Math.min(index, S.columns.length - 1)];
+  $('answers').querySelector(next ? `[data-id="${next.id}"] .ri-remove` : '.ri-more').focus();
 }
 
 function copyAnswer(button, column) {
@@ -188,5 +205,9 @@ function say(button, text) {
   const before = button.dataset.before ?? button.textContent;
   button.dataset.before = before;
   button.textContent = text;
-  setTimeout(() => { button.textContent = before; }, 1500);
+  announce(text);
+  setTimeout(() => {
+    button.textContent = before;
+    delete button.dataset.before;
+  }, 1500);
 }

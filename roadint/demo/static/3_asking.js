@@ -1,82 +1,149 @@
 // Asking, answers as they grow, stopping. One question of a page runs at a time.
 
+const MOST_SEED = 2 ** 31;
+const SILENCE = 20_000; // milliseconds; answers tell of themselves twice a second
+
+function settingsNow() {
+  const seed = Math.min(Math.max(Math.round($('seed').valueAsNumber), 0), MOST_SEED);
+  return { max_new_tokens: $('length').valueAsNumber, temperature: $('temperature').valueAsNumber, seed };
+}
+
+function showSettings({ max_new_tokens: n, temperature: t, seed }) {
+  for (const [id, value] of Object.entries({ length: n, temperature: t, seed })) $(id).value = Number.isFinite(value) ? value : '';
+}
+
+// Ask: the prompt and the settings as they stand, in all columns that are understood.
+function askAll() {
+  if (!S.ready) return;
+  const isRead = !S.columns.some((column) => column.reading);
+  if (!isRead && !S.held) {
+    S.held = true; // until the server has read the expression
+    return;
+  }
+  S.held = false;
+  stop();
+  const columns = S.columns.filter((column) => !column.trouble);
+  if (!columns.length) {
+    alertOf('No column can be answered: add one, or correct its expression.');
+    return;
+  }
+  for (const column of S.columns) if (column.trouble) Object.assign(column, NOTHING);
+  const settings = settingsNow();
+  const key = () => JSON.stringify([prompt.value, columns.map(expressionOf), settings]);
+  if (settings.temperature > 0 && key() === S.lastKey) settings.seed = (settings.seed || 0) + 1;
+  S.lastKey = key();
+  showSettings(settings);
+  Object.assign(S, { asked: prompt.value, settings });
+  ask(columns);
+}
+
+// Columns that have changed, and those that are being answered: as the comparison was asked.
+function askAgain() {
+  const columns = S.columns.filter((column) => !column.trouble && (S.waiting.has(column) || isBusy(column)));
+  stop();
+  if (columns.length) ask(columns);
+}
+
 function ask(columns) {
-  if (!columns.length) return;
-  const question = prompt.value;
-  const sampled = Number($('temperature').value) > 0;
-  const key = JSON.stringify([question, columns.map(expressionOf)]);
-  if (sampled && key === S.lastKey) $('seed').value = Number($('seed').value) + 1;
-  S.lastKey = key;
-  S.asked = question;
+  rest();
   S.foot = '';
-  S.waiting.clear();
-  S.flight = { id: ++S.flights, columns: [...columns] };
-  for (const column of columns) Object.assign(column, { answer: '', language: null, state: 'waiting', trouble: '' });
+  S.flight = { id: ++S.flights, columns: [...columns], isWhole: columns.length === S.columns.length };
+  for (const column of columns) {
+    Object.assign(column, NOTHING, { asked: expressionOf(column), askedTerms: [...column.terms], state: 'waiting' });
+  }
   if (columns.some((column) => column.id === S.inspected)) closeInside();
   alertOf('');
-  send('compare', [
-    question, columns.map(expressionOf), $('length').valueAsNumber, $('temperature').valueAsNumber,
-    $('seed').valueAsNumber, S.flight.id,
-  ]);
+  const { max_new_tokens: length, temperature, seed } = S.settings;
+  send('compare', [S.asked, columns.map((column) => column.asked), length, temperature, seed, S.flight.id]);
+  listen();
   draw();
 }
 
-// The columns that have changed, and those that were being answered.
-function askAgain() {
-  const columns = S.columns.filter((column) => S.waiting.has(column) || isBusy(column));
-  if (S.flight) stop();
-  if (prompt.value === S.asked) ask(columns);
-  else ask(S.columns);
+// Nothing is asked any more that was about to be.
+function rest() {
+  clearTimeout(S.timer);
+  clearTimeout(S.silence);
+  S.waiting.clear();
 }
 
 function stop() {
+  rest();
   if (!S.flight) return;
-  $('ri-do-stop').click();
+  send('stop', [S.flight.id]);
   for (const column of S.flight.columns) column.state = 'stopped';
   S.flight = null;
+  announce('Stopped');
+  draw();
+}
+
+// What was refused on its way, by a proxy or a full server, is never answered.
+function listen() {
+  clearTimeout(S.silence);
+  S.silence = setTimeout(() => fail('Nothing was heard for 20 seconds: ask again, or load the page anew.'), SILENCE);
+}
+
+function fail(text) {
+  for (const column of S.flight.columns) {
+    Object.assign(column, column.answer ? { state: 'broken off' } : NOTHING);
+  }
+  rest();
+  S.flight = null;
+  if (!S.columns.some((column) => column.answer)) S.asked = null; // no comparison has come of it
+  alertOf(text);
   draw();
 }
 
 function answered(message) {
   if (!S.flight || message.flight !== S.flight.id) return; // of a question that was stopped
-  if (message.error) {
-    alertOf(message.error);
-    for (const column of S.flight.columns) column.state = '';
-    S.flight = null;
-    return draw();
-  }
-  const state = message.waiting ? `${message.waiting} before you` : 'writing';
-  S.flight.columns.forEach((column, index) => {
-    column.answer = message.texts[index];
-    column.answered = message.names[index];
-    column.state = message.done ? '' : state;
-    column.language = message.languages ? message.languages[index] : null;
-    if (column.text === null) return;
-    column.text = message.names[index];
-  });
-  S.foot = message.tokens
-    ? `${message.tokens} tokens ${message.done ? 'in all' : 'so far'}, ${message.seconds.toFixed(1)} s, `
-      + `${(message.tokens / message.seconds).toFixed(1)} tokens a second, one batch`
+  listen();
+  if (message.error) return fail(message.error);
+  const { tokens, seconds, done, waiting } = message;
+  const running = tokens ? 'writing' : 'waiting';
+  const state = waiting ? `${waiting} before you` : running;
+  S.flight.columns.forEach((column, index) => Object.assign(column, {
+    answer: message.texts[index],
+    answered: message.names[index],
+    language: message.languages ? message.languages[index] : null,
+    state: done ? '' : state,
+  }));
+  S.foot = tokens
+    ? `${tokens} tokens ${done ? 'in all' : 'so far'}, ${seconds.toFixed(1)} s, ${(tokens / seconds).toFixed(1)} tokens a second, one batch`
     : '';
-  if (message.done) {
-    S.tokens = message.tokens;
-    S.seconds = message.seconds;
+  if (done) {
+    S.measured = S.flight.isWhole ? { tokens, seconds: Number(seconds.toFixed(2)) } : {};
+    clearTimeout(S.silence);
     S.flight = null;
+    announce(`Answered: ${S.foot}`);
     remember();
   }
-  draw();
+  return draw();
 }
 
 function draw() {
   const running = S.flight !== null;
-  $('stop').hidden = !running;
-  $('compare').hidden = running;
+  const [hidden, shown] = running ? ['compare', 'stop'] : ['stop', 'compare'];
+  const moves = document.activeElement === $(hidden);
+  $(hidden).hidden = true;
+  $(shown).hidden = false;
   $('compare').disabled = !S.ready;
+  if (moves) $(shown).focus();
   $('foot').textContent = S.foot;
+  showAsked();
   drawColumns();
+}
+
+// The prompt may have been edited since: then it is not the one that the answers are to.
+function showAsked() {
+  $('asked').hidden = S.asked === null || prompt.value === S.asked;
+  $('asked').textContent = `These answers are to: ${S.asked}`;
 }
 
 function alertOf(text) {
   $('alert').hidden = !text;
   $('alert').textContent = text;
+}
+
+// For screen readers: what is over, not every token.
+function announce(text) {
+  $('live').textContent = text;
 }

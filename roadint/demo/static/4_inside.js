@@ -8,13 +8,16 @@ function inspect(column) {
   box.replaceChildren(make('p', { class: 'ri-hint' }, `looking inside ${expressionOf(column)} …`));
   send('look', [S.asked, expressionOf(column), column.id]);
   drawColumns();
-  return box.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
+  return box.scrollIntoView({ block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' });
 }
 
 function closeInside() {
+  const button = $('answers').querySelector(`[data-id="${S.inspected}"] .ri-inspect`);
+  const moves = $('inside').contains(document.activeElement);
   S.inspected = null;
   $('inside').hidden = true;
   drawColumns();
+  if (moves) button?.focus();
 }
 
 function looked(message) {
@@ -98,7 +101,7 @@ function blocksOf(site) {
     ];
   }));
   const cursor = make('line', { y1: 0, y2: high, class: 'ri-cursor', visibility: 'hidden' });
-  const told = make('p', { class: 'ri-told', role: 'status' },
+  const told = make('p', { class: 'ri-told' },
     `angles up to ${degrees(angle)}, scales ${Math.exp(-scale).toFixed(2)} to ${Math.exp(scale).toFixed(2)}; point at a block`);
   let at = -1;
   const point = (index) => {
@@ -125,6 +128,7 @@ function blocksOf(site) {
       if (!move) return;
       event.preventDefault();
       point(at + move);
+      announce(told.textContent);
     },
   }, make('line', { x1: 0, x2: wide, y1: middle, y2: middle, class: 'ri-zero' }), ...marks, cursor);
   const legend = make('p', { class: 'ri-legend' }, ...site.parts.map((part) => make('span', { style: `--colour: ${S.colours[part.name] || 'currentColor'}` }, part.label)));

@@ -1,41 +1,55 @@
 // Checkpoints, history, links and files.
 
+const MOST_PAST = 50;
+
 function drawCheckpoints() {
   $('ri-checkpoints-button').textContent = S.checkpoints.map((each) => each.name).join(' + ') || 'Checkpoints';
   $('opened').replaceChildren(...S.checkpoints.map((each) => make('article', { class: 'ri-checkpoint' },
     make('div', { class: 'ri-line' },
       make('h3', {}, each.name), make('span', { class: 'ri-space' }),
-      each.label ? make('button', { type: 'button', class: 'ri-quiet', 'aria-label': `Close ${each.name}`, onclick: () => send('close', [each.label]) }, 'Close') : null),
+      each.label ? make('button', { type: 'button', class: 'ri-quiet', disabled: S.moving, 'aria-label': `Close ${each.name}`, onclick: () => move('close', each.label) }, 'Close') : null),
     make('p', {}, ...each.names.map((name) => make('span', { class: 'ri-name', style: `--colour: ${S.colours[name]}` }, name))),
     make('p', { class: 'ri-hint' }, each.about))));
   $('ri-sources').replaceChildren(...S.sources.map((name) => make('option', { value: name })));
+  $('open').disabled = S.moving;
   $('ri-open-hint').textContent = `One of ${S.folder}/, or a hub id. Its subspaces are called NAME@LABEL.`;
 }
 
+// One after the other: each answers with all checkpoints of the page.
+function move(name, value) {
+  S.moving = true;
+  send(name, [value]);
+  drawCheckpoints();
+}
+
 function opened(message) {
+  S.moving = false;
   $('ri-open-alert').hidden = !message.error;
   $('ri-open-alert').textContent = message.error || '';
-  $('open').disabled = false;
-  if (!message.error) {
-    takeNames(message);
-    if (message.opened) $('source').value = '';
-  }
+  if (message.error) return drawCheckpoints();
+  if (message.opened) $('source').value = '';
+  return takeNames(message);
 }
 
 function takeNames({ names, colours, checkpoints, sources, folder }) {
-  S.names = names;
+  Object.assign(S, { names, checkpoints, sources, folder });
   S.colours = Object.fromEntries(names.map((name, index) => [name, colours[index]]));
-  S.checkpoints = checkpoints;
-  S.sources = sources;
-  S.folder = folder;
   for (const column of S.columns) {
+    if (column.trouble) readExpression(column, expressionOf(column)); // it may have a meaning now
     const lost = [...column.terms.keys()].filter((name) => !names.includes(name));
-    if (!lost.length) continue;
-    for (const name of lost) column.terms.delete(name);
-    Object.assign(column, { text: null, answer: '', language: null, state: '' }); // it was of more
+    if (lost.length) forget(column, lost);
   }
   drawCheckpoints();
   drawColumns();
+}
+
+// A column whose answer is of more than what is left.
+function forget(column, lost) {
+  for (const name of lost) column.terms.delete(name);
+  if (isBusy(column)) S.flight.columns = S.flight.columns.map((each) => (each === column ? newColumn([]) : each));
+  S.waiting.delete(column);
+  Object.assign(column, NOTHING, { text: null, reading: false, trouble: '' });
+  column.reads += 1;
 }
 
 // The comparison as it is shown: to be restored, saved and linked.
@@ -45,34 +59,37 @@ function comparison() {
     checkpoint: S.checkpoints[0]?.name,
     others: S.checkpoints.slice(1).map((each) => each.origin),
     prompt: S.asked,
-    settings: { max_new_tokens: $('length').valueAsNumber, temperature: $('temperature').valueAsNumber, seed: $('seed').valueAsNumber },
-    answers: S.columns.map((column) => ({ composition: column.answer ? column.answered : expressionOf(column), text: column.answer, language: column.language })),
-    tokens: S.tokens,
-    seconds: Number(S.seconds.toFixed(2)),
+    settings: S.settings ?? settingsNow(),
+    answers: S.columns.map((column) => ({
+      composition: column.answer ? column.answered : expressionOf(column), text: column.answer, language: column.language,
+      ...(column.state ? { complete: false } : {}),
+    })),
+    ...S.measured,
   };
 }
 
 function remember() {
   const now = comparison();
-  const last = S.history.at(-1);
-  const terms = S.columns.map((column) => [...column.terms]);
-  const entry = { ...now, terms };
-  if (last && last.prompt === now.prompt) S.history[S.history.length - 1] = entry;
-  else S.history.push(entry);
+  const what = (past) => JSON.stringify([past.prompt, past.settings, past.answers.map((answer) => answer.composition)]);
+  const terms = S.columns.map((column) => (column.answer ? column.askedTerms : [...column.terms]));
+  S.history = [...S.history.filter((past) => what(past) !== what(now)), { ...now, terms }].slice(-MOST_PAST);
   history.replaceState(null, '', linkOf(now));
   $('ri-past').replaceChildren(...S.history.map((past) => make('button', { type: 'button', class: 'ri-past', onclick: () => restore(past) },
     make('strong', {}, past.prompt), make('span', { class: 'ri-hint' }, past.answers.map((answer) => answer.composition).join(' · ')))).reverse());
 }
 
 function restore(past) {
-  if (S.flight) stop();
+  stop();
   closeInside();
   prompt.value = past.prompt;
-  S.asked = past.prompt;
-  S.columns = past.answers.map((answer, index) => ({
-    ...newColumn(past.terms[index]), text: answer.composition, answer: answer.text, answered: answer.composition, language: answer.language,
+  Object.assign(S, { asked: past.prompt, settings: past.settings, measured: { tokens: past.tokens, seconds: past.seconds } });
+  showSettings(past.settings);
+  S.columns = past.answers.map(({ composition, text, language, complete }, index) => ({
+    ...newColumn(past.terms[index]), text: composition,
+    ...(text ? { asked: composition, askedTerms: past.terms[index], answer: text, answered: composition, language } : {}),
+    state: complete === false ? 'stopped' : '',
   }));
-  S.foot = `${past.tokens} tokens in all, ${past.seconds.toFixed(1)} s`;
+  S.foot = past.tokens ? `${past.tokens} tokens in all, ${past.seconds.toFixed(1)} s` : '';
   $('ri-history').hidePopover();
   fit();
   draw();
@@ -85,7 +102,8 @@ function linkOf(shown) {
   for (const other of shown.others) query.append('k', other);
   if (shown.checkpoint) query.append('checkpoint', shown.checkpoint);
   const { max_new_tokens: n, temperature: t, seed } = shown.settings;
-  for (const [name, value] of Object.entries({ n, t, seed })) if (Number.isFinite(value)) query.append(name, value);
+  const theme = new URLSearchParams(location.search).get('__theme');
+  for (const [name, value] of Object.entries({ n, t, seed, __theme: theme })) if (value !== null && !Number.isNaN(value)) query.append(name, value);
   return `${location.pathname}?${query}`;
 }
 
@@ -106,5 +124,5 @@ function save(button, text, kind, name) {
   const link = make('a', { href: URL.createObjectURL(new Blob([text], { type: kind })), download: name });
   link.click();
   URL.revokeObjectURL(link.href);
-  return $('ri-share').hidePopover();
+  return $('ri-more').hidePopover();
 }

@@ -2,9 +2,9 @@
 
 const S = {
   made: 0, flights: 0, columns: [], names: [], colours: {}, checkpoints: [], sources: [], folder: '',
-  flight: null, waiting: new Set(), timer: 0, asked: null, lastKey: '',
-  foot: 'Enter asks. A chip turns a subspace on or off, its slider says how much.', tokens: 0, seconds: 0,
-  inspected: null, history: [], ready: false, server: false, model: '', wanted: null,
+  flight: null, waiting: new Set(), timer: 0, silence: 0, held: false, asked: null, settings: null, lastKey: '', measured: {},
+  foot: 'Enter asks. A chip turns a subspace on or off, its slider says how much.',
+  inspected: null, history: [], moving: false, state: '', ready: false, server: false, model: '', offered: '', wanted: null,
 };
 const questions = {};
 const $ = (id) => document.getElementById(id);
@@ -16,18 +16,24 @@ function send(name, values) {
   $(`ri-do-${name}`).click();
 }
 
+const layout = () => JSON.stringify([S.columns.map(expressionOf), settingsNow()]);
+
+// Once when the page opens, and once when the model is ready, which may be a minute later: what
+// somebody has changed until then stays.
 function arrived(message) {
   Object.assign(S, { model: message.model, server: message.server });
   takeNames(message);
-  S.columns = message.compositions.map((each) => ({ ...newColumn(Object.entries(each.strengths)), text: each.text, trouble: each.error || '' }));
+  if (!S.columns.length || (!S.flight && layout() === S.offered)) {
+    S.columns = message.compositions.map((each) => ({ ...newColumn(Object.entries(each.strengths)), text: each.text, trouble: each.error || '' }));
+    showSettings(message.settings);
+    S.offered = layout();
+    S.wanted = message.run ? message.prompt : null;
+  }
   if (message.prompt && !prompt.value) prompt.value = message.prompt;
-  const { max_new_tokens: n, temperature: t, seed } = message.settings;
-  for (const [id, value] of Object.entries({ length: n, temperature: t, seed })) $(id).value = value;
   $('ri-examples').replaceChildren(...message.examples.map((text) => make('button', {
-    type: 'button', onclick: () => { prompt.value = text; fit(); if (S.ready) ask(S.columns); },
+    type: 'button', onclick: () => { prompt.value = text; fit(); askAll(); },
   }, text)));
-  alertOf(message.notice);
-  S.wanted = message.run ? message.prompt : null;
+  if (message.notice) alertOf(message.notice);
   fit();
   draw();
   runWanted();
@@ -35,7 +41,8 @@ function arrived(message) {
 
 function statusOf({ state, text, seconds }) {
   const became = state === 'ready' && !S.ready;
-  S.ready = state === 'ready';
+  if (state !== S.state) announce(text);
+  Object.assign(S, { state, ready: state === 'ready' });
   const box = $('status');
   box.className = `ri-${state}`;
   box.textContent = state === 'loading' ? `${text} (${Math.round(seconds)} s)` : text;
@@ -47,7 +54,7 @@ function statusOf({ state, text, seconds }) {
 function runWanted() {
   if (S.ready && S.wanted && prompt.value === S.wanted && !S.flight) {
     S.wanted = null;
-    ask(S.columns);
+    askAll();
   }
 }
 
@@ -60,25 +67,25 @@ function receive(text) {
 function fit() {
   prompt.style.height = 'auto';
   prompt.style.height = `${Math.min(prompt.scrollHeight + 2, 160)}px`;
+  showAsked();
 }
 
 prompt.addEventListener('input', fit);
 prompt.addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    if (!S.flight && S.ready) ask(S.columns);
+    askAll();
   }
 });
 $('ri-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  if (!S.flight && S.ready) ask(S.columns);
+  askAll();
 });
 $('stop').addEventListener('click', stop);
 $('differences').addEventListener('change', drawColumns);
 $('ri-open-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  $('open').disabled = true;
-  send('open', [$('source').value]);
+  if (!S.moving) move('open', $('source').value);
 });
 $('copy-link').addEventListener('click', (event) => navigator.clipboard
   .writeText(new URL(linkOf(comparison()), location.href).href)
@@ -88,10 +95,10 @@ $('save-json').addEventListener('click', (event) => save(
 $('save-markdown').addEventListener('click', (event) => save(
   event.target, asMarkdown(comparison()), 'text/markdown', 'comparison.md'));
 $('use-api').addEventListener('click', () => {
-  $('ri-share').hidePopover();
+  $('ri-more').hidePopover();
   document.querySelector('footer .show-api')?.click();
 });
-$('turn-dark').addEventListener('click', () => document.body.classList.toggle('dark'));
+$('turn-dark').addEventListener('click', () => keepTheme(document.body.classList.toggle('dark') ? 'dark' : 'light'));
 document.addEventListener('keydown', (event) => {
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName);
   if (event.key === 'Escape' && S.flight && !document.querySelector('.ri-pop:popover-open')) stop();
@@ -100,6 +107,17 @@ document.addEventListener('keydown', (event) => {
     prompt.focus();
   }
 });
+
+// A browser may forbid storage: then the theme is the system's.
+function keepTheme(theme) {
+  try {
+    if (theme) localStorage.setItem('roadint-theme', theme);
+    else if (!location.search.includes('__theme=') && localStorage.getItem('roadint-theme')) {
+      document.body.classList.toggle('dark', localStorage.getItem('roadint-theme') === 'dark');
+    }
+  } catch { /* the system's */ }
+}
+keepTheme();
 
 window.roadint = { values: (name) => questions[name], receive, query: () => [location.search] };
 prompt.focus();
