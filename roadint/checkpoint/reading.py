@@ -15,7 +15,7 @@ from roadint.architecture.properties import width_of
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.format import CONFIG, FORMAT, TENSORS, digest
 from roadint.checkpoint.schema import check_config, check_tensors
-from roadint.errors import RoadError, first_line, quoted
+from roadint.errors import RoadError, did_you_mean, first_line, quoted
 from roadint.files.atomic import candidates
 from roadint.files.readers import read_header, read_json
 from roadint.files.rules import Shapes
@@ -204,6 +204,14 @@ def folder_of(
     except Exception as error:  # whatever the hub, the network or the name's validation raise
         raise RoadError(
             f"{quoted(str(name_or_path))} is neither a folder nor a reachable hub repository "
-            f"({first_line(error)})"
+            f"({first_line(error)}){did_you_mean(str(name_or_path), _beside(Path(name_or_path)))}"
         ) from error
     return Path(files)
+
+
+def _beside(path: Path) -> list[str]:
+    """The folders beside a path, as it would name them."""
+    try:
+        return [str(other) for other in path.parent.iterdir() if other.is_dir()]
+    except OSError:
+        return []

@@ -158,7 +158,7 @@ def _references(report: Mapping[str, Any]) -> Table:
         *sets,
         "KL from none",
         title="references, nats a token",
-        caption="lower is better: how surprising answers are that training has not seen",
+        caption="lower is better: how surprising the answers of the data are",
     )
     for composition in report["nll"]:
         nats = (_figure(report, "nll", composition, name) for name in sets)
@@ -174,7 +174,8 @@ def _answers(report: Mapping[str, Any]) -> Table:
         "languages",
         *names,
         title="answers",
-        caption="success: on topic (its prompt is the nearest of 32), and what subspaces ask for",
+        caption="success: on topic (of the prompts, at most 32, its own is the nearest), and what "
+        "subspaces ask for",
     )
     for composition, shares in report["shares"].items():
         languages = report["language"][composition].items()

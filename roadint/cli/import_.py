@@ -16,7 +16,16 @@ def import_(
     model: Annotated[
         str | None, typer.Option("--model", help="Base model; the checkpoint's own by default.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the adapter in compositions.")] = "road",
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the adapter in compositions; the exported one, or road, by default."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Of prompts: plain, line, alpaca or chat; the exported one, or plain, by default."
+        ),
+    ] = None,
     labels: Annotated[
         int | None, typer.Option(min=1, help="Of a classifier: how many classes.")
     ] = None,
@@ -24,6 +33,7 @@ def import_(
 ) -> None:
     """Turn a PEFT RoAd checkpoint into one of roadint's."""
     from roadint.checkpoint.reading import size_of
+    from roadint.data.prompts import check_template
     from roadint.interop import peft
     from roadint.model.pretrained import load
     from roadint.model.road_model import RoadModel
@@ -32,19 +42,25 @@ def import_(
     base_id = model or peft.base_of(source)
     if not base_id:
         raise RoadError(f"{source} does not say which base model it is for: expected --model")
-    base, _ = load(base_id, labels=labels)
+    if template is not None:
+        check_template(template)
+    base, tokenizer = load(base_id, labels=labels)
     road = RoadModel(base)
     adapter = peft.load(road, source, name)
+    road.template = check_template(template or road.template, tokenizer)
     road.save_pretrained(out)
     size = size_of(out)
     if as_json:
         print_json(
             {
                 "out": str(out),
+                "name": adapter.name,
+                "template": road.template,
                 "bytes": size,
                 "targets": len(adapter.layout.paths),
                 "numbers": adapter.trainable_count,
             }
         )
         return
-    print_line(f"{out}: {adapter.variant}, {len(adapter.layout.paths)} layers, {size:,} bytes")
+    about = f"{adapter.name}, {adapter.variant}, {len(adapter.layout.paths)} layers"
+    print_line(f"{out}: {about}, template of prompts {road.template}, {size:,} bytes")

@@ -97,7 +97,7 @@ def _subspaces_table(site: Mapping[str, Any], title: str) -> Table:
         "subspace",
         "dims",
         "blocks",
-        "mean |θ|",
+        "mean |θ|, radians",
         "max |θ|",
         "mean |log α|",
         "most turned (block: θ, α)",

@@ -87,7 +87,9 @@ def named_values(texts: Sequence[str] | None, option: str) -> dict[str, str]:
         name, separator, value = text.partition("=")
         name = name.strip()
         if not separator or not name or not value:
-            raise RoadError(f"{option} {quoted(text)}: expected NAME=VALUE")
+            raise RoadError(
+                f"{option} {quoted(text)}: expected NAME=VALUE, such as {option} name={text}"
+            )
         if name in values:
             raise RoadError(
                 f"{option} names {quoted(name)} twice, as {quoted(values[name])} and "

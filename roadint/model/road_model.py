@@ -186,7 +186,7 @@ class RoadModel(Hosted):
         Args:
             args: The model's own arguments in their order: input_ids, attention_mask, …
             compose: One composition for all rows, or a list of one a row; None is the base model,
-                bit for bit.
+                bit for bit. By default all subspaces and adapters act.
             learning: The blocks that get a row's gradient, as a composition for all rows or one a
                 row; the other blocks of `compose` act without gradients.
             prompt_length: How many of a row's tokens are the prompt; the rest counts as generated.

@@ -15,6 +15,19 @@ SECTIONS: dict[str, type[Section]] = {
     "optimisation": OptimisationSection,
     "task": TaskSection,
 }
+# What other libraries call settings.
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup_steps",
+    "gradient_clipping": "max_grad_norm",
+    "max_seq_length": "max_length",
+    "layer": "layers",
+    "target_modules": "targets",
+}
 Nested = dict[str, dict[str, Any]]
 
 
@@ -94,8 +107,9 @@ def _place(name: Any, short: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     if setting in known:
         return section, setting
     dotted = [f"{section}.{setting}" for section, setting in short.values()]
-    elsewhere = f"; did you mean {setting!r}?" if setting in short else ""
+    meant = setting if setting in short else _ELSEWHERE.get(str(name), "")
     raise RoadError(
         f"recipe has no setting {quoted(name)}: expected one of {listing(sorted(known or short))}"
-        f"{elsewhere or did_you_mean(name, [*short, *dotted])}"
+        f"{f'; did you mean {meant!r}?' if meant else did_you_mean(name, [*short, *dotted])} "
+        "(`roadint recipes custom` tells them all)"
     )

@@ -15,7 +15,7 @@ from roadint.data.image_text.reader import is_processor
 from roadint.data.prompts import Template, check_template
 from roadint.data.sources import DataSource, load_rows
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.grammar.composition import Composition
+from roadint.grammar.composition import ALL, Composition
 from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
 from roadint.training.companions import Companions
@@ -157,6 +157,12 @@ def _tokenize_all(
     cut: Any = tokenize_conversations if recipe.data.images else tokenize
     longest = recipe.data.max_completions
     for name, source in sources.items():
+        if name.isidentifier() and name not in (*road.names, ALL, "none"):
+            raise RoadError(
+                f"unknown subspace {quoted(name)} of a data set: expected one of "
+                f"{listing(road.names)}{did_you_mean(name, road.names)}; the recipe 'custom' gives "
+                "every data set a subspace of its own name"
+            )
         if not Composition.parse(name, road.names).terms:
             raise RoadError(
                 f"data set {quoted(name)} trains nothing: expected a composition of {road.names}"

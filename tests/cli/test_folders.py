@@ -52,6 +52,7 @@ def test_a_merge_that_fails_leaves_nothing(
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "roadint.json",
     ]
 
 

@@ -52,7 +52,7 @@ def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
     [
         (
             '{"instruction": "a", "outptu": "b"}',
-            "row 0 of .* has no field 'output'.*did you mean 'outptu'",
+            "row 0 of .* has no field 'output'.*did you mean 'outptu'. Then rename it to 'output'",
         ),
         ('{"instruction": "a", "output": " "}', "empty or non-text 'output'"),
         ('{"instruction": "a", "output": 3}', "empty or non-text 'output': 3"),

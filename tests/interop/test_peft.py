@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedMo
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.interop.peft import CONFIG, TENSORS, base_of, export, load
+from roadint.interop.peft.files import NOTES
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
 
 
@@ -76,6 +77,30 @@ def test_writes_what_peft_reads(variant: Any, tmp_path: Path) -> None:
         rtol=1e-6,
         atol=1e-5,
     )
+
+
+def test_name_and_template_come_back(tmp_path: Path) -> None:
+    """What PEFT has no place for; a model that has a template of its own keeps it."""
+    model = build("qwen3")
+    road = with_adapters(model, "math")
+    road.template = "alpaca"
+    export(road, tmp_path / "out")
+    peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out")  # reads past it
+    fresh = RoadModel(model)
+    assert load(fresh, tmp_path / "out").name == "math"
+    assert fresh.template == "alpaca"
+    other = with_adapters(model, "a")
+    assert load(other, tmp_path / "out", "b").name == "b"
+    assert other.template == "plain"
+    (tmp_path / "out" / NOTES).write_text('{"name": "none", "template": "plain"}')
+    with pytest.raises(RoadError, match="reserved"):
+        load(RoadModel(model), tmp_path / "out")
+    (tmp_path / "out" / NOTES).write_text('{"name": "a", "template": "alpacca"}')
+    with pytest.raises(RoadError, match="alpacca"):
+        load(RoadModel(model), tmp_path / "out")
+    (tmp_path / "out" / NOTES).unlink()
+    plain = RoadModel(model)
+    assert (load(plain, tmp_path / "out").name, plain.template) == ("road", "plain")
 
 
 def test_modules_to_save_are_heads(tmp_path: Path) -> None:

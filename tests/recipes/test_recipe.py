@@ -103,6 +103,7 @@ def test_a_file(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"lrr": 1}, "no setting 'lrr'.*did you mean 'lr'"),
+        ({"learning_rate": 1}, "no setting 'learning_rate'.*did you mean 'lr'"),
         ({"lr": "fast"}, "lr='fast': expected a number"),
         ({"epochs": 0}, "epochs=0.0 must be above 0"),
         ({"rows": "many"}, "rows='many' does not fit"),

@@ -29,8 +29,6 @@ function drawColumns() {
   more.hidden = S.columns.length >= MOST_COLUMNS;
   $('answers').style.setProperty('--count', S.columns.length);
   place($('answers'), [...drawn, more]);
-  const others = S.columns.slice(1).filter((column) => column.language);
-  $('apart').hidden = !$('differences').checked || !others.length || others.some(isInFirstLanguage);
 }
 
 function makeColumn(column) {
@@ -46,8 +44,9 @@ function makeColumn(column) {
         onclick: () => removeColumn(column),
       }, '×')),
       make('div', { class: 'ri-chips', role: 'group', 'aria-label': 'Subspaces' })),
-    make('p', { class: 'ri-trouble', role: 'alert', id: `trouble-${column.id}`, hidden: true }),
-    make('p', { class: 'ri-text', tabindex: '-1' }),
+    make('div', { class: 'ri-body' },
+      make('p', { class: 'ri-trouble', role: 'alert', id: `trouble-${column.id}`, hidden: true }),
+      make('p', { class: 'ri-text', tabindex: '-1' })),
     make('div', { class: 'ri-under' },
       make('abbr', { class: 'ri-language', hidden: true }),
       make('span', { class: 'ri-state' }),
@@ -65,6 +64,7 @@ function fillColumn(element, column) {
   element.setAttribute('aria-label', expression);
   element.setAttribute('aria-busy', String(isBusy(column)));
   element.classList.toggle('ri-stale', isStale(column));
+  element.classList.toggle('ri-refused', Boolean(column.trouble));
   element.classList.toggle('ri-chosen', S.inspected === column.id);
   if (document.activeElement !== name) name.value = expression;
   name.setAttribute('aria-invalid', String(Boolean(column.trouble)));
@@ -77,7 +77,8 @@ function fillColumn(element, column) {
   language.hidden = !column.language || isBusy(column);
   language.textContent = (column.language === 'none' ? '–' : column.language || '').toUpperCase();
   language.title = column.language === 'none' ? 'no words' : LANGUAGES[column.language] || column.language || '';
-  state.textContent = isStale(column) ? 'changed' : column.state;
+  const apart = $('differences').checked && column.language && !isInFirstLanguage(column) ? 'in another language' : '';
+  state.textContent = isStale(column) ? 'changed' : column.state || apart;
   copy.hidden = !column.answer;
   if (!copy.dataset.before) copy.setAttribute('aria-label', `Copy the answer of ${expression}`);
   inside.hidden = S.asked === null || S.server || isBusy(column);

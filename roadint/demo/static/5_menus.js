@@ -63,6 +63,7 @@ function comparison() {
     answers: S.columns.map((column) => ({
       composition: column.answer ? column.answered : expressionOf(column), text: column.answer, language: column.language,
       ...(column.state ? { complete: false } : {}),
+      ...(column.trouble ? { error: column.trouble } : {}),
     })),
     ...S.measured,
   };

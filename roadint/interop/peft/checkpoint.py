@@ -14,14 +14,16 @@ from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
 from roadint.checkpoint.reading import folder_of
 from roadint.errors import RoadError, listing, quoted
-from roadint.files.atomic import write_pair
+from roadint.files.atomic import write_pair, write_whole
 from roadint.files.paths import is_file, make_folder, path_of
 from roadint.interop.peft.files import (
     CONFIG,
+    NOTES,
     PREFIX,
     TENSORS,
     VALUES,
     read_config,
+    read_notes,
     read_shapes,
     read_tensors,
 )
@@ -31,13 +33,15 @@ from roadint.model.road_model import RoadModel
 from roadint.rotation.rotation import Variant, parameter_shape
 
 
-def load(road: RoadModel, name_or_path: str | Path, name: str = "road") -> RoadAdapter:
+def load(road: RoadModel, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
     """Put a PEFT RoAd checkpoint on a RoadModel as an adapter, with the same logits as in PEFT.
 
     Args:
         road: The model.
         name_or_path: A folder or a hub id, with any variant and group_size.
-        name: The adapter's name.
+        name: The adapter's name; by default the one that `export` wrote beside it, or "road".
+
+    A model on which nothing was before also takes the template of prompts that `export` wrote.
 
     Returns:
         The adapter; its heads are what `modules_to_save` saved.
@@ -47,8 +51,8 @@ def load(road: RoadModel, name_or_path: str | Path, name: str = "road") -> RoadA
             then.
     """
     _check_road(road)
-    folder = folder_of(name_or_path, (CONFIG, TENSORS))
-    config, shapes = read_config(folder), read_shapes(folder)
+    folder = folder_of(name_or_path, (CONFIG, TENSORS, NOTES))
+    config, shapes, notes = read_config(folder), read_shapes(folder), read_notes(folder)
     variant, group = config.get("variant", "road_1"), config.get("group_size", 64)  # as in PEFT
     paths = {key.removesuffix(VALUES[0]) for key in shapes if key.endswith(VALUES[0])}
     if not paths:
@@ -61,13 +65,16 @@ def load(road: RoadModel, name_or_path: str | Path, name: str = "road") -> RoadA
     rest = {key: shape for key, shape in shapes.items() if not key.endswith(VALUES)}
     heads = saved_modules(road.model, config, rest, folder)
     check_taken(shapes, layout.paths, heads, folder)
-    adapter = RoadAdapter(name, layout, variant=variant, pairing=group, heads=heads)
+    called = name or notes.get("name", "road")
+    adapter = RoadAdapter(called, layout, variant=variant, pairing=group, heads=heads)
     _fill(adapter, read_tensors(folder), group)
     for key, value in adapter.values().items():
         if not bool(value.isfinite().all()):
             raise RoadError(
                 f"{folder}: {key} of the adapter is not finite in float32: train it again"
             )
+    if not road.names:
+        road.template = notes.get("template", road.template)
     road.attach([adapter])
     return adapter
 
@@ -124,8 +131,10 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
             "expected a new folder"
         )
     make_folder(folder)
+    notes = json.dumps({"name": adapter.name, "template": road.template}) + "\n"
+    write_whole(folder / NOTES, notes)
     write_pair(folder / TENSORS, tensors, folder / CONFIG, config)
-    return len(tensors) + len(config)
+    return len(tensors) + len(config) + len(notes)
 
 
 def _check_road(road: object) -> None:

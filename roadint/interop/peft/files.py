@@ -2,17 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from roadint.data.prompts import Template
 from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.readers import read_header, read_json
 from roadint.files.rules import anything, either, fields, listed, one_of, text, whole
+from roadint.grammar.subspace import check_name
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+NOTES = "roadint.json"
+"""What PEFT has no place for: the adapter's name, the template of prompts."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's own modules."""
 VALUES = (".road_theta", ".road_alpha")
@@ -32,6 +36,7 @@ _SETTINGS = {
     **dict.fromkeys(("auto_mapping", "peft_version", "inference_mode"), anything),
 }
 _CONFIG = fields({"peft_type": one_of("ROAD")}, _SETTINGS, open_to_others=True)
+_NOTES = fields({"name": text(most=1000), "template": one_of(*get_args(Template))}, {})
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -63,6 +68,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     if group % 2:
         raise RoadError(f"{path}: group_size is {group}: expected an even number")
     return config  # type: ignore[no-any-return]
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What `export` wrote beside a checkpoint; empty for one that PEFT wrote.
+
+    Raises:
+        RoadError: where it is damaged.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return {}
+    notes = read_json(path)
+    _NOTES(notes, str(path))
+    check_name(notes["name"])
+    return notes  # type: ignore[no-any-return]
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 import httpx
 
 from roadint.engines.vllm.http.api_server import ANNOUNCEMENT
+from roadint.engines.vllm.versions import TESTED
 from roadint.errors import RoadError, first_line, listing
 
 # All groups but the routes of servers, which act only where they are named.
@@ -185,7 +186,8 @@ def check_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise RoadError(
-            f"vLLM is not installed beside {sys.executable}: pip install 'roadint[vllm]' vllm"
+            f"vLLM is not installed beside {sys.executable}: "
+            f"pip install 'roadint[vllm]' 'vllm=={TESTED[-1]}.*'"
         )
     for group in ("vllm.general_plugins", "vllm.endpoint_plugins"):
         if "roadint" not in {entry.name for entry in entry_points(group=group)}:
