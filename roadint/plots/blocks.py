@@ -1,7 +1,7 @@
 """Figures of learned blocks: the angle and scale of every block."""
 
 from collections.abc import Mapping, Sequence
-from math import degrees
+from math import cos, degrees, sin
 from typing import Any
 
 from roadint.adapters.adapter import RoadAdapter
@@ -17,7 +17,7 @@ def block_figure(interventions: Sequence[SubspaceIntervention]) -> Figure:
     """The blocks of interventions that turn blocks, coloured by subspace.
 
     Every intervention has a line of three panels: angles (degrees), scales, and both as points of
-    the plane.
+    the complex plane, α e^{iθ}, around 1, which changes nothing.
 
     Raises:
         RoadError: where none of them turns blocks.
@@ -29,15 +29,14 @@ def block_figure(interventions: Sequence[SubspaceIntervention]) -> Figure:
     figure = Figure(figsize=(12, 3.2 * len(turning)), layout="constrained")
     for line, intervention in enumerate(turning):
         grid = (len(turning), 3)
-        angle_axes, scale_axes = (figure.add_subplot(*grid, 3 * line + panel) for panel in (1, 2))
-        plane: Any = figure.add_subplot(*grid, 3 * line + 3, projection="polar")
+        panels = [figure.add_subplot(*grid, 3 * line + panel) for panel in (1, 2, 3)]
         values = intervention_values(intervention)
         colours = zip(values["subspaces"].items(), COLOURS * 8, strict=False)
         for (name, subspace), colour in colours:
-            _draw_points(subspace, name, colour, angle_axes, scale_axes, plane)
+            _draw_points(subspace, name, colour, *panels)
         basis = f", basis {values['basis']}" if "basis" in values else ""
         title = f"layer {intervention.layer}, {intervention.short_name}{basis}"
-        _label(title, angle_axes, scale_axes, plane)
+        _label(title, *panels)
     return figure
 
 
@@ -56,7 +55,11 @@ def _draw_points(
     style: dict[str, Any] = {"color": colour, "s": 7, "alpha": 0.75, "linewidths": 0}
     angle_axes.scatter(blocks, [degrees(angle) for angle in angles], label=name, **style)
     scale_axes.scatter(blocks, scales, **style)
-    plane.scatter(angles, scales, **style)
+    values = [
+        (scale * cos(angle), scale * sin(angle))
+        for angle, scale in zip(angles, scales, strict=True)
+    ]
+    plane.scatter(*zip(*values, strict=True), **style)
 
 
 def _label(title: str, angle_axes: Any, scale_axes: Any, plane: Any) -> None:
@@ -69,10 +72,11 @@ def _label(title: str, angle_axes: Any, scale_axes: Any, plane: Any) -> None:
     scale_axes.axhline(1, color="grey", linewidth=0.6)
     for axes in (angle_axes, scale_axes):
         axes.title.set_fontsize(10)
-    plane.set_title("both (1 at 0° = unchanged)", fontsize=10)
-    plane.tick_params(labelsize=8)
-    plane.set_rlabel_position(180)
-    plane.set_yticks([0.5, 1.0, 1.5, 2.0])
+    plane.set(xlabel="α cos θ", ylabel="α sin θ", title="both, around 1 = unchanged")
+    plane.title.set_fontsize(10)
+    plane.set_aspect("equal", adjustable="datalim")
+    plane.axhline(0, color="grey", linewidth=0.6)
+    plane.axvline(1, color="grey", linewidth=0.6)
 
 
 def adapter_figure(adapter: RoadAdapter) -> Figure:

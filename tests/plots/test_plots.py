@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from transformers import PreTrainedModel
@@ -103,7 +104,7 @@ def test_blocks_are_points_of_their_angle_and_scale(llama: PreTrainedModel) -> N
         angles, scales, plane = figure.axes[3 * row : 3 * row + 3]
         assert angles.get_title() == f"angle of each block: layer {row}, road_1, basis identity"
         assert scales.get_title() == "scale of each block (1 = unchanged)"
-        assert plane.name == "polar"
+        assert plane.get_title() == "both, around 1 = unchanged"
         assert legend(angles) == ["a", "b"]
         half = len(site.theta) // 2
         for index, (start, end) in enumerate([(0, half), (half, 2 * half)]):
@@ -113,7 +114,9 @@ def test_blocks_are_points_of_their_angle_and_scale(llama: PreTrainedModel) -> N
             assert [y for _, y in turned] == pytest.approx(wrapped.tolist(), abs=1e-4)
             drawn = scales.collections[index].get_offsets()[:, 1]
             assert drawn.tolist() == pytest.approx(site.alpha[start:end].tolist())
-            assert len(plane.collections[index].get_offsets()) == half
+            value = torch.polar(site.alpha[start:end].detach(), site.theta[start:end].detach())
+            points = torch.tensor(plane.collections[index].get_offsets().tolist())
+            torch.testing.assert_close(points, torch.view_as_real(value), atol=1e-5, rtol=1e-5)
 
 
 def test_training_curves() -> None:
