@@ -108,8 +108,8 @@ def _place(name: Any, short: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
         return section, setting
     dotted = [f"{section}.{setting}" for section, setting in short.values()]
     meant = setting if setting in short else _ELSEWHERE.get(str(name), "")
+    expected = listing(sorted(known)) if known else "those that `roadint recipes custom` tells"
     raise RoadError(
-        f"recipe has no setting {quoted(name)}: expected one of {listing(sorted(known or short))}"
-        f"{f'; did you mean {meant!r}?' if meant else did_you_mean(name, [*short, *dotted])} "
-        "(`roadint recipes custom` tells them all)"
+        f"recipe has no setting {quoted(name)}: expected one of {expected}"
+        f"{f'; did you mean {meant!r}?' if meant else did_you_mean(name, [*short, *dotted])}"
     )
