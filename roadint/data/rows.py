@@ -1,11 +1,10 @@
 """A row: an instruction, its output and maybe an input, all of them plain text."""
 
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from roadint.data.prompts import is_valid_unicode
-from roadint.errors import RoadError, listing, quoted
+from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 Row = dict[str, str]
 """{"instruction": …, "output": …}, and "input" where it has one, as Alpaca's rows have."""
@@ -52,15 +51,13 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
         RoadError: where the row has no such field; the message goes on after the row's name.
     """
     if name not in row:
-        raise RoadError(
-            f"has no field {name!r}: it has {listing(row)}{_misspelt(name, map(str, row))}"
-        )
+        raise RoadError(f"has no field {name!r}: it has {listing(row)}{_misspelt(name, row)}")
     return row[name]
 
 
-def _misspelt(name: str, fields: Iterable[str]) -> str:
-    near = get_close_matches(name, fields, n=1)
-    return f"; did you mean {near[0]!r}? Then rename it to {name!r}" if near else ""
+def _misspelt(name: str, row: Mapping[str, Any]) -> str:
+    near = did_you_mean(name, map(str, row))
+    return f"{near} Then rename it to {name!r}" if near else ""
 
 
 def _text(name: str, value: Any) -> str:

@@ -127,7 +127,7 @@ class Handlers:
             Messages as the answers grow, or one with an error.
         """
         flight = flight if isinstance(flight, (int, float)) else None
-        page = str(request.session_hash) if request is not None else ""
+        page = _page_of(request)
         reads = self._wanted(request, time.monotonic())
 
         def wanted() -> bool:
@@ -157,7 +157,7 @@ class Handlers:
             request: Gradio's.
         """
         if isinstance(flight, (int, float)):
-            page = str(request.session_hash) if request is not None else ""
+            page = _page_of(request)
             self._stopped.pop(page, None)
             self._stopped[page] = flight
             if len(self._stopped) > _PAGES:
@@ -298,6 +298,11 @@ class Handlers:
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.service.model_name, "checkpoint": self.service.first_name}
+
+
+def _page_of(request: gr.Request | None) -> str:
+    """The session of a page; "" in a call from Python."""
+    return str(request.session_hash) if request is not None else ""
 
 
 def _first(fields: dict[str, list[str]], name: str) -> str:

@@ -67,7 +67,7 @@ def knocked_out(
         for site, units in zip(sites, ranked, strict=True):
             keeps = torch.ones(site.partition.count)
             keeps[units[: round(share * len(units))]] = 0
-            site.rescale(keeps)
+            site.rescale_units(keeps)
         yield road
     finally:
         with torch.no_grad():

@@ -128,6 +128,7 @@ def fit_classifier(
     """
     set_seed(seed)
     model = PilotClassifier(states.shape[1], classes, reads).to(states.device)
+    labels = labels.to(states.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     steps = epochs * -(-len(labels) // batch_size)
     schedule = get_scheduler("linear", optimizer, steps // 10, steps)

@@ -298,20 +298,15 @@ class SubspaceIntervention(KeepsPrecision):
             made = cls(**spec)
         return {name: tuple(value.shape) for name, value in made.values().items()}
 
-    def rescale(self, strengths: float | Mapping[str, float] | Float[Tensor, " units"]) -> None:
+    def rescale(self, strengths: float | Mapping[str, float]) -> None:
         """Make a strength the new strength 1, in place.
 
         Args:
-            strengths: One for all subspaces, one by name, or one for every unit; at 0 a unit does
-                nothing.
+            strengths: One for all subspaces, or one by name.
 
         Raises:
             RoadError: for an unknown name, or a strength at which a value is not defined.
         """
-        if isinstance(strengths, Tensor):
-            with torch.no_grad():
-                self._rescale(on_device(strengths, next(self.parameters()).device))
-            return
         if not isinstance(strengths, Mapping):
             strengths = dict.fromkeys(self.partition, strengths)
         by_name = dict.fromkeys(self.partition, 1.0) | dict(strengths)
@@ -319,7 +314,16 @@ class SubspaceIntervention(KeepsPrecision):
         with torch.no_grad():
             # Units outside all subspaces never act; at strength 1 their values stay.
             unheld = 1 - self.strengths([Composition.parse(ALL, self.partition)])[0]
-            self._rescale(self.strengths([composition])[0] + unheld)
+        self.rescale_units(self.strengths([composition])[0] + unheld)
+
+    @torch.no_grad()
+    def rescale_units(self, strengths: Float[Tensor, " units"]) -> None:
+        """As `rescale`, with a strength for every unit; at 0 a unit does nothing.
+
+        Args:
+            strengths: From 0 to 1, or checked already.
+        """
+        self._rescale(on_device(strengths, next(self.parameters()).device))
 
     def _rescale(self, strengths: Float[Tensor, " units"]) -> None:
         """Replace the values of every unit by those at its strength."""

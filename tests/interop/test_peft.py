@@ -92,6 +92,8 @@ def test_name_and_template_come_back(tmp_path: Path) -> None:
     other = with_adapters(model, "a")
     assert load(other, tmp_path / "out", "b").name == "b"
     assert other.template == "plain"
+    with pytest.raises(RoadError, match="plain word"):
+        load(RoadModel(model), tmp_path / "out", "")
     (tmp_path / "out" / NOTES).write_text('{"name": "none", "template": "plain"}')
     with pytest.raises(RoadError, match="reserved"):
         load(RoadModel(model), tmp_path / "out")

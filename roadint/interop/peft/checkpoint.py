@@ -36,12 +36,12 @@ from roadint.rotation.rotation import Variant, parameter_shape
 def load(road: RoadModel, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
     """Put a PEFT RoAd checkpoint on a RoadModel as an adapter, with the same logits as in PEFT.
 
+    A model on which nothing was before also takes the template of prompts that `export` wrote.
+
     Args:
         road: The model.
         name_or_path: A folder or a hub id, with any variant and group_size.
         name: The adapter's name; by default the one that `export` wrote beside it, or "road".
-
-    A model on which nothing was before also takes the template of prompts that `export` wrote.
 
     Returns:
         The adapter; its heads are what `modules_to_save` saved.
@@ -65,7 +65,7 @@ def load(road: RoadModel, name_or_path: str | Path, name: str | None = None) -> 
     rest = {key: shape for key, shape in shapes.items() if not key.endswith(VALUES)}
     heads = saved_modules(road.model, config, rest, folder)
     check_taken(shapes, layout.paths, heads, folder)
-    called = name or notes.get("name", "road")
+    called = notes.get("name", "road") if name is None else name
     adapter = RoadAdapter(called, layout, variant=variant, pairing=group, heads=heads)
     _fill(adapter, read_tensors(folder), group)
     for key, value in adapter.values().items():
@@ -73,9 +73,10 @@ def load(road: RoadModel, name_or_path: str | Path, name: str | None = None) -> 
             raise RoadError(
                 f"{folder}: {key} of the adapter is not finite in float32: train it again"
             )
-    if not road.names:
-        road.template = notes.get("template", road.template)
+    is_first = not road.names
     road.attach([adapter])
+    if is_first:
+        road.template = notes.get("template", road.template)
     return adapter
 
 
