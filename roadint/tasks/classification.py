@@ -11,7 +11,7 @@ from roadint.data.collate import by_length
 from roadint.errors import RoadError, listing
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test, is_train
 
 
 class ClassificationTask:
@@ -38,6 +38,12 @@ class ClassificationTask:
         self.max_length = recipe.data.max_length
         split, seed = recipe.task.split_seed, recipe.optimisation.seed
         self.split_seed = seed if split is None else split
+        several = [name for name in sources if is_train(name) and name != "train"]
+        if several:
+            raise RoadError(
+                f"task {self.task!r} has training data {listing(several)}: expected one file, "
+                "--data train=FILE; questions alone train on several"
+            )
         self.splits = self._measured(sources, recipe.task.scored_rows)
         if "train" in sources:
             rows = glue.load_glue(self.task, sources["train"], limit=recipe.data.rows)

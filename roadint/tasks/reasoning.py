@@ -1,6 +1,7 @@
 """Reasoning on a language model: by answers that it writes, or by likelihoods of choices."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,20 +21,21 @@ from roadint.data.prompts import batch_prompts, pad_id
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test
+from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test, is_train
 
-_HELD_OUT = 200  # training rows, at most, where none validate
+_HELD_OUT = 200  # training rows of a file, at most, where none validate
 
 
 class ReasoningTask:
     """Questions with answers, to train, to validate and to test with.
 
-    Without rows for validation, a tenth of the training rows is held out (200 at most).
+    Without rows for validation, a tenth of the training rows is held out (200 of a file at most).
 
     Args:
         recipe: The recipe, with numbers of rows and the template of prompts.
-        sources: "train", "test" and, optionally, "validation" → a file. In place of "test" there
-            may be several, "test.boolq" and "test.arc_e"; without "train" nothing is trained.
+        sources: "train", "test" and, optionally, "validation" → a file. In place of "train" and
+            of "test" there may be several, "train.boolq" and "train.arc_e", of which the recipe's
+            number of rows is taken each; without any to train, nothing is trained.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -56,24 +58,27 @@ class ReasoningTask:
                 f"task {recipe.task.name!r} has nothing to be measured on: "
                 f"expected {self.measured_on}"
             )
-        self.splits = self._trained(sources) if "train" in sources else {}
+        trained = {name: source for name, source in sources.items() if is_train(name)}
+        self.splits = self._trained(trained, sources.get("validation")) if trained else {}
         for name in self.tests:
             self.splits[name] = load_questions(sources[name], recipe.task.scored_rows)
         check_splits(self.splits)
 
-    def _trained(self, sources: Mapping[str, str]) -> dict[str, list[Question]]:
-        """The rows to train and to validate with."""
-        rows = load_questions(sources["train"])
-        train = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]
-        if "validation" in sources:
-            validation = load_questions(sources["validation"])
-        else:
-            held_out = min(_HELD_OUT, len(rows) // 10)
-            validation, train = train[:held_out], train[held_out:]
-        return {
-            "train": train[: self.recipe.data.rows],
-            "validation": validation[: self.recipe.task.scored_rows],
-        }
+    def _trained(
+        self, sources: Mapping[str, str], validation: str | None
+    ) -> dict[str, list[Question]]:
+        """The rows to train and to validate with; those held out take turns, file by file."""
+        train: list[Question] = []
+        held_out: list[list[Question]] = []
+        for source in sources.values():
+            rows = load_questions(source)
+            rows = [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]
+            count = min(_HELD_OUT, len(rows) // 10) if validation is None else 0
+            held_out.append(rows[:count])
+            train += rows[count:][: self.recipe.data.rows]
+        turns = [row for turn in zip_longest(*held_out) for row in turn if row is not None]
+        validated = turns if validation is None else load_questions(validation)
+        return {"train": train, "validation": validated[: self.recipe.task.scored_rows]}
 
     def sizes(self) -> dict[str, int]:
         """How many rows each split has."""

@@ -7,7 +7,7 @@ from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
 from roadint.tasks.classification import ClassificationTask
 from roadint.tasks.reasoning import AnsweringTask, ChoosingTask
-from roadint.tasks.task import Task, is_test
+from roadint.tasks.task import Task, is_test, is_train
 
 TASKS: dict[str, type[Task]] = {
     **dict.fromkeys(glue.FORMATS, ClassificationTask),
@@ -15,7 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "arithmetic": AnsweringTask,
     "cloze": ChoosingTask,
 }
-_SPLITS = ("train", "dev", "validation", "test", "test.NAME")
+_SPLITS = ("train", "train.NAME", "dev", "validation", "test", "test.NAME")
 
 
 def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bool = True) -> Task:
@@ -41,14 +41,15 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bo
     task = TASKS[recipe.task.name]
     sources = dict(data or recipe.data.sources)
     for name in sources:
-        if name not in _SPLITS[:-2] and not is_test(name):
+        if name not in ("dev", "validation") and not is_train(name) and not is_test(name):
             raise RoadError(
                 f"data {quoted(name)} of task {recipe.task.name!r}: expected some of "
                 f"{listing(_SPLITS)}"
             )
+    trained = [name for name in sources if is_train(name)]
     if not trains:
-        sources.pop("train", None)
-    elif "train" not in sources:
+        sources = {name: source for name, source in sources.items() if name not in trained}
+    elif not trained:
         raise RoadError(
             f"task {recipe.task.name!r} has no training data: expected --data train=FILE, "
             f"and {task.measured_on}"

@@ -19,8 +19,8 @@ class Task(Protocol):
 
     Args:
         recipe: The recipe.
-        sources: Split → file; "train", which may be left out where nothing is to be trained, and
-            the splits that the task is measured on.
+        sources: Split → file; "train", or several as "train.boolq", which may be left out where
+            nothing is to be trained, and the splits that the task is measured on.
 
     Raises:
         RoadError: for data that is missing or can't be read.
@@ -62,9 +62,18 @@ class Task(Protocol):
         """The splits that are measured at the end: "test", or "test.boolq", "test.arc_e", …"""
 
 
+def is_train(split: str) -> bool:
+    """Whether a split is one of those that are trained on."""
+    return _is_part(split, "train")
+
+
 def is_test(split: str) -> bool:
     """Whether a split is one of those that are measured at the end."""
-    return split == "test" or (split.startswith("test.") and split != "test.")
+    return _is_part(split, "test")
+
+
+def _is_part(split: str, of: str) -> bool:
+    return split == of or (split.startswith(f"{of}.") and split != f"{of}.")
 
 
 def measure(task: Task, system: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -429,6 +429,30 @@ def test_several_tests_are_told_and_averaged(
         assert (code, message in errors) == (2, True), errors
 
 
+def test_several_files_are_one_training(tmp_path: Path) -> None:
+    """As many rows of each as were asked for, a tenth of each held out, in turns; a classifier says that it has one."""
+    files = {}
+    for name, count in (("long", 60), ("short", 20)):
+        rows = [{"instruction": f"{name}{row}", "answer": "answer1"} for row in range(count)]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        files[f"train.{name}"] = str(path)
+    files["test"] = files["train.short"]
+    task = task_of(Recipe.load("commonsense", {"rows": 16}), files)
+    train, validation = task.splits["train"], task.splits["validation"]
+    assert [row.instruction[:4] for row in train] == ["long"] * 16 + ["shor"] * 16
+    assert [row.instruction[:4] for row in validation] == ["long", "shor"] * 2 + ["long"] * 4
+    assert not {row.instruction for row in train} & {row.instruction for row in validation}
+    few = task_of(Recipe.load("commonsense", {"scored_rows": 3}), files)
+    assert few.sizes() == {"train": 54 + 18, "validation": 3, "test": 3}
+    assert [row.instruction[:4] for row in few.splits["validation"]] == ["long", "shor", "long"]
+    given = task_of(Recipe.load("commonsense"), {**files, "validation": files["test"]})
+    assert given.sizes() == {"train": 80, "validation": 20, "test": 20}
+    assert task_of(Recipe.load("commonsense"), files, trains=False).sizes() == {"test": 20}
+    with pytest.raises(RoadError, match="training data 'train.long', 'train.short': expected one"):
+        task_of(Recipe.load("glue", {"data": {}}), {**files, "dev": "x"})
+
+
 def test_dropout_acts_in_training_alone(
     classifier: str, sentiment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
