@@ -18,9 +18,9 @@ def recipes(
     as_json: Json = False,
 ) -> None:
     """List the recipes, or all settings of one and what they mean."""
-    from roadint.recipes.recipe import Recipe, presets
-
     if name is None:
+        from roadint.recipes.library import presets
+
         told = {preset: _purpose(path.read_text("utf-8")) for preset, path in presets().items()}
         if as_json:
             print_json(told)
@@ -31,6 +31,8 @@ def recipes(
         console.print(table, markup=False)
         print_line("roadint recipes NAME: its settings; roadint train NAME --out runs/mine")
         return
+    from roadint.recipes.recipe import Recipe
+
     recipe = Recipe.load(name)
     if as_json:
         print_json(recipe.record())

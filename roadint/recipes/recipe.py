@@ -1,24 +1,20 @@
 """Recipes: everything that a run needs, as one YAML file or preset."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.files.paths import is_file, path_of
-from roadint.files.yaml import read_yaml
+from roadint.errors import RoadError, listing, quoted
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.registry import kind_of
 from roadint.model.road_model import RoadModel
 from roadint.recipes.edit import LINEAR, EditSection
+from roadint.recipes.library import read_recipe
 from roadint.recipes.names import SECTIONS, nested
 from roadint.recipes.sections import DataSection, ModelSection, OptimisationSection, TaskSection
-
-PRESETS = Path(str(files("roadint.recipes"))) / "presets"
 
 
 class Recipe(BaseModel):
@@ -64,7 +60,7 @@ class Recipe(BaseModel):
         Raises:
             RoadError: where there is no such recipe, or a setting is unknown or does not fit.
         """
-        recipe = name if isinstance(name, Recipe) else cls().override(_read(name))
+        recipe = name if isinstance(name, Recipe) else cls().override(read_recipe(name))
         return recipe.override({} if overrides is None else overrides)
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
@@ -164,28 +160,3 @@ class Recipe(BaseModel):
                 "from rows: see RoadModel.interchange"
             )
         return [kind(**arguments) for arguments in self.edit.interventions()]
-
-
-def presets() -> dict[str, Path]:
-    """The files of the presets by name, in alphabetical order."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
-
-
-def _read(name: str | Path) -> Mapping[str, Any]:
-    """The settings of a preset or a YAML file."""
-    path = path_of("recipe", name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name}.yaml"
-    if not is_file(path):
-        known = list(presets())
-        raise RoadError(
-            f"no recipe {quoted(str(name))}: expected a YAML file or one of "
-            f"{listing(known)}{did_you_mean(str(name), known)}"
-        )
-    content = read_yaml(path, "recipe")
-    if not isinstance(content, (Mapping, type(None))):
-        raise RoadError(
-            f"recipe {quoted(str(path))} is a {type(content).__name__}: expected a mapping of "
-            "settings"
-        )
-    return content or {}

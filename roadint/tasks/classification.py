@@ -11,7 +11,14 @@ from roadint.data.collate import by_length
 from roadint.errors import RoadError, listing
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test, is_train
+from roadint.tasks.task import (
+    SCORED_ROWS,
+    Prepared,
+    check_examples,
+    check_splits,
+    is_test,
+    is_train,
+)
 
 
 class ClassificationTask:

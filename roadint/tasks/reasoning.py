@@ -21,7 +21,14 @@ from roadint.data.prompts import batch_prompts, pad_id
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
-from roadint.tasks.task import SCORED_ROWS, Prepared, check_examples, check_splits, is_test, is_train
+from roadint.tasks.task import (
+    SCORED_ROWS,
+    Prepared,
+    check_examples,
+    check_splits,
+    is_test,
+    is_train,
+)
 
 _HELD_OUT = 200  # training rows of a file, at most, where none validate
 

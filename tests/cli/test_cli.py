@@ -449,6 +449,17 @@ def test_version_and_help() -> None:
     assert "--max-completion" in out
 
 
+@pytest.mark.parametrize("arguments", ["--help", "train --help", "recipes"])
+def test_what_looks_up_loads_no_torch(arguments: str) -> None:
+    """So it takes half a second, not five."""
+    look = f"import sys; sys.argv = ['roadint', *{arguments.split()!r}]; from roadint.cli.main import main\n"
+    ends = "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    assert (
+        subprocess.run([sys.executable, "-c", look + ends], stdout=subprocess.DEVNULL).returncode
+        == 0
+    )
+
+
 def test_recipes_are_listed_and_explained(capsys: Any, monkeypatch: Any) -> None:
     code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
     listed = json.loads(out)

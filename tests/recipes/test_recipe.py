@@ -305,7 +305,7 @@ def test_bad_recipes_are_named(tmp_path: Path) -> None:
 
 
 def test_every_preset_fits_its_model() -> None:
-    from roadint.recipes.recipe import PRESETS
+    from roadint.recipes.library import PRESETS
 
     widths = {"gemma-3-270m": 640, "huggyllama/llama-7b": 4096}
     for preset in PRESETS.glob("*.yaml"):
