@@ -1,6 +1,6 @@
 """The systems of `roadint bench compose`: what learns the same properties by other means."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -29,10 +29,9 @@ def _road(recipe: Recipe, rate: float | None) -> System:
 
 def _loreft(recipe: Recipe, rate: float | None) -> System:
     """LoReFT at the recipe's sites, where a subspace is some directions."""
-    kind = {"kind": "loreft", "rank": _LOREFT_RANK * len(recipe.names())}
-    return _trained(
-        _rival(recipe, rate or RATES["loreft"], {**kind, **_units(recipe, _LOREFT_RANK)})
-    )
+    together = [list(edit["subspaces"]) for edit in recipe.edit.interventions()]
+    kind = {"kind": "loreft", **_units(together, _LOREFT_RANK)}
+    return _trained(_rival(recipe, rate or RATES["loreft"], kind))
 
 
 def _lora(recipe: Recipe, rate: float | None) -> System:
@@ -52,7 +51,7 @@ def _lora(recipe: Recipe, rate: float | None) -> System:
 def _means(recipe: Recipe, rate: float | None) -> System:
     """A vector for every data set, added from the last token of the prompt on."""
     del rate  # nothing trains
-    kind = {"kind": "steering", "rank": len(recipe.names()), **_units(recipe, 1)}
+    kind = {"kind": "steering", **_units([recipe.names()], 1)}
     layers = (recipe.edit.layers or [9])[-1:]
     place = {"layers": layers, "position": "last", "phase": "both", "places": {}}
     chosen = _rival(recipe, recipe.optimisation.lr, {**kind, **place})
@@ -110,11 +109,14 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def _units(recipe: Recipe, each: int) -> dict[str, Any]:
-    """As many units for every subspace."""
-    names = recipe.names()
-    ranges = {name: f"[{n * each}, {(n + 1) * each})" for n, name in enumerate(names)}
-    return {"subspaces": ranges}
+def _units(together: Sequence[Sequence[str]], each: int) -> dict[str, Any]:
+    """As many units for every subspace, and a rank for as many as act together at one place."""
+    ranges = {
+        name: f"[{number * each}, {(number + 1) * each})"
+        for names in together
+        for number, name in enumerate(names)
+    }
+    return {"rank": each * max(map(len, together)), "subspaces": ranges}
 
 
 def _rival(recipe: Recipe, rate: float, settings: Mapping[str, Any]) -> Recipe:

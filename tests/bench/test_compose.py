@@ -83,6 +83,11 @@ def test_what_each_method_trains(recipe: Recipe) -> None:
     assert numbers == WIDTH == road.trainable_count
     _, _, numbers = system_of("loreft", recipe)
     assert numbers == 2 * 8 * WIDTH + 8
+    apart, _, numbers = system_of(
+        "loreft", recipe.override({"places": {"list": {"position": "at(0)"}}})
+    )
+    assert numbers == 2 * (2 * 4 * WIDTH + 4)  # no place has units that nothing there trains
+    assert [list(each.partition) for each in apart.interventions] == [["german"], ["list"]]
     lora, _, numbers = system_of("lora", recipe)
     assert list(lora.adapters) == ["german", "list"]
     for adapter in lora.adapters.values():
