@@ -75,8 +75,9 @@ class RoadInterchange(PairedIntervention):
         subspace: A single subspace, which is named "road"; all blocks by default.
         subspaces: Named subspaces in place of a single one, {"left": "[0, d/2)", …}.
         stages: The number of rotations whose product R is. In stage i, dims 2^i apart are paired
-            (from 1 again where the width is no longer divisible). log2(d) stages come close to any
-            rotation; 1 stage turns pairs of neighbours alone.
+            (from 1 again where the width is no longer divisible). log2(d) stages let every dim meet
+            every other where the width d is a power of two; else dims meet within groups of its
+            largest power of two, unless a random basis mixes them. 1 stage turns neighbours alone.
         rows: The matrix rows of R that a subspace takes of its blocks: "first", "second" or "both",
             or a mapping of names to these. With "both" and one stage, a block's rotation cancels
             and the raw pair is exchanged; so the default is "first" for one stage, and "both" for
