@@ -37,7 +37,7 @@ class Merged:
         composition: The composition of adapters.
         rounding: By path, the error of rounding to the weights' dtype, as a share of the change.
         originals: Parameters, and copies of their values before.
-        inverses: Modules and the changes that undo theirs, in order.
+        inverses: Modules and the changes that undo theirs, the last one first.
     """
 
     composition: Composition
@@ -51,7 +51,7 @@ class Merged:
 
         From copies exactly, else by inverse rotations, up to rounding in their dtype.
         """
-        for module, change in self.inverses:
+        for module, change in reversed(self.inverses):
             weights = weights_of(module)
             _apply(module, weights, change)
             _note_change([weights])
@@ -76,7 +76,9 @@ def merge(
 
     Raises:
         RoadError: for weights that are quantised, computed or offloaded to disk, weights that two
-            modules share, and scales of 0, which have no inverse. Nothing is changed then.
+            modules share, and scales of 0, which have no inverse. Nothing is changed then. Whatever
+            else ends it in the middle (memory, Ctrl-C) takes back what is merged so far; without
+            copies a RoadError names the module in which it ended, which may be changed in part.
     """
     terms = {adapters[name]: strength for name, strength in composition.terms}
     paths = dict.fromkeys(path for adapter in terms for path in adapter.layout.paths)
@@ -85,26 +87,39 @@ def merge(
     devices = {path: values["weight"].device for path, values in weights.items()}
     wholes = [_product(members, terms) for members in by_layout(terms)]
     changes: list[tuple[str, Change]] = [*_rotations(wholes, devices), *_low_ranks(terms, devices)]
-    originals: list[tuple[Tensor, Tensor]] = []
-    inverses: list[tuple[str, Change]] = []
-    if keep:
-        for values in weights.values():
-            originals += [(value, value.detach().clone()) for value in values.values()]
-    else:
-        undone = [(adapter, _inverse(adapter, whole)) for adapter, whole in reversed(wholes)]
+    heads = list(_heads(model, adapters, composition))
+    kept = [value for values in weights.values() for value in values.values()] if keep else []
+    originals = [(each, each.detach().clone()) for each in (*kept, *(value for value, _ in heads))]
+    inverses: list[tuple[nn.Module, Change]] = []  # of every change, where there are no copies
+    if not keep:
+        undone = [(adapter, _inverse(adapter, whole)) for adapter, whole in wholes]
         opposite = {adapter: -strength for adapter, strength in terms.items()}
-        inverses = [*_low_ranks(opposite, devices), *_rotations(undone, devices)]
-    lost = [
-        (path, sums)
-        for path, change in changes
-        for sums in _apply(modules[path], weights[path], change)
-    ]
+        inverting: list[tuple[str, Change]] = [
+            *_rotations(undone, devices),
+            *_low_ranks(opposite, devices),
+        ]
+        inverses = [(modules[path], change) for path, change in inverting]
+    lost: list[tuple[str, Sums]] = []
+    done = 0
+    try:
+        for path, change in changes:
+            lost += [(path, sums) for sums in _apply(modules[path], weights[path], change)]
+            done += 1
+        for value, new in heads:
+            value.copy_(new)
+    except BaseException as error:
+        Merged(composition, {}, originals, inverses[:done]).undo()
+        if done < len(changes) and not keep:
+            raise RoadError(
+                f"merging ended inside {changes[done][0]} ({type(error).__name__}), whose weights "
+                "may be changed in part; all others are as before: expected a model that is loaded "
+                "again, or keep=True, which has copies"
+            ) from error
+        raise
     _note_change(weights.values())
-    originals += _replace_heads(model, adapters, composition)
     rounding = _shares(paths, lost)
     _warn(model, composition, rounding)
-    undone_by = [(modules[path], change) for path, change in inverses]
-    return Merged(composition, rounding, originals, undone_by)
+    return Merged(composition, rounding, originals, inverses)
 
 
 def _product(
@@ -185,18 +200,15 @@ def _shares(paths: Iterable[str], lost: Sequence[tuple[str, Sums]]) -> dict[str,
     return rounding
 
 
-def _replace_heads(
+def _heads(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Copy acting adapters' heads into the model; returns parameters and their values before."""
+    """The model's parameters that acting adapters replace whole, and their new values."""
     for name, strength in composition.terms:
         adapter = adapters[name]
         for path, head in zip(adapter.head_paths, adapter.heads, strict=True) if strength else ():
             values = model.get_submodule(path).state_dict(keep_vars=True)
-            before = [(value, value.detach().clone()) for value in values.values()]
-            for key, value in head.state_dict().items():
-                values[key].copy_(value)
-            yield from before
+            yield from ((values[key], new) for key, new in head.state_dict().items())
 
 
 def _note_change(weights: Iterable[Mapping[str, Tensor]]) -> None:

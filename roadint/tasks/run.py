@@ -194,7 +194,6 @@ class _TaskTrainer(BaseTrainer):
     def __init__(self, *args: Any, score: Callable[[], float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._score = score
-        self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch
 
     def compute_loss(
         self,

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from roadint.errors import RoadError
 from roadint.recipes.recipe import Recipe
-from roadint.training.isolation import unchanged
+from roadint.training.isolation import alone, unchanged
 from roadint.training.memory import free_memory, kept_bytes, rows_that_fit
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def training_arguments(recipe: Recipe, folder: Path, **settings: Any) -> Trainin
 class BaseTrainer(Trainer):
     """Trainer whose optimizer never decays weights.
 
-    It counts all labels, which are those of completions or of rows; Trainer would skip the first.
+    It counts all labels, which are those of completions or of rows; Trainer would skip the first. A
+    subclass's `compute_loss` divides by that count, `num_items_in_batch`.
     """
 
     model: Any  # a RoadModel, or another method's; Trainer expects a PreTrainedModel
@@ -85,6 +86,8 @@ class BaseTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False
+        # By the model's own forward Trainer would have every micro-batch take a mean of its own.
+        self.model_accepts_loss_kwargs = True
         if self.args.n_gpu > 1:
             # Trainer would copy the model to every GPU in each step, without what hooks it.
             logger.warning(
@@ -92,6 +95,7 @@ class BaseTrainer(Trainer):
                 *(self.args.n_gpu, self.args.n_gpu),
             )
             self.args._n_gpu = 1
+            self._train_batch_size = self.args.train_batch_size
 
     def fit_rows(self, free: float | None = None) -> None:
         """Split steps into as few equal micro-batches as memory takes.
@@ -135,6 +139,14 @@ class BaseTrainer(Trainer):
         self.args.gradient_accumulation_steps = self._step_rows // rows
         self.args.per_device_train_batch_size = rows
         self._train_batch_size = self.args.train_batch_size
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, which leaves the model as it was; accelerate would keep its own forward on it.
+
+        An evaluation waits for the trainings of this process.
+        """
+        with alone, unchanged(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters for the optimizer: those that require gradients."""

@@ -57,7 +57,8 @@ def compiled_forwards(
         reason = f"{type(cause).__name__} ({first_line(cause)})"
         logger.debug("what the compiler raised", exc_info=True)
     else:
-        half = next(road.model.parameters()).dtype.itemsize < 4
+        weight = next(road.model.parameters())
+        half = weight.dtype.itemsize < 4 or torch.is_autocast_enabled(weight.device.type)
         if difference <= (_HALF_PRECISION_ROUNDING if half else _ROUNDING):
             counts = len(forwards), len(layers)
             logger.info("compiled: %d of the %d layers above the lowest edit", *counts)

@@ -18,6 +18,7 @@ from transformers import (
 
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.format import WHILE_TRAINING
+from roadint.checkpoint.reading import read
 from roadint.data.prompts import check_template, check_tokenizer
 from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
@@ -137,8 +138,10 @@ def _learn(
             set_seed(recipe.optimisation.seed)
             road.template = run.template
             started = time.perf_counter()
-            if last is None:  # a checkpoint keeps them
+            if last is None:
                 fit_axes(road, run.examples, collator, quiet=quiet)
+            else:  # which has axes; what is counted before the training runs with its values
+                run_folder.restore(road, read(last))
             trainer = RoadTrainer(
                 road,
                 _arguments(recipe, folder, Path(scratch)),

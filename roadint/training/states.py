@@ -11,6 +11,7 @@ from roadint.architecture.layers import site_path
 from roadint.architecture.outputs import hidden_of
 from roadint.data.collate import Example, model_inputs, moved
 from roadint.engines.transformers.partial import Enough, run_until_enough
+from roadint.engines.transformers.view import view
 from roadint.interventions.base import SubspaceIntervention
 from roadint.model.road_model import RoadModel
 from roadint.progress import track
@@ -48,15 +49,12 @@ def edited_states(
         raise Enough
 
     path = site_path(road.model, intervention.layer, intervention.component)
-    handle = road.model.get_submodule(path).register_forward_hook(note)
-    try:
-        starts = range(0, len(examples), _ROWS)
-        for start in track(starts, len(starts), task, quiet=quiet):
-            batch = moved(collate(examples[start : start + _ROWS]), road.device)
-            mask = batch["attention_mask"]
-            ranks = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1)
-            edited = intervention.position.edited(ranks, batch["prompt_length"])
-            run_until_enough(road.model, **model_inputs(batch))
-    finally:
-        handle.remove()
+    noting = view(road.model, {road.model.get_submodule(path): [note]})
+    starts = range(0, len(examples), _ROWS)
+    for start in track(starts, len(starts), task, quiet=quiet):
+        batch = moved(collate(examples[start : start + _ROWS]), road.device)
+        mask = batch["attention_mask"]
+        ranks = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1)
+        edited = intervention.position.edited(ranks, batch["prompt_length"])
+        run_until_enough(noting, **model_inputs(batch))
     return torch.cat(parts)

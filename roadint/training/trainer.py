@@ -119,6 +119,8 @@ class RoadTrainer(BaseTrainer):
             RoadError: where a checkpoint lacks something that continuing needs.
         """
         last = self._whole_checkpoint(resume_from_checkpoint)
+        if last is not None:  # Trainer loads it later than the prefix is computed
+            self._load_from_checkpoint(last)
         self._losses = CompositionLosses()
         with (
             alone,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from roadint import RoadError, RoadIntervention, RoadLinear, RoadModel, Rotation
+from roadint.adapters import merging
 from roadint.interop.peft import export
 from roadint.rotation.kernels import weights as kernel
 from tests.helpers import IDS, VARIANTS, build, encoder, randomised, with_adapters
@@ -244,6 +245,47 @@ def test_adapters_that_are_not_finite_are_refused() -> None:
             call()
     assert same(llama, before)
     assert road(input_ids=IDS, compose="a").logits.isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("ends_in", ["rotations", "products", "heads"])
+def test_what_ends_a_merge_takes_back_what_was_merged(
+    ends_in: str, keep: bool, monkeypatch: Any
+) -> None:
+    """Exactly from copies, else by inverses; where it ends inside a module without copies, it is told."""
+    bert = encoder()
+    road = RoadModel(bert)
+    adapter = road.add_adapter("a", targets=["query", "key"], lora_rank=2, heads="classifier")
+    randomised(adapter)
+    before, expected = weights(bert), road(input_ids=IDS, compose="a").logits
+    apply, heads, calls = merging._apply, merging._heads, []
+    last = 2 if ends_in == "rotations" else len(adapter.layout.paths) + 2
+
+    def full(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == last and ends_in != "heads":
+            raise torch.OutOfMemoryError("no memory")
+        return apply(*args)
+
+    def of_another_shape(*args: Any) -> Any:
+        first, (second, _) = heads(*args)
+        return first, (second, torch.zeros(7))
+
+    told = RoadError if ends_in != "heads" and not keep else RuntimeError
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(told, match="no memory|ended inside|size") as failure,
+    ):
+        patch.setattr(merging, "_apply", full)
+        if ends_in == "heads":
+            patch.setattr(merging, "_heads", of_another_shape)
+        road.merge("a", keep=keep)
+    assert ("ended inside bert.encoder.layer.0" in str(failure.value)) == (told is RoadError)
+    assert not road.adapters.merged
+    for name, value in bert.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0 if keep else 1e-5)
+    with road.merged("a"):
+        torch.testing.assert_close(bert(input_ids=IDS).logits, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel, StaticCache
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.engines.transformers.compiled.places import site_place
 from roadint.engines.transformers.compiled.root import Keeping
+from roadint.grammar.composition import Composition
 from tests.helpers import HALVES, IDS, with_adapters
 from tests.vision import inputs_of, llava
 
@@ -273,6 +275,21 @@ def test_caches_of_other_numbers_are_not_used_again(llama: PreTrainedModel) -> N
     ask()
     llama.double()
     same_as_uncompiled(road, ask)
+
+
+def test_turns_in_a_basis_stay_in_full_precision() -> None:
+    """Under autocast as well, where products would be in half precision."""
+    edit = RoadIntervention(layer=1, basis="random", subspaces=HALVES, embed_dim=32)
+    randomise(edit)
+    place = site_place(edit, "path", 1)
+    rotation, _ = edit.as_turn(edit.rows(edit.strengths([Composition((("a", 1.0),))])))  # type: ignore[misc]
+    place.slots.put(rotation, slice(None))
+    place.slots.point(torch.zeros(12, dtype=torch.long))
+    states = torch.randn(4, 3, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        turned = place(nn.Identity(), (), states)
+    torch.testing.assert_close(turned, edit(states, subspaces="a"))
+    assert not torch.equal(turned, states)
 
 
 def test_a_model_of_double_precision_keeps_it(llama: PreTrainedModel) -> None:

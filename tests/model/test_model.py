@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TextIteratorStreamer
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.architecture.properties import cache_name
-from tests.helpers import VOCABULARY, WIDTH, build, own, padded, prompts, trained
+from tests.helpers import IDS, VOCABULARY, WIDTH, build, own, padded, prompts, trained
 
 COMPOSE = [None, "a", "b", "a + b", "0.5*a - b"]
 
@@ -498,6 +498,17 @@ def test_bad_calls_are_named(llama: PreTrainedModel) -> None:
     with pytest.raises(RoadError, match="no transformers model"):
         RoadModel(torch.nn.Linear(2, 2), RoadIntervention())
     assert hooks_of(llama) == []
+
+
+def test_what_generate_is_told_twice_is_taken(llama: PreTrainedModel) -> None:
+    """An edited generation runs uncompiled; a caller may say so as well."""
+    road = trained(llama)
+    for compose in (None, "a"):
+        plain = road.generate(IDS, compose=compose, max_new_tokens=3, do_sample=False)
+        said = road.generate(
+            IDS, compose=compose, max_new_tokens=3, do_sample=False, disable_compile=True
+        )
+        assert torch.equal(said, plain)
 
 
 def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError, RoadIntervention, RoadModel
+from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
+from roadint.data.collate import Collator, tokenize
+from roadint.training.axes import fit_axes
 from roadint.training.constraints import Constraints
-from tests.helpers import HALVES, SHORT, WIDTH, rows, trained
+from tests.helpers import HALVES, SHORT, WIDTH, build, rows, trained
 
 HALF = WIDTH // 4
 DATA = {"a": rows("aaaaaaaa"), "b": rows("zzzzzzzz")}
@@ -110,6 +112,50 @@ def test_what_does_not_fit_is_named(llama: Any, tokenizer: Any, tmp_path: Path) 
             quiet=True,
             **{"rows": 4, "eos": []},
         )
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_run_with_measured_axes_goes_on(
+    reuse: bool, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What is computed before the first step runs with the checkpoint's axes."""
+    settings = {**SHORT, "save_steps": 2, "prefix_reuse": reuse}
+    step, steps = RoadTrainer.training_step, []
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        steps.append(step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    def learn(out: str, *, resume: bool = False) -> RoadModel:
+        road = RoadModel(build(), RoadIntervention(layer=1, basis="pca", subspaces=HALVES))
+        roadint.train(road, tokenizer, DATA, out=tmp_path / out, resume=resume, **settings)
+        return road
+
+    whole = learn("whole").interventions[0]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RoadTrainer, "training_step", stopped)
+        learn("stopped")
+    gone_on = learn("stopped", resume=True).interventions[0]
+    assert torch.equal(gone_on.theta, whole.theta)
+    assert torch.equal(gone_on.frame.q, whole.frame.q)
+
+
+def test_calls_while_axes_are_measured_run_as_ever(tokenizer: Any) -> None:
+    """Those of other threads on the same base model, whose hidden states are no rows of the data."""
+    road = RoadModel(build(), RoadIntervention(layer=1, basis="pca", subspaces=HALVES))
+    listed = tokenize(DATA["a"], tokenizer, "a", template="plain", max_length=64)
+    collate, ids = Collator(tokenizer), torch.tensor([[5, 6, 7]])
+    expected, answers = road.model(ids).logits, []
+
+    def calling(batch: Any) -> Any:
+        answers.append(road.model(ids).logits)
+        return collate(batch)
+
+    fit_axes(road, listed, calling)
+    assert answers
+    assert all(torch.equal(answer, expected) for answer in answers)
 
 
 def test_axes_that_are_known_stay_when_training_goes_on(llama: Any, tokenizer: Any) -> None:

@@ -55,14 +55,15 @@ def test_the_most_rows_that_fit_divide_a_step() -> None:
     assert [rows_that_fit(3000, size, 12) for size in (1, 200, 499, 501, 2000, 1e9)] == [12, 6, 4, 3, 1, 1]  # fmt: skip
 
 
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize(("reuse", "takes_count"), [(True, True), (False, True), (False, False)])
 def test_the_split_of_a_step_changes_no_gradient(
-    reuse: bool, tokenizer: Any, tmp_path: Path
+    reuse: bool, takes_count: bool, tokenizer: Any, tmp_path: Path
 ) -> None:
-    """A step of plain gradient descent is the gradient."""
+    """A step of plain gradient descent is the gradient; also where the base model's forward takes no count of tokens, as Gemma 3's with images."""
     found: dict[int, Tensor] = {}
     for count in (8, 4, 2, 1):
         road = trained(build("llama").requires_grad_(False))
+        road.model.accepts_loss_kwargs = takes_count
         before = road.interventions[0].theta.detach().clone()
         recipe = Recipe(batch_size=8, schedule="constant", lr=1.0, max_grad_norm=0)
         arguments = training_arguments(recipe, tmp_path, max_steps=1, save_strategy="no", optim="sgd")  # fmt: skip

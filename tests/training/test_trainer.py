@@ -255,6 +255,34 @@ def test_half_precision_leaves_the_forward_as_it_was(
     assert bool(trainer.model.interventions[0].theta.any())
 
 
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_measuring_without_training_leaves_the_forward_as_it_was(
+    method: str, tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    trainer = new_trainer(tmp_path, tokenizer, examples, bf16=True)
+    before = trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits
+    getattr(trainer, method)(examples)
+    assert "forward" not in vars(trainer.model)
+    after = trainer.model(input_ids=torch.tensor([[5, 6, 7]]), compose=None).logits
+    assert torch.equal(after, before)
+
+
+def test_one_of_several_gpus_takes_the_rows_that_were_asked_for(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    """Without torchrun Trainer would give every GPU as many, of which one trains."""
+    road = RoadModel(
+        build("llama").requires_grad_(False), RoadIntervention(layer=1, subspaces=HALVES)
+    )
+    settings = arguments(tmp_path, per_device_train_batch_size=4, num_train_epochs=1)
+    assert settings.n_gpu < 2
+    settings._n_gpu = 2
+    trainer = RoadTrainer(road, settings, train_dataset=examples, data_collator=Collator(tokenizer))
+    assert [len(batch["input_ids"]) for batch in trainer.get_train_dataloader()] == [4] * 4
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
 def with_other_kernels(model: Any) -> Any:
     """As Liger and others do it: forwards of their own on single modules, and on the model, which then returns a loss alone where it gets labels."""
 

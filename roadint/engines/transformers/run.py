@@ -129,7 +129,8 @@ def run_generate(
             return output
     edits = _edits(call, attached.lower(call))
     with _running(model, edits, Passes(drafted=drafted)) as running:
-        return running.generate(**inputs, disable_compile=True)  # type: ignore[operator]
+        uncompiled = {**inputs, "disable_compile": True}
+        return running.generate(**uncompiled)  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -50,10 +50,11 @@ class Place:
         if self.frame is None:
             turned = turn_rows(hidden, *table)
         else:
-            coordinates = self.frame.into(hidden)
-            # Exactly 0, and so no change, for tokens without a slot.
-            difference = turn_rows(coordinates, *table) - coordinates
-            turned = (hidden + self.frame.out(difference)).to(hidden.dtype)
+            with torch.autocast(hidden.device.type, enabled=False):
+                coordinates = self.frame.into(hidden)
+                # Exactly 0, and so no change, for tokens without a slot.
+                difference = turn_rows(coordinates, *table) - coordinates
+                turned = (hidden + self.frame.out(difference)).to(hidden.dtype)
         return with_hidden(output, turned)
 
 
