@@ -25,11 +25,11 @@ from roadint.rotation.rotation import (
     Pairing,
     Rotation,
     Variant,
-    canonical,
     check_scale,
     check_variant,
     group_size,
     parameter_shape,
+    positive,
     rotation,
 )
 
@@ -248,7 +248,7 @@ class RoadAdapter(KeepsPrecision):
         check_strength(self.name, strength)
         self.check_strength(strength)
         with torch.no_grad():
-            angle, scale = canonical(self.theta, self.alpha)
+            angle, scale = positive(self.theta, self.alpha)
             self.theta.copy_(angle * strength)
             self.alpha.copy_(scale**strength)
             if self.lora_rank:

@@ -259,7 +259,13 @@ class _Bench:
 
     def report(self) -> dict[str, Any]:
         """All that is done."""
-        cases = cases_of(self.runs)
+        # A method that is asked for with another rate than before may still have runs of that one.
+        current = [
+            run
+            for run in self.runs
+            if run["method"] not in self.methods or run["rate"] == self.rates.get(run["method"])
+        ]
+        cases = cases_of(current)
         return {
             "machine": self.machine,
             "job": self.job,

@@ -89,8 +89,8 @@ def bench_generate(
     systems: dict[tuple[str, str], Callable[[], Any]] = {
         _BARE: lambda: base.generate(**inputs, **length)  # type: ignore[operator]
     }
-    for count in compositions:
-        systems[_name_of(count), "roadint"] = through(min(count, batch_size))
+    for count in dict.fromkeys(min(each, batch_size) for each in compositions):
+        systems[_name_of(count), "roadint"] = through(count)
     systems[_name_of(1), "pyvene"] = _pyvene(base, layer, inputs, length)
     cases = _time(systems, runs, device, quiet)
     ours = [timed for timed in cases if timed["system"] == "roadint"]

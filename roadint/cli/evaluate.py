@@ -23,7 +23,7 @@ from roadint.cli.options import (
     named_values,
 )
 from roadint.cli.output import console, print_line, report_json, save_figure
-from roadint.errors import RoadError
+from roadint.errors import RoadError, listing
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     from roadint.evaluation.evaluate import evaluate as measure
     from roadint.evaluation.forms import asked_by
     from roadint.evaluation.report import Report, over_seeds
-    from roadint.model.opening import names_of, open_checkpoint
+    from roadint.model.opening import base_of, names_of, open_checkpoint
 
     check_file("--out", out)
     check_picture("--plot", plot)
@@ -83,13 +83,21 @@ def evaluate(
     expected = named_values(expect, "--expect")
     for checkpoint in checkpoints:
         asked_by(names_of(checkpoint, added), expected)
+    bases = {checkpoint: base_of(checkpoint) for checkpoint in checkpoints}
+    if model is None and len(of := {base for base, _ in bases.values()}) > 1:
+        raise RoadError(
+            f"checkpoints of different base models, {listing(sorted(of))}: expected seeds of one "
+            "recipe, or --model"
+        )
     check_sources(sources or {}, rows)
     asked = read_prompts(prompts or "bundled:prompts_paper", max_prompts)
     reports = {}
-    base: tuple[Any, Any] | None = None
-    for checkpoint in checkpoints:
-        road, tokenizer = open_checkpoint(checkpoint, model, compose, added, base)
-        base = (road.model, tokenizer)
+    loaded: dict[str, tuple[Any, Any]] = {}  # by dtype, the last one
+    for checkpoint, (_, dtype) in bases.items():
+        if dtype not in loaded:
+            loaded.clear()
+        road, tokenizer = open_checkpoint(checkpoint, model, compose, added, loaded.get(dtype))
+        loaded[dtype] = (road.model, tokenizer)
         reports[checkpoint] = measure(
             road,
             tokenizer,

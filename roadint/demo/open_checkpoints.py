@@ -33,7 +33,8 @@ class OpenCheckpoints:
 
     def __init__(self, sources: CheckpointSources, taken: Collection[str]) -> None:
         self._sources, self._taken = sources, {*taken, "all", "none"}
-        self._labels: dict[str, str] = {}  # source → label
+        self._labels: dict[str, str] = {}  # source → the label of what it held when last opened
+        self._origins: dict[str, tuple[str, str]] = {}  # label → source, and content's digest
         self._names: dict[str, list[str]] = {}  # label → the subspaces that it adds
         self._about: dict[str, str] = {}  # label → a line about it
         self._on_model: dict[str, None] = {}  # labels, the least recently used one first
@@ -53,13 +54,12 @@ class OpenCheckpoints:
             opened, as `source_of` takes it again.
         """
         with self._records:
-            sources = {label: source for source, label in self._labels.items()}
-            known = [label for label in dict.fromkeys(labels) if label in sources]
+            known = [label for label in dict.fromkeys(labels) if label in self._origins]
             return [
                 {
                     "label": label,
                     "name": label,
-                    "origin": self._sources.name_of(sources[label]),
+                    "origin": self._sources.name_of(self._origins[label][0]),
                     "names": self._names[label],
                     "about": self._about[label],
                 }
@@ -74,19 +74,19 @@ class OpenCheckpoints:
             answering: Where answers come from.
 
         Returns:
-            The label, the same for the same checkpoint.
+            The label, the same for the same checkpoint; one that was trained again since it was
+            opened gets another.
 
         Raises:
             RoadError: where it is damaged or does not fit the model; nothing changes.
         """
-        with self._records:
-            label = self._labels.get(source)
-        if label is not None:
-            with self.using([label], answering):
-                return label
         path = self._sources.path_of(source)  # may take long; nobody else waits for it
         with self._moving:
-            return self._labels.get(source) or self._open_first_time(source, path, answering)
+            label = self._labels.get(source)
+            if label is None or self._digest(source, path) != self._origins[label][1]:
+                return self._open_first_time(source, path, answering)
+        with self.using([label], answering):
+            return label
 
     @contextmanager
     def using(self, labels: Collection[str], answering: Answering) -> Iterator[None]:
@@ -116,23 +116,44 @@ class OpenCheckpoints:
             for label in labels:
                 if label in self._on_model:
                     self._on_model[label] = self._on_model.pop(label)
-            sources = {label: source for source, label in self._labels.items() if label in away}
         for label in away:
-            path = self._sources.path_of(sources[label])
+            source, digest = self._origins[label]
+            path = self._sources.path_of(source)
             with self._moving:
-                if label not in self._on_model:
-                    self._add(label, sources[label], path, answering)
+                if label in self._on_model:
+                    continue
+                if self._digest(source, path) != digest:
+                    raise RoadError(
+                        f"{self._sources.name_of(source)} was trained again since it was opened as "
+                        f"{label!r}: close it and open it again"
+                    )
+                self._add(label, source, path, answering)
 
     def _open_first_time(self, source: str, path: Path, answering: Answering) -> str:
         label = self._new_label(source)
+        digest = self._digest(source, path)
         self._add(label, source, path, answering)
         with self._records:
-            self._labels[source] = label
+            self._labels[source], self._origins[label] = label, (source, digest)
         return label
+
+    def _digest(self, source: str, path: Path) -> str:
+        with self._told(source, path):
+            return str(read(path).config["sha256"])
+
+    @contextmanager
+    def _told(self, source: str, path: Path) -> Iterator[None]:
+        """What reading or adding a foreign file raises is told as visitors may read it."""
+        try:
+            yield
+        except Exception as error:  # whatever it is
+            folder = self._sources.folder
+            hidden = [(str(path), self._sources.name_of(source)), (str(folder), folder.name)]
+            raise RoadError(message_for_visitors(error, hidden)) from None
 
     def _add(self, label: str, source: str, path: Path, answering: Answering) -> None:
         """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
-        try:
+        with self._told(source, path):
             line = about(read(path))  # a damaged one is refused before the batch is waited for
             with answering.lock:
                 # Before another one is removed: nothing has changed where this one does not fit.
@@ -147,10 +168,6 @@ class OpenCheckpoints:
                 with self._records:
                     self._on_model[label], self._names[label] = None, names
                     self._about[label] = line
-        except Exception as error:  # whatever reading or adding a foreign file raises
-            folder = self._sources.folder
-            hidden = [(str(path), self._sources.name_of(source)), (str(folder), folder.name)]
-            raise RoadError(message_for_visitors(error, hidden)) from None
 
     def _make_room(self) -> str | None:
         """Remove a label from the records where the model is full, and return it; else None."""
@@ -169,6 +186,6 @@ class OpenCheckpoints:
     def _new_label(self, source: str) -> str:
         plain = re.sub(r"\W+", "_", Path(source).name[:60]).strip("_") or "other"
         with self._records:
-            taken = self._taken | set(self._labels.values())
+            taken = self._taken | set(self._origins)
         numbered = (f"{plain}_{number}" for number in itertools.count(2))
         return next(label for label in itertools.chain([plain], numbered) if label not in taken)

@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+from roadint.errors import RoadError
 
 try:
     import fcntl
@@ -170,6 +173,25 @@ def _remove(paths: list[Path]) -> None:
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def hold(file: IO[Any]) -> None:
+    """Keep an open file for this process until it is closed, where the file system has locks.
+
+    Raises:
+        RoadError: where another process, or another handle of this one, keeps it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RoadError(
+            f"{file.name} is being written by another process: expected to wait for it, or another "
+            "folder"
+        ) from None
+    except OSError:  # no locks here
+        return
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.architecture.layers import text_config
 from roadint.data.prompts import Template, batch_prompts, check_template
+from roadint.engines.transformers.scoring import logits_of_states
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition, CompositionLike
 from roadint.inspection.states import last_logits_alone
@@ -150,7 +151,7 @@ def logit_lens(
             understood.
     """
     listed = _listed(compositions)
-    norm, head = _final_norm(road.model), road.model.get_output_embeddings()  # type: ignore[operator]
+    norm = _final_norm(road.model)
     inputs = _repeated(road, tokenizer, prompt, len(listed), template)
     with torch.no_grad():
         _, *states, last = road(
@@ -158,7 +159,9 @@ def logit_lens(
         ).hidden_states
         # The last state has been through the norm already.
         normed = [*(norm(state[:, -1]) for state in states), last[:, -1]]
-        logits = torch.stack([_capped(road.model, head(state)).float() for state in normed])
+        by_layer = torch.cat([state.to(last.device) for state in normed])
+        logits = logits_of_states(road.model, by_layer).float()
+        logits = logits.view(len(normed), len(listed), -1)
         probabilities, tokens = (each.tolist() for each in logits.softmax(-1).max(-1))
     return [
         [
@@ -199,9 +202,3 @@ def _final_norm(model: nn.Module) -> nn.Module:
         f"{type(model).__name__} has no final norm that is known: "
         "the logit lens needs one before the head"
     )
-
-
-def _capped(model: nn.Module, logits: Tensor) -> Tensor:
-    """Bound logits as some models (Gemma 2) do."""
-    cap = getattr(text_config(model), "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -5,6 +5,7 @@ pyreft's requirements pin transformers 4.45; install it without them:
 """
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,8 +111,11 @@ def make_data_module(
         columns["subspaces"] = [[list(indices)] * num_interventions for indices in subspaces]
     if tokenizer.pad_token is None:
         tokenizer.pad_token_id = pad_id(tokenizer)
+    # Locations are counted from a row's first token, so padding has to come after the last one.
+    padding = copy.copy(tokenizer)
+    padding.padding_side = "right"
     collator = DataCollatorForSeq2Seq(
-        tokenizer=tokenizer, model=model, label_pad_token_id=_IGNORED, padding="longest"
+        tokenizer=padding, model=model, label_pad_token_id=_IGNORED, padding="longest"
     )
     return {
         "train_dataset": Dataset.from_dict(columns),

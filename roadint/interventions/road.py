@@ -29,6 +29,7 @@ from roadint.rotation.rotation import (
     check_variant,
     group_size,
     parameter_shape,
+    positive,
     rotation,
 )
 
@@ -264,7 +265,7 @@ class RoadIntervention(PairedIntervention, EditIntervention):
 
     def _rescale(self, strengths: Float[Tensor, " blocks"]) -> None:
         strengths = strengths.reshape(-1, *(1,) * (self.theta.ndim - 1))
-        theta, alpha = canonical(self.theta, self.alpha)
+        theta, alpha = positive(self.theta, self.alpha)
         self.theta.copy_(theta * strengths)
         self.alpha.copy_(alpha**strengths)
 

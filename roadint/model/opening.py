@@ -53,6 +53,19 @@ def open_checkpoint(
     return road, tokenizer
 
 
+def base_of(name_or_path: str) -> tuple[str, str]:
+    """The base model of a checkpoint, and its dtype in the training ("auto" if unknown).
+
+    Args:
+        name_or_path: A folder or hub id.
+
+    Raises:
+        RoadError: where it can't be read.
+    """
+    saved = read(folder_of(name_or_path))
+    return str(saved.config["base_model"]["id"]), saved.dtype
+
+
 def names_of(name_or_path: str, added: Mapping[str, str] | None = None) -> list[str]:
     """The names that compositions may use, before a model is loaded.
 

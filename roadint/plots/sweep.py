@@ -103,6 +103,9 @@ def _unit(value: str) -> str:
 
 
 def _value_of(row: Mapping[str, Any], composition: str, value: str) -> float:
+    """NaN where it is unknown, and where the row has no such composition."""
+    if composition not in row["nll"]:
+        return float("nan")
     shares = row.get("shares", {}).get(composition, {})
     number = shares[value] if value in shares else row["nll"][composition][value]
     return float("nan") if number is None else float(number)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -115,15 +116,19 @@ class Recipe(BaseModel):
     def on(self, model: nn.Module) -> RoadModel:
         """A RoadModel with new interventions, or a new adapter for each data set, untrained.
 
+        What starts at random is drawn by the recipe's seed, whatever was drawn before.
+
         Args:
             model: A transformers model.
 
         Raises:
             RoadError: where a setting does not fit, or not this model.
         """
-        road = RoadModel(model, self.interventions())
-        for name in self.adapter_names():
-            road.add_adapter(name, layers=self.edit.layers, **self.edit.arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.optimisation.seed)
+            road = RoadModel(model, self.interventions())
+            for name in self.adapter_names():
+                road.add_adapter(name, layers=self.edit.layers, **self.edit.arguments)
         return road
 
     def adapter_names(self) -> list[str]:

@@ -316,7 +316,7 @@ def rotation(
         >>> rotation(theta, alpha, 0.0, variant="road_1")(torch.tensor([1.0, 0.0]))
         tensor([1., 0.])
     """
-    angle, scale = _positive(theta, alpha)
+    angle, scale = positive(theta, alpha)
     # A number is written on the device: a copy from the host would wait for a GPU.
     s = strength.to(theta) if torch.is_tensor(strength) else theta.new_full((), strength)
     if s.ndim:
@@ -369,7 +369,7 @@ def check_scale(
 def canonical(
     theta: Float[Tensor, " blocks *entries"], alpha: Float[Tensor, " blocks *entries"]
 ) -> tuple[Float[Tensor, " blocks *entries"], Float[Tensor, " blocks *entries"]]:
-    """The same rotation at strength 1 with α ≥ 0 and θ in [−π, π).
+    """The same rotation at strength 1, but not at others, with α ≥ 0 and θ in [−π, π).
 
     Args:
         theta: Angles in radians.
@@ -382,11 +382,12 @@ def canonical(
         >>> canonical(torch.tensor([0.0]), torch.tensor([-2.0]))
         (tensor([-3.1416]), tensor([2.]))
     """
-    angle, scale = _positive(theta, alpha)
+    angle, scale = positive(theta, alpha)
     return (angle + math.pi).remainder(2 * math.pi) - math.pi, scale
 
 
-def _positive(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+def positive(theta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rotation at every strength with α ≥ 0: a negative α is |α| with θ + π."""
     return torch.where(alpha < 0, theta + math.pi, theta), alpha.abs()
 
 

@@ -121,6 +121,11 @@ class Plan(Section):
             for composition in self.compose or ():
                 Composition.parse(composition, recipe.names())
             sources |= {*recipe.data.sources.values()}
+            if recipe.data.images:
+                raise RoadError(
+                    "recipe setting images=true: sweeps measure answers to prompts of text; "
+                    "expected images=false, or roadint train for each setting"
+                )
         check_sources({source: source for source in sources if not source.startswith("hub:")}, 1)
 
     def _check_unused(self, tasks: Sequence[Recipe]) -> None:
@@ -163,6 +168,12 @@ class Plan(Section):
         """
         base = Recipe.load(self.recipe, self.set)
         return sorted(runs, key=lambda changes: _prefix_of(base.override(changes)))
+
+    def read(self) -> dict[str, Any]:
+        """What files say that the plan names: the recipe's settings, and the prompts."""
+        base = Recipe.load(self.recipe, self.set)
+        prompts = [] if base.task.name else read_prompts(self.prompts, self.max_prompts)
+        return {"settings": base.record(), "asked": prompts}
 
     def recipe_of(self, changes: Changes) -> Recipe:
         """The recipe of one run.

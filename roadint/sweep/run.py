@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from roadint.data.prompt_files import read_prompts
 from roadint.errors import RoadError, check_known, first_line
 from roadint.evaluation.evaluate import evaluate
-from roadint.files.atomic import write_whole
+from roadint.files.atomic import hold, write_whole
 from roadint.model.pretrained import load
 from roadint.recipes.recipe import Recipe
 from roadint.sweep.plan import Changes, Plan, key
@@ -51,7 +51,8 @@ def sweep(
         again.
 
     Raises:
-        RoadError: where the plan does not fit, or `out` has another plan's table.
+        RoadError: where the plan does not fit, `out` has another plan's table, or another sweep
+            writes to it.
     """
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
@@ -67,6 +68,7 @@ def sweep(
         runner = Runner(chosen, out, quiet=quiet)
         results = (runner.run(changes) for changes in todo)
     with (out / TABLE).open("a", encoding="utf-8") as table:
+        hold(table)
         for entry in results:
             table.write(json.dumps(entry, ensure_ascii=False) + "\n")
             table.flush()
@@ -204,6 +206,8 @@ def _shares(have: Mapping[str, float], workers: int | None) -> tuple[int, dict[s
 def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
     """The entries of the table, by run; a line that a kill cut short is dropped."""
     out.mkdir(parents=True, exist_ok=True)
+    with (out / TABLE).open("a", encoding="utf-8") as table:
+        hold(table)  # no other sweep adds to it
     _check_plan(plan, out / "plan.json")
     entries = {}
     for line in (out / TABLE).read_bytes().splitlines() if (out / TABLE).is_file() else ():
@@ -220,7 +224,7 @@ def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
 
 def _check_plan(plan: Plan, file: Path) -> None:
     """Save the plan, without what it varies; raises RoadError where another plan is saved."""
-    noted = json.loads(json.dumps(plan.model_dump(exclude={"over"})))
+    noted = json.loads(json.dumps({**plan.model_dump(exclude={"over"}), **plan.read()}))
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else noted
     except (ValueError, RecursionError):

@@ -67,6 +67,12 @@ class ClassificationTask:
     ) -> dict[str, list[glue.GlueRow]]:
         """The rows to validate and to test with."""
         own = [name for name in sources if name == "validation" or is_test(name)]
+        for name in own:
+            if sources[name] == "hub":
+                raise RoadError(
+                    f"data {name}=hub of task {self.task!r}: the hub's test rows have no labels; "
+                    "expected dev=hub, which is split into validation and test, or files"
+                )
         if "dev" in sources:
             if own:
                 raise RoadError(

@@ -1,5 +1,6 @@
 """`roadint train` for a task: the best epoch by validation, measured once on the test rows."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ def finetune(
     summary = fit(road, tokenizer, task, recipe, quiet=quiet)
     settings = recipe.record(data)
     road.training_summary = {"recipe": settings, **summary}
-    if out is not None:
+    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of torchrun's processes
         road.save_pretrained(out)
     return road, road.training_summary
 
@@ -156,6 +157,9 @@ def fit(
             trainer.fit_rows()
         with progress_bar(trainer, quiet=quiet):
             result = trainer.train()
+        if trainer.args.world_size > 1:  # the first process alone wrote the best epoch, and took it
+            for value in trainer.trained_parameters():
+                torch.distributed.broadcast(value.data, 0)
     seconds = time.perf_counter() - started
     system.eval()
     with torch.no_grad():
@@ -206,11 +210,15 @@ class _TaskTrainer(BaseTrainer):
         """The mean over rows or tokens of the (accumulated) batch."""
         if "places" in inputs:
             nll, _ = completion_nll(model, inputs)
-            return nll.mean() if num_items_in_batch is None else nll.sum() / num_items_in_batch
-        loss = model(**inputs).loss
+            mean, count = nll.mean(), len(nll)
+        else:
+            mean, count = model(**inputs).loss, len(inputs["labels"])
         if num_items_in_batch is None:
-            return loss
-        return loss * len(inputs["labels"]) / num_items_in_batch
+            return mean
+        # The count is that of all processes, whose gradients are averaged.
+        everywhere = self.args.average_tokens_across_devices
+        processes = self.accelerator.num_processes if everywhere else 1
+        return mean * count * processes / num_items_in_batch
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

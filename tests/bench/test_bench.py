@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.bench.flops import needed_flops
+from roadint.bench.generate import bench_generate
 from roadint.bench.halves import HALVES, block_strengths
 from roadint.bench.machine import matmul_rate
 from roadint.bench.pyvene_road import pyreft_loss, wrap_in_pyvene
@@ -148,6 +149,14 @@ def test_bench_generate_reports_what_tools_read(
     assert [(entry["name"], entry["system"]) for entry in report["cases"]] == expected
     assert all(entry["runs"] == 2 for entry in report["cases"])
     assert [entry["over"] for entry in report["ratios"]] == ["bare model", "bare model", "pyvene"]
+
+
+def test_no_more_compositions_than_rows_are_told(base: str) -> None:
+    report = bench_generate(
+        base, batch_size=2, new_tokens=1, runs=1, compositions=(1, 8, 64), quiet=True
+    )
+    ours = [case["name"] for case in report["cases"] if case["system"] == "roadint"]
+    assert ours == ["1 composition", "2 compositions"]
 
 
 def test_a_shape_trains_and_generates_on_random_tokens(

@@ -213,6 +213,15 @@ def test_a_run_at_another_rate_takes_the_place_of_the_first(recipe: Recipe) -> N
     assert again["runs"][1]["measures"] != whole["runs"][1]["measures"]
 
 
+def test_seeds_of_another_rate_are_no_seeds_of_this_one(recipe: Recipe) -> None:
+    whole = run(recipe, methods=[], seeds=[1, 2])
+    again = run(recipe, methods=[], seeds=[1], kept=whole, rates={"road": 0.3})
+    assert len(again["runs"]) == 3
+    of_road = [case for case in again["cases"] if case["method"] == "road"]
+    assert of_road
+    assert {case["seeds"] for case in of_road} == {1}
+
+
 def test_the_same_edit_under_two_names_is_answered_once(recipe: Recipe) -> None:
     """0.5 of german at strength 1 is german at strength 0.5, and its answers are judged by their own prompts."""
     found = bench_compose(

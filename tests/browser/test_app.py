@@ -233,6 +233,24 @@ def test_a_comparison_keeps_its_prompt_and_its_settings(open_page: Any) -> None:
     assert seeds == ["42", "43"]
 
 
+def test_all_columns_that_waited_for_a_checkpoint_are_read_again(open_page: Any) -> None:
+    page = open_page("?n=8&c=german&c=english")
+    for name, expression in zip(
+        ("german", "english"), page.locator(".ri-expression").all(), strict=True
+    ):
+        expression.fill(f"{name}@second")
+        expression.press("Enter")
+    expect(page.locator(".ri-trouble:visible")).to_have_count(2, timeout=SOON)
+    page.locator("#ri-checkpoints-button").click()
+    page.locator("#source").fill("second")
+    page.locator("#open").click()
+    expect(page.locator("#opened")).to_contain_text("german@second", timeout=SOON)
+    expect(page.locator(".ri-trouble:visible")).to_have_count(0, timeout=SOON)
+    page.keyboard.press("Escape")
+    ask(page)
+    assert list(wait_for_answers(page)) == ["german@second", "english@second"]
+
+
 def test_a_link_that_does_not_fit_waits(open_page: Any) -> None:
     """It says why, and asks nothing of another checkpoint in its name."""
     page = open_page("?prompt=Hello&c=german&checkpoint=other&n=8")

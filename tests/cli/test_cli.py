@@ -460,6 +460,23 @@ def test_what_looks_up_loads_no_torch(arguments: str) -> None:
     )
 
 
+def test_seeds_of_other_base_models_are_no_seeds(
+    adapter: str, base: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """One was trained on another model of the same shape: it would be measured on the first one's."""
+    shutil.copytree(base, tmp_path / "model")
+    shutil.copytree(adapter, tmp_path / "other")
+    model = {"id": str(tmp_path / "model")}
+    resign(tmp_path / "other", lambda config: config["base_model"].update(model))
+    few = ["--rows", "2", "--max-prompts", "1", "--max-new-tokens", "2", "--max-completion", "4"]
+    code, _, errors = call(capsys, monkeypatch, "eval", adapter, str(tmp_path / "other"), *few)
+    assert (code, "checkpoints of different base models" in errors) == (2, True)
+    code, _, errors = call(
+        capsys, monkeypatch, "eval", adapter, str(tmp_path / "other"), *few, "--model", base
+    )
+    assert code == 0, errors
+
+
 def test_recipes_are_listed_and_explained(capsys: Any, monkeypatch: Any) -> None:
     code, out, _ = call(capsys, monkeypatch, "recipes", "--json")
     listed = json.loads(out)

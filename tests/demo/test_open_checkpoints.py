@@ -149,6 +149,32 @@ def test_checkpoints_that_no_request_needs_make_room(small: Service, tmp_path: P
     assert str(tmp_path) not in str(error.value)
 
 
+def test_what_was_trained_again_is_another_checkpoint(small: Service, tmp_path: Path) -> None:
+    """Pages that opened the first one keep it, as long as it is on the model."""
+    road, do, folder = small.batcher.road, Handlers(small), tmp_path / "runs" / "second"
+    first = small.open("second")
+    expected = do_compose(do, "a@second", [first])
+    trained(build("llama"), RoadIntervention(layer=2, subspaces={"new": "[0, d)"})).save_pretrained(
+        folder
+    )
+    second = small.open("second")
+    assert (first, second) == ("second", "second_2")
+    assert small.open("second") == second
+    assert small.names([second]) == ["a", "b", "new@second_2"]
+    assert [each["label"] for each in small.opened([first, second])[1:]] == [first, second]
+    assert do_compose(do, "a@second", [first]) == expected
+    assert "new@second_2" in road.names
+    for number in range(16):
+        shutil.copytree(folder, tmp_path / "runs" / f"c{number}")
+        small.open(f"c{number}")
+    assert "a@second" not in road.names
+    with (
+        pytest.raises(RoadError, match="second was trained again since it was opened as 'second'"),
+        small.using([small.parse("a@second", [first])]),
+    ):
+        pass
+
+
 def do_compose(do: Handlers, expression: str, labels: list[str]) -> str:
     *_, last = map(json.loads, do.compare("say it", [expression], 4, 0, 0, 1, labels))
     assert last["done"]

@@ -4,9 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PreTrainedModel,
+)
 
 from roadint import RoadError
+from roadint.engines.transformers.scoring import logits_of_states
 from roadint.inspection.lens import logit_lens, next_tokens
 from tests.helpers import LAYERS, trained
 
@@ -45,6 +54,33 @@ def test_the_lens_ends_in_the_models_own_prediction(model: PreTrainedModel, toke
         last = road(input_ids=ids, compose=composition).logits[0, -1].detach().softmax(-1)
         assert row[-1].text == tokenizer.decode([int(last.argmax())])
         assert row[-1].probability == pytest.approx(float(last.max()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(logits_scaling=0.1, tie_word_embeddings=False),
+        CohereConfig(logit_scale=20.0),
+        Gemma2Config(final_logit_softcapping=0.5, head_dim=8),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_scales_and_soft_caps_count(config: Any, tokenizer: Any) -> None:
+    sizes = {
+        "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config.update(sizes)
+    road = trained(AutoModelForCausalLM.from_config(config).eval())
+    (row,) = logit_lens(road, tokenizer, "abc", ["a"])
+    ids = torch.tensor([tokenizer("abc")["input_ids"]])
+    last = road(input_ids=ids, compose="a").logits[0, -1].detach().softmax(-1)
+    assert row[-1].probability == pytest.approx(float(last.max()), rel=1e-3)
+    at_first = road.model(ids, output_hidden_states=True).hidden_states[1][:, -1]
+    plain = logits_of_states(road.model, road.model.model.norm(at_first)).detach().softmax(-1)
+    (base,) = logit_lens(road, tokenizer, "abc", [None])
+    assert base[0].probability == pytest.approx(float(plain.max()), rel=1e-3)
 
 
 def test_a_model_without_a_known_norm_says_so(tokenizer: Any) -> None:

@@ -1,5 +1,6 @@
 """RoadIntervention in pyreft's model and trainer: RoadModel's numbers; pyreft's LoReFT against roadint's."""
 
+import copy
 from pathlib import Path
 
 import pyreft
@@ -118,6 +119,23 @@ def test_training_and_inference_edit_the_same_token(
     )
     with pytest.raises(RoadError, match="1 subspaces for 4 instructions"):
         make_data_module(tokenizer, llama, QUESTIONS, ANSWERS, [[0]])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_edited_tokens_are_the_prompts_whatever_the_padding(
+    side: str, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Locations are counted from a row's first token, which is also where a tokenizer pads the other side."""
+    padding = copy.deepcopy(tokenizer)
+    padding.padding_side = side
+    data = make_data_module(padding, llama, QUESTIONS, ANSWERS, position="last", template="plain")
+    batch = data["data_collator"]([data["train_dataset"][row] for row in range(len(QUESTIONS))])
+    assert bool((batch["attention_mask"] == 0).any())
+    for row, question in enumerate(QUESTIONS):
+        at = int(batch["intervention_locations"][row, 0, 0])
+        assert batch["input_ids"][row, at] == tokenizer(question)["input_ids"][-1]
+        assert batch["labels"][row, at] == -100 != batch["labels"][row, at + 1]
+    assert padding.padding_side == side
 
 
 def test_loreft_is_pyrefts_and_takes_its_values(llama: PreTrainedModel, tmp_path: Path) -> None:

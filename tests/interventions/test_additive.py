@@ -14,7 +14,7 @@ from roadint.interventions.direft import DireftIntervention
 from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kind_of
 from roadint.interventions.steering import SteeringIntervention
-from tests.helpers import WIDTH, trained
+from tests.helpers import VARIANTS, WIDTH, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 KINDS = ["road", "loreft", "direft", "steering"]
@@ -77,6 +77,22 @@ def test_strengths_can_become_the_new_one(kind: str) -> None:
     )
     with pytest.raises(RoadError, match="unknown subspace 'c'"):
         intervention.rescale({"c": 1.0})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_strengths_of_large_angles_and_negative_scales_too(variant: Any) -> None:
+    """They are at less strength what a composition makes of them, not of the same turn below half a circle."""
+    edit = RoadIntervention(layer=1, subspaces=HALVES, variant=variant, embed_dim=WIDTH)
+    with torch.no_grad():
+        edit.theta.uniform_(-9, 9, generator=torch.Generator().manual_seed(0))
+        edit.alpha.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+        edit.alpha[::2] *= -1
+    h = torch.randn(2, WIDTH)
+    expected = edited(edit, h, "0.5*a + 0.7*b", "0.5*a - 0.7*b")
+    edit.rescale({"a": 0.5})
+    torch.testing.assert_close(
+        edited(edit, h, "a + 0.7*b", "a - 0.7*b"), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

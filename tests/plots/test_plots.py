@@ -197,6 +197,16 @@ def test_heat_maps_hold_their_numbers() -> None:
     assert written(figure.axes[0]) == {(0, 1): "0.30", (1, 0): "1.20", (1, 1): "1.20"}
     assert ticks(figure.axes[0]) == (["3", "12"], ["all", "last"])
     assert labels(figure) == [("layer", "position"), ("", "german: german, nats a token")]
+    other = {**rows[0], "nll": {}}  # a subspace that this run does not have
+    assert (
+        len(
+            written(
+                sweep_figure([other, *rows[1:]], "layer", "position", "german", "german").axes[0]
+            )
+        )
+        == 2
+    )
+    assert changes_figure([other, *rows[1:]], "german").axes
     unknown = sweep_figure(rows, "layer", "position", "german", "success")
     assert written(unknown.axes[0]) == {}
     assert labels(unknown)[1] == ("", "german: success")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from roadint.errors import RoadError
 from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
+from tests.helpers import build
 
 
 def test_the_papers_recipe() -> None:
@@ -321,6 +323,29 @@ def test_every_preset_fits_its_model() -> None:
         assert held == set(recipe.data.sources) == set(recipe.edit.subspaces)
         named = {*recipe.data.companions, *recipe.optimisation.lrs, *recipe.data.eos} - {"all"}
         assert named <= held
+
+
+@pytest.mark.parametrize("settings", [
+    {"kind": "loreft", "layers": 1, "rank": 4},
+    {"kind": "direft", "layers": 1, "rank": 4},
+    {"kind": "linear", "layers": 1, "lora_rank": 2, "targets": "q_proj"},
+])  # fmt: skip
+def test_what_starts_at_random_is_drawn_by_the_seed(settings: dict[str, Any]) -> None:
+    """Whatever was drawn before, and nothing that is drawn after changes."""
+    data = {"data": {"german": "bundled:german", "english": "bundled:english"}}
+
+    def start(seed: int) -> list[torch.Tensor]:
+        recipe = Recipe(**settings, **data, seed=seed)
+        model = build()
+        before = torch.get_rng_state()
+        road = recipe.on(model)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(3)
+        return [value.detach().clone() for value in road.trained_parameters()]
+
+    one, again, other = start(1), start(1), start(2)
+    assert all(map(torch.equal, one, again))
+    assert not all(map(torch.equal, one, other))
 
 
 def test_one_setting_by_every_name(tmp_path: Path) -> None:

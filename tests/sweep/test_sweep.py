@@ -8,6 +8,7 @@ import pytest
 
 import roadint
 from roadint import Recipe, RoadError, RoadModel
+from roadint.files.atomic import hold
 from roadint.sweep import run as running
 from roadint.sweep.plan import Plan, key
 from roadint.sweep.run import Runner, sweep
@@ -227,6 +228,33 @@ def test_a_file_and_other_plans(base: str, tmp_path: Path) -> None:
         sweep(plan, tmp_path, quiet=True)
     with pytest.raises(RoadError, match="unknown engine 'rey'.*did you mean 'ray'"):
         sweep(plan, tmp_path, engine="rey")  # type: ignore[arg-type]
+
+
+def test_a_table_is_of_one_recipe_and_one_writer(base: str, tmp_path: Path) -> None:
+    """Files that the plan names may change, and somebody may start the same sweep again."""
+    recipe, prompts, out = tmp_path / "mine.yaml", tmp_path / "asked.txt", tmp_path / "out"
+    recipe.write_text("lr: 1e-2\n")
+    prompts.write_text("Why?\n")
+    settings = {"set": {**SET, "model": base}, **MEASURED, "prompts": str(prompts)}
+    plan = Plan.load(str(recipe), {"seed": [1]}, **settings)
+    done = sweep(plan, out, quiet=True)
+    assert sweep(plan, out, quiet=True) == done
+    with (out / "runs.jsonl").open("a") as table:
+        hold(table)
+        with pytest.raises(RoadError, match="is being written by another process"):
+            sweep(plan, out, quiet=True)
+    for file, content in ((prompts, "Who?\n"), (recipe, "lr: 2e-2\n")):
+        before = file.read_text()
+        file.write_text(content)
+        with pytest.raises(RoadError, match="differs in more than what it varies"):
+            sweep(plan, out, quiet=True)
+        file.write_text(before)
+    assert sweep(plan, out, quiet=True) == done
+
+
+def test_recipes_of_images_are_refused_before_a_model_is_loaded(base: str) -> None:
+    with pytest.raises(RoadError, match="images=true: sweeps measure answers to prompts of text"):
+        Plan.load("llava", {"seed": [1]}, set={"model": base})
 
 
 def test_the_command(base: str, capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The paper's finetuning tasks: their rows and metrics, and a whole run of each kind, from the command line to a plain model."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +233,17 @@ def test_nothing_is_measured_on_no_rows(sentiment: dict[str, str], tmp_path: Pat
         task_of(Recipe.load("glue", {"task": "sst2", "images": True}), sentiment)
 
 
+def test_the_hubs_training_rows_measure_nothing() -> None:
+    """Its test rows have no labels, and its validation rows are "dev"."""
+    for name in ("validation", "test", "test.x"):
+        with pytest.raises(RoadError, match=f"data {name}=hub.*expected dev=hub"):
+            task_of(
+                Recipe.load("glue", {"data": {}}),
+                {"validation": "x", "test": "y", name: "hub"},
+                trains=False,
+            )
+
+
 def test_a_classifier_with_few_positions_says_so(
     classifier: str, sentiment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -451,6 +465,56 @@ def test_several_files_are_one_training(tmp_path: Path) -> None:
     assert task_of(Recipe.load("commonsense"), files, trains=False).sizes() == {"test": 20}
     with pytest.raises(RoadError, match="training data 'train.long', 'train.short': expected one"):
         task_of(Recipe.load("glue", {"data": {}}), {**files, "dev": "x"})
+
+
+OF_TWO = """
+import json, os, sys
+from roadint import Recipe
+from roadint.tasks.run import finetune
+from roadint.tasks.classification import ClassificationTask
+import torch
+told, own = iter([0.9, 0.5, 0.4]), ClassificationTask.score
+ClassificationTask.score = lambda self, model, tokenizer, split: next(told) if split == "validation" else own(self, model, tokenizer, split)
+recipe, data, out = Recipe.load("glue", json.loads(sys.argv[1])), json.loads(sys.argv[2]), sys.argv[3]
+road, summary = finetune(recipe, data=data, out=out, quiet=True)
+torch.save([value.detach() for value in road.trained_parameters()], f"{out}-{os.environ.get('RANK', 0)}.pt")
+"""
+
+
+def test_two_processes_learn_what_one_does(
+    classifier: str, sentiment: dict[str, str], tmp_path: Path
+) -> None:
+    """torchrun with gloo: half of the rows each, the gradient of all, and afterwards the best epoch in both."""
+    script = tmp_path / "script.py"
+    script.write_text(OF_TWO, encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    found = {}
+    for name, command, batch_size in (
+        ("one", [], 16),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], 8),
+    ):
+        settings = {
+            "task": "sst2", "model": classifier, "epochs": 3, "lr": 1e-2, "batch_size": batch_size, "micro_batch": batch_size,
+            "schedule": "constant", "warmup_steps": 0, "dropout": False, "max_grad_norm": 0.5, "rows": 128,
+        }  # fmt: skip
+        run = [script, json.dumps(settings), json.dumps(sentiment), tmp_path / name]
+        done = subprocess.run(
+            [sys.executable, *command, *map(str, run)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))]
+    (one,), (first, second) = found["one"], found["two"]
+    assert all(map(torch.equal, first, second))
+    for alone, together in zip(one, first, strict=True):
+        torch.testing.assert_close(together, alone, rtol=0.05, atol=2e-3)
+    saved = read(tmp_path / "two").tensors
+    assert any(
+        torch.equal(saved_, first[0]) for saved_ in saved.values() if saved_.shape == first[0].shape
+    )
 
 
 def test_dropout_acts_in_training_alone(

@@ -58,6 +58,9 @@ def test_a_strength_becomes_the_new_one() -> None:
     for variant in ("road_1", "road_2", "road_4"):
         road = RoadModel(build("llama"))
         adapter = randomised(road.add_adapter("a", variant=variant, lora_rank=2))  # type: ignore[arg-type]
+        with torch.no_grad():  # beyond half a circle, and scales below 0
+            adapter.theta[:2] += 4
+            adapter.alpha[1:4] *= -1
         expected = road(input_ids=IDS, compose="0.4*a").logits
         adapter.rescale(0.4)
         torch.testing.assert_close(

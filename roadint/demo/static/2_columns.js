@@ -168,10 +168,23 @@ function settle(column) {
 function readExpression(column, text) {
   Object.assign(column, { text, reading: true });
   column.reads += 1;
-  send('parse', [text, [column.id, column.reads]]);
+  if (!S.reading) readNext();
 }
 
-function parsed({ column: [id, reads], text, strengths, error }) {
+// One at a time: of two answers that arrive at once Gradio tells the last. What stays without one is asked again.
+function readNext() {
+  const column = S.columns.find((each) => each.reading);
+  clearTimeout(S.reading);
+  S.reading = column ? setTimeout(readNext, 5000) : 0;
+  if (column) send('parse', [column.text, [column.id, column.reads]]);
+}
+
+function parsed(message) {
+  heard(message);
+  readNext();
+}
+
+function heard({ column: [id, reads], text, strengths, error }) {
   const column = S.columns.find((each) => each.id === id);
   if (!column || column.reads !== reads) return; // it has changed since
   Object.assign(column, { trouble: error || '', reading: false });

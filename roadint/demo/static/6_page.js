@@ -2,7 +2,7 @@
 
 const S = {
   made: 0, flights: 0, columns: [], names: [], colours: {}, checkpoints: [], sources: [], folder: '',
-  flight: null, waiting: new Set(), timer: 0, silence: 0, held: false, asked: null, settings: null, lastKey: '', measured: {},
+  flight: null, waiting: new Set(), timer: 0, reading: 0, silence: 0, held: false, asked: null, settings: null, lastKey: '', measured: {},
   foot: 'Enter asks. A chip turns a subspace on or off, its slider says how much.',
   inspected: null, history: [], moving: false, state: '', ready: false, server: false, model: '', offered: '', wanted: null,
 };
@@ -10,9 +10,10 @@ const questions = {};
 const $ = (id) => document.getElementById(id);
 const prompt = $('prompt');
 
-// Values for a handler: its button is clicked, and asks for them.
+// Values for a handler: its button is clicked, and asks for them, which may be later than the next
+// click on it.
 function send(name, values) {
-  questions[name] = values;
+  (questions[name] ??= []).push(values);
   $(`ri-do-${name}`).click();
 }
 
@@ -119,5 +120,5 @@ function keepTheme(theme) {
 }
 keepTheme();
 
-window.roadint = { values: (name) => questions[name], receive, query: () => [location.search] };
+window.roadint = { values: (name) => questions[name].shift(), receive, query: () => [location.search] };
 prompt.focus();

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from roadint.architecture.layers import find_layers, inner_model, text_config
-from roadint.architecture.properties import positions_of
+from roadint.architecture.properties import input_device, positions_of
 from roadint.engines.transformers.partial import Enough, Resumed
 from roadint.engines.transformers.view import view
 from roadint.errors import RoadError
@@ -145,6 +145,23 @@ def _input_of_head(
     with suppress(Enough):
         looking(**inputs)
     return states[0], tuples[0]
+
+
+def logits_of_states(
+    model: nn.Module, states: Float[Tensor, "tokens width"]
+) -> Float[Tensor, "tokens vocabulary"]:
+    """The model's own logits, with its soft caps and scales, of states that have passed its norm.
+
+    Args:
+        model: The model.
+        states: What its head gets.
+
+    Raises:
+        RoadError: where the model has no head.
+    """
+    one = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    _, as_tuple = _input_of_head(model, {"input_ids": one, "use_cache": False})
+    return _logits_of(model, as_tuple)(states)
 
 
 def _logits_of(model: nn.Module, as_tuple: bool) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -175,10 +175,14 @@ class Registry:
             for adapter in served.adapters
         }
         check_products(by_name, [composition])
+        summed: dict[str, Counter[str]] = {}  # a checkpoint may have several labels
+        for label, served in self._served.items():
+            for name, strength in _terms_of(composition, label):
+                summed.setdefault(served.fingerprint, Counter())[name] += strength
         of = [
-            [served.fingerprint, terms]
-            for label, served in self._served.items()
-            if (terms := _terms_of(composition, label))
+            [fingerprint, terms]
+            for fingerprint, sums in summed.items()
+            if (terms := [[name, strength] for name, strength in sums.items() if strength])
         ]
         if not of:
             return None

@@ -66,14 +66,21 @@ def test_as_many_positions_as_a_code_has_bits(tmp_path: Path) -> None:
 
 
 def test_the_same_checkpoint_twice_acts_twice(tmp_path: Path) -> None:
-    """Its key is not that of a single one, though all that it is made of is."""
+    """As the one checkpoint that it is at the sum of the strengths; at a sum of 0 not at all."""
     served = serve(tmp_path, road(), adapters=[adapter("x", {"q": 8})])
     registry = registry_of(one=served, two=served)
-    for asked in ("a@one", "x@one"):
-        once, twice = (plan_of(registry, text) for text in (asked, f"{asked} + {asked[0]}@two"))
-        assert len(twice.edits) == 2 * len(once.edits)
-        assert len(twice.adapters) == 2 * len(once.adapters)
+    for name in "ax":
+        once, twice, sum_ = (
+            plan_of(registry, text)
+            for text in (f"{name}@one", f"{name}@one + 0.5*{name}@two", f"1.5*{name}@two")
+        )
         assert (once.hidden_key, once.adapter_key) != (twice.hidden_key, twice.adapter_key)
+        assert (sum_.hidden_key, sum_.adapter_key) == (twice.hidden_key, twice.adapter_key)
+        assert registry.resolve(f"{name}@one - {name}@two", 5) is None
+    hidden = HiddenRows([served], (), WIDTH)
+    row = hidden.rows([(plan_of(registry, "a@one + b@two"), 1)])
+    both = hidden.rows([(plan_of(registry, "a@one + b@one"), 1)])
+    torch.testing.assert_close(row.u, both.u)
 
 
 def test_keys_say_what_acts(tmp_path: Path) -> None:
@@ -99,14 +106,14 @@ BIG = 1e20
 def many(kind: str, tmp_path: Path) -> Any:
     """Two checkpoints whose scales are numbers, and whose product is none."""
     found = {}
-    for label in ("one", "two"):
+    for label, scale in (("one", BIG), ("two", 10 * BIG)):
         if kind == "adapters":
             big = adapter("x", {"q": 8})
-            big.alpha.data.fill_(BIG)
+            big.alpha.data.fill_(scale)
             found[label] = serve(tmp_path / label, adapters=[big])
         else:
             part = road(subspaces={"x": "[0, d)"}, variant=kind)
-            part.alpha.data.fill_(BIG)
+            part.alpha.data.fill_(scale)
             found[label] = serve(tmp_path / label, part)
     return registry_of(**found)
 
@@ -115,7 +122,7 @@ def many(kind: str, tmp_path: Path) -> Any:
 def test_products_that_overflow_are_refused(kind: str, tmp_path: Path) -> None:
     registry = many(kind, tmp_path)
     assert registry.resolve("x@one", 5)
-    with pytest.raises(RoadError, match=r"'x@one \+ x@two' multiply to 1e\+40: expected smaller"):
+    with pytest.raises(RoadError, match=r"'x@one \+ x@two' multiply to 1e\+41: expected smaller"):
         registry.resolve("x@one + x@two", 5)
     assert registry.resolve("x@one - x@two", 5)
 
