@@ -57,7 +57,7 @@ def bench_train(
         total = epoch * job.epochs
         numbers = list(range(total))
         if steps is not None:
-            numbers = [round(index * epoch / steps) for index in range(min(steps, epoch))]
+            numbers = spread(epoch, steps)
             if job.shape is not None:  # random rows are all alike
                 numbers = [index % epoch for index in range(steps)]
         times = _time_steps(started, numbers, quiet)
@@ -85,6 +85,17 @@ def bench_train(
         "cases": cases,
         "ratios": _ratios(cases),
     }
+
+
+def spread(epoch: int, steps: int) -> list[int]:
+    """The numbers of steps that lie evenly over an epoch, each once.
+
+    Examples:
+        >>> spread(8, 4), spread(3, 20)
+        ([0, 2, 4, 6], [0, 1, 2])
+    """
+    count = min(steps, epoch)
+    return [index * epoch // count for index in range(count)]
 
 
 def _time_steps(

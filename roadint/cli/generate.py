@@ -157,7 +157,7 @@ def _show(prompts: Sequence[str], compositions: Sequence[str], answers: Sequence
         table = Table("prompt", *compositions, show_lines=True)
         for prompt, row in rows:
             table.add_row(prompt, *row)
-        console.print(table, markup=False)
+        console.print(table)
         return
     for prompt, row in rows:
         console.print(Text(prompt, style="bold"))

@@ -59,7 +59,7 @@ def inspect(
         from roadint.model.opening import open_checkpoint
 
         road, tokenizer = open_checkpoint(checkpoint, None, None)
-        console.print(road.describe(tokenizer, prompt), markup=False, highlight=False)
+        console.print(road.describe(tokenizer, prompt), highlight=False)
 
 
 def _draw(plot: Path, checkpoint: str, interventions: Sequence["SubspaceIntervention"]) -> None:
@@ -82,7 +82,7 @@ def _print_site(
 
     if not turns_blocks(intervention):
         count = f"{intervention.trainable_count:,} numbers"
-        console.print(f"{intervention}: {count}", markup=False, highlight=False)
+        console.print(f"{intervention}: {count}", highlight=False)
         return
     basis = site.get("basis", "identity")
     title = (

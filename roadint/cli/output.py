@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A table in a pipe or a file is not cut at 80 columns.
-console = Console(width=None if sys.stdout.isatty() else 160)
+# Names, paths and errors of users have brackets, which are no markup.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
 
 
 def print_line(text: str) -> None:

@@ -38,6 +38,7 @@ def push(
     def write(folder: Path, full_id: str) -> None:
         for name in (CONFIG, TENSORS):
             shutil.copyfile(saved.folder / name, folder / name)
+        read(folder)  # refused where a save changed one of the two in between
         if turning:
             block_figure(turning).savefig(folder / PICTURE, dpi=110)
         card = model_card(full_id, saved.config, measured, pictured=bool(turning))

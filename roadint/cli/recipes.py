@@ -28,7 +28,7 @@ def recipes(
         table = Table("recipe", "what it is for")
         for preset, purpose in told.items():
             table.add_row(preset, purpose)
-        console.print(table, markup=False)
+        console.print(table)
         print_line("roadint recipes NAME: its settings; roadint train NAME --out runs/mine")
         return
     from roadint.recipes.recipe import Recipe
@@ -43,7 +43,7 @@ def recipes(
         for setting, value in settings.items():
             shown = "–" if value in (None, [], {}) else str(value)
             table.add_row(f"{section}.{setting}", shown, meanings[section].get(setting, ""))
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _purpose(text: str) -> str:

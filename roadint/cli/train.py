@@ -40,6 +40,7 @@ def train(
     from roadint.checkpoint.reading import size_of
     from roadint.recipes.recipe import Recipe
     from roadint.training import run_folder
+    from roadint.training.processes import is_first
 
     check_folder("--out", out)
     sources = named_values(data, "--data")
@@ -62,6 +63,8 @@ def train(
         summary = _finetune(chosen, sources, out, resume=resume, quiet=as_json)
     else:
         summary = _train(chosen, sources, out, resume=resume, quiet=as_json)
+    if not is_first():
+        return
     size = size_of(out)
     if as_json:
         print_json({"checkpoint": str(out), "bytes": size, **summary})

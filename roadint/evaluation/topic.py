@@ -38,8 +38,9 @@ def on_topic(prompts: Sequence[str], answers: Sequence[str], among: int = AMONG)
     hits = []
     for index, answer in enumerate(answers):
         start = max(0, min(index // among * among, count - among))
-        nearest = start + int(similarity[index, start : start + among].argmax())
-        hits.append(bool(answer.strip()) and nearest == index)
+        nearest = similarity[index, start : start + among].max()
+        # Of equal prompts, each is the nearest.
+        hits.append(bool(answer.strip()) and bool(similarity[index, index] >= nearest))
     return hits
 
 

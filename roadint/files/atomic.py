@@ -176,7 +176,10 @@ def _remove(paths: list[Path]) -> None:
 
 
 def hold(file: IO[Any]) -> None:
-    """Keep an open file for this process until it is closed, where the file system has locks.
+    """Keep a folder for this process, by an open file in it, where the file system has locks.
+
+    Args:
+        file: A file that is never replaced; closing it ends this.
 
     Raises:
         RoadError: where another process, or another handle of this one, keeps it.
@@ -187,8 +190,8 @@ def hold(file: IO[Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RoadError(
-            f"{file.name} is being written by another process: expected to wait for it, or another "
-            "folder"
+            f"another process writes to {Path(file.name).parent}: expected to wait for it, or "
+            "another folder"
         ) from None
     except OSError:  # no locks here
         return

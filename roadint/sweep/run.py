@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Engine = Literal["sequential", "ray"]
 Entry = dict[str, Any]  # a line of the table
 TABLE = "runs.jsonl"
+LOCK = ".lock"  # which a sweep holds while it runs
 
 
 def sweep(
@@ -57,6 +58,15 @@ def sweep(
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as lock:
+        hold(lock)
+        return _sweep(chosen, out, engine, workers, quiet=quiet)
+
+
+def _sweep(
+    chosen: Plan, out: Path, engine: Engine, workers: int | None, *, quiet: bool
+) -> list[Entry]:
     entries = _open_table(chosen, out)
     runs = chosen.runs()
     left = [changes for changes in runs if "error" in entries.get(key(changes), {"error": None})]
@@ -68,7 +78,6 @@ def sweep(
         runner = Runner(chosen, out, quiet=quiet)
         results = (runner.run(changes) for changes in todo)
     with (out / TABLE).open("a", encoding="utf-8") as table:
-        hold(table)
         for entry in results:
             table.write(json.dumps(entry, ensure_ascii=False) + "\n")
             table.flush()
@@ -205,9 +214,6 @@ def _shares(have: Mapping[str, float], workers: int | None) -> tuple[int, dict[s
 
 def _open_table(plan: Plan, out: Path) -> dict[str, Entry]:
     """The entries of the table, by run; a line that a kill cut short is dropped."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / TABLE).open("a", encoding="utf-8") as table:
-        hold(table)  # no other sweep adds to it
     _check_plan(plan, out / "plan.json")
     entries = {}
     for line in (out / TABLE).read_bytes().splitlines() if (out / TABLE).is_file() else ():

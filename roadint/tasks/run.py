@@ -1,6 +1,5 @@
 """`roadint train` for a task: the best epoch by validation, measured once on the test rows."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from roadint.tasks.registry import task_of
 from roadint.tasks.task import Task, check_examples, measure
 from roadint.training.base_trainer import BaseTrainer, training_arguments
 from roadint.training.isolation import alone, unchanged
+from roadint.training.processes import is_first, meet
 from roadint.training.progress_bar import progress_bar
 
 
@@ -80,8 +80,9 @@ def finetune(
     summary = fit(road, tokenizer, task, recipe, quiet=quiet)
     settings = recipe.record(data)
     road.training_summary = {"recipe": settings, **summary}
-    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of torchrun's processes
+    if out is not None and is_first():
         road.save_pretrained(out)
+    meet()
     return road, road.training_summary
 
 

@@ -33,6 +33,7 @@ from roadint.training.base_trainer import training_arguments
 from roadint.training.isolation import alone
 from roadint.training.prefix.sharing import SharedPrefix
 from roadint.training.preparation import PreparedRun, prepare
+from roadint.training.processes import is_first, meet
 from roadint.training.progress_bar import progress_bar
 from roadint.training.trainer import RoadTrainer
 
@@ -92,7 +93,7 @@ def train(
         return road.training_summary
     folder = path_of("out", out)
     make_folder(folder)
-    writes = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    writes = is_first()
     identity = run_folder.identity_of(road, run.recipe, run.examples)
     done = run_folder.finished(folder, identity) if resume else None
     if done is not None:
@@ -103,11 +104,12 @@ def train(
     )
     trainer = _learn(road, run, folder, last, quiet=quiet, shared_prefix=shared_prefix)
     road.training_summary["run"] = run_folder.digest_of(identity)
-    if trainer.is_world_process_zero():
+    if writes:
         lines = [json.dumps(entry) + "\n" for entry in _losses(trainer)]
         write_whole(folder / run_folder.LOG, "".join(lines))
         road.save_pretrained(folder)
         run_folder.finish(folder)
+    meet()
     return road.training_summary
 
 

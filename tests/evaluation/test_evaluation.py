@@ -36,6 +36,14 @@ def test_german_answers_are_about_their_english_questions() -> None:
     assert not any(on_topic(prompts, [""] * len(prompts)))
 
 
+def test_prompts_that_are_there_twice_are_both_the_nearest() -> None:
+    """As those of two conversations that end alike."""
+    prompts = ["How do I cook pasta?", "What is a star?", "How do I cook pasta?"]
+    answers = ["Boil the pasta in salted water.", "A star is a ball of hot gas.", "Boil pasta."]
+    assert on_topic(prompts, answers) == [True, True, True]
+    assert on_topic(prompts, [answers[1], answers[0], ""]) == [False, False, False]
+
+
 def test_every_answer_is_one_among_as_many_prompts() -> None:
     """48 prompts in groups of 32: the second group reaches back, so that it has as many."""
     prompts = load_prompts("bundled:prompts_dev", 48)

@@ -507,6 +507,14 @@ def test_two_processes_learn_what_one_does(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         found[name] = [torch.load(path) for path in sorted(tmp_path.glob(f"{name}-*.pt"))]
+    settings = ["task=sst2", f"model={classifier}", "epochs=1", "batch_size=8", "rows=32"]
+    told = subprocess.run(
+        [sys.executable, *command, "-m", "roadint", "train", "glue", "--out", str(tmp_path / "told"),
+         *(f"--set={each}" for each in settings), *(f"--data={name}={file}" for name, file in sentiment.items())],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    assert told.stdout.count("trained numbers") == 1
     (one,), (first, second) = found["one"], found["two"]
     assert all(map(torch.equal, first, second))
     for alone, together in zip(one, first, strict=True):
