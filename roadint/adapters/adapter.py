@@ -78,7 +78,8 @@ class RoadAdapter(KeepsPrecision):
         self.variant, self.pairing = check_variant(variant), pairing
         self.groups = tuple(group_size(pairing, width) for width in layout.widths)
         shape = parameter_shape(self.variant, sum(layout.blocks))
-        self.theta, self.alpha = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.ones(shape))
+        self.theta = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.ones(shape, dtype=torch.float32))
         self.subspace = None if subspace is None else relative_text(subspace, set(layout.widths))
         self.register_buffer("held", self._held_blocks(), persistent=False)
         self._add_lora(lora_rank, lora_alpha)
@@ -93,7 +94,7 @@ class RoadAdapter(KeepsPrecision):
             return None
         parts = []
         for width in self.layout.widths:
-            part = torch.zeros(width // 2)
+            part = torch.zeros(width // 2, dtype=torch.float32)
             part[torch.tensor(Subspace.parse(self.subspace, width).blocks)] = 1.0
             parts.append(part)
         return torch.cat(parts)
@@ -113,11 +114,11 @@ class RoadAdapter(KeepsPrecision):
         self.register_parameter("lora_a", None)
         self.register_parameter("lora_b", None)
         if rank:
-            columns = [torch.empty(rank, width) for width in inputs]
+            columns = [torch.empty(rank, width, dtype=torch.float32) for width in inputs]
             for matrix in columns:
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))  # as LoRA starts
             self.lora_a = nn.Parameter(torch.cat(columns, dim=1))
-            self.lora_b = nn.Parameter(torch.zeros(sum(widths), rank))
+            self.lora_b = nn.Parameter(torch.zeros(sum(widths), rank, dtype=torch.float32))
 
     @property
     def layout_and_groups(self) -> tuple[Layout, tuple[int, ...]]:

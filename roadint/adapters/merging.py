@@ -107,6 +107,9 @@ def merge(
             done += 1
         for value, new in heads:
             value.copy_(new)
+        _note_change(weights.values())
+        rounding = _shares(paths, lost)
+        _warn(model, composition, rounding)
     except BaseException as error:
         Merged(composition, {}, originals, inverses[:done]).undo()
         if done < len(changes) and not keep:
@@ -116,9 +119,6 @@ def merge(
                 "again, or keep=True, which has copies"
             ) from error
         raise
-    _note_change(weights.values())
-    rounding = _shares(paths, lost)
-    _warn(model, composition, rounding)
     return Merged(composition, rounding, originals, inverses)
 
 

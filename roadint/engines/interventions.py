@@ -217,6 +217,8 @@ def _lower(
     aligned = None
     if source is not None:
         check_source(source, intervention.width, intervention.layer)
+        device = next(intervention.parameters()).device  # they may have been kept elsewhere
+        source = [states.to(device) for states in source]
         edited = call.edited(position) & acting[:, None]
         aligned = align(source, edited, position.after_prompt, intervention.layer)
     return LoweredIntervention(intervention, path, position, acting, rows, aligned)

@@ -226,7 +226,7 @@ class Partition(Mapping[str, Subspace]):
         Returns:
             Strengths, float32; 0, the identity, where no named subspace holds the block.
         """
-        strengths = torch.zeros(self.count)
+        strengths = torch.zeros(self.count, dtype=torch.float32)
         for name, strength in by_name.items():
             for start, end in self[name].ranges if name in self else ():
                 strengths[start:end] = strength

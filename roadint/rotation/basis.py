@@ -265,7 +265,7 @@ def rotate(
 
 def _walsh(size: int) -> Float[Tensor, "size size"]:
     """The Walsh–Hadamard matrix of a power of 2, with entries 1 and −1."""
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return matrix

@@ -115,15 +115,26 @@ class BaseTrainer(Trainer):
             self.model.train()
             examples: Any = self.train_dataset
             longest = max(examples, key=_length)
-            kept = kept_bytes(self.model, partial(self._loss_of, longest))
-        self.split_steps(rows_that_fit(available, kept, self._step_rows))
+            kept = kept_bytes(self.model, partial(self._loss_of, [longest]))
+            shared = self._kept_whatever_the_rows(longest, kept)
+        self.split_steps(rows_that_fit(available - shared, kept - shared, self._step_rows))
+
+    def _kept_whatever_the_rows(self, example: Any, kept: int) -> int:
+        """The bytes of one row that a second one would share: weights, in automatic precision."""
+        if not (self.args.bf16 or self.args.fp16) or self._step_rows == 1:
+            return 0
+        try:
+            of_two = kept_bytes(self.model, partial(self._loss_of, [example, example]))
+        except torch.OutOfMemoryError:
+            return 0
+        return max(0, 2 * kept - of_two)
 
     @property
     def _step_rows(self) -> int:
         return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
 
-    def _loss_of(self, example: Any) -> Tensor:
-        inputs = self._prepare_inputs(self.data_collator([example]))
+    def _loss_of(self, examples: list[Any]) -> Tensor:
+        inputs = self._prepare_inputs(self.data_collator(examples))
         with self.accelerator.autocast():
             return self.compute_loss(self.model, inputs)  # type: ignore[return-value]
 
@@ -145,7 +156,7 @@ class BaseTrainer(Trainer):
 
         An evaluation waits for the trainings of this process.
         """
-        with alone, unchanged(self.model):
+        with alone, unchanged(self.model), self.accelerator.autocast():
             return super().evaluation_loop(*args, **kwargs)
 
     def trained_parameters(self) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ alone = threading.RLock()
 """Held by the training that runs in this process: accelerate's state and torch's generator are the
 process's."""
 
-_SET_BY_ACCELERATE = ("forward", "_original_forward")
+_SET_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 @contextmanager

@@ -289,6 +289,28 @@ def test_what_ends_a_merge_takes_back_what_was_merged(
 
 
 @pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("ends_in", ["_shares", "_warn"])
+def test_a_merge_that_is_stopped_at_its_end_is_taken_back(
+    ends_in: str, keep: bool, monkeypatch: Any
+) -> None:
+    """Where the host waits for the device, and where a warning is an error."""
+    llama = build("llama").bfloat16()
+    road, before = with_adapters(llama, "a", lora_rank=2), weights(llama)
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merging, ends_in, stopped)
+        road.merge("a", keep=keep)
+    assert not road.adapters.merged
+    for name, value in llama.named_parameters():
+        torch.testing.assert_close(
+            value, before[name], rtol=0 if keep else 0.05, atol=0 if keep else 0.02
+        )
+
+
+@pytest.mark.parametrize("keep", [True, False])
 def test_a_backward_pass_on_weights_that_have_changed_since_is_refused(keep: bool) -> None:
     road = with_adapters(build("llama").requires_grad_(False), "a")
     loss = road(input_ids=IDS, compose="a").logits.square().mean()

@@ -70,3 +70,22 @@ def test_collected_sources_in_every_call(tokenizer: Any, tmp_path: Path) -> None
         return texts, again.answer(tokenizer, BASE, template="plain", **asked)
 
     check_same(run)
+
+
+def test_sources_that_were_kept_elsewhere() -> None:
+    """States that were saved, or moved to the CPU; in a list some here and some there."""
+    ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+
+    def run(device: torch.device) -> Any:
+        edit = RoadInterchange(
+            layer=1, subspaces=HALVES, basis="random", stages=2, position="last(2)"
+        )
+        road = road_on(device, edit)
+        (of_edit,) = road.collect(None, {"input_ids": ids.flip(0).to(device)})
+        away = [of_edit[0].cpu(), of_edit[1]]
+        return [
+            road(ids.to(device), compose="a", sources=[taken]).logits
+            for taken in (of_edit, [each.cpu() for each in of_edit], away)
+        ]
+
+    check_same(run)

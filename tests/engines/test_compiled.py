@@ -292,6 +292,28 @@ def test_turns_in_a_basis_stay_in_full_precision() -> None:
     assert not torch.equal(turned, states)
 
 
+@pytest.mark.parametrize("changes", [{"basis_seed": 1}, {"pairing": 4}, {"basis": "identity"}])
+def test_values_of_another_basis_or_pairing_are_compiled_anew(
+    changes: dict[str, Any], llama: PreTrainedModel
+) -> None:
+    """Which load_state_dict takes, as it takes other values."""
+
+    def made(**more: Any) -> RoadModel:
+        edit = RoadIntervention(layer=1, subspaces=HALVES, **{"basis": "random", **more})
+        road = RoadModel(llama.requires_grad_(False), edit)
+        randomise(road.interventions)
+        return road
+
+    road, other = made(), made(**changes)
+    expected = logits(other, ["a", None, "0.5*b", "a"])
+    road.compile(backend="aot_eager")
+    logits(road, ["a", None, "b", "a"])
+    road.interventions.load_state_dict(other.interventions.state_dict())
+    kept = MASK.bool()
+    found = logits(road, ["a", None, "0.5*b", "a"])
+    torch.testing.assert_close(found[kept], expected[kept], rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_of_double_precision_keeps_it(llama: PreTrainedModel) -> None:
     road = make_road(llama.double())
     batch: list[str | None] = ["x + a", None, "0.5*b", "y"]

@@ -9,12 +9,14 @@ import torch
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
+from roadint.grammar.composition import Composition
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.direft import DireftIntervention
 from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kind_of
 from roadint.interventions.steering import SteeringIntervention
-from tests.helpers import VARIANTS, WIDTH, trained
+from roadint.rotation.basis import Basis
+from tests.helpers import VARIANTS, WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
 KINDS = ["road", "loreft", "direft", "steering"]
@@ -234,3 +236,23 @@ def test_bad_input_is_named(llama: Any) -> None:
     with pytest.raises(RoadError, match="no argument 'variant'"):
         LoreftIntervention(variant="road_1")
     assert trained(llama).names == ["a", "b"]
+
+
+def test_torchs_defaults_change_nothing() -> None:
+    """Of dtypes and devices, which a program may set for models of its own."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        road = RoadModel(build("llama").float())
+        adapter = road.add_adapter("x", lora_rank=2, subspace="[0, d/2)")
+        edit = RoadIntervention(layer=1, subspaces=HALVES, embed_dim=WIDTH, basis="hadamard")
+        strengths = edit.strengths([Composition((("a", 0.3),))])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {
+        value.dtype for value in (*adapter.parameters(), *adapter.buffers(), *edit.parameters())
+    } == {torch.float32}
+    assert strengths.dtype == torch.float32
+    with torch.device("meta"):
+        frame = Basis("hadamard").frame(WIDTH)
+    assert frame is not None
+    assert frame.into(torch.ones(1, WIDTH)).device.type == "cpu"

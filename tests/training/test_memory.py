@@ -1,5 +1,6 @@
 """How many rows run at once: what a row keeps for its gradient is counted, and the split of a step changes no gradient."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,28 @@ def test_a_trainer_takes_as_many_rows_as_fit(tokenizer: Any, tmp_path: Path) -> 
         assert split == (expected, 8 // expected)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(value.requires_grad for value in road.model.parameters())
+
+
+def test_weights_in_half_precision_are_no_rows_own(tokenizer: Any, tmp_path: Path) -> None:
+    """Linear layers keep copies of their weights in automatic precision, as many whatever the rows."""
+    road, listed = trained(build("llama").requires_grad_(False)), examples(tokenizer)
+    longest = max(listed, key=len)
+    found = {}
+    for precision in (None, "bf16"):
+        recipe = Recipe(batch_size=8, mixed_precision=precision)
+        arguments = training_arguments(recipe, tmp_path, save_strategy="no")
+        trainer = RoadTrainer(
+            road, arguments, train_dataset=listed, data_collator=Collator(tokenizer)
+        )
+        one, two = (
+            kept_bytes(road, partial(trainer._loss_of, [longest] * count)) for count in (1, 2)
+        )
+        shared = trainer._kept_whatever_the_rows(longest, one)
+        assert shared == (2 * one - two if precision else 0)
+        found[precision] = shared
+        trainer.fit_rows(1.6 * (shared + 4 * (one - shared)))
+        assert arguments.per_device_train_batch_size == 4
+    assert found["bf16"] > 1000
 
 
 def test_rows_of_a_classifier_are_counted_too(tmp_path: Path) -> None:

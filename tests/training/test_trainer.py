@@ -267,6 +267,31 @@ def test_measuring_without_training_leaves_the_forward_as_it_was(
     assert torch.equal(after, before)
 
 
+@pytest.mark.parametrize("first", ["train", "evaluate"])
+def test_half_precision_acts_every_time(
+    first: str, tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    """In every training and evaluation of a RoadModel, by this trainer or another one."""
+    trainer = new_trainer(tmp_path, tokenizer, examples, bf16=True, num_train_epochs=1)
+    dtypes: list[torch.dtype] = []
+    layer = trainer.model.model.model.layers[-1].mlp.up_proj
+    layer.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    other = new_trainer(tmp_path, tokenizer, examples, trainer.model, bf16=True, num_train_epochs=1)
+    for act in (
+        getattr(trainer, first),
+        trainer.evaluate,
+        trainer.train,
+        trainer.evaluate,
+        trainer.train,
+        other.train,
+        other.evaluate,
+    ):
+        dtypes.clear()
+        act()
+        assert set(dtypes[-2:]) == {torch.bfloat16}, act
+    assert not hasattr(trainer.model, "_is_accelerate_prepared")
+
+
 def test_one_of_several_gpus_takes_the_rows_that_were_asked_for(
     tokenizer: Any, examples: list[Example], tmp_path: Path
 ) -> None:

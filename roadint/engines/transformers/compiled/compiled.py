@@ -194,14 +194,19 @@ class _Graph:
         return (
             model is self._model
             and input_device(model) == self._linear.slots.u.device
-            and all(edit in self._sites and self._is_beside(edit) for edit in sites)
+            and all(edit in self._sites and self._is_place_of(edit) for edit in sites)
             and self._linear.covers(attached.adapters.values())
             and self._view.is_current()
         )
 
-    def _is_beside(self, intervention: SubspaceIntervention) -> bool:
-        """Whether the slots of an intervention are on its device."""
-        return self._sites[intervention].slots.u.device == next(intervention.parameters()).device
+    def _is_place_of(self, intervention: SubspaceIntervention) -> bool:
+        """Whether an intervention still turns as its place does, with slots on its device."""
+        place = self._sites[intervention]
+        return (
+            place.frame is getattr(intervention, "frame", None)
+            and place.group == getattr(intervention, "group", place.group)
+            and place.slots.u.device == next(intervention.parameters()).device
+        )
 
     def why_not(self) -> str | None:
         """Why a call can't run in the graph as the model is now; None where it can."""

@@ -28,7 +28,7 @@ class Slots:
 
     @torch.inference_mode(False)
     def __init__(self, blocks: int, count: int, *, mirrored: bool, device: torch.device) -> None:
-        self.u = torch.zeros(count, blocks, 2, device=device)
+        self.u = torch.zeros(count, blocks, 2, device=device, dtype=torch.float32)
         self.u[..., 0] = 1
         self.v = torch.zeros_like(self.u) if mirrored else None
         self.index: Int[Tensor, " entries"] = torch.full((1,), -1, device=device)
