@@ -507,15 +507,17 @@ class RoadModel(Hosted):
         Raises:
             RoadError: where there is none of that name, or adapters are merged.
         """
-        merged = self.adapters.merged
-        if merged:
+        self._check_unmerged([name])
+        self.adapters.named(name)
+        with self._changing:
+            self.adapters = self.adapters.without([name])
+
+    def _check_unmerged(self, leaving: list[str]) -> None:
+        if (merged := self.adapters.merged) and leaving:
             raise RoadError(
                 f"adapters are merged into the weights, as '{merged.composition}': unmerge() "
                 "before one is removed"
             )
-        self.adapters.named(name)
-        with self._changing:
-            self.adapters = self.adapters.without([name])
 
     def merge(self, compose: CompositionLike = ALL, *, keep: bool = False) -> Merged:
         """Merge a composition of adapters into the model's weights (paper section 3.2).
@@ -679,15 +681,16 @@ class RoadModel(Hosted):
         """Remove what `add_checkpoint` or `from_pretrained` loaded as `label`.
 
         Raises:
-            RoadError: where there is no such label.
+            RoadError: where there is no such label, or it has adapters and some are merged.
         """
         if not isinstance(label, str) or not label or label not in self.labels:
             raise RoadError(
                 f"no checkpoint {quoted(label)} to remove: the names are {listing(self.names)}"
             )
+        names = [name for name in self.adapters if name.partition("@")[2] == label]
+        self._check_unmerged(names)
         with self._changing:
             self.interventions = self.interventions.without(label)
-            names = [name for name in self.adapters if name.partition("@")[2] == label]
             self.adapters = self.adapters.without(names)
 
     def push_to_hub(

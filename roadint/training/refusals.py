@@ -35,6 +35,12 @@ def check_arguments(args: TrainingArguments) -> None:
             f"weight_decay={args.weight_decay} pulls α toward 0, not toward the identity: "
             "expected 0"
         )
+    order = getattr(args, "train_sampling_strategy", "random")
+    if order != "random" or getattr(args, "group_by_length", False):
+        raise RoadError(
+            f"train_sampling_strategy={quoted(str(order))} would not act in a RoadTrainer, whose "
+            "steps hold every composition, rows of similar length together: expected 'random'"
+        )
     for name, reason in _REFUSED.items():
         value = getattr(args, name, None)  # some versions of transformers do not have it
         if value:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Sampler
 
 from roadint.data.collate import Example
+from roadint.errors import RoadError
 
 
 class MixedLengthSampler(Sampler[int]):
@@ -26,6 +27,9 @@ class MixedLengthSampler(Sampler[int]):
             only the examples of its `shard`, all of them in every epoch (a few twice, so that all
             processes have the same number of batches).
         micro_batch: The rows of a batch; by default all rows of a process's step.
+
+    Raises:
+        RoadError: for fewer examples than processes.
 
     Examples:
         >>> rows = [Example([1] * length, [2], "ab"[length % 2]) for length in range(1, 9)]
@@ -52,9 +56,17 @@ class MixedLengthSampler(Sampler[int]):
         groups: dict[str | None, list[int]] = defaultdict(list)
         for index, example in enumerate(examples):
             groups[example.composition].append(index)
-        self._shards = [
-            [group[process::processes] for group in groups.values()] for process in range(processes)
-        ]
+        if len(examples) < processes:
+            raise RoadError(
+                f"{len(examples)} rows for {processes} processes: expected at least one each"
+            )
+        # Dealt in turn over all groups, so that no process has more than one row more than another.
+        self._shards: list[list[list[int]]] = [[] for _ in range(processes)]
+        dealt = 0
+        for group in groups.values():
+            for process, shard in enumerate(self._shards):
+                shard.append(group[(process - dealt) % processes :: processes])
+            dealt += len(group)
         self._shard_rows = max(len(self.shard(process)) for process in range(processes))
         if processes > 1:
             batches = math.ceil(self._shard_rows / self.micro_batch)

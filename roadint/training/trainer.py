@@ -284,7 +284,7 @@ class RoadTrainer(BaseTrainer):
         return MixedLengthSampler(
             train_dataset if train_dataset is not None else self.train_dataset,
             micro_batch * self.args.gradient_accumulation_steps * processes,
-            self.args.seed,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
             processes=processes,
             micro_batch=micro_batch,
         )

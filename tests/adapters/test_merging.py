@@ -234,6 +234,21 @@ def test_a_strength_that_leaves_float32_is_refused_before_anything_changes(varia
     assert road(input_ids=IDS, compose="2*a").logits.isfinite().all()
 
 
+def test_a_checkpoint_whose_adapters_are_merged_stays(tmp_path: Path) -> None:
+    """Removed, its rotations would go on in the weights, under no name."""
+    llama = build("llama")
+    with_adapters(llama, "x").save_pretrained(tmp_path / "b")
+    road = RoadModel(llama)
+    road.add_checkpoint(tmp_path / "b", "b")
+    road.merge("x@b")
+    with pytest.raises(RoadError, match="merged into the weights, as 'x@b': unmerge"):
+        road.remove_checkpoint("b")
+    assert list(road.adapters) == ["x@b"]
+    road.unmerge()
+    road.remove_checkpoint("b")
+    assert road.names == []
+
+
 def test_adapters_that_are_not_finite_are_refused() -> None:
     llama = build("llama")
     road = with_adapters(llama, "a", "b").eval()

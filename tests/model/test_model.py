@@ -511,6 +511,15 @@ def test_what_generate_is_told_twice_is_taken(llama: PreTrainedModel) -> None:
         assert torch.equal(said, plain)
 
 
+def test_a_limit_of_time_leaves_the_length(llama: PreTrainedModel, tokenizer: Any) -> None:
+    """transformers' own default would end an answer after 20 tokens."""
+    road = trained(llama)
+    road.template = "plain"
+    plain = road.answer(tokenizer, "Why?", compose="a")
+    assert road.answer(tokenizer, "Why?", compose="a", max_time=600) == plain
+    assert len(tokenizer(plain[0])["input_ids"]) > 25
+
+
 def test_answers_stream(llama: PreTrainedModel, tokenizer: Any) -> None:
     road = trained(llama)
     streamer = TextIteratorStreamer(

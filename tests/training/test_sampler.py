@@ -2,10 +2,12 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roadint.data.collate import Example
+from roadint.errors import RoadError
 from roadint.training.sampler import MixedLengthSampler
 
 
@@ -54,3 +56,21 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     other.set_epoch(3)
     assert list(one) == list(other)
     assert list(MixedLengthSampler(rows, 8, seed=2)) != list(MixedLengthSampler(rows, 8, seed=1))
+
+
+@given(
+    st.dictionaries(st.text("ab", min_size=1, max_size=3), st.integers(1, 5), min_size=1),
+    st.integers(2, 4),
+)
+def test_processes_have_as_many_rows_each(counts: dict[str, int], processes: int) -> None:
+    """Whatever the sizes of data sets, many of which may have fewer rows than there are processes."""
+    listed = examples(counts)
+    if len(listed) < processes:
+        with pytest.raises(RoadError, match=f"{len(listed)} rows for {processes} processes"):
+            MixedLengthSampler(listed, 4 * processes, seed=0, processes=processes)
+        return
+    sampler = MixedLengthSampler(listed, processes, seed=0, processes=processes, micro_batch=1)
+    shards = [sampler.shard(process) for process in range(processes)]
+    assert sorted(index for shard in shards for index in shard) == list(range(len(listed)))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert {*sampler} == {*range(len(listed))}

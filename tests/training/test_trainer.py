@@ -170,6 +170,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
         {"auto_find_batch_size": True},
         {"push_to_hub": True},
         {"weight_decay": 0.1},
+        {"train_sampling_strategy": "sequential"},
     ],
 )
 def test_what_would_not_act_is_refused(
@@ -290,6 +291,20 @@ def test_half_precision_acts_every_time(
         act()
         assert set(dtypes[-2:]) == {torch.bfloat16}, act
     assert not hasattr(trainer.model, "_is_accelerate_prepared")
+
+
+def test_a_seed_of_the_order_alone(tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+    orders = [
+        list(new_trainer(tmp_path, tokenizer, examples, **seeds)._get_train_sampler())
+        for seeds in (
+            {"seed": 0},
+            {"seed": 0, "data_seed": 1},
+            {"seed": 1},
+            {"seed": 3, "data_seed": 0},
+        )
+    ]
+    assert orders[0] == orders[3]
+    assert orders[1] == orders[2] != orders[0]
 
 
 def test_one_of_several_gpus_takes_the_rows_that_were_asked_for(

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from roadint.data.prompts import pad_id
 from roadint.errors import RoadError, quoted
 
-# The settings that limit the length of an answer: any of them replaces a default length.
-_LENGTHS = ("max_new_tokens", "max_length", "max_time")
+# The settings of an answer's length in tokens: either replaces a default length.
+_LENGTHS = ("max_new_tokens", "max_length")
 
 
 def generation_settings(

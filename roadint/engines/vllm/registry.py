@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -175,10 +175,11 @@ class Registry:
             for adapter in served.adapters
         }
         check_products(by_name, [composition])
-        summed: dict[str, Counter[str]] = {}  # a checkpoint may have several labels
+        summed: dict[str, dict[str, float]] = {}  # a checkpoint may have several labels
         for label, served in self._served.items():
-            for name, strength in _terms_of(composition, label):
-                summed.setdefault(served.fingerprint, Counter())[name] += strength
+            for name, strength in _terms_of(composition, label, served):
+                own = summed.setdefault(served.fingerprint, {})
+                own[name] = own.get(name, 0.0) + strength
         of = [
             [fingerprint, terms]
             for fingerprint, sums in summed.items()
@@ -235,10 +236,10 @@ def _compose(asked: Any) -> Any:
     return asked["compose"]
 
 
-def _terms_of(composition: Composition, label: str) -> list[list[Any]]:
-    """The terms of the checkpoint of a label, their names without it."""
-    parts = ((*name.partition("@"), strength) for name, strength in composition.terms)
-    return [[name, strength] for name, _, of, strength in parts if of == label]
+def _terms_of(composition: Composition, label: str, served: Served) -> list[tuple[str, float]]:
+    """The terms of the checkpoint of a label, by its own names, which may have labels too."""
+    own = {labelled(name, label): name for name in served.names}
+    return [(own[name], strength) for name, strength in composition.terms if name in own]
 
 
 def _frozen(terms: Any) -> Terms:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from roadint import RoadError
+from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.engines.vllm import registry as registry_module
 from roadint.engines.vllm.registry import Registry
+from roadint.engines.vllm.served import open_served
 from roadint.engines.vllm.settings import Settings
 from tests.engines.vllm.helpers import BASE, adapter, plan_of, registry_of, road, serve, write
-from tests.helpers import HALVES
+from tests.helpers import HALVES, build, trained
 
 QUARTERS = {"a": "[0, d/4)", "b": "[d/4, d/2)"}
 
@@ -214,6 +215,22 @@ def test_the_same_checkpoint_under_two_labels(tmp_path: Path, monkeypatch: Any) 
     registry.forget([])
     assert registry.plan(resolved).edits
     assert registry.resolve("a@two", 5) == resolved
+
+
+def test_names_that_have_labels_act(tmp_path: Path) -> None:
+    """Of a checkpoint that was saved from several: its own names have labels."""
+    llama = build("llama")
+    for label in "ab":
+        edit = RoadIntervention(layer="ab".index(label), subspaces={"german": "[0, d/2)"})
+        trained(llama, edit).save_pretrained(tmp_path / label)
+    several = RoadModel.from_pretrained(llama, {label: tmp_path / label for label in "ab"})
+    several.save_pretrained(tmp_path / "both")
+    registry = registry_of(plain=open_served(str(tmp_path / "both"), BASE))
+    assert registry.names == ["german@a", "german@b"]
+    for asked, count in (("german@a", 1), ("german@a + 0.5*german@b", 2), ("all", 2)):
+        resolved = registry.resolve(asked, 5)
+        assert resolved is not None
+        assert len(registry.plan(resolved).edits) == count
 
 
 def test_a_checkpoint_that_comes_back_is_kept(registry: Registry, monkeypatch: Any) -> None:
