@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import read
 from roadint.checkpoint.sources import CheckpointSources
 from roadint.demo.about import about
@@ -82,9 +83,9 @@ class OpenCheckpoints:
         """
         path = self._sources.path_of(source)  # may take long; nobody else waits for it
         with self._moving:
-            label = self._labels.get(source)
-            if label is None or self._digest(source, path) != self._origins[label][1]:
-                return self._open_first_time(source, path, answering)
+            saved, label = self._read(source, path), self._labels.get(source)
+            if label is None or saved.config["sha256"] != self._origins[label][1]:
+                return self._open_first_time(source, path, saved, answering)
         with self.using([label], answering):
             return label
 
@@ -122,24 +123,28 @@ class OpenCheckpoints:
             with self._moving:
                 if label in self._on_model:
                     continue
-                if self._digest(source, path) != digest:
+                saved = self._read(source, path)
+                if saved.config["sha256"] != digest:
                     raise RoadError(
                         f"{self._sources.name_of(source)} was trained again since it was opened as "
                         f"{label!r}: close it and open it again"
                     )
-                self._add(label, source, path, answering)
+                self._add(label, source, path, saved, answering)
 
-    def _open_first_time(self, source: str, path: Path, answering: Answering) -> str:
+    def _open_first_time(
+        self, source: str, path: Path, saved: Checkpoint, answering: Answering
+    ) -> str:
         label = self._new_label(source)
-        digest = self._digest(source, path)
-        self._add(label, source, path, answering)
+        self._add(label, source, path, saved, answering)
         with self._records:
-            self._labels[source], self._origins[label] = label, (source, digest)
+            self._labels[source] = label
+            self._origins[label] = (source, saved.config["sha256"])
         return label
 
-    def _digest(self, source: str, path: Path) -> str:
+    def _read(self, source: str, path: Path) -> Checkpoint:
+        """Read a checkpoint; a damaged one is refused before the batch is waited for."""
         with self._told(source, path):
-            return str(read(path).config["sha256"])
+            return read(path)
 
     @contextmanager
     def _told(self, source: str, path: Path) -> Iterator[None]:
@@ -151,10 +156,12 @@ class OpenCheckpoints:
             hidden = [(str(path), self._sources.name_of(source)), (str(folder), folder.name)]
             raise RoadError(message_for_visitors(error, hidden)) from None
 
-    def _add(self, label: str, source: str, path: Path, answering: Answering) -> None:
+    def _add(
+        self, label: str, source: str, path: Path, saved: Checkpoint, answering: Answering
+    ) -> None:
         """Put a checkpoint on the model, where needed in place of another; `_moving` is held."""
         with self._told(source, path):
-            line = about(read(path))  # a damaged one is refused before the batch is waited for
+            line = about(saved)
             with answering.lock:
                 # Before another one is removed: nothing has changed where this one does not fit.
                 names = answering.add_checkpoint(path, self._sources.name_of(source), label)

@@ -101,7 +101,7 @@ class Plan(Section):
                 "setting for the usual ones"
             )
         self._check_grids()
-        base = Recipe.load(self.recipe, self.set)
+        base = self.recipe_of({})
         recipes = [base.override(changes) for changes in self.runs()]
         tasks = [recipe for recipe in recipes if recipe.task.name]
         # Data are read once, however many runs learn from them.
@@ -166,12 +166,12 @@ class Plan(Section):
         Args:
             runs: Some of `runs`.
         """
-        base = Recipe.load(self.recipe, self.set)
+        base = self.recipe_of({})
         return sorted(runs, key=lambda changes: _prefix_of(base.override(changes)))
 
     def read(self) -> dict[str, Any]:
         """What files say that the plan names: the recipe's settings, and the prompts."""
-        base = Recipe.load(self.recipe, self.set)
+        base = self.recipe_of({})
         prompts = [] if base.task.name else read_prompts(self.prompts, self.max_prompts)
         return {"settings": base.record(), "asked": prompts}
 
@@ -179,7 +179,7 @@ class Plan(Section):
         """The recipe of one run.
 
         Args:
-            changes: Its settings, one of `runs`.
+            changes: Its settings, one of `runs`; none for what all runs share.
 
         Raises:
             RoadError: where a setting does not fit.

@@ -203,7 +203,7 @@ class _Graph:
         """Whether an intervention still turns as its place does, with slots on its device."""
         place = self._sites[intervention]
         return (
-            place.frame is getattr(intervention, "frame", None)
+            place.frame is getattr(intervention, "frame", place.frame)
             and place.group == getattr(intervention, "group", place.group)
             and place.slots.u.device == next(intervention.parameters()).device
         )
