@@ -63,16 +63,18 @@ def check_recomputation(model: nn.Module) -> None:
     Raises:
         RoadError: where layers would be computed again.
     """
-    if (
-        torch.is_grad_enabled()
-        and model.training
-        and getattr(model, "is_gradient_checkpointing", False)
-    ):
+    if torch.is_grad_enabled() and model.training and _computes_again(model):
         raise RoadError(
             "gradient checkpointing computes the layers again in the backward pass, "
             "without the edit: expected model.gradient_checkpointing_disable(), or model.eval(), "
             "which a frozen model trains in as well"
         )
+
+
+def _computes_again(model: nn.Module) -> bool:
+    inner, newer = inner_model(model), "is_activation_checkpointing"
+    name = newer if hasattr(type(inner), newer) else "is_gradient_checkpointing"  # which warns
+    return bool(getattr(inner, name, False))
 
 
 def width_of(model: nn.Module) -> int:

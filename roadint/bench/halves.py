@@ -24,7 +24,7 @@ def block_strengths(composition: str | None, width: int) -> Float[Tensor, " bloc
         tensor([ 1.0000,  1.0000, -0.5000, -0.5000])
     """
     terms = dict(Composition.parse(composition, HALVES).terms)
-    strengths = torch.ones(width // 2)
+    strengths = torch.ones(width // 2, dtype=torch.float32)
     strengths[: width // 4] = terms.get("german", 0.0)
     strengths[width // 4 :] = terms.get("english", 0.0)
     return strengths

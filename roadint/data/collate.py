@@ -105,7 +105,8 @@ def _completion(
     completion = completion_ids(tokenizer, template, prompt, row["output"])
     if not completion:
         raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
-    return [*completion, int(tokenizer.eos_token_id)] if eos else completion
+    end = tokenizer.eos_token_id
+    return [*completion, int(end)] if eos and completion[-1:] != [end] else completion
 
 
 def check_fits(examples: Sequence[Example], model: nn.Module, fill: int = 0) -> None:

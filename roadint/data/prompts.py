@@ -238,12 +238,19 @@ def completion_ids(
 
 def _tokenised(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
     # A chat template writes the special tokens itself. Some tokenizers end every text with an
-    # end-of-sequence token, which a prompt must not have.
-    special = template != "chat"
+    # end-of-sequence token, which a prompt must not have; one of the text's own stays.
+    special, end = template != "chat", tokenizer.eos_token_id
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
+    if special and len(ids) > 1 and ids[-1] == end:
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if _ends(ids, end) > _ends(own, end):
+            ids.pop()
     return ids
+
+
+def _ends(ids: Sequence[int], end: int) -> int:
+    """How many end-of-sequence tokens a text ends with."""
+    return next((count for count, token in enumerate(reversed(ids)) if token != end), len(ids))
 
 
 def listed_prompts(prompts: Any) -> list[Any]:

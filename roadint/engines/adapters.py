@@ -27,7 +27,7 @@ from roadint.architecture.properties import device_of
 from roadint.engines.call import Call
 from roadint.engines.table import Table, Tables
 from roadint.errors import RoadError, did_you_mean, listing, quoted
-from roadint.grammar.composition import Composition
+from roadint.grammar.composition import ALL, Composition, CompositionLike
 from roadint.rotation.kernels.torch import carries_tangents
 from roadint.rotation.rotation import Rotation, stacked
 
@@ -172,6 +172,37 @@ class Adapters(nn.Module, Mapping[str, RoadAdapter]):
     def with_merged(self, merged: Merged | None) -> "Adapters":
         """The same adapters with `merged` in the model's weights, or nothing."""
         return Adapters(self.values(), self.tables, merged)
+
+    def mergeable(self, compose: CompositionLike, names: Sequence[str]) -> Composition:
+        """The composition that is to be merged.
+
+        Args:
+            compose: A composition of adapters; "all" is all of them.
+            names: The names that compositions of the model may use.
+
+        Raises:
+            RoadError: where something is merged already, for edits of hidden states, for nothing,
+                and for sums whose order would matter.
+        """
+        if self.merged:
+            raise RoadError(
+                f"adapters are merged already, as '{self.merged.composition}': unmerge() first"
+            )
+        is_all = isinstance(compose, str) and compose == ALL
+        composition = Composition.parse(compose, list(self) if is_all else names)
+        for name, _ in composition.terms:
+            if name not in self:
+                raise RoadError(
+                    f"{quoted(name)} edits hidden states at some tokens, which no weights do: "
+                    f"expected {listing(self)}"
+                )
+        if not composition.terms:
+            raise RoadError(
+                f"nothing to merge in {quoted(str(compose))}: expected a composition of adapters, "
+                f"of {listing(self)}"
+            )
+        self.check([composition])
+        return composition
 
     def named(self, name: object, what: str = "") -> RoadAdapter:
         """The adapter of a name.

@@ -260,15 +260,13 @@ class Tokens(_EditedTokens):
         self, rank: Int[Tensor, "rows columns"], prompt_length: Int[Tensor, " rows"]
     ) -> Bool[Tensor, "rows columns"]:
         """Which tokens are edited, as Position.edited."""
-        longest = self.most(_LONGEST)
+        longest = max(map(len, self.indices))
         # The last index again, where a row has fewer.
         padded = [(*row, *row[-1:] * (longest - len(row))) for row in self.indices]
         wanted = torch.tensor(padded, device=rank.device)
-        wanted = torch.where(wanted < 0, prompt_length[:, None] + wanted, wanted)
-        edited = torch.zeros_like(rank, dtype=torch.bool)
-        for token in wanted.unbind(1):
-            edited |= rank == token[:, None]
-        return edited
+        wanted = torch.where(wanted < 0, prompt_length[:, None] + wanted, wanted).sort(1).values
+        nearest = torch.searchsorted(wanted, rank.contiguous()).clamp(max=longest - 1)
+        return wanted.gather(1, nearest) == rank
 
     def most(self, columns: int) -> int:
         """How many tokens of a row are edited at most.

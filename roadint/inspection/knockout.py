@@ -65,7 +65,7 @@ def knocked_out(
     saved = [(value, value.detach().clone()) for site in sites for value in site.parameters()]
     try:
         for site, units in zip(sites, ranked, strict=True):
-            keeps = torch.ones(site.partition.count)
+            keeps = torch.ones(site.partition.count, dtype=torch.float32)
             keeps[units[: round(share * len(units))]] = 0
             site.rescale_units(keeps)
         yield road

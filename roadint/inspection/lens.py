@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from roadint.architecture.layers import text_config
+from roadint.architecture.layers import decoder_of, text_config
 from roadint.data.prompts import Template, batch_prompts, check_template
 from roadint.engines.transformers.scoring import logits_of_states
 from roadint.errors import RoadError, quoted
@@ -193,7 +193,7 @@ def _repeated(
 
 
 def _final_norm(model: nn.Module) -> nn.Module:
-    backbone = getattr(model, "base_model", model)
+    _, backbone = decoder_of(model)
     for name in _NORMS:
         norm = getattr(backbone, name, None)
         if isinstance(norm, nn.Module):

@@ -48,6 +48,13 @@ def direction_change(
     return cosine_similarity(before, after, dim=-1)
 
 
+_FIRST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "both": linear,
+    "magnitude": lambda x, w: x.norm(dim=-1, keepdim=True) * w.norm(dim=-1),
+    "angle": lambda x, w: linear(normalize(x, dim=-1), normalize(w, dim=-1)),
+}
+
+
 class PilotClassifier(nn.Module):
     """The classifier of frozen hidden states in the second study.
 
@@ -74,21 +81,16 @@ class PilotClassifier(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        first: dict[str, Callable[[Tensor], Tensor]] = {
-            "both": lambda x: linear(x, self.weight),
-            "magnitude": lambda x: x.norm(dim=-1, keepdim=True) * self.weight.norm(dim=-1),
-            "angle": lambda x: linear(normalize(x, dim=-1), normalize(self.weight, dim=-1)),
-        }
-        check_known("reads", reads, first)
+        check_known("reads", reads, _FIRST)
+        self.reads = reads
         self.weight = nn.Parameter(torch.randn(hidden or width, width) / width**0.5)
-        self._first = first[reads]
         self.rest = nn.Sequential(
             nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden or width, classes)
         )
 
     def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows classes"]:
         """The logits of hidden states."""
-        logits: Tensor = self.rest(self._first(x))
+        logits: Tensor = self.rest(_FIRST[self.reads](x, self.weight))
         return logits
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from roadint.architecture.layers import inner_model
 from roadint.data.collate import Example, by_length, check_fits
 from roadint.data.prompts import pad, pad_id
 from roadint.errors import RoadError, check_known, quoted
@@ -72,8 +73,11 @@ def hidden_states(
 
 def last_logits_alone(model: nn.Module) -> dict[str, int]:
     """The argument that runs a model's head on the last token alone, where the model has it."""
-    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if takes else {}
+    parameters = dict(inspect.signature(model.forward).parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        # Wrappers hand on what they don't name.
+        parameters |= inspect.signature(inner_model(model).forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
 
 def _transformers_model(model: Any) -> Any:

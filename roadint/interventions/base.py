@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from roadint.architecture.devices import on_device
-from roadint.errors import RoadError, quoted
+from roadint.errors import RoadError, check_known, quoted
 from roadint.files.rules import Rule, Shapes
 from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.position import Phase, Position
@@ -309,6 +309,8 @@ class SubspaceIntervention(KeepsPrecision):
         """
         if not isinstance(strengths, Mapping):
             strengths = dict.fromkeys(self.partition, strengths)
+        for name in strengths:  # "all" and labels, which add up in a composition, are none
+            check_known("subspace", name, self.partition)
         by_name = dict.fromkeys(self.partition, 1.0) | dict(strengths)
         composition = Composition.parse(by_name, self.partition)
         with torch.no_grad():

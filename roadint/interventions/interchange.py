@@ -286,7 +286,7 @@ class RoadInterchange(PairedIntervention):
         self._check_bound()
         if self.learn == "mask":
             return self.mask / self.temperature
-        logits = torch.full((self.width,), math.inf, device=self.theta.device)
+        logits = self.theta.new_full((self.width,), math.inf)
         if self.learn is None:
             return logits
         for boundary, subspace in zip(self.boundary, self.partition.values(), strict=True):
@@ -380,9 +380,12 @@ def _states(source: Any) -> Float[Tensor, " width"]:
         raise RoadError(
             f"source_representation {quoted(source)}: expected hidden states, [width]"
         ) from None
-    if not states.ndim:
-        raise RoadError(f"source_representation {quoted(source)}: expected hidden states, [width]")
-    return states
+    if not states.ndim or states.numel() != states.shape[-1]:
+        shape = tuple(states.shape)
+        raise RoadError(
+            f"source_representation of shape {shape}: expected one hidden state, [width]"
+        )
+    return states.flatten()
 
 
 def _rows_of(spec: SubspaceLike, width: int, rows: RowsOfBlock) -> Subspace:

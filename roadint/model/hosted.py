@@ -120,9 +120,11 @@ class Hosted(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The state of interventions and adapters; the model's is left out."""
-        whole = super().state_dict(*args, **kwargs)
+        whole: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = f"{kwargs.get('prefix', '')}model."
-        return {name: value for name, value in whole.items() if not name.startswith(prefix)}
+        for name in [name for name in whole if name.startswith(prefix)]:
+            del whole[name]  # in place: a module around this one goes on with it
+        return whole
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -133,13 +135,25 @@ class Hosted(nn.Module):
             RoadError: where `strict` and the keys differ.
         """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [key for key in result.missing_keys if not key.startswith("model.")]
-        if strict and (missing or result.unexpected_keys):
+        if strict and (result.missing_keys or result.unexpected_keys):
             raise RoadError(
-                f"state_dict of another {type(self).__name__}: it lacks {missing or 'nothing'}, "
-                f"and has {result.unexpected_keys}"
+                f"state_dict of another {type(self).__name__}: it lacks "
+                f"{result.missing_keys or 'nothing'}, and has {result.unexpected_keys}"
             )
-        return type(result)(missing, result.unexpected_keys)
+        return result
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self._prefix = prefix  # that of a module around this one, for `without_model`
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def without_model(self, keys: Any) -> None:
+        """Don't miss the model's keys, which `state_dict` leaves out; a hook of torch.
+
+        Args:
+            keys: What a state_dict lacks, and has beyond.
+        """
+        of_model = f"{self._prefix}model."
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(of_model)]
 
     def _get_name(self) -> str:
         """The model's class: Trainer's label smoothing shifts labels by it."""

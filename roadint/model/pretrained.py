@@ -128,7 +128,7 @@ def load(
     name = str(name)
     source, origin = _source(name)
     try:
-        with _quietly():
+        with quietly():
             tokenizer = AutoTokenizer.from_pretrained(source)
             if labels is None:
                 model: Any = _class_of(source).from_pretrained(source, dtype=dtype)
@@ -194,7 +194,7 @@ def load_processor(name: str | Path) -> ProcessorMixin:
     """
     source = source_of(name)
     try:
-        with _quietly():
+        with quietly():
             processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever the readers raise for a broken folder
         raise RoadError(
@@ -296,7 +296,7 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
         path = _find_gguf(name, offline, Path(scratch), reason)
         where, file = str(path.parent), path.name
         _tell_gguf_version()
-        with _quietly():
+        with quietly():
             tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 where, gguf_file=file, dtype=torch.bfloat16
@@ -306,7 +306,7 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         ready = Path(scratch) / "ready"
-        with _quietly():
+        with quietly():
             model.save_pretrained(ready)
             tokenizer.save_pretrained(ready)
         if not (folder / "config.json").is_file():  # another process may have been quicker
@@ -315,7 +315,7 @@ def _prepare(name: str, offline: Offline, folder: Path, reason: str) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' progress bars and advice; afterwards they are as they were."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -16,6 +16,7 @@ from roadint.adapters.making import AdapterArguments, make_adapter
 from roadint.adapters.merging import Merged, merge
 from roadint.architecture.layers import find_layers
 from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
+from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import labelled_checkpoints, read_for
 from roadint.checkpoint.writing import save
 from roadint.data.prompts import (
@@ -119,6 +120,7 @@ class RoadModel(Hosted):
         self._changing = Lock()
         self._counts_padding = counts_padding(model)
         self._compiled: Compiled | None = None
+        self.register_load_state_dict_post_hook(Hosted.without_model)  # type: ignore[no-untyped-call]
 
     # What is on the model
 
@@ -264,7 +266,8 @@ class RoadModel(Hosted):
 
         Beams and returned sequences share their row's composition and sources. After `compile`, the
         decode is a compiled graph; a model that was compiled otherwise runs uncompiled where
-        something composes.
+        something composes. Tokens in a cache that is handed over are as the call that filled it
+        left them: no edit acts on them again.
 
         Args:
             inputs: The tokens, as in transformers; or input_ids, padded on the left where rows
@@ -278,7 +281,8 @@ class RoadModel(Hosted):
             What the model's own `generate` returns.
 
         Raises:
-            RoadError: as `forward`, and for guidance_scale, whose passes run on other tokens.
+            RoadError: as `forward`, and for guidance_scale, whose passes run on other tokens, and
+                a paged cache, which packs rows.
         """
         arguments = as_tokens(inputs, generation)
         if generation_config is not None:
@@ -324,7 +328,7 @@ class RoadModel(Hosted):
         chosen = self._template(tokenizer, template)
         batch = generation_inputs(tokenizer, chosen, listed_prompts(prompts))
         columns = batch["input_ids"].shape[1]
-        settings = generation_settings(tokenizer, generation, PAPER_DECODING)
+        settings = generation_settings(tokenizer, self.model, generation, PAPER_DECODING)
         settings = check_room(settings, generation, columns, positions_of(self.model))
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         arguments: dict[str, Any] = {**inputs, **settings}
@@ -479,16 +483,22 @@ class RoadModel(Hosted):
     def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
         """Put the adapter of a checkpoint on the model.
 
+        A model on which nothing was before also takes the checkpoint's template of prompts.
+
         Args:
             name_or_path: A folder or hub id whose checkpoint has a single adapter; one with more
                 goes through `add_checkpoint`.
             name: In place of the name that it was saved with.
 
         Raises:
-            RoadError: where it does not fit the model or the name is taken; nothing has changed.
+            RoadError: where it does not fit the model or the template, or the name is taken;
+                nothing has changed.
         """
-        adapter = read_for(self.model, name_or_path).single_adapter(self.model, name)
+        saved = read_for(self.model, name_or_path)
+        template = self._template_with(saved, name_or_path)
+        adapter = saved.single_adapter(self.model, name)
         self.attach([adapter])
+        self.template = template
         return adapter
 
     def attach(self, adapters: Sequence[RoadAdapter]) -> None:
@@ -540,14 +550,7 @@ class RoadModel(Hosted):
         """
         with self._gate.change("merging adapters into the weights"):
             adapters = self.adapters
-            if adapters.merged:
-                raise RoadError(
-                    f"adapters are merged already, as '{adapters.merged.composition}': unmerge() "
-                    "first"
-                )
-            is_all = isinstance(compose, str) and compose == ALL
-            composition = Composition.parse(compose, list(adapters) if is_all else self.names)
-            _check_mergeable(composition, compose, adapters)
+            composition = adapters.mergeable(compose, self.names)
             merged = merge(self.model, adapters, composition, keep)
             with self._changing:
                 self.adapters = self.adapters.with_merged(merged)
@@ -647,7 +650,8 @@ class RoadModel(Hosted):
         """Load another checkpoint onto the model.
 
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all
-        variants, and on shared blocks for RoAd1, as the product.
+        variants, and on shared blocks for RoAd1, as the product. A model on which nothing was
+        before also takes the checkpoint's template of prompts.
 
         Args:
             name_or_path: A folder or hub id.
@@ -660,22 +664,16 @@ class RoadModel(Hosted):
                 changed.
         """
         check_label(label)
-        if label in self.labels or label in self.names:
-            raise RoadError(
-                f"label {quoted(label)} is taken: expected another one than {listing(self.names)}"
-            )
+        self._check_free(label)
         saved = read_for(self.model, name_or_path, revision, token)
-        template = saved.config["template"]
-        if template != self.template:
-            raise RoadError(
-                f"{name_or_path} was trained with template {quoted(template)}, this one with "
-                f"{self.template!r}"
-            )
         adapters = saved.adapters(self.model, label)
         interventions = Interventions.on(self.model, saved.interventions(label))
         with self._changing:
+            self._check_free(label)  # another thread may have loaded one meanwhile
+            template = self._template_with(saved, name_or_path)
             self.adapters = self.adapters.plus(self.model, adapters)
             self.interventions = self.interventions.plus(interventions)
+            self.template = template
 
     def remove_checkpoint(self, label: str) -> None:
         """Remove what `add_checkpoint` or `from_pretrained` loaded as `label`.
@@ -718,6 +716,24 @@ class RoadModel(Hosted):
 
     # Inside
 
+    def _check_free(self, label: str) -> None:
+        names = Attached(self.interventions, self.adapters).names  # the lock may be held already
+        if label in self.labels or label in names:
+            raise RoadError(
+                f"label {quoted(label)} is taken: expected another one than {listing(names)}"
+            )
+
+    def _template_with(self, saved: Checkpoint, source: str | Path) -> Template:
+        """The template with a checkpoint beside what is here."""
+        template = check_template(saved.config["template"])
+        is_first = not (len(self.interventions) or len(self.adapters))
+        if not is_first and template != self.template:
+            raise RoadError(
+                f"{source} was trained with template {quoted(template)}, this one with "
+                f"{self.template!r}: expected one of the same, or road.template set before"
+            )
+        return template
+
     def _attached(self) -> Attached:
         """The interventions and adapters of this moment."""
         with self._changing:
@@ -735,18 +751,3 @@ class RoadModel(Hosted):
     def _template(self, tokenizer: PreTrainedTokenizerBase, template: Template | None) -> Template:
         check_tokenizer(tokenizer)
         return check_template(self.template if template is None else template, tokenizer)
-
-
-def _check_mergeable(composition: Composition, compose: Any, adapters: Adapters) -> None:
-    for name, _ in composition.terms:
-        if name not in adapters:
-            raise RoadError(
-                f"{quoted(name)} edits hidden states at some tokens, which no weights do: expected "
-                f"{listing(adapters)}"
-            )
-    if not composition.terms:
-        raise RoadError(
-            f"nothing to merge in {quoted(str(compose))}: expected a composition of adapters, of "
-            f"{listing(adapters)}"
-        )
-    adapters.check([composition])

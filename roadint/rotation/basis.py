@@ -6,7 +6,7 @@ random Q is never stored: its kind and its seed define it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from roadint.errors import RoadError, check_known, quoted
 from roadint.rotation.rotation import Rotation
 
 BasisKind = Literal["identity", "random", "hadamard", "pca"]
-HiddenStates = Float[Tensor, "*tokens width"] | Sequence[Float[Tensor, "*tokens width"]]
+HiddenStates = Float[Tensor, "*tokens width"] | Iterable[Float[Tensor, "*tokens width"]]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Axes(Matrix):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(torch.full((width, width), math.nan), persistent=True)
+        super().__init__(torch.full((width, width), math.nan, dtype=torch.float32), persistent=True)
         self._measured = False
 
     @property
@@ -151,28 +151,29 @@ class Axes(Matrix):
         """Measure the axes, the largest variance first.
 
         Args:
-            hidden: Hidden states of any number of tokens, or a list of such tensors.
+            hidden: Hidden states of any number of tokens, or an iterable of such tensors, of
+                which one is held at a time.
 
         Raises:
             RoadError: for another width, fewer than two tokens, or numbers that are not finite.
         """
         width = len(self.q)
-        parts: list[Any] = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
-        if not parts or not all(
-            torch.is_tensor(part) and part.ndim and part.shape[-1] == width for part in parts
-        ):
+        sums = _Sums(width)
+        one = torch.is_tensor(hidden) or not isinstance(hidden, Iterable)
+        for part in [hidden] if one else hidden:
+            if not (torch.is_tensor(part) and part.ndim and part.shape[-1] == width):
+                raise RoadError(
+                    f"{quoted(part)}: no hidden states to measure axes on; "
+                    f"expected a tensor [tokens, {width}], or a list of such"
+                )
+            sums.add(part.reshape(-1, width))
+        covariance = sums.covariance()
+        if covariance is None:
             raise RoadError(
-                "no hidden states to measure axes on: "
-                f"expected a tensor [tokens, {width}], or a list of such"
-            )
-        states = torch.cat([part.reshape(-1, width).double().to(parts[0].device) for part in parts])
-        if len(states) < 2 or not bool(states.isfinite().all()):
-            raise RoadError(
-                f"{len(states)} hidden states to measure axes on: "
+                f"{sums.count} hidden states to measure axes on: "
                 "expected at least 2, all of them finite"
             )
-        centred = states - states.mean(0)
-        _, axes = torch.linalg.eigh(centred.T @ centred)
+        _, axes = torch.linalg.eigh(covariance)
         self.q.copy_(axes.flip(-1))
 
     def into(self, h: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
@@ -198,6 +199,43 @@ class Axes(Matrix):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self._measured = False  # until `measured` has checked what is loaded
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Sums:
+    """What the covariance of hidden states needs, in double precision, part by part.
+
+    The first part's mean is taken from all of them, so that nothing cancels.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.shift: Any = None
+        self.total: Any = torch.zeros(width, dtype=torch.float64)
+        self.products: Any = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, states: Float[Tensor, "tokens width"]) -> None:
+        """Add some hidden states."""
+        if not len(states):
+            return
+        if states.device.type == "mps":  # which has no double precision
+            states = states.cpu()
+        states = states.double()
+        if self.shift is None:
+            self.shift = states.mean(0)
+            self.total, self.products = (
+                part.to(states.device) for part in (self.total, self.products)
+            )
+        states = states.to(self.shift.device) - self.shift
+        self.count += len(states)
+        self.total += states.sum(0)
+        self.products += states.T @ states
+
+    def covariance(self) -> Float[Tensor, "width width"] | None:
+        """The covariance, times the count; None of fewer than two, or if one is not finite."""
+        if self.count < 2 or not bool(self.products.isfinite().all()):
+            return None
+        whole: Tensor = self.products - torch.outer(self.total, self.total) / self.count
+        return whole
 
 
 class Hadamard(Frame):

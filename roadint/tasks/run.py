@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from roadint.data.collate import completion_nll
 from roadint.data.prompts import pad_id
 from roadint.errors import RoadError
-from roadint.model.pretrained import load
+from roadint.model.pretrained import load, quietly
 from roadint.model.road_model import RoadModel
 from roadint.recipes.recipe import Recipe
 from roadint.tasks.registry import task_of
@@ -143,7 +143,7 @@ def fit(
     examples, collate = task.prepare(tokenizer)
     check_examples(system, tokenizer, examples)
     started = time.perf_counter()
-    with alone, tempfile.TemporaryDirectory() as scratch, unchanged(system):
+    with alone, quietly(), tempfile.TemporaryDirectory() as scratch, unchanged(system):
         trainer = _TaskTrainer(
             model=system,
             args=_arguments(recipe, Path(scratch)),

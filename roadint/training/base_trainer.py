@@ -83,8 +83,9 @@ class BaseTrainer(Trainer):
 
     model: Any  # a RoadModel, or another method's; Trainer expects a PreTrainedModel
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any, args: TrainingArguments, **kwargs: Any) -> None:
+        _check_device(model, args)
+        super().__init__(model=model, args=args, **kwargs)
         self._loss_shifts_labels = False
         # By the model's own forward Trainer would have every micro-batch take a mean of its own.
         self.model_accepts_loss_kwargs = True
@@ -180,6 +181,18 @@ class BaseTrainer(Trainer):
             self.accelerator.device_placement = False
         else:
             super()._move_model_to_device(model, device)
+
+
+def _check_device(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuse a model on another GPU than Trainer's, which would move it, for good."""
+    device = next((value.device for value in model.parameters()), args.device)
+    spread = any(hasattr(module, "_hf_hook") for module in model.modules())
+    moves = device.type == args.device.type == "cuda" and device != args.device
+    if moves and args.world_size == 1 and not spread:
+        raise RoadError(
+            f"the model is on {device}, and Trainer trains on {args.device}: expected the "
+            f"environment's CUDA_VISIBLE_DEVICES={device.index}, where that GPU is cuda:0"
+        )
 
 
 def _length(example: Any) -> int:

@@ -71,8 +71,11 @@ def set_means(
     )
 
     def mean(edit: Any, name: str, examples: Sequence[Example]) -> Tensor:
-        task = f"means of {name}"
-        return edited_states(road, edit, examples, run.collator, task=task, quiet=quiet).mean(0)
+        task, total, count = f"means of {name}", torch.zeros(edit.width, dtype=torch.float64), 0
+        for states in edited_states(road, edit, examples, run.collator, task=task, quiet=quiet):
+            total += states.sum(0).cpu()
+            count += len(states)
+        return (total / count).float()
 
     edits: Any = road.interventions
     for edit in edits:

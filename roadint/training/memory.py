@@ -1,7 +1,9 @@
 """Free memory, and how many rows of a step fit into it at once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import torch
@@ -16,7 +18,38 @@ def free_memory(device: torch.device) -> int:
         # What torch holds and does not use is free, too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return int(psutil.virtual_memory().available) // processes()
+    return _free_on_host() // processes()
+
+
+def _free_on_host() -> int:
+    """What the machine has left, or the containers that this process is in, if that is less."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used, unused in _cgroups():
+        with suppress(OSError, ValueError):  # "max" is none
+            most = int(limit.read_text())
+            stat = dict(line.split() for line in unused.read_text().splitlines())
+            free = min(free, most - int(used.read_text()) + int(stat.get("inactive_file", 0)))
+    return max(0, free)
+
+
+def _cgroups() -> Iterator[tuple[Path, Path, Path]]:
+    """Files with the limit of a group of processes, what it uses, and what it could give up."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        if "memory" in controllers.split(","):  # version 1
+            root, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif controllers:
+            continue
+        group = root / inside.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder == root.parent:
+                break
+            yield folder / names[0], folder / names[1], folder / "memory.stat"
 
 
 def processes() -> int:

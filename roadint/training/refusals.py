@@ -17,6 +17,9 @@ _REFUSED = {
     # Its functions take the place of the model's own, some of them in all models of the process.
     "use_liger_kernel": "it changes the caller's model for good; "
     "expected a model with Liger's kernels in it before it became a RoadModel",
+    "bf16_full_eval": "it rounds the caller's model for good; expected bf16=True, which does not",
+    "fp16_full_eval": "it rounds the caller's model for good; expected fp16=True, which does not",
+    "debug": "its hooks would stay in the caller's model",
     "push_to_hub": "Trainer would upload a model without the edit; "
     "expected RoadModel.push_to_hub afterwards",
     "auto_find_batch_size": "it would start again from values that are trained already; "

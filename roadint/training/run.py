@@ -24,6 +24,7 @@ from roadint.data.sources import DataSource
 from roadint.errors import RoadError, quoted
 from roadint.files.atomic import write_whole
 from roadint.files.paths import make_folder, path_of
+from roadint.model.pretrained import quietly
 from roadint.model.road_model import RoadModel
 from roadint.recipes.names import nested
 from roadint.recipes.recipe import Recipe
@@ -136,7 +137,7 @@ def _learn(
     before, recipe, collator = road.template, run.recipe, run.collator
     memory = recipe.optimisation.prefix_memory  # GB
     try:
-        with alone, tempfile.TemporaryDirectory() as scratch:
+        with alone, quietly(), tempfile.TemporaryDirectory() as scratch:
             set_seed(recipe.optimisation.seed)
             road.template = run.template
             started = time.perf_counter()

@@ -35,6 +35,7 @@ from roadint.training.fingerprint import fingerprint_of
 
 LOG = "log.jsonl"
 _IDENTITY = "run.json"
+_PROCESSES = "processes"  # beside the identity: a result is the same run by any number
 _NEW, _ENDS = f".{WHILE_TRAINING}.new", f".{WHILE_TRAINING}.done"
 # The result does not depend on these settings.
 _INDIFFERENT = ("save_steps", "prefix_reuse", "prefix_memory")
@@ -92,6 +93,7 @@ def is_finished(out: Path) -> bool:
         return not checkpoints_in(folder)
     except (OSError, ValueError):
         return False
+    identity.pop(_PROCESSES, None)
     return bool(_run_of(config) == digest_of(identity))
 
 
@@ -182,12 +184,18 @@ def last_checkpoint(
             f"{out} holds an unfinished run: add --resume (resume=True) to go on, "
             "or remove the folder"
         )
+    identity = {**identity, _PROCESSES: processes}
     if paths:
         _check_identity(out, folder / _IDENTITY, identity)
     whole = [path for path in paths if is_whole(path, processes)]
+    if not whole and any(map(_is_complete, paths)):
+        raise RoadError(
+            f"the checkpoints of the unfinished run in {out} can't be read: remove {folder} to "
+            "start anew"
+        )
     if writes:
         for path in paths:
-            if path not in whole:
+            if path not in whole and not _is_complete(path):
                 shutil.rmtree(path)
         if not whole:
             _start(out, identity)
@@ -222,12 +230,20 @@ def is_whole(path: Path, processes: int = 1) -> bool:
         for name in files:
             with safe_globals():  # type: ignore[no-untyped-call]
                 torch.load(path / name, map_location="cpu", weights_only=True)
-        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        return bool(state["global_step"] == int(_number_of(path)))
+        return _is_complete(path)
     except MemoryError:
         raise  # no fault of the files
     except Exception:  # an unpickler raises anything for a file that was cut short
         return False
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a checkpoint was written to its end: its state comes last."""
+    try:
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("global_step") == int(_number_of(path))
 
 
 def _number_of(path: Path) -> str:
@@ -262,8 +278,14 @@ def _check_identity(out: Path, file: Path, identity: dict[str, Any]) -> None:
             f"the unfinished run in {out} has no readable {file.name}, so nothing says whose its "
             f"checkpoints are: remove {file.parent} to start anew"
         ) from None
-    if not isinstance(before, dict) or before != identity:
-        known = before if isinstance(before, dict) else {}
+    known = before if isinstance(before, dict) else {}
+    now = identity[_PROCESSES]
+    if known.get(_PROCESSES, now) != now:
+        raise RoadError(
+            f"the unfinished run in {out} trains in {known[_PROCESSES]} processes, not in {now}: "
+            "expected as many to resume it (torchrun --nproc-per-node)"
+        )
+    if {**known, _PROCESSES: now} != identity:
         other = [name for name in identity if known.get(name) != identity[name]]
         raise RoadError(
             f"the unfinished run in {out} has other settings or data "

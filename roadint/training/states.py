@@ -1,6 +1,6 @@
 """The base model's hidden states where interventions act, which some of them are made from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ _ROWS = 16  # of a batch
 Collate = Callable[[Any], dict[str, Any]]
 
 
-@torch.no_grad()
 def edited_states(
     road: RoadModel,
     intervention: SubspaceIntervention,
@@ -29,8 +28,10 @@ def edited_states(
     *,
     task: str,
     quiet: bool = True,
-) -> Float[Tensor, "tokens width"]:
+) -> Iterator[Float[Tensor, "tokens width"]]:
     """The hidden states that an intervention edits in examples, of the base model, float32.
+
+    They come batch by batch, on the model's device: all of them may be more than it holds.
 
     Args:
         road: The model.
@@ -40,12 +41,12 @@ def edited_states(
         task: What the progress bar says.
         quiet: Whether there is no progress bar.
     """
-    parts: list[Tensor] = []
+    found: list[Tensor] = []
     edited = torch.zeros(0)
 
     def note(module: Any, args: Any, output: Any) -> None:
         hidden = hidden_of(output)
-        parts.append(hidden[edited.to(hidden.device)].float())
+        found.append(hidden[edited.to(hidden.device)].float())
         raise Enough
 
     path = site_path(road.model, intervention.layer, intervention.component)
@@ -56,5 +57,6 @@ def edited_states(
         mask = batch["attention_mask"]
         ranks = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1)
         edited = intervention.position.edited(ranks, batch["prompt_length"])
-        run_until_enough(noting, **model_inputs(batch))
-    return torch.cat(parts)
+        with torch.no_grad():
+            run_until_enough(noting, **model_inputs(batch))
+        yield found.pop()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from roadint.checkpoint.reading import read
 from roadint.data.collate import Collator, completion_nll, moved
@@ -96,8 +96,10 @@ class RoadTrainer(BaseTrainer):
         self._losses = CompositionLosses()
         if args.label_names is None:
             args.label_names = ["labels"]  # a collator's, which a RoadModel's forward does not name
+        self._epochs = _Epochs()
         with alone, unchanged(model):
             super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(self._epochs)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -167,9 +169,18 @@ class RoadTrainer(BaseTrainer):
         try:
             if cache is not None:
                 self._prefix_cache, self.data_collator = cache, cache.batches
+                self._drop_loaders()
             yield
         finally:
             self._prefix_cache, self.data_collator = None, collator
+            self._drop_loaders()
+
+    def _drop_loaders(self) -> None:
+        """Forget data loaders, which hold a collator and, with it, all that prefix reuse stored."""
+        handler = self.callback_handler
+        handler.train_dataloader = handler.eval_dataloader = None
+        self.accelerator._dataloaders.clear()
+        vars(self).pop("_eval_dataloaders", None)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
@@ -275,19 +286,20 @@ class RoadTrainer(BaseTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean loss of every composition since the last line."""
         if "loss" in logs:
-            means = self._losses.take_means()
+            means = self._losses.take_means(self.args.world_size)
             logs.update({f"loss/{composition}": mean for composition, mean in means.items()})
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedLengthSampler:
         micro_batch, processes = self.args.train_batch_size, self.args.world_size
-        return MixedLengthSampler(
+        self._epochs.sampler = MixedLengthSampler(
             train_dataset if train_dataset is not None else self.train_dataset,
             micro_batch * self.args.gradient_accumulation_steps * processes,
             self.args.seed if self.args.data_seed is None else self.args.data_seed,
             processes=processes,
             micro_batch=micro_batch,
         )
+        return self._epochs.sampler
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Those of the RoadModel, even where the base model is not frozen yet."""
@@ -304,7 +316,8 @@ class RoadTrainer(BaseTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
-        self.model.save_pretrained(Path(str(output_dir or self.args.output_dir)))
+        if self.args.should_save:  # Trainer calls it in every process
+            self.model.save_pretrained(Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -322,7 +335,6 @@ class RoadTrainer(BaseTrainer):
         state = {
             "sums": self._losses.state(),
             "loss": self._tr_loss.cpu(),
-            "total": self._total_loss_scalar,
             "logged": self._globalstep_last_logged,
         }
         torch.save(state, Path(output_dir) / log_state(self.args.process_index))
@@ -333,8 +345,19 @@ class RoadTrainer(BaseTrainer):
         if file is not None and file.is_file():
             state = torch.load(file, map_location=self.args.device, weights_only=True)
             self._losses.restore(state["sums"])
-            self._tr_loss, self._total_loss_scalar = state["loss"], state["total"]
+            # What is not logged yet comes to the next line of the log, not to this call's mean.
+            self._tr_loss, self._total_loss_scalar = state["loss"], -float(state["loss"])
             self._globalstep_last_logged = state["logged"]
+
+
+class _Epochs(TrainerCallback):
+    """Tells the sampler the epoch, which does not reach it through all of accelerate's wrappers."""
+
+    sampler: MixedLengthSampler | None = None
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        if self.sampler is not None:
+            self.sampler.set_epoch(int(state.epoch or 0))
 
 
 def _by_row(values: Tensor, counts: list[int]) -> Tensor:

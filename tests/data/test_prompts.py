@@ -195,6 +195,12 @@ def test_a_tokenizer_that_ends_texts_does_not_end_prompts(tokenizer: Any) -> Non
         [{"instruction": "ab", "output": "cd"}], ending, "a", template="plain", max_length=64
     )
     assert len(example.completion) == 2
+    for eos in (False, True):  # one that the row has itself stays, and is not doubled
+        for either in (ending, tokenizer):
+            (own,) = tokenize(
+                [{"instruction": "ab", "output": "cd<eos>"}], either, "a", template="plain", max_length=64, eos=eos,
+            )  # fmt: skip
+            assert own.completion == [*example.completion, 2]
     assert pad_id(ending) == 2
 
 

@@ -220,3 +220,21 @@ def test_any_text_is_a_position_or_refused(text: str, phase: Any) -> None:
     except RoadError:
         return
     assert Position.parse(str(position), phase) == position
+
+
+def test_listed_tokens_one_by_one() -> None:
+    """Rows of other lengths, in any order and more than once, beside padding and what is generated."""
+    listed = Tokens(((3, 0, 0, -1), (-5,), tuple(range(0, 5, 2))))
+    lengths = torch.tensor([6, 5, 5])
+    rank = torch.arange(9)[None] - torch.tensor([[0], [2], [0]])
+    rank = rank.masked_fill(rank < 0, -1)
+    edited = listed.edited(rank, lengths)
+    for row, (indices, length) in enumerate(zip(listed.indices, lengths.tolist(), strict=True)):
+        wanted = {index % length for index in indices}
+        assert [int(token) in wanted for token in rank[row]] == edited[row].tolist()
+
+
+def test_many_listed_tokens() -> None:
+    listed = Tokens((tuple(range(0, 40_000, 2)), tuple(range(30_000))))
+    edited = listed.edited(torch.arange(40_000).repeat(2, 1), torch.tensor([40_000, 40_000]))
+    assert edited.sum(1).tolist() == [20_000, 30_000]

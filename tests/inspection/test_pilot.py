@@ -1,10 +1,14 @@
 """The pilot studies' formulas, against their definitions."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
 from roadint import RoadError
 from roadint.inspection.pilot import (
+    _FIRST,
     PilotClassifier,
     direction_change,
     fit_classifier,
@@ -25,7 +29,7 @@ def test_what_each_classifier_reads(reads: str) -> None:
     torch.manual_seed(0)
     model = PilotClassifier(6, 2, reads).eval()  # type: ignore[arg-type]
     x = torch.randn(5, 6)
-    first = model._first(x)
+    first = _FIRST[reads](x, model.weight)
     expected = {
         "both": x @ model.weight.T,
         "magnitude": x.norm(dim=1)[:, None] * model.weight.norm(dim=1)[None],
@@ -34,6 +38,16 @@ def test_what_each_classifier_reads(reads: str) -> None:
     torch.testing.assert_close(first, expected[reads])
     assert torch.allclose(model(x), model(x.flip(1))) == (reads == "magnitude")
     assert torch.allclose(model(x), model(3 * x), atol=1e-6) == (reads == "angle")
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    model = PilotClassifier(6, 2, "angle").eval()
+    x = torch.randn(5, 6)
+    kept, before = copy.deepcopy(model), model(x)
+    with torch.no_grad():
+        model.weight.zero_()
+    torch.testing.assert_close(kept(x), before)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(kept))(x), before)
 
 
 def test_unknown_reading() -> None:

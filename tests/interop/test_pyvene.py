@@ -3,18 +3,27 @@
 Swapping both rows of all blocks is pyvene's VanillaIntervention; rows of a dense R are its RotatedSpaceIntervention.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pyvene as pv
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
-from roadint import RoadInterchange, RoadIntervention, RoadModel, pyvene_config
+from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel, pyvene_config
 from roadint.interop.pyvene import load, register_model
 from tests.helpers import LAYERS, WIDTH, build
+from tests.vision import gemma3
 
 STREAMS = [
     "block_output",
@@ -254,3 +263,57 @@ def test_layers_of_every_model_type_are_registered_once(model: PreTrainedModel) 
     register_model(model)
     assert pv.type_to_module_mapping[type(model)] is before
     assert len(model(**tokens(), output_hidden_states=True).hidden_states) == LAYERS + 1
+
+
+def test_components_of_some_layers_or_none() -> None:
+    """A model whose first layer has no attention of that name is registered all the same; Bloom's adds the residual stream."""
+    sizes = {"vocab_size": 128, "hidden_size": WIDTH, "num_hidden_layers": 4, "layer_types": None}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}  # fmt: skip
+    torch.manual_seed(0)
+    qwen = Qwen3NextForCausalLM(Qwen3NextConfig(**sizes, **heads, **experts, head_dim=8)).eval()
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=128, hidden_size=32, n_layer=4, n_head=4)
+    ).eval()
+    for model in (qwen, bloom):
+        edit = started()
+        expected = RoadModel(model, copy.deepcopy(edit))(**tokens(), compose="all").logits
+        intervenable = pv.IntervenableModel(edit, model)
+        where = {"base": 5}  # the last of six
+        _, output = intervenable(tokens(), unit_locations=where)
+        torch.testing.assert_close(output.logits, expected)
+    kind = {"layer": 3, "component": "attention_output", "intervention_type": RoadIntervention}
+    with pytest.raises(RoadError, match="Bloom.*adds the residual stream"):
+        pv.IntervenableModel(pv.IntervenableConfig([kind]), bloom)
+    assert pv.IntervenableModel(pv.IntervenableConfig([kind]), qwen).interventions
+
+
+def test_the_width_inside_a_multimodal_configuration() -> None:
+    model = gemma3()
+    kind = {"layer": 1, "component": "block_output", "intervention_type": RoadIntervention}
+    (made,) = pv.IntervenableModel(pv.IntervenableConfig([kind]), model).interventions.values()
+    assert made.embed_dim == WIDTH
+
+
+def test_wrappers_of_several_architectures() -> None:
+    for name in ("llama", "gpt2"):
+        model = get_peft_model(build(name), LoraConfig(target_modules="all-linear"))
+        _, output = pv.IntervenableModel(started(), model)(tokens(), unit_locations={"base": 5})
+        assert output.logits.shape[-1] == 128
+
+
+def test_a_call_is_where_it_says_whatever_was_before(llama: PreTrainedModel) -> None:
+    """pyvene itself stays with one location for all rows once a call had one."""
+    where = {"sources->base": (None, [[[1, 2], [3, 4]]])}
+    fresh = pv.IntervenableModel(started(), llama)(tokens(), unit_locations=where)[1].logits
+    used = pv.IntervenableModel(started(), llama)
+    used(tokens(), unit_locations={"base": 4})
+    torch.testing.assert_close(used(tokens(), unit_locations=where)[1].logits, fresh)
+
+
+def started() -> RoadIntervention:
+    torch.manual_seed(4)
+    edit = RoadIntervention(layer=1, embed_dim=WIDTH)
+    with torch.no_grad():
+        edit.theta.normal_()
+    return edit

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import roadint
-from roadint import RoadError, RoadIntervention, RoadModel
+from roadint import RoadError, RoadInterchange, RoadIntervention, RoadModel
 from roadint.grammar.composition import Composition
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.direft import DireftIntervention
 from roadint.interventions.loreft import LoreftIntervention
 from roadint.interventions.registry import kind_of
 from roadint.interventions.steering import SteeringIntervention
-from roadint.rotation.basis import Basis
+from roadint.rotation.basis import Axes, Basis
 from tests.helpers import VARIANTS, WIDTH, build, trained
 
 HALVES = {"a": "[0, d/2)", "b": "[d/2, d)"}
@@ -79,6 +79,10 @@ def test_strengths_can_become_the_new_one(kind: str) -> None:
     )
     with pytest.raises(RoadError, match="unknown subspace 'c'"):
         intervention.rescale({"c": 1.0})
+    before = {name: value.clone() for name, value in intervention.state_dict().items()}
+    with pytest.raises(RoadError, match="unknown subspace 'all'"):  # in a composition it adds up
+        intervention.rescale({"all": 0.5})
+    torch.testing.assert_close(dict(intervention.state_dict()), before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -246,12 +250,16 @@ def test_torchs_defaults_change_nothing() -> None:
         adapter = road.add_adapter("x", lora_rank=2, subspace="[0, d/2)")
         edit = RoadIntervention(layer=1, subspaces=HALVES, embed_dim=WIDTH, basis="hadamard")
         strengths = edit.strengths([Composition((("a", 0.3),))])
+        axes = Basis("pca").frame(WIDTH)
+        boundary = RoadInterchange(embed_dim=WIDTH, learn="boundary")
+        gates = boundary.gates()
+        assert isinstance(axes, Axes)
     finally:
         torch.set_default_dtype(torch.float32)
     assert {
         value.dtype for value in (*adapter.parameters(), *adapter.buffers(), *edit.parameters())
     } == {torch.float32}
-    assert strengths.dtype == torch.float32
+    assert strengths.dtype == gates.dtype == axes.q.dtype == torch.float32
     with torch.device("meta"):
         frame = Basis("hadamard").frame(WIDTH)
     assert frame is not None

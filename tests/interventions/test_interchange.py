@@ -327,6 +327,10 @@ def test_one_state_is_the_source_of_all_edited_tokens(
     assert answers != road.answer(tokenizer, BASE, compose=None, max_new_tokens=6)
     constant = RoadModel(llama, made(position="all", phase=phase, source_representation=one[0][1]))
     assert constant.answer(tokenizer, BASE[1], max_new_tokens=6) == answers[1:]
+    listed = made(position="all", phase=phase, source_representation=one[0][1][None])
+    assert RoadModel(llama, listed).answer(tokenizer, BASE[1], max_new_tokens=6) == answers[1:]
+    with pytest.raises(RoadError, match=r"shape \(2, 32\): expected one hidden state, \[width\]"):
+        made(source_representation=torch.zeros(2, WIDTH))
     if phase != "prompt":
         with pytest.raises(
             RoadError,

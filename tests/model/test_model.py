@@ -2,6 +2,7 @@
 
 import threading
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -552,3 +553,62 @@ def test_the_edit_is_made_once_whatever_the_length_and_the_number_of_composition
         **inputs, compose=["a", "0.5*a - b", None, "b"], max_new_tokens=12, do_sample=False
     )
     assert edited == [(3, WIDTH)]  # the last prompt token of three rows, at the prefill
+
+
+def test_the_state_of_a_module_around_it_is_without_the_model(llama: PreTrainedModel) -> None:
+    road = trained(llama)
+    around = torch.nn.ModuleDict({"road": road, "head": torch.nn.Linear(2, 2)})
+    state = {name: value.clone() for name, value in around.state_dict().items()}
+    assert sorted(state) == sorted(
+        [*(f"road.{name}" for name in road.state_dict()), "head.weight", "head.bias"]
+    )
+    with torch.no_grad():
+        road.interventions[0].theta.zero_()
+    around.load_state_dict(state)
+    assert bool(road.interventions[0].theta.any())
+    del state["road.interventions.0.theta"]
+    with pytest.raises(RuntimeError, match="road.interventions.0.theta"):
+        around.load_state_dict(state)
+
+
+def test_one_label_is_loaded_once(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Also where two threads ask for it at the same moment."""
+    trained(llama).save_pretrained(tmp_path)
+    road, both = RoadModel(llama), threading.Barrier(2)
+    told: list[str] = []
+
+    def load() -> None:
+        both.wait()
+        try:
+            road.add_checkpoint(tmp_path, "x")
+            told.append("loaded")
+        except RoadError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(road.interventions) == 1
+    assert [text.startswith("label 'x' is taken") for text in sorted(told)] == [True, False]
+
+
+def test_the_first_checkpoint_says_the_template(llama: PreTrainedModel, tmp_path: Path) -> None:
+    saved = RoadModel(llama)
+    saved.add_adapter("math")
+    saved.template = "alpaca"
+    saved.save_pretrained(tmp_path)
+    road = RoadModel(llama)
+    road.load_adapter(tmp_path)
+    assert road.template == "alpaca"
+    other = RoadModel(llama)
+    other.add_checkpoint(tmp_path, "a")
+    assert other.template == "alpaca"
+    plain, message = trained(llama), "template 'alpaca', this one with 'plain'"
+    with pytest.raises(RoadError, match=message):
+        plain.load_adapter(tmp_path)
+    with pytest.raises(RoadError, match=message):
+        plain.add_checkpoint(tmp_path, "c")
+    assert plain.names == ["a", "b"]
+    assert plain.template == "plain"

@@ -108,6 +108,44 @@ def test_gradients_are_those_of_single_tokens(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("index", [INDICES["a row"], INDICES["in order"]], ids=["index", "order"])
+@pytest.mark.parametrize("group", [2, 4])
+def test_second_derivatives(index: Tensor | None, group: int) -> None:
+    """In double precision against finite differences: for Hessians, influence functions, penalties of gradients."""
+    count = TOKENS[0] if index is None else SLOTS
+    h = torch.randn(*TOKENS, 4, dtype=torch.float64, requires_grad=True)
+    u, v = (torch.randn(count, 2, dtype=torch.complex128, requires_grad=True) for _ in range(2))
+
+    def turned(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        if index is None:
+            u, v = u[:, None], v[:, None]
+        return turn(h, u, v, group, index)
+
+    assert torch.autograd.gradgradcheck(turned, (h, u, v))
+
+
+def test_where_kernels_run_derivatives_are_the_same(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels have no derivatives of their own: forward mode and second derivatives take plain operations."""
+    h, u, index = numbers(*TOKENS, WIDTH), rotations(SLOTS), INDICES["a row"]
+    tangents = numbers(*TOKENS, WIDTH, seed=5), rotations(SLOTS, 6)
+
+    def of_forward_mode() -> Tensor:
+        return torch.func.jvp(lambda h, u: turn(h, u, None, 2, index), (h, u), tangents)[1]
+
+    def of_second_order() -> Tensor:
+        leaf = u.clone().requires_grad_()
+        turned = turn(h, leaf, None, 2, index).square().sum()
+        (gradient,) = torch.autograd.grad(turned, leaf, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.real.square().sum(), leaf)
+        return second
+
+    expected = of_forward_mode(), of_second_order()
+    monkeypatch.setattr(operation, "kernel_for", lambda h: kernels)
+    torch.testing.assert_close((of_forward_mode(), of_second_order()), expected)
+
+
 def test_nan_in_an_unturned_token_reaches_no_gradient() -> None:
     h, u, index = numbers(*TOKENS, WIDTH), rotations(SLOTS), INDICES["a row"]
     h[1] = torch.nan  # its index is −1

@@ -232,6 +232,15 @@ def test_principal_axes_come_largest_first() -> None:
     scales = torch.tensor([1.0, 5, 2, 9, 3, 0.1])
     frame.fit(torch.randn(4000, 6) * scales)
     assert frame.into(torch.eye(6)).abs().argmax(0).tolist() == [3, 1, 4, 2, 0, 5]
+    far = torch.randn(100, 6) + 1e4 * torch.randn(6)  # in parts, whose mean is far from 0
+    frame.fit(iter(far.split([1, 0, 60, 39])))
+    _, expected = torch.linalg.eigh(torch.cov(far.double().T))
+    torch.testing.assert_close(
+        (frame.q.double().T @ expected.flip(-1)).abs(),
+        torch.eye(6, dtype=torch.float64),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_bad_input_is_named() -> None:
@@ -265,6 +274,7 @@ def test_the_gradient_of_one_operation_is_that_of_its_parts(
     )
     assert torch.autograd.gradcheck(lambda *inputs: turn(*inputs, group), (h, u, v))
     assert torch.autograd.gradcheck(lambda *inputs: turn(*inputs, None, group), (h, u))
+    assert torch.autograd.gradgradcheck(lambda *inputs: turn(*inputs, group), (h, u, v))
     turned = Rotation(u, v, group)
     torch.testing.assert_close(
         turn(h, u, v, group), turned.direct * h + turned.cross * swap(h, group)

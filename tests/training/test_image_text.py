@@ -147,7 +147,7 @@ def test_axes_are_those_of_states_that_saw_the_images(folder: Path) -> None:
         seen = {name: batch[name] for name in names if name in batch}
         hidden = model(**seen, output_hidden_states=True).hidden_states[2]
         states.append(hidden[0, len(example.prompt) - 1])
-    measured = edited_states(road, edit, examples, collate, task="states")
+    measured = torch.cat([*edited_states(road, edit, examples, collate, task="states")])
     torch.testing.assert_close(measured, torch.stack(states), rtol=1e-4, atol=1e-4)
     fit_axes(road, examples, collate)
     assert edit.unmeasured_axes() is None

@@ -13,7 +13,7 @@ import roadint
 from roadint import Recipe, RoadError, RoadIntervention, RoadModel
 from roadint.data.collate import Collator, Example, completion_nll, tokenize
 from roadint.training.base_trainer import BaseTrainer, training_arguments
-from roadint.training.memory import kept_bytes, rows_that_fit
+from roadint.training.memory import free_memory, kept_bytes, rows_that_fit
 from roadint.training.trainer import RoadTrainer
 from tests.helpers import HALVES, LAYERS, SHORT, WIDTH, build, encoder, rows, trained
 
@@ -50,6 +50,24 @@ def test_rows_keep_their_share_and_layers_below_the_edit_nothing(
     assert found[0] / found[LAYERS - 2] == pytest.approx(above[0] / above[LAYERS - 2], rel=0.25)
     least = len(row.inputs) * WIDTH * 4  # a token has at least the input of a norm
     assert found[LAYERS - 2] > least
+
+
+def test_a_container_has_less_than_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("memory.max", "memory.current", "memory.stat")]
+    for file, text in zip(files, ("max", "0", "anon 1"), strict=True):
+        file.write_text(text)
+    monkeypatch.setattr("roadint.training.memory._cgroups", lambda: [tuple(files)])
+    whole = free_memory(torch.device("cpu"))
+    assert whole > 1 << 24
+    for file, text in zip(
+        files, ("9000000", "8000000", "anon 7\ninactive_file 500000"), strict=True
+    ):
+        file.write_text(text + "\n")
+    assert free_memory(torch.device("cpu")) == 1_500_000
+    files[2].unlink()
+    assert free_memory(torch.device("cpu")) > 1 << 24
 
 
 def test_the_most_rows_that_fit_divide_a_step() -> None:

@@ -171,6 +171,23 @@ def test_every_file_of_a_checkpoint_is_needed_to_go_on(
     assert_same_result(ended, whole)
 
 
+def test_checkpoints_that_can_not_be_gone_on_with_stay(ended: Path, tokenizer: Any) -> None:
+    """Of another number of processes, or damaged after they were whole: nothing is removed."""
+    for name in ("road.json", "road.safetensors", "log.jsonl"):
+        (ended / name).unlink()
+    folder = ended / "checkpoints"
+    identity = json.loads((folder / "run.json").read_text())
+    assert identity.pop("processes") == 1
+    files = sorted(folder.rglob("*"))
+    with pytest.raises(RoadError, match="trains in 1 processes, not in 2: expected as many"):
+        run_folder.last_checkpoint(ended, identity, resume=True, processes=2)
+    for path in run_folder.checkpoints_in(folder):
+        (path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(RoadError, match="can't be read: remove .*checkpoints to start anew"):
+        run(tokenizer, ended, resume=True)
+    assert sorted(folder.rglob("*")) == files
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "null"])
 def test_checkpoints_of_nobody_are_refused(
     ended: Path, tokenizer: Any, content: str | None

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     TrainingArguments,
 )
+from transformers import logging as transformers_logging
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
@@ -36,7 +37,9 @@ def test_each_example_trains_its_own_subspace_and_nothing_else(
     model.requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     road = RoadModel(model, RoadIntervention(layer=1, subspaces=HALVES))
+    verbosity = transformers_logging.get_verbosity()
     summary = roadint.train(road, tokenizer, {"a": rows("aaaaaaaa")}, **SHORT)
+    assert transformers_logging.get_verbosity() == verbosity
     theta = road.interventions[0].theta
     half = WIDTH // 4
     assert bool((theta[:half] != 0).all())

@@ -1,9 +1,12 @@
 """RoadTrainer, and transformers' own trainers and pipelines around a RoadModel: everything acts, or is refused."""
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
+    TrainerCallback,
+    TrainerState,
     TrainingArguments,
     pipeline,
 )
@@ -22,6 +27,8 @@ from transformers import (
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel, RoadTrainer
 from roadint.data.collate import Collator, Example, completion_nll, tokenize
+from roadint.training.base_trainer import _check_device
+from roadint.training.composition_losses import CompositionLosses
 from roadint.training.run_folder import checkpoints_in
 from tests.helpers import WIDTH, build, trained
 
@@ -140,6 +147,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
     again = new_trainer(tmp_path, tokenizer, examples, **settings)
     again.train(resume_from_checkpoint=True)
     assert torch.equal(again.model.interventions[0].theta, whole.model.interventions[0].theta)
+    assert entry_of(again, "train_loss") == pytest.approx(mean_after_four(tokenizer, tmp_path))
     named = [
         {name: entry[name] for name in ("loss", "loss/a")}
         for entry in again.state.log_history
@@ -171,6 +179,8 @@ def test_resuming_takes_the_last_whole_checkpoint_or_is_refused(
         {"push_to_hub": True},
         {"weight_decay": 0.1},
         {"train_sampling_strategy": "sequential"},
+        {"bf16_full_eval": True},
+        {"debug": "underflow_overflow"},
     ],
 )
 def test_what_would_not_act_is_refused(
@@ -558,3 +568,89 @@ def test_a_road_model_names_itself_and_answers_for_its_model(llama: PreTrainedMo
     assert road.can_generate()
     assert road.accepts_loss_kwargs
     assert road.config.hidden_size == WIDTH
+
+
+def entry_of(trainer: Any, name: str) -> Any:
+    (value,) = (entry[name] for entry in trainer.state.log_history if name in entry)
+    return value
+
+
+def mean_after_four(tokenizer: Any, tmp_path: Path) -> float:
+    """The mean loss of the steps after the fourth, of a run that tells every step's."""
+    examples = tokenize(ROWS, tokenizer, "a", template="plain", max_length=64)
+    told = new_trainer(tmp_path / "told", tokenizer, examples, logging_steps=1)
+    told.train()
+    losses = [entry["loss"] for entry in told.state.log_history if "loss" in entry]
+    return sum(losses[4:]) / len(losses[4:])
+
+
+def test_what_prefix_reuse_stored_goes_with_the_training(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    trainer = new_trainer(
+        tmp_path, tokenizer, examples, dataloader_num_workers=1, dataloader_persistent_workers=True,
+        eval_strategy="epoch", num_train_epochs=1,
+    )  # fmt: skip
+    stored: list[Any] = []
+    trainer.add_callback(Noting(lambda: stored.append(weakref.ref(trainer._prefix_cache))))
+    trainer.train()
+    gc.collect()
+    assert stored[0]() is None
+    during = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(during[-1], rel=1e-4)
+
+
+class Noting(TrainerCallback):
+    def __init__(self, note: Any) -> None:
+        self.note = note
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.note()
+
+
+def test_the_sampler_learns_the_epoch_whatever_is_around_it(
+    tokenizer: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    """Below a resumed run's skipped batches and accelerate's shards, set_epoch of loaders does not reach it."""
+    trainer = new_trainer(tmp_path, tokenizer, examples)
+    sampler = trainer._get_train_sampler()
+    state = TrainerState(epoch=2.5)
+    trainer.callback_handler.on_epoch_begin(trainer.args, state, trainer.control)
+    assert sampler.epoch == 2
+
+
+def test_one_process_writes(
+    tokenizer: Any, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(tmp_path, tokenizer, examples)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "should_save", False)
+        trainer.save_model(str(tmp_path / "other"))
+    assert not list(tmp_path.glob("other/*.safetensors"))
+    trainer.save_model(str(tmp_path / "one"))
+    assert list(tmp_path.glob("one/*.safetensors"))
+
+
+def test_losses_of_all_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = CompositionLosses()
+    losses.add(["a", "b"], torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1]))
+    elsewhere = {"a": [5.0, 1.0], "c": [4.0, 2.0]}
+    monkeypatch.setattr(
+        "roadint.training.composition_losses.gather_object", lambda listed: [*listed, elsewhere]
+    )
+    assert losses.take_means(2) == {"a": 3.0, "b": 2.5, "c": 2.0}
+    assert losses.take_means() == {}
+
+
+def test_a_model_on_another_gpu_stays_there() -> None:
+    def on(model: str, trainer: str, world_size: int = 1) -> None:
+        value = SimpleNamespace(device=torch.device(model))
+        fake: Any = SimpleNamespace(parameters=lambda: iter([value]), modules=lambda: [])
+        args: Any = SimpleNamespace(device=torch.device(trainer), world_size=world_size)
+        _check_device(fake, args)
+
+    on("cuda:0", "cuda:0")
+    on("cpu", "cuda:0")
+    on("cuda:0", "cuda:1", world_size=2)
+    with pytest.raises(RoadError, match="on cuda:1, .*expected .*CUDA_VISIBLE_DEVICES=1"):
+        on("cuda:1", "cuda:0")

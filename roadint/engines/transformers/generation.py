@@ -1,5 +1,6 @@
 """Settings of a generation: the caller's, then defaults; and what can't be combined with edits."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,16 @@ _LENGTHS = ("max_new_tokens", "max_length")
 
 
 def generation_settings(
-    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The arguments for transformers' `generate`.
 
     Args:
         tokenizer: Names the padding token, and reads stop strings.
+        model: Its generation_config says what neither the caller nor defaults do.
         settings: The caller's. They have precedence over a generation_config among them, and that
             replaces all defaults.
         defaults: Settings that apply where the caller has none.
@@ -34,8 +39,7 @@ def generation_settings(
     chosen |= settings
     if getattr(config, "pad_token_id", None) is None:
         chosen.setdefault("pad_token_id", pad_id(tokenizer))
-    stops = (settings.get("stop_strings"), getattr(config, "stop_strings", None))
-    if any(strings is not None for strings in stops):
+    if setting("stop_strings", model, settings) is not None:
         chosen["tokenizer"] = tokenizer
     return chosen
 
@@ -74,13 +78,19 @@ def check_generation(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Refuse settings that run the model on other tokens than those of the call.
 
     Raises:
-        RoadError: for guidance_scale and assistant_early_exit.
+        RoadError: for guidance_scale, assistant_early_exit and a paged cache.
     """
     scale = setting("guidance_scale", model, settings)
     if scale is not None and scale != 1:
         raise RoadError(
             f"guidance_scale={quoted(scale)} runs the model on other tokens in between, where no "
             "position of the prompt holds: expected 1 or None where something composes"
+        )
+    if setting("cache_implementation", model, settings) == "paged":
+        raise RoadError(
+            "cache_implementation='paged' packs all rows into one, where positions of a prompt "
+            "can't be told: expected another cache where something composes; vLLM serves many "
+            "requests at once (roadint serve)"
         )
     if setting("assistant_early_exit", model, settings) is not None:
         raise RoadError(
@@ -98,11 +108,23 @@ def drafts(model: nn.Module, settings: Mapping[str, Any]) -> bool:
     )
 
 
+def with_settings(inputs: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` with some settings: in its generation_config, where it has one.
+
+    transformers takes either a generation_config or settings.
+    """
+    config = inputs.get("generation_config")
+    if config is None:
+        return {**inputs, **chosen}
+    config = copy.deepcopy(config)
+    config.update(**chosen)
+    return {**inputs, "generation_config": config}
+
+
 def setting(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Any:
-    """A setting of the call, of its generation_config or, without one, of the model's."""
+    """A setting of the call, of its generation_config or of the model's: the first that says it."""
     if name in settings:
         return settings[name]
-    config = settings.get("generation_config")
-    if config is None:
-        config = getattr(model, "generation_config", None)
-    return getattr(config, name, None)
+    configs = settings.get("generation_config"), getattr(model, "generation_config", None)
+    said = (getattr(config, name, None) for config in configs)
+    return next((value for value in said if value is not None), None)

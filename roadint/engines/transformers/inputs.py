@@ -18,6 +18,7 @@ from roadint.data.prompts import (
     check_tokenizer,
     listed_prompts,
 )
+from roadint.engines.transformers.generation import setting
 from roadint.errors import RoadError, quoted
 
 Prompts = str | Sequence[str] | Mapping[str, Tensor]
@@ -131,7 +132,7 @@ def _check_mask(mask: Any, rows: int, columns: int, cached: int | None) -> None:
 
 
 def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """The arguments of `generate` with a mask: the caller's, or one inferred from padding.
+    """The arguments of `generate` with a mask: the caller's, or what transformers infers without.
 
     Raises:
         RoadError: for a mask that does not fit.
@@ -139,17 +140,23 @@ def with_mask(inputs: dict[str, Any], model: nn.Module, device: torch.device) ->
     rows, columns = shape_of(inputs)
     mask = inputs.get("attention_mask")
     if mask is None:
+        mask = torch.ones(rows, columns, dtype=torch.long, device=device)
+        pad, ends = (setting(name, model, inputs) for name in ("pad_token_id", "eos_token_id"))
         ids = inputs.get("input_ids")
-        if ids is not None and is_padded(inputs, model):
-            mask = (ids != text_config(model).pad_token_id).long()
-        else:
-            mask = torch.ones(rows, columns, dtype=torch.long, device=device)
-    _check_mask(mask, rows, columns, 0)  # generate counts the columns of a cache itself
+        if ids is not None and pad is not None and pad not in _listed(ends):
+            mask = (ids != pad).long()
+    # The tokens of the call may be all of the sequence, or those that are not in the cache yet.
+    is_whole = torch.is_tensor(mask) and mask.shape[-1] == columns
+    _check_mask(mask, rows, columns, 0 if is_whole else cached_columns(inputs))
     return {**inputs, "attention_mask": mask}
 
 
+def _listed(tokens: Any) -> list[Any]:
+    return tokens if isinstance(tokens, list) else [tokens]
+
+
 def is_padded(inputs: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether ids without a mask begin or end with padding, as transformers' `generate` infers it.
+    """Whether ids without a mask begin or end with padding, by the model's configuration.
 
     False where the padding token is also the first or the last token of a sequence.
     """
@@ -173,6 +180,25 @@ def with_own_positions(inputs: Mapping[str, Any]) -> dict[str, Any]:
     positions = torch.arange(mask.shape[1], device=mask.device) - padding
     columns = shape_of(inputs)[1]
     return {**inputs, "position_ids": positions.clamp(min=0)[:, -columns:]}
+
+
+def check_unpacked(inputs: Mapping[str, Any]) -> None:
+    """Refuse rows into which several sequences are packed: a prompt would be all but the last.
+
+    Without a mask, transformers takes positions that begin anew for sequences of their own.
+
+    Raises:
+        RoadError: where position_ids begin anew within a row, or cu_seq_lens_q says it.
+    """
+    positions = inputs.get("position_ids")
+    packed = inputs.get("cu_seq_lens_q") is not None
+    if torch.is_tensor(positions) and positions.ndim == 2 and inputs.get("attention_mask") is None:
+        packed = packed or bool((positions.diff(dim=1) < 0).any())
+    if packed:
+        raise RoadError(
+            "several sequences are packed into a row, where the positions of a prompt are those of "
+            "one: expected a row each, with an attention_mask"
+        )
 
 
 def check_prompt_length(length: Any, kept: Tensor) -> Int[Tensor, " rows"] | None:

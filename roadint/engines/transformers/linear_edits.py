@@ -111,12 +111,14 @@ def _beside(lowered: LoweredAdapters) -> dict[str, list[Beside]]:
     for adapter in lowered.acting:
         if not (adapter.lora_rank or adapter.head_paths):
             continue
-        strengths = torch.tensor([dict(row).get(adapter.name, 0.0) for row in lowered.terms])
+        strengths = torch.tensor(
+            [dict(row).get(adapter.name, 0.0) for row in lowered.terms], dtype=torch.float32
+        )
         learns = torch.tensor(
             [names is None or adapter.name in names for names in lowered.learning]
         )
         for learning in (True, False):
-            of_rows = strengths.where(learns == learning, torch.zeros(()))
+            of_rows = strengths.where(learns == learning, strengths.new_zeros(()))
             if not bool(of_rows.any()):
                 continue
             rows = _ActingRows(of_rows)

@@ -129,12 +129,14 @@ class Passes:
         cache = _first_of(inputs, CACHES)
         if cache is None:
             return 0
+        end = self.start + self.columns
+        if self.number and not self.drafted and getattr(cache, "is_compileable", False):
+            # A static cache counts on the device; reading it would wait for the device. Its mask
+            # may be cut to a window. Drafted tokens that are rejected leave it.
+            return end
         mask = inputs.get("attention_mask")
         if torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] >= columns:
             return int(mask.shape[1]) - columns
-        end = self.start + self.columns
-        if self.number and getattr(cache, "is_compileable", False):
-            return end  # a static cache counts on the device; reading it would wait for the device
         cached = cached_columns(inputs)
         if cached or not self.number:
             return cached or 0

@@ -15,12 +15,13 @@ from roadint.engines.attached import Attached, Compose, Lowered
 from roadint.engines.call import Call, Source
 from roadint.engines.interventions import Interventions
 from roadint.engines.transformers.compiled.compiled import Compiled
-from roadint.engines.transformers.generation import check_generation, drafts
+from roadint.engines.transformers.generation import check_generation, drafts, with_settings
 from roadint.engines.transformers.hidden_edits import HiddenEdits
 from roadint.engines.transformers.inputs import (
     Prompts,
     check_prompt_length,
     check_scored,
+    check_unpacked,
     kept_tokens,
     shape_of,
     with_mask,
@@ -82,6 +83,9 @@ def run_forward(
     if not any(composition.terms for composition in compositions):
         return _output(plain, inputs, scored, model)
     check_recomputation(model)
+    acting = {name for composition in compositions for name, _ in composition.terms}
+    if not acting.isdisjoint(attached.interventions.names):
+        check_unpacked(inputs)
     call = _call(model, inputs, positions, prompt_length)
     call = replace(call, compositions=compositions, learning=learned, sources=_listed(sources))
     if compiled is not None and resumed is None and scored is None:
@@ -123,13 +127,13 @@ def run_generate(
     kept = inputs["attention_mask"].bool()
     call = Call(compositions, kept, sources=_listed(sources), generates=True)
     drafted = drafts(model, inputs)
-    if compiled is not None and not drafted:
-        output = compiled.generate(model, attached, call, inputs)
+    if compiled is not None:
+        output = compiled.generate(model, attached, call, inputs, drafted=drafted)
         if output is not NotImplemented:
             return output
     edits = _edits(call, attached.lower(call))
     with _running(model, edits, Passes(drafted=drafted)) as running:
-        uncompiled = {**inputs, "disable_compile": True}
+        uncompiled = with_settings(inputs, {"disable_compile": True})
         return running.generate(**uncompiled)  # type: ignore[operator]
 
 

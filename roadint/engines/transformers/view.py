@@ -193,7 +193,11 @@ class _Copying:
 
 
 def _rebound(function: Any, module: nn.Module, copy: nn.Module) -> Any:
-    """A bound method or a partial of a module as one of its copy; anything else as it is."""
+    """A bound method or a partial of a module as one of its copy; anything else as it is.
+
+    What torch.compile made of one runs uncompiled, as the copies of compiled modules do.
+    """
+    function = getattr(function, "_torchdynamo_orig_callable", function)
     if isinstance(function, types.MethodType) and function.__self__ is module:
         return types.MethodType(function.__func__, copy)
     if isinstance(function, functools.partial) and any(arg is module for arg in function.args):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from roadint.architecture.devices import on_device
+from roadint.architecture.layers import COMPONENTS, site_path
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 from roadint.grammar.composition import ALL, Composition
 from roadint.grammar.subspace import SubspaceLike
@@ -190,10 +191,13 @@ class PyveneEntry(
         """Register this type of model with pyvene, where pyvene does not know it.
 
         Raises:
-            RoadError: for a model without decoder layers.
+            RoadError: for a model without decoder layers, or without the component.
         """
-        if type(model) not in pyvene.type_to_module_mapping and "." not in str(component):
-            register_model(model)
+        if "." in str(component):
+            return
+        register_model(model)
+        if component in COMPONENTS and component not in pyvene.type_to_module_mapping[type(model)]:
+            site_path(model, 0, component)  # says why no layer has it
 
     def settle(self, model: nn.Module, representation: Any, module: nn.Module) -> None:
         """Set the width, where the model tells it, and move to the device of the module.

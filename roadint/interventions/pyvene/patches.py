@@ -189,6 +189,22 @@ def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
     return broadcast
 
 
+def _locating(original: Callable[..., Any]) -> Callable[..., Any]:
+    """BaseModel._broadcast_unit_locations, for each call as if it were the first.
+
+    pyvene goes over to `use_fast`, one location for all rows, at the first call whose rows share
+    theirs, and stays with it: rows of later calls would all be edited where the first one is.
+    """
+
+    @functools.wraps(original)
+    def broadcast(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(edit, Sited) for edit in self.interventions.values()):
+            self.use_fast = vars(self).setdefault("_built_fast", self.use_fast)
+        return original(self, *args, **kwargs)
+
+    return broadcast
+
+
 def _check_lists(subspaces: Any, count: int) -> None:
     """Refuse subspaces that are neither `count` lists nor indices for all rows."""
     if isinstance(subspaces, (list, tuple)) and any(
@@ -245,3 +261,4 @@ _patch(IntervenableConfig, "__init__", _asking)
 _patch(IntervenableConfig, "add_intervention", _adding)
 _patch(BaseModel, "__init__", _settling)
 _patch(BaseModel, "_broadcast_subspaces", _broadcasting)
+_patch(BaseModel, "_broadcast_unit_locations", _locating)

@@ -1,12 +1,13 @@
 """Where an intervention acts in a pyvene model: its layer, the model's type, the width."""
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roadint.architecture.layers import find_layers, site_path
+from roadint.architecture.layers import find_layers, inner_model, site_path, text_config
 from roadint.architecture.properties import width_of
 from roadint.errors import RoadError, quoted
 from roadint.interventions.arguments import index_of
@@ -107,18 +108,38 @@ def check_source_fits(source: Any, base: Tensor) -> None:
 def register_model(model: nn.Module) -> None:
     """Register a type of model with pyvene, unless pyvene knows it.
 
+    A wrapper's type is registered for every model again, since what is in it differs.
+
     Raises:
         RoadError: where the model has no decoder layers.
     """
-    if type(model) in pyvene.type_to_module_mapping:
+    if type(model) in pyvene.type_to_module_mapping and inner_model(model) is model:
         return
-    path, _ = find_layers(model)
     modules = {}
     for component in _REGISTERED:
-        inside = site_path(model, 0, component).removeprefix(f"{path}.0")
-        modules[component] = (f"{path}[%s]{inside}", "register_forward_hook")
+        inside = _inside_layer(model, component)
+        if inside is not None:
+            modules[component] = (inside, "register_forward_hook")
     pyvene.type_to_module_mapping[type(model)] = modules
-    pyvene.type_to_dimension_mapping[type(model)] = dict.fromkeys(_REGISTERED, ("hidden_size",))
+    pyvene.type_to_dimension_mapping[type(model)] = dict.fromkeys(modules, (_width_path(model),))
+
+
+def _inside_layer(model: nn.Module, component: str) -> str | None:
+    """A component's path for any layer, by the first one that has it; None where none has it."""
+    path, layers = find_layers(model)
+    for layer in range(len(layers)):
+        with suppress(RoadError):
+            return f"{path}[%s]" + site_path(model, layer, component).removeprefix(
+                f"{path}.{layer}"
+            )
+    return None
+
+
+def _width_path(model: nn.Module) -> str:
+    """Where the model's configuration tells the width of its hidden states."""
+    whole, of_text = model.config, text_config(model)
+    parts = [name for name, value in vars(whole).items() if value is of_text]
+    return ".".join([*parts[:1], "hidden_size"])
 
 
 def _layers_of(model: nn.Module) -> nn.ModuleList | None:

@@ -90,7 +90,7 @@ def _strengths_of_dims(
         first = outside[0] * partition.unit
         named = f"dims {first} and {first + 1} are" if partition.unit == 2 else f"row {first} is"
         raise RoadError(f"{named} outside the subspace {held}")
-    strengths = torch.zeros(partition.count)
+    strengths = torch.zeros(partition.count, dtype=torch.float32)
     strengths[torch.tensor(chosen.blocks)] = 1.0
     return strengths
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from roadint.errors import first_line
 from roadint.rotation.kernels import torch as plain
@@ -148,7 +147,7 @@ def _turn_rows(h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, gro
 
 def _forward(h: Tensor, u: Tensor, v: Tensor | None, index: Tensor | None, group: int) -> Tensor:
     """The rotated hidden states [*rows, width], contiguous."""
-    kernel = kernel_for(h)
+    kernel = None if carries_tangents() else kernel_for(h)
     if kernel is None:
         return plain.turn_indexed(h, u, v, index, group)
     out = torch.empty_like(h)
@@ -166,8 +165,8 @@ def _backward(
     of_h: bool,
     of_u: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of h, u and v, in their shapes."""
-    kernel = kernel_for(h)
+    """The gradients of h, u and v, in their shapes; differentiable where they are asked to be."""
+    kernel = None if torch.is_grad_enabled() or carries_tangents() else kernel_for(h)
     gradients = plain.gradients_indexed if kernel is None else kernel.gradients
     gradient = gradient.to(h.dtype).contiguous()
     to_h, *to_rotations = gradients(gradient, h, u, v, index, group, of_h=of_h, of_u=of_u)
@@ -191,7 +190,6 @@ class _Turn(torch.autograd.Function):
         ctx.save_for_backward(h, u, v, index)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         h, u, v, index = ctx.saved_tensors
         of_h, of_u = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])

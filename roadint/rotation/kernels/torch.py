@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 
 def turn(
@@ -88,7 +87,7 @@ def turn_indexed(
     index: Int[Tensor, " entries"] | None,
     group: int,
 ) -> Float[Tensor, "*rows width"]:
-    """Rotate hidden states by rotations of a table, without gradients.
+    """Rotate hidden states by rotations of a table.
 
     Args:
         h: The hidden states.
@@ -104,7 +103,7 @@ def turn_indexed(
     """
     entries = len(u) if index is None else len(index)
     tokens = h.reshape(entries, -1, h.shape[-1])
-    turned = _turn(tokens, *_taken(u, v, index), group).to(h.dtype)
+    turned = turn(tokens, *_taken(u, v, index), group).to(h.dtype)
     if index is not None:
         turned = torch.where(index[:, None, None] >= 0, turned, tokens)
     return turned.view(h.shape)
@@ -221,15 +220,15 @@ class _TurnWithGradient(torch.autograd.Function):
         ctx.save_for_backward(h, u, v)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, *outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        # Differentiable itself, for those who ask for second derivatives.
         h, u, v = ctx.saved_tensors
         (gradient,) = outputs
         to_h = to_u = to_v = None
         if ctx.needs_input_grad[0]:
-            to_h = _turn(gradient, u.conj(), v, ctx.group).sum_to_size(h.shape).to(h.dtype)
+            to_h = turn(gradient, u.conj(), v, ctx.group).sum_to_size(h.shape).to(h.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             z, g = pairs(h, ctx.group, u), pairs(gradient, ctx.group, u)
             to_u = (g * z.conj()).sum_to_size(u.shape)

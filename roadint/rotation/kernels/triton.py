@@ -295,7 +295,7 @@ def gradients(
     block = min(block, _BLOCKS // 2)  # registers hold the sums, too
     to_h = torch.empty_like(h) if of_h else h
     to_u, to_v = (
-        torch.empty(entries * chunks if wanted else 0, blocks, 2, device=h.device)
+        h.new_empty(entries * chunks if wanted else 0, blocks, 2, dtype=torch.float32)
         for wanted in (of_u, of_u and v is not None)
     )
     numbers = (per, blocks, u.stride(0), chunks)

@@ -6,7 +6,6 @@ writes before its passes. So other compositions, strengths, adapters and orders 
 same graph; a target or a site that is new makes a new one.
 """
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from roadint.engines.transformers.compiled.places import (
     site_place,
 )
 from roadint.engines.transformers.compiled.root import make_root
-from roadint.engines.transformers.generation import setting
+from roadint.engines.transformers.generation import setting, with_settings
 from roadint.engines.transformers.hidden_edits import SiteTokens, tokens_of
 from roadint.engines.transformers.passes import Passes
 from roadint.engines.transformers.turning import copies_in
@@ -70,9 +69,17 @@ class Compiled:
         return self._run(model, attached, call, inputs, lambda graph: graph.forward(call, inputs))
 
     def generate(
-        self, model: nn.Module, attached: Attached, call: Call, inputs: dict[str, Any]
+        self,
+        model: nn.Module,
+        attached: Attached,
+        call: Call,
+        inputs: dict[str, Any],
+        *,
+        drafted: bool = False,
     ) -> Any:
         """What `generate` returns; NotImplemented where the call has to run uncompiled."""
+        if drafted:
+            return self._refuse("something else drafts tokens")
         return self._run(model, attached, call, inputs, lambda graph: graph.generate(inputs))
 
     def _run(
@@ -98,6 +105,9 @@ class Compiled:
                             return run(graph)
                     finally:
                         self._inside = False
+        return self._refuse(reason)
+
+    def _refuse(self, reason: str) -> Any:
         if reason not in self._told:
             self._told.add(reason)
             logger.warning("a call runs uncompiled: %s", reason)
@@ -245,12 +255,7 @@ class _Graph:
             chosen["cache_implementation"] = "static"
             if setting("compile_config", self._model, inputs) is None:
                 chosen["compile_config"] = self._compile_config()
-        config = inputs.get("generation_config")
-        if config is not None:
-            config = copy.deepcopy(config)
-            config.update(**chosen)
-            chosen = {"generation_config": config}
-        return self._view.root.generate(**{**inputs, **chosen})  # type: ignore[operator]
+        return self._view.root.generate(**with_settings(inputs, chosen))  # type: ignore[operator]
 
     def _compile_config(self) -> CompileConfig:
         options = {"mode": None, **self._options}

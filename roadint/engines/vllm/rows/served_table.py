@@ -47,7 +47,7 @@ class ServedTable:
         self._mirrors = np.zeros(capacity, dtype=bool)
         if device.type == "cpu":
             with torch.inference_mode(False):
-                self.scratch = torch.empty(CHUNK)
+                self.scratch = torch.empty(CHUNK, dtype=torch.float32)
                 self.scratch_rows = torch.empty(CHUNK // 2, dtype=torch.complex64)
         self._written = 0  # entries of the index that may not be −1
         self._step_acts: Any = None
