@@ -85,9 +85,7 @@ class RoadAdapter(KeepsPrecision):
         self._add_lora(lora_rank, lora_alpha)
         heads = heads or {}
         self.head_paths = tuple(heads)
-        self.heads = nn.ModuleList(
-            copy.deepcopy(module).float().requires_grad_() for module in heads.values()
-        )
+        self.heads = nn.ModuleList(_copy_of(path, module) for path, module in heads.items())
 
     def _held_blocks(self) -> Tensor | None:
         if self.subspace is None:
@@ -282,6 +280,15 @@ class RoadAdapter(KeepsPrecision):
         """The arguments that `print` shows."""
         targets, numbers = len(self.layout.paths), self.trainable_count
         return f"{self.name}, {self.variant}, {targets} targets, {numbers:,} numbers"
+
+
+def _copy_of(path: str, module: nn.Module) -> nn.Module:
+    if any(value.device.type == "meta" for value in module.parameters()):
+        raise RoadError(
+            f"heads names {path!r}, which is offloaded: its weights are not in memory; expected a "
+            "device_map that keeps it on a device"
+        )
+    return copy.deepcopy(module).float().requires_grad_()
 
 
 def _is_number(value: object) -> bool:

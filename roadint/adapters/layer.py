@@ -40,6 +40,8 @@ class RoadLinear(nn.Module):
 
     def __init__(self, base: nn.Module, **arguments: Any) -> None:
         super().__init__()
+        if arguments.get("lora_rank") and isinstance(base, nn.Embedding):
+            raise RoadError("no LoRA is possible beside an embedding: expected lora_rank=0")
         self.base = base
         self.road = RoadAdapter("road", layout_of(self, ["base"]), **arguments)
         self.road.to(next(base.parameters()).device)

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import ALL_LINEAR, Names, find_targets
+from roadint.architecture.layers import named_modules
 from roadint.errors import RoadError, did_you_mean, quoted
 from roadint.grammar.subspace import SubspaceLike
 from roadint.rotation.rotation import Pairing, Variant
@@ -21,6 +22,7 @@ class AdapterArguments(TypedDict, total=False):
         exclude: Targets to leave out, in the same form.
         layers: Indices of decoder layers; targets outside of them are left out.
         heads: Modules of the model, such as "classifier", whose copies train with the adapter.
+            Layers inside of them are no targets: the copies replace them.
         variant: As in `RoadAdapter`.
         pairing: As in `RoadAdapter`.
         subspace: As in `RoadAdapter`.
@@ -51,8 +53,8 @@ def make_adapter(model: nn.Module, name: str, **arguments: Unpack[AdapterArgumen
         RoadError: where something does not fit.
     """
     targets, exclude = arguments.pop("targets", ALL_LINEAR), arguments.pop("exclude", ())
-    layout = find_targets(model, targets, exclude, arguments.pop("layers", None))
     heads = names_of("heads", arguments.pop("heads", ()))
+    layout = find_targets(model, targets, exclude, arguments.pop("layers", None), heads)
     rank = arguments.get("lora_rank", 0)
     for path in layout.paths:
         if isinstance(rank, int) and rank and isinstance(model.get_submodule(path), nn.Embedding):
@@ -60,7 +62,7 @@ def make_adapter(model: nn.Module, name: str, **arguments: Unpack[AdapterArgumen
                 f"{path} is an embedding, beside which no LoRA is possible: expected linear layers "
                 "alone"
             )
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     for path in heads:
         if path not in modules:
             near = [known for known in modules if known.endswith(f".{path}")] or list(modules)

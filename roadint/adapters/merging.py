@@ -16,7 +16,8 @@ from torch.autograd.graph import increment_version
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.products import by_layout, product
-from roadint.adapters.weights import checked_weights, weights_of
+from roadint.adapters.weights import checked_weights, sharing_of, weights_of
+from roadint.architecture.layers import uncompiled
 from roadint.errors import RoadError
 from roadint.grammar.composition import Composition
 from roadint.rotation.kernels.weights import Sums, add_product_, turn_weight_
@@ -76,13 +77,14 @@ def merge(
 
     Raises:
         RoadError: for weights that are quantised, computed or offloaded to disk, weights that two
-            modules share, and scales of 0, which have no inverse. Nothing is changed then. Whatever
-            else ends it in the middle (memory, Ctrl-C) takes back what is merged so far; without
-            copies a RoadError names the module in which it ended, which may be changed in part.
+            modules share (a tied head's, too), and scales of 0, which have no inverse. Nothing is
+            changed then. Whatever else ends it in the middle (memory, Ctrl-C) takes back what is
+            merged so far; without copies a RoadError names the module in which it ended, which may
+            be changed in part.
     """
     terms = {adapters[name]: strength for name, strength in composition.terms}
     paths = dict.fromkeys(path for adapter in terms for path in adapter.layout.paths)
-    modules = {path: model.get_submodule(path) for path in paths}
+    modules = {path: uncompiled(model.get_submodule(path)) for path in paths}
     weights = checked_weights(model, modules)
     devices = {path: values["weight"].device for path, values in weights.items()}
     wholes = [_product(members, terms) for members in by_layout(terms)]
@@ -203,12 +205,30 @@ def _shares(paths: Iterable[str], lost: Sequence[tuple[str, Sums]]) -> dict[str,
 def _heads(
     model: nn.Module, adapters: Mapping[str, RoadAdapter], composition: Composition
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The model's parameters that acting adapters replace whole, and their new values."""
-    for name, strength in composition.terms:
-        adapter = adapters[name]
-        for path, head in zip(adapter.head_paths, adapter.heads, strict=True) if strength else ():
-            values = model.get_submodule(path).state_dict(keep_vars=True)
-            yield from ((values[key], new) for key, new in head.state_dict().items())
+    """The model's parameters that acting adapters replace whole, and their new values.
+
+    Raises:
+        RoadError: for values that another module has too, and for those that are not in memory.
+    """
+    acting = [adapters[name] for name, strength in composition.terms if strength]
+    sharing = sharing_of(model) if any(adapter.head_paths for adapter in acting) else {}
+    for adapter in acting:
+        for path, head in zip(adapter.head_paths, adapter.heads, strict=True):
+            values = uncompiled(model.get_submodule(path)).state_dict(keep_vars=True)
+            for key, new in head.state_dict().items():
+                names = sharing.get(f"{path}.{key}", ())
+                others = [name for name in names if not name.startswith(f"{path}.")]
+                if others:
+                    raise RoadError(
+                        f"{path}, which the adapter has a copy of, shares its {key} with "
+                        f"{others[0]}, which would change too: serve this adapter unmerged"
+                    )
+                if values[key].device.type == "meta":
+                    raise RoadError(
+                        f"{path} is offloaded: its weights are not in memory; load the model "
+                        "whole, or serve this adapter unmerged"
+                    )
+                yield values[key], new
 
 
 def _note_change(weights: Iterable[Mapping[str, Tensor]]) -> None:

@@ -9,7 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from roadint.architecture.layers import decoder_of, find_layers, inner_model, text_config
+from roadint.architecture.layers import (
+    decoder_of,
+    find_layers,
+    inner_model,
+    named_modules,
+    text_config,
+)
 from roadint.errors import RoadError, did_you_mean, listing, quoted
 
 Names = str | Sequence[str]
@@ -64,6 +70,7 @@ def find_targets(
     targets: Names = ALL_LINEAR,
     exclude: Names = (),
     layers: Iterable[int] | None = None,
+    heads: Sequence[str] = (),
 ) -> Layout:
     """The modules whose outputs an adapter rotates, in the model's order.
 
@@ -78,6 +85,7 @@ def find_targets(
             paths end; or a text, which is a regular expression for whole paths, or a name.
         exclude: Targets to leave out, in the same forms.
         layers: Indices of layers, from 0; by default all layers, and modules outside of layers.
+        heads: Modules whose copies train in their place: layers inside of them are left out.
 
     Returns:
         The targets.
@@ -95,10 +103,12 @@ def find_targets(
         chosen -= set(_matching("exclude", exclude, known))
     if layers is not None:
         chosen &= set(_inside_layers(model, layers, known))
+    chosen = {path for path in chosen if not any(_is_inside(path, head) for head in heads)}
     if not chosen:
+        beside = f", heads={quoted(list(heads))} (whose copies train whole)" if heads else ""
         raise RoadError(
-            f"targets={quoted(targets)}, exclude={quoted(exclude)}, layers={quoted(layers)} "
-            f"select no module of {type(model).__name__}"
+            f"targets={quoted(targets)}, exclude={quoted(exclude)}, layers={quoted(layers)}{beside}"
+            f" select no module of {type(model).__name__}"
         )
     return layout_of(model, chosen)
 
@@ -156,7 +166,7 @@ def check_layout(model: nn.Module, layout: Layout, heads: Iterable[str] = ()) ->
                 f"{path} is {size[1]} → {size[0]} wide, the adapter's {inputs} → {width}: "
                 "load its own base model"
             )
-    paths = {path for path, _ in model.named_modules()}
+    paths = {path for path, _ in named_modules(model)}
     for path in heads:
         if path not in paths:
             raise RoadError(
@@ -193,7 +203,7 @@ def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that can be targets, by path."""
     return {
         path: module
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding))
     }
 
@@ -282,6 +292,10 @@ def _ending(argument: str, names: Sequence[str], paths: Sequence[str]) -> list[s
                 f"there are {listing(ends)}{did_you_mean(name, ends)}"
             )
     return [path for path in paths if _ends(path, names)]
+
+
+def _is_inside(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
 
 
 def _ends(path: str, names: Iterable[str]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from roadint.architecture.layers import named_modules
 from roadint.errors import RoadError
 
 
@@ -41,7 +42,7 @@ def checked_weights(
         RoadError: for weights that are quantised, computed, or offloaded to disk, and weights that
             two modules share.
     """
-    sharing = _sharing(model)
+    sharing = sharing_of(model)
     weights = {path: weights_of(module) for path, module in modules.items()}
     for path, values in weights.items():
         module = modules[path]
@@ -74,11 +75,11 @@ def checked_weights(
     return weights
 
 
-def _sharing(model: nn.Module) -> dict[str, list[str]]:
+def sharing_of(model: nn.Module) -> dict[str, list[str]]:
     """For each parameter's name, all names of its values."""
     of_values: dict[tuple[str, int], list[str]] = {}
     names: dict[str, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model, remove_duplicate=False):
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue

@@ -1,6 +1,7 @@
 """The language model inside a transformers model, its layers and their components."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, Final
 
 from torch import nn
@@ -22,6 +23,23 @@ _LAYERS = ("layers", "layer", "h", "blocks", "block")
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module inside torch.compile(module), or the module itself."""
     return module._modules["_orig_mod"] if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
+
+
+def named_modules(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by path, as if nothing were compiled.
+
+    What torch.compile puts around a module is left out, of the paths too; `get_submodule` finds a
+    module by either path.
+
+    Args:
+        model: Any model.
+        remove_duplicate: Whether a module that is in several places comes once.
+    """
+    for path, module in model.named_modules(remove_duplicate=remove_duplicate):
+        if uncompiled(module) is module:
+            yield ".".join(part for part in path.split(".") if part != "_orig_mod"), module
 
 
 def text_config(model: nn.Module) -> Any:
@@ -66,7 +84,7 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
         The body's path in `model`, and the body.
     """
     inner: Any = inner_model(model)
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in named_modules(model)}
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
     for body in (decoder, getattr(inner, "base_model", None)):
         if isinstance(body, nn.Module) and id(body) in paths and _lists(model, body):

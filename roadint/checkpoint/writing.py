@@ -16,7 +16,7 @@ from roadint.checkpoint.format import CONFIG, TENSORS, digest
 from roadint.checkpoint.schema import check_config, check_tensors
 from roadint.errors import RoadError
 from roadint.files.atomic import write_pair
-from roadint.files.paths import make_folder, path_of
+from roadint.files.paths import make_folder, path_of, writing_to
 from roadint.files.plain_json import plain
 from roadint.files.readers import parse_json, read_header
 from roadint.interventions.base import SubspaceIntervention
@@ -54,7 +54,7 @@ def save(
                 "or fit_basis(hidden)"
             )
         tensors |= {prefix + name: _stored(value) for name, value in values.items()}
-    payload = safetensors.torch.save(tensors)
+    payload = safetensors.torch.save(apart(tensors))
     config = plain(_config(interventions, about, adapters))
     config["sha256"] = digest(config, payload)
     text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
@@ -62,7 +62,19 @@ def save(
     needed = check_config(parse_json(text, what), what)
     check_tensors(read_header(io.BytesIO(payload), len(payload), what), needed, what)
     make_folder(folder)
-    write_pair(folder / TENSORS, payload, folder / CONFIG, text)
+    with writing_to(folder):
+        write_pair(folder / TENSORS, payload, folder / CONFIG, text)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those that share memory copied: a file of safetensors holds each by itself."""
+    seen: set[int] = set()
+    copied = {}
+    for name, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        copied[name] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return copied
 
 
 def _config(

@@ -46,10 +46,9 @@ def push(
 
     try:
         address = upload(repository, write, private=private, token=None)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # of the hub's client: no network, no login, no such name
+    except RoadError:
+        raise
+    except Exception as error:  # of the hub's client: no network, no login, no such name
         raise RoadError(
             f"{quoted(repository)} can't be uploaded ({first_line(error)}): expected OWNER/NAME, "
             "and `hf auth login` before"

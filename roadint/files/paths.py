@@ -1,6 +1,8 @@
 """Checks of users' paths, which raise no errors of the operating system."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from roadint.errors import RoadError, first_line, quoted
@@ -65,3 +67,22 @@ def make_folder(folder: Path) -> None:
             f"{quoted(str(folder))} can't be a folder to write to ({first_line(error)}): "
             "expected another one"
         ) from None
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an error of the operating system (read-only, full) into one that names the folder.
+
+    Args:
+        folder: Where files are written, whole or not at all.
+
+    Raises:
+        RoadError: where they can't be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RoadError(
+            f"{quoted(str(folder))} can't be written to ({first_line(error)}): what was in it is "
+            "as before"
+        ) from error

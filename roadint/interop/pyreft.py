@@ -19,7 +19,7 @@ from roadint.data.prompts import Template, completion_ids, pad_id, prompt_ids, r
 from roadint.errors import RoadError, first_line
 from roadint.grammar.position import Position
 from roadint.interop.pyvene import load as load_pyvene
-from roadint.interop.pyvene import read_tensors, state_of
+from roadint.interop.pyvene import load_model_values, state_of
 from roadint.interventions.loreft import LoreftIntervention
 
 try:
@@ -134,7 +134,13 @@ def _check_lengths(
             )
 
 
-def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    classes: Sequence[type] = (),
+    include_model: bool | None = None,
+) -> Any:
     """What `pyreft.ReftModel.save` wrote, on whatever device the model is.
 
     As `pyreft.ReftModel.load`, also for model types that pyvene does not know.
@@ -143,6 +149,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         folder: The folder that was saved.
         model: The base model.
         classes: As in `roadint.interop.pyvene.load`; pyreft's own are known.
+        include_model: As in `roadint.interop.pyvene.load`.
 
     Returns:
         A `pyreft.ReftModel`.
@@ -155,7 +162,7 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         for name, value in vars(pyreft).items()
         if name.endswith("Intervention") and isinstance(value, type)
     ]
-    loaded = load_pyvene(folder, model, classes=[*known, *classes])
+    loaded = load_pyvene(folder, model, classes=[*known, *classes], include_model=include_model)
     return pyreft.ReftModel._convert_to_reft_model(loaded)
 
 
@@ -181,7 +188,7 @@ def load_intervention(reft_model: Any, folder: str | Path) -> None:
             ) from error
     saved = Path(folder) / "pytorch_model.bin"
     if saved.is_file():
-        reft_model.model.load_state_dict(read_tensors(saved), strict=False)
+        load_model_values(reft_model.model, saved)
 
 
 def loreft_from(reft_model: Any, position: str | Position = "last") -> list[LoreftIntervention]:
@@ -199,6 +206,11 @@ def loreft_from(reft_model: Any, position: str | Position = "last") -> list[Lore
     for key, original in reft_model.interventions.items():
         if not isinstance(original, pyreft.LoreftIntervention):
             raise RoadError(f"{key} is a {type(original).__name__}: expected a LoreftIntervention")
+        if type(original.act_fn).__name__ != "LinearActivation":
+            raise RoadError(
+                f"{key} has the activation {type(original.act_fn).__name__}, and LoReFT here is "
+                "linear: expected act_fn='linear'"
+            )
         representation, source = reft_model.representations[key], original.learned_source
         rank, width = source.weight.shape
         intervention = LoreftIntervention(

@@ -1,9 +1,12 @@
 """The model card of a checkpoint on the hub: what it is, how to use it, what it was trained on."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 PICTURE = "angles.png"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_card(
@@ -28,7 +31,7 @@ def model_card(
     edits, adapters = config["interventions"], config.get("adapters", ())
     names = list(dict.fromkeys(name for edit in edits for name in edit["subspaces"]))
     names += [adapter["name"] for adapter in adapters]
-    is_hub_id = "/" in base and not base.startswith(("/", "."))
+    is_hub_id = bool(_HUB_ID.fullmatch(base)) and not os.path.isdir(base)
     header = f"base_model: {base}\n" if is_hub_id else ""
     compose = ", ".join(repr(name) for name in (None, *names, *(["all"] * (len(names) > 1))))
     parts = [
@@ -55,7 +58,7 @@ def model_card(
 def _edit(spec: Mapping[str, Any]) -> str:
     parts = ", ".join(f"`{name}` {subspace}" for name, subspace in spec["subspaces"].items())
     basis = f", basis {spec['basis']}" if spec.get("basis", "identity") != "identity" else ""
-    kind = spec.get("variant", spec["kind"])
+    kind = spec.get("variant") or spec.get("kind", "road")
     where = f"layer {spec['layer']}, {spec['component']}, position {spec['position']}"
     return f"- {where} ({spec['phase']}): {kind}{basis}; {parts}"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.making import names_of
-from roadint.architecture.layers import text_config
+from roadint.architecture.layers import inner_model, text_config
 from roadint.checkpoint.reading import read
 from roadint.engines.adapters import Adapters
 from roadint.errors import RoadError, listing, quoted
@@ -26,7 +26,7 @@ def base_model_of(model: nn.Module) -> dict[str, Any]:
         "width": int(config.hidden_size),
         "layers": int(config.num_hidden_layers),
     }
-    if "SequenceClassification" in type(model).__name__:
+    if "SequenceClassification" in type(inner_model(model)).__name__:
         base_model["labels"] = int(config.num_labels)
     return base_model
 
@@ -79,9 +79,11 @@ def push(
         The address of the commit.
     """
     api = huggingface_hub.HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), repo_id)
+        write(Path(folder), repo_id)  # before there is a repository, which else stayed empty
+        api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message="Upload with roadint"
         )

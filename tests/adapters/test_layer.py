@@ -88,3 +88,8 @@ def test_transformers_own_trainer(tmp_path: Path) -> None:
     road.save_pretrained(tmp_path / "saved")
     again = roadint.RoadModel.from_pretrained(bert, tmp_path / "saved")
     assert torch.equal(again.eval()(input_ids=ids).logits, road.eval()(input_ids=ids).logits)
+
+
+def test_an_embedding_takes_no_lora() -> None:
+    with pytest.raises(RoadError, match="no LoRA is possible beside an embedding"):
+        RoadLinear(nn.Embedding(10, 8), lora_rank=2)

@@ -334,3 +334,16 @@ def test_a_backward_pass_on_weights_that_have_changed_since_is_refused(keep: boo
         loss.backward()
     road.unmerge()
     road(input_ids=IDS, compose="a").logits.square().mean().backward()
+
+
+def test_a_head_that_is_tied_is_not_merged(tmp_path: Path) -> None:
+    """Its copy has values of its own; in the weights they would be the embeddings' too."""
+    model = build("gemma3")
+    road = RoadModel(model)
+    adapter = road.add_adapter("a", targets=["q_proj"], heads=["lm_head"])
+    with torch.no_grad():
+        adapter.heads[0].weight.add_(1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RoadError, match="lm_head, which .* shares its weight with model.embed_tok"):
+        road.merge("a")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

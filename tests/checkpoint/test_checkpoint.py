@@ -302,7 +302,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
         raise OSError("disk full")
 
     monkeypatch.setattr("roadint.files.atomic.os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RoadError, match="disk full"):
         trained(llama, RoadIntervention(layer=0)).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
@@ -331,10 +331,13 @@ def test_hub_round_trip(
         def __init__(self, token: str | None = None) -> None:
             assert token == "secret"
 
-        def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> Any:
+        def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
             assert private
             assert exist_ok
-            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+            assert repo_id == "me/adapter"
+
+        def whoami(self) -> Any:
+            return {"name": "me"}
 
         def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
             Path(folder_path).rename(hub / repo_id) if (hub / "me").mkdir(
@@ -361,3 +364,19 @@ def test_hub_round_trip(
     again.add_checkpoint("me/adapter", "other")
     assert asked == [("v1", "read"), (None, None)]
     assert torch.equal(again.interventions[0].theta, road.interventions[0].theta)
+
+
+def test_a_folder_that_can_not_be_written(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road = trained(llama)
+    road.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("roadint.files.atomic.os.replace", full)
+    with pytest.raises(RoadError, match="can't be written to .*No space left.*as before"):
+        road.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

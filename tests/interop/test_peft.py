@@ -407,7 +407,7 @@ def test_an_export_over_another_one_is_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(RoadError, match="disk full"):
             export(road, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     export(road, tmp_path)

@@ -201,3 +201,34 @@ def test_values_that_do_not_fit_are_refused(llama: PreTrainedModel, tmp_path: Pa
     torch.save({"theta": torch.ones(3)}, tmp_path / "saved" / f"intkey_{key}.bin")
     with pytest.raises(RoadError, match="do not fit"):
         load_intervention(others, tmp_path / "saved")
+
+
+def test_what_would_be_lost_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Another activation, and values of the model that were saved beside the interventions."""
+    config = pyreft.ReftConfig(
+        representations=[
+            {
+                "layer": 1,
+                "component": "block_output",
+                "low_rank_dimension": 2,
+                "intervention": pyreft.LoreftIntervention(
+                    embed_dim=WIDTH, low_rank_dimension=2, act_fn="relu"
+                ),
+            }
+        ]
+    )
+    register_model(llama)
+    reft = pyreft.get_reft_model(llama, config)
+    with pytest.raises(RoadError, match="has the activation .*, and LoReFT here is linear"):
+        loreft_from(reft)
+    llama.lm_head.weight.requires_grad_()
+    trained_head = llama.lm_head.weight.detach().clone()
+    reft.save(str(tmp_path), include_model=True)
+    with torch.no_grad():
+        llama.lm_head.weight.zero_()
+    with pytest.raises(RoadError, match="include_model=True to take them, or False"):
+        load(tmp_path, llama)
+    load(tmp_path, llama, include_model=False)
+    assert not bool(llama.lm_head.weight.any())
+    load(tmp_path, llama, include_model=True)
+    assert torch.equal(llama.lm_head.weight, trained_head)

@@ -51,6 +51,20 @@ def test_its_base_model_is_linked_where_the_hub_has_it() -> None:
     assert "## Training" not in model_card("me/it", config)
 
 
+def test_what_is_no_id_of_the_hub_is_not_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((SHIPPED / "road.json").read_text())
+    for edit in config["interventions"]:  # the first checkpoints have neither
+        edit.pop("kind")
+        edit.pop("variant")
+    (tmp_path / "runs" / "plain").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for base, linked in (("runs/plain", False), ("runs/plain/v1", False), ("google/gemma", True)):
+        config["base_model"]["id"] = base
+        assert (f"base_model: {base}" in model_card("me/it", config)) is linked
+
+
 def test_a_report_of_evaluate_and_an_adapter(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -75,9 +89,12 @@ def test_push_uploads_a_folder_with_a_picture(
             pass
 
         def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> Any:
-            if repo_id == "bad name":
-                raise ValueError("no such name")
+            if repo_id == "me/bad name":
+                raise ConnectionError("no such name")
             return type("Url", (), {"repo_id": repo_id})
+
+        def whoami(self) -> Any:
+            return {"name": "me"}
 
         def upload_folder(self, folder_path: str, **_: Any) -> Any:
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})

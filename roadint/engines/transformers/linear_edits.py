@@ -65,6 +65,11 @@ class LinearEdits:
         """
         if passes.number > 1:  # later passes may take from a cache what the first one computed
             return
+        for path in self._beside.keys() - self._turns.keys() - self._ran:
+            raise RoadError(
+                f"{path} did not run, so that the adapter's copy of it does nothing: expected the "
+                "name of a module that the model calls, such as 'classifier'"
+            )
         for path in self._turns.keys() - self._ran:
             if not may_rest(self._model, path):
                 raise RoadError(
@@ -184,7 +189,9 @@ def _head(head: nn.Module, acting: _ActingRows, *, learning: bool) -> Beside:
     def replace(x: Tensor, output: Tensor, copies: Callable[[], int]) -> Tensor:
         values.update({name: value.to(x.device) for name, value in values.items()})
         rows, _ = acting.on(output.device, copies())
-        result = functional_call(head, values, x[rows].float())
+        taken = x[rows]  # token ids, where the head is an embedding
+        taken = taken.float() if taken.is_floating_point() else taken
+        result = functional_call(head, values, taken)
         return output.index_copy(0, rows, result.to(output.dtype))
 
     return replace

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, layout_of
+from roadint.architecture.layers import uncompiled
 from roadint.checkpoint.reading import folder_of
+from roadint.checkpoint.writing import apart
 from roadint.errors import RoadError, listing, quoted
 from roadint.files.atomic import write_pair, write_whole
-from roadint.files.paths import is_file, make_folder, path_of
+from roadint.files.paths import is_file, make_folder, path_of, writing_to
 from roadint.interop.peft.files import (
     CONFIG,
     NOTES,
@@ -123,7 +125,7 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
     check_names(road.model, adapter)
     folder = path_of("folder", folder)
     config = json.dumps(_config(road.model, adapter), indent=2) + "\n"
-    tensors = safetensors.torch.save(_tensors(adapter), {"format": "pt"})
+    tensors = safetensors.torch.save(apart(_tensors(adapter)), {"format": "pt"})
     if is_file(folder / CONFIG) and (folder / CONFIG).read_bytes() != config.encode():
         # A kill would leave new tensors beside the old config, which PEFT would take for a whole
         # checkpoint.
@@ -133,8 +135,9 @@ def export(road: RoadModel, folder: str | Path, name: str | None = None) -> int:
         )
     make_folder(folder)
     notes = json.dumps({"name": adapter.name, "template": road.template}) + "\n"
-    write_whole(folder / NOTES, notes)
-    write_pair(folder / TENSORS, tensors, folder / CONFIG, config)
+    with writing_to(folder):
+        write_whole(folder / NOTES, notes)
+        write_pair(folder / TENSORS, tensors, folder / CONFIG, config)
     return len(tensors) + len(config) + len(notes)
 
 
@@ -192,7 +195,7 @@ def _check_exportable(model: nn.Module, adapter: RoadAdapter) -> None:
             "no form: merge it, or save_pretrained"
         )
     for path in adapter.layout.paths:
-        module = model.get_submodule(path)
+        module = uncompiled(model.get_submodule(path))
         if not isinstance(module, nn.Linear):
             raise RoadError(
                 f"{path} is a {type(module).__name__}, which PEFT's RoAd can't turn: "

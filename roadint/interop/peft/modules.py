@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from roadint.adapters.adapter import RoadAdapter
+from roadint.architecture.layers import named_modules
 from roadint.errors import RoadError, quoted
 from roadint.interop.peft.files import PREFIX, VALUES
 
@@ -38,7 +39,7 @@ def saved_modules(
     modules: dict[str, nn.Module] = {}
     named = config.get("modules_to_save") or []
     names = (*named, *_OF_TASKS.get(config.get("task_type") or "", ()))
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if not _ends_with(path, names):
             continue
         state = module.state_dict()
@@ -88,7 +89,7 @@ def check_targets(
     exact, ends = set(names), tuple(f".{name}" for name in names)
     targeted = {
         path
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if isinstance(module, nn.Linear)
         and (path in exact or path.endswith(ends))
         and not any(_contains(path.split("."), name) for name in saved)
@@ -114,7 +115,7 @@ def check_names(model: nn.Module, adapter: RoadAdapter) -> None:
     heads = list(adapter.head_paths)
     config = {"target_modules": list(adapter.layout.paths), "modules_to_save": heads}
     check_targets(model, config, adapter.layout.paths, adapter.name)
-    for path, _ in model.named_modules():
+    for path, _ in named_modules(model):
         if _ends_with(path, heads) and path not in heads:
             raise RoadError(
                 f"PEFT would take the head of {adapter.name!r} for {path} too, which ends alike: "

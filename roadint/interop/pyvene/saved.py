@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roadint.errors import RoadError, first_line, quoted
+from roadint.errors import RoadError, first_line, listing, quoted
 from roadint.files.paths import path_of
 from roadint.interop.pyvene.saved_config import SavedIntervention, read_saved_config
 from roadint.interventions.base import SubspaceIntervention
@@ -17,7 +17,13 @@ from roadint.interventions.pyvene.placing import register_model
 _MOST_UNITS, _MOST_DIMS = 8192, 1 << 24
 
 
-def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) -> Any:
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    classes: Sequence[type] = (),
+    include_model: bool | None = None,
+) -> Any:
     """What `pv.IntervenableModel.save` wrote, on whatever device the model is.
 
     pyvene's `save` needs nothing of ours: roadint's interventions write their arguments beside
@@ -30,6 +36,8 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         model: The base model.
         classes: Further intervention classes that the folder may name, beside roadint's and
             pyvene's.
+        include_model: Whether the model takes its own values that `save(…, include_model=True)`
+            wrote; to be said where there are any.
 
     Returns:
         A `pv.IntervenableModel`.
@@ -38,6 +46,12 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
         RoadError: where the folder holds no such model, or it does not fit.
     """
     path = path_of("folder", folder)
+    weights = path / "pytorch_model.bin"
+    if include_model is None and weights.is_file():
+        raise RoadError(
+            f"{weights} has values of the base model too: expected include_model=True to take "
+            "them, or False to leave them"
+        )
     saved, mode = read_saved_config(path, classes)
     register_model(model)
     try:
@@ -49,6 +63,8 @@ def load(folder: str | Path, model: nn.Module, *, classes: Sequence[type] = ()) 
             f"{folder} does not fit this model or pyvene "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
+    if include_model:
+        load_model_values(model, weights)
     device = next(model.parameters()).device
     for intervention in loaded.interventions.values():
         if not isinstance(intervention, SubspaceIntervention):  # those are on their layer's device
@@ -140,6 +156,22 @@ def state_of(folder: str | Path, key: str) -> dict[str, Tensor]:
 
 def _file_of(folder: str | Path, key: str) -> Path:
     return Path(folder) / f"intkey_{key}.bin"
+
+
+def load_model_values(model: nn.Module, path: Path) -> None:
+    """Put values of the base model that were saved beside interventions into it.
+
+    Raises:
+        RoadError: where there are none, or they are another model's.
+    """
+    try:
+        result = model.load_state_dict(read_tensors(path), strict=False)
+    except RuntimeError as error:
+        raise RoadError(f"{path} does not fit this model ({first_line(error)})") from None
+    if result.unexpected_keys:
+        raise RoadError(
+            f"{path} has values that this model has not: {listing(result.unexpected_keys)}"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
