@@ -116,7 +116,8 @@ def _train(
                 system.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 system.optimizer.step()
-            system.seconds.append(watch.seconds)
+            if step:  # the first one warms up
+                system.seconds.append(watch.seconds)
         for schedule in schedules:
             schedule.step()
 

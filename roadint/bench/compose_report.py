@@ -90,5 +90,5 @@ def at_divergence(curve: Sequence[Mapping[str, Any]], kl: float) -> tuple[float,
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [float(value) for value in values if value is not None]  # "nan" in a report
     return round(statistics.mean(known), 4) if known else None

@@ -28,7 +28,7 @@ from roadint.bench.linear_systems import (
 )
 from roadint.bench.machine import default_device, machine
 from roadint.bench.shapes import noise
-from roadint.bench.steps import MODES, Mode
+from roadint.bench.steps import MODES, Mode, modes_on
 from roadint.bench.timing import compare, ratios_of, seconds_of
 from roadint.progress import track
 
@@ -87,7 +87,8 @@ def bench_linear(
     """
     chosen = [getattr(torch, name) for name in dtypes]
     few = max(3, runs // 2) if runs > 2 else runs
-    graphs = modes if shape is not None else ("eager",)  # a fixed mask suits LLaMAs alone
+    # A fixed mask suits LLaMAs alone.
+    graphs = modes_on(default_device(), modes if shape is not None else ("eager",))
     whole = WholeModel(model, shape, chosen, rivals, few, quiet)
     measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "layer": lambda: _layer_cases(widths, chosen, runs, quiet),

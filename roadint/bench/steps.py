@@ -15,6 +15,7 @@ from roadint.bench.linear_systems import LinearSystem
 from roadint.bench.machine import free_memory
 from roadint.bench.shapes import random_ids
 from roadint.bench.timing import seconds_of
+from roadint.errors import RoadError
 
 Mode = Literal["eager", "graph", "generate"]
 MODES: tuple[Mode, ...] = ("eager", "graph")
@@ -34,8 +35,14 @@ def modes_on(device: torch.device, wanted: Sequence[Mode] = MODES) -> list[Mode]
 
     Returns:
         Those of `wanted` that the device has.
+
+    Raises:
+        RoadError: where it has none of them.
     """
-    return [mode for mode in wanted if mode != "graph" or device.type == "cuda"]
+    modes = [mode for mode in wanted if mode != "graph" or device.type == "cuda"]
+    if not modes:
+        raise RoadError(f"mode graph needs a GPU, and this is {device}: expected mode eager")
+    return modes
 
 
 @contextmanager

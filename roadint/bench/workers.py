@@ -55,13 +55,14 @@ class Worker:
         try:
             self._pipe.send((method, arguments))
             done, result = self._pipe.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise RoadError(
                 f"benchmark of {self.name} ended early: "
                 "its process died, perhaps for want of memory"
             ) from None
         if not done:
-            raise RoadError(f"benchmark of {self.name} failed:\n{result}")
+            why = next(line for line in reversed(result.splitlines()) if line.strip())
+            raise RoadError(f"benchmark of {self.name} failed: {why.strip()}\n{result}")
         return result
 
     def stop(self) -> None:

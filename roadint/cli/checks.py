@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from roadint.errors import RoadError, check_known, first_line, quoted
-from roadint.files.paths import is_folder
+from roadint.files.paths import is_file, is_folder
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -24,6 +24,8 @@ def check_file(option: str, path: Path | None) -> None:
         raise RoadError(
             f"{option} {quoted(str(path))} is a folder: expected a file, in it or elsewhere"
         )
+    if path.exists() and not is_file(path):
+        raise RoadError(f"{option} {quoted(str(path))} is no regular file: expected a new one")
     if not is_folder(path.parent):
         raise RoadError(
             f"{option} {quoted(str(path))[1:-1]}: the folder {quoted(str(path.parent))[1:-1]} "

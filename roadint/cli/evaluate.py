@@ -22,7 +22,7 @@ from roadint.cli.options import (
     ReportFile,
     named_values,
 )
-from roadint.cli.output import console, print_line, report_json, save_figure
+from roadint.cli.output import console, print_json, print_line, report_json, save_figure
 from roadint.errors import RoadError, listing
 
 
@@ -110,15 +110,15 @@ def evaluate(
             max_new_tokens=max_new_tokens or 48,
             quiet=as_json,
         )
+        del road, tokenizer  # before another base model is loaded
     report: Report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)
     shown = asdict(report)
-    report_json(shown, out, as_json)
+    report_json(shown, out, printed=False)
     if plot is not None:
         from roadint.plots import composition_figure
 
         save_figure(composition_figure(report), plot)
-    if not as_json:
-        _print_tables(shown)
+    print_json(shown) if as_json else _print_tables(shown)
 
 
 def _print_tables(report: Mapping[str, Any]) -> None:

@@ -59,6 +59,7 @@ def evaluate_tasks(
         # Each on a base model of its own, whose head the checkpoint replaces.
         road, tokenizer = open_checkpoint(name, model)
         reports[name] = evaluate_task(road, tokenizer, task)
+        del road, tokenizer  # before the next one is loaded
     report: dict[str, Any] = {"task": next(iter(recipes.values())).task.name}
     if len(reports) == 1:
         report |= next(iter(reports.values()))

@@ -44,7 +44,8 @@ def inspect(
     sites = [intervention_values(intervention) for intervention in interventions]
     if as_json:
         about = {name: config[name] for name in ("base_model", "training")}
-        print_json({**about, "sites": sites, "adapters": adapters})
+        edited = {} if prompt is None else {"edited": _edited(checkpoint, prompt)}
+        print_json({**about, "sites": sites, "adapters": adapters, **edited})
         return
     base = config["base_model"]
     console.print(
@@ -56,10 +57,15 @@ def inspect(
     for adapter in adapters:
         console.print(_adapter_table(adapter))
     if prompt is not None:
-        from roadint.model.opening import open_checkpoint
+        console.print(_edited(checkpoint, prompt), highlight=False)
 
-        road, tokenizer = open_checkpoint(checkpoint, None, None)
-        console.print(road.describe(tokenizer, prompt), highlight=False)
+
+def _edited(checkpoint: str, prompt: str) -> str:
+    """The interventions, and the prompt with its edited tokens marked."""
+    from roadint.model.opening import open_checkpoint
+
+    road, tokenizer = open_checkpoint(checkpoint, None, None)
+    return road.describe(tokenizer, prompt)
 
 
 def _draw(plot: Path, checkpoint: str, interventions: Sequence["SubspaceIntervention"]) -> None:

@@ -89,8 +89,7 @@ def main() -> None:
         said = first_line(error)
     else:
         if code == _INTERRUPTED:
-            more = "; the same command with --resume goes on" * (arguments[:1] == ["train"])
-            print(f"roadint: stopped{more}", file=sys.stderr)
+            print("roadint: stopped", file=sys.stderr)
         raise SystemExit(code if isinstance(code, int) else 0)
     print(f"roadint: {said}", file=sys.stderr)
     raise SystemExit(2)

@@ -120,3 +120,20 @@ def overrides(settings: Sequence[str] | None, **options: Any) -> Mapping[str, An
             )
         changes[name] = value
     return changes
+
+
+def refuse_settings(settings: Sequence[str] | None, **instead: str) -> None:
+    """Refuse settings of --set that a command gives values itself.
+
+    Args:
+        settings: The texts of --set.
+        instead: Setting → the option that says it here.
+
+    Raises:
+        RoadError: for one of them.
+    """
+    from roadint.recipes.names import nested
+
+    for section in nested(named_values(settings, "--set")).values():
+        for name in instead.keys() & section.keys():
+            raise RoadError(f"--set {name} would not act here: expected {instead[name]}")

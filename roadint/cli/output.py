@@ -1,6 +1,7 @@
 """What a command prints on stdout: tables and lines for people, JSON for machines."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 # A table in a pipe or a file is not cut at 80 columns.
 # Names, paths and errors of users have brackets, which are no markup.
-console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
 def print_line(text: str) -> None:
     """Print a line as it is, without colours in its numbers."""
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def tested(summary: Mapping[str, Any]) -> str:
@@ -57,4 +58,16 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """JSON, which has no numbers that are not finite: they are text, "nan", as in checkpoints."""
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_as_text(value), indent=2, ensure_ascii=False)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_text(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_text(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,6 +62,11 @@ def push(
 def _read(path: Path) -> dict[str, object]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(report, dict) and "metric" in report:
+            raise RoadError(
+                f"--report {quoted(str(path))} is that of a task, of which cards don't tell: "
+                "expected none"
+            )
         {name: report["shares"][name]["success"] for name in report["nll"]}
     except (ValueError, KeyError, TypeError):
         raise RoadError(

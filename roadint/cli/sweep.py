@@ -74,14 +74,11 @@ def sweep(
     if plot is not None and all(chosen.recipe_of(each).task.name for each in chosen.runs()):
         raise RoadError("--plot draws compositions, and this sweep's runs are a task's")
     entries = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
-    if as_json:
-        print_json(entries)
-    else:
-        console.print(_table(entries))
     if plot is not None:
         from roadint.plots import changes_figure
 
         save_figure(changes_figure(entries), plot)
+    print_json(entries) if as_json else console.print(_table(entries))
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         first = " ".join(errors[0].split())

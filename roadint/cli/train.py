@@ -1,5 +1,6 @@
 """`roadint train`: a recipe, trained and saved."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,7 +120,11 @@ def _train(
     base, tokenizer = load(recipe.model.name, dtype=recipe.model.dtype)
     reader = load_processor(recipe.model.name) if recipe.data.images else tokenizer
     road = recipe.on(base)
-    return run(road, reader, sources or None, recipe, out=out, resume=resume, quiet=quiet)
+    try:
+        return run(road, reader, sources or None, recipe, out=out, resume=resume, quiet=quiet)
+    except KeyboardInterrupt:
+        print("roadint: the same command with --resume goes on", file=sys.stderr)
+        raise
 
 
 def _check_names(sources: Mapping[str, str], names: list[str]) -> None:
@@ -143,7 +148,7 @@ def _result(summary: Mapping[str, Any]) -> str:
             f"{epochs}"
         )
     losses = ", ".join(
-        f"{name.removeprefix('loss/')} {value:.2f}"
+        f"{name.removeprefix('loss/')} {float(value):.2f}"  # "nan" in a checkpoint
         for name, value in summary["loss"].items()
         if "/" in name
     )

@@ -57,6 +57,8 @@ def sweep(
     """
     check_known("engine", engine, get_args(Engine))
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if workers is not None and engine != "ray":
+        raise RoadError(f"workers={workers}: runs go one after another without engine='ray'")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("w") as lock:
@@ -131,7 +133,8 @@ class Runner:
         self._loaded = self._prefix.cache = None  # the task loads a model of its own
         _, summary = finetune(recipe, out=out, quiet=self._quiet)
         del summary["recipe"]
-        return {**summary, "training_seconds": summary.pop("seconds")}
+        seconds = summary.pop("seconds")
+        return {**summary, "training_seconds": seconds}
 
     def _of_data_sets(self, recipe: Recipe, out: Path) -> Entry:
         plan = self._plan

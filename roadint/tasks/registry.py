@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from roadint.errors import RoadError, did_you_mean, listing, quoted
+from roadint.recipes.names import flat
 from roadint.recipes.recipe import Recipe
 from roadint.tasks import glue
 from roadint.tasks.classification import ClassificationTask
@@ -15,6 +16,12 @@ TASKS: dict[str, type[Task]] = {
     "arithmetic": AnsweringTask,
     "cloze": ChoosingTask,
 }
+# What the training of data sets has beyond that of a task; GLUE's rows have no prompts.
+_OF_DATA_SETS = (
+    *("lrs", "decay", "max_log_scale", "strengths", "compile", "companions", "preserve", "eos"),
+    "max_completions",
+)
+_OF_PROMPTS = ("template", "max_completion")
 _SPLITS = ("train", "train.NAME", "dev", "validation", "test", "test.NAME")
 
 
@@ -54,6 +61,8 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bo
             f"task {recipe.task.name!r} has no training data: expected --data train=FILE, "
             f"and {task.measured_on}"
         )
+    else:
+        _check_settings(recipe)
     if recipe.data.images:
         raise RoadError(
             f"images=true: task {recipe.task.name!r} has rows of text; expected images=false, or "
@@ -65,3 +74,16 @@ def task_of(recipe: Recipe, data: Mapping[str, str] | None = None, *, trains: bo
             "rows of its data; expected no seed for them"
         )
     return task(recipe, sources)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Refuse settings that a task's training does not have."""
+    unused = list(_OF_DATA_SETS)
+    unused += _OF_PROMPTS if TASKS[str(recipe.task.name)] is ClassificationTask else ()
+    now, default = flat(recipe.record()), flat(Recipe().record())
+    for name in unused:
+        if now[name] != default[name]:
+            raise RoadError(
+                f"recipe setting {name}={quoted(now[name])} would not act: task "
+                f"{recipe.task.name!r} trains without it; expected {name}={quoted(default[name])}"
+            )

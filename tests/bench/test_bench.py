@@ -1,6 +1,7 @@
 """The benchmarks: that they compare the same thing, count what they say, and report in the form that others read."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from roadint.bench.report import case, ratio
 from roadint.bench.train_systems import PyveneTraining, TrainingJob, labelled_batch
 from roadint.bench.turns import in_turns, rounds
 from roadint.bench.workers import workers
+from roadint.cli.bench.output import keep_report
 from roadint.data.collate import Collator, Example, completion_nll
+from roadint.errors import first_line
 from roadint.training.prefix.cache import PrefixCache
 from tests.helpers import VOCABULARY, WIDTH, build, call, check_drawn
 
@@ -263,3 +266,61 @@ def test_figures_of_merit() -> None:
     taken = list(rounds(["a", "b"], 2, "", quiet=True))
     assert taken == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
     assert matmul_rate(torch.device("cpu"), torch.float32, runs=1) > 1e8
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["learn", "glue", "--set", "lr=1e-3"], "--set lr would not act here: expected --rate"),
+        (["learn", "glue", "--set", "edit.variant=road_4"], "--set variant .*expected --method"),
+        (["pilot", "--set", "seed=9"], "--set seed would not act here: expected --seed"),
+        (["compose", "composition", "--set", "seed=9"], "--set seed would not act here"),
+        (["linear", "--mode", "generate"], "--mode is for the steps of a shape"),
+        (["linear", "--part", "merge", "--plot", "x.png"], "--plot draws the parts"),
+        (["linear", "--shape", "tiny", "--part", "decode", "--mode", "graph"], "mode graph needs a GPU"),
+        (["paper", "--shape", "tiny", "--mode", "graph"], "mode graph needs a GPU"),
+        (["train", "--shape", "tiny", "--rows", "4"], "--shape has rows of its own"),
+        (["train", "--prompt", "64"], "expected --shape"),
+    ],
+)  # fmt: skip
+def test_options_that_would_not_act_are_refused(
+    command: list[str], message: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, errors = call(capsys, monkeypatch, "bench", *command)
+    assert (code, out, len(errors.splitlines())) == (2, "", 1)
+    assert re.search(message, errors)
+
+
+class Failing:
+    def fail(self) -> None:
+        raise ValueError("no such option")
+
+
+class Dying:
+    def wait(self) -> None:
+        os._exit(3)
+
+
+def test_a_failure_says_why_in_its_first_line() -> None:
+    with workers({"one": Failing}) as (worker,), pytest.raises(RoadError) as told:
+        worker.ask("fail")
+    assert first_line(told.value) == "benchmark of one failed: ValueError: no such option"
+    with workers({"two": Dying}) as (worker,):
+        for _ in range(2):  # the second question finds nobody
+            with pytest.raises(RoadError, match="benchmark of two ended early"):
+                worker.ask("wait")
+
+
+def test_a_picture_that_can_not_be_drawn_loses_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RoadError("no picture")
+
+    monkeypatch.setattr("roadint.plots.bench_figure", broken)
+    shown: list[str] = []
+    with pytest.raises(RoadError, match="no picture"):
+        keep_report({"cases": []}, tmp_path / "r.json", tmp_path / "p.png", False, "bench_figure", show=lambda: shown.append("table"))  # fmt: skip
+    assert shown == ["table"]
+    assert (tmp_path / "r.json").is_file()

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from roadint import RoadError
+from roadint.cli.checks import check_file
+from roadint.cli.output import print_json, print_line
+from roadint.cli.train import _result
 from roadint.recipes.names import flat
 from tests.helpers import call, resign
 
@@ -554,14 +558,28 @@ def test_an_impossible_address_is_refused_before_anything_loads(
 
 
 def test_what_is_stopped_says_how_it_goes_on(capsys: Any, monkeypatch: Any, base: str) -> None:
-    from roadint.recipes.recipe import Recipe
+    """A training goes on; a task, which starts anew, does not say so."""
 
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recipe, "load", interrupted)
-    code, _, errors = call(capsys, monkeypatch, "train", "composition", "--out", "runs/x")
-    assert (code, errors) == (130, "roadint: stopped; the same command with --resume goes on\n")
+    monkeypatch.setattr("roadint.training.run.train", interrupted)
+    monkeypatch.setattr("roadint.tasks.run.finetune", interrupted)
+    train = [
+        "train",
+        "composition",
+        "--set",
+        f"model={base}",
+        "--set",
+        "layers=[1]",
+        "--out",
+        "runs/x",
+    ]
+    code, _, errors = call(capsys, monkeypatch, *train)
+    goes_on = "roadint: the same command with --resume goes on\n"
+    assert (code, errors.splitlines(keepends=True)[-2:]) == (130, [goes_on, "roadint: stopped\n"])
+    code, _, errors = call(capsys, monkeypatch, "train", "glue", "--out", "runs/x")
+    assert (code, errors) == (130, "roadint: stopped\n")
 
 
 def test_every_command_has_an_example_that_is_one(capsys: Any, monkeypatch: Any) -> None:
@@ -622,3 +640,15 @@ def test_what_the_answers_say_of_a_composition() -> None:
         "german - english: 50% of the answers are german and on topic, 25 points below german "
         "alone (75%)",
     ]
+
+
+def test_lines_and_numbers_stay_what_they_are(capsys: Any, tmp_path: Path) -> None:
+    """No emoji for words in colons, no line breaks of our own, no numbers that JSON has not."""
+    text = "a:100:b :x: " + "word " * 60 + "end"
+    print_line(text)
+    assert capsys.readouterr().out == text + "\n"
+    print_json({"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
+    assert json.loads(capsys.readouterr().out) == {"a": ["nan", 1.5], "b": {"c": "inf"}}
+    assert "nan" in _result({"loss": {"loss": "nan", "loss/a": "nan"}})
+    with pytest.raises(RoadError, match="/dev/null.* is no regular file"):
+        check_file("--out", Path("/dev/null"))

@@ -170,6 +170,11 @@ def test_tasks(
     assert "accuracy on the 30 test rows" in " ".join(out.split())
 
 
+def test_workers_are_rays(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(RoadError, match="workers=2: runs go one after another"):
+        sweep(plan, tmp_path, workers=2)
+
+
 def test_subspaces_stay_what_they_are() -> None:
     for recipe in (5, ["composition"], None):
         with pytest.raises(RoadError):

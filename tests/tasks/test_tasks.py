@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification
 
 from roadint import Recipe, RoadError, RoadModel, load
 from roadint.checkpoint.reading import read
+from roadint.recipes.library import presets
 from roadint.tasks import glue
 from roadint.tasks.evaluate import recipe_of
 from roadint.tasks.questions import ChoiceQuestion, Question, answered, load_questions
-from roadint.tasks.registry import task_of
+from roadint.tasks.registry import _check_settings, task_of
 from roadint.tasks.run import finetune
 from tests.helpers import call, write_tsv
 
@@ -638,3 +639,39 @@ def test_what_is_missing_is_told(
     recipe = Recipe.load("glue", {"data": {}, **settings})
     with pytest.raises(RoadError, match=message):
         task_of(recipe, data)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_log_scale": 0.0},
+        {"lrs": {"road": 1e-2}},
+        {"decay": 0.1},
+        {"strengths": {"road": 0.5}},
+        {"compile": True},
+        {"companions": {"a": ["b"]}},
+        {"preserve": {"a": ["b"]}},
+        {"eos": ["a"]},
+        {"max_completions": {"a": 8}},
+        {"template": "line"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_a_task_has_not_are_refused(
+    setting: dict[str, Any], sentiment: dict[str, str]
+) -> None:
+    (name,) = setting
+    recipe = Recipe.load("glue", {"task": "sst2", **setting})
+    with pytest.raises(RoadError, match=f"recipe setting {name}=.* would not act: task 'sst2'"):
+        task_of(recipe, sentiment)
+    task_of(recipe, sentiment, trains=False)  # of a checkpoint that was trained before
+
+
+def test_the_presets_of_tasks_have_none_of_them() -> None:
+    checked = 0
+    for name in presets():
+        recipe = Recipe.load(name)
+        if recipe.task.name:
+            _check_settings(recipe)
+            checked += 1
+    assert checked >= 6

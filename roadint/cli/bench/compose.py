@@ -1,6 +1,7 @@
 """`roadint bench compose`: compositions of subspaces, beside the same by other means."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from roadint.cli.options import (
     Settings,
     named_values,
     overrides,
+    refuse_settings,
 )
 from roadint.cli.output import console, report_json
 
@@ -74,6 +76,7 @@ def compose(
     check_outputs(out, plot)
     kept = kept_report(out, resume)
     sources = named_values(data, "--data")
+    refuse_settings(settings, seed="--seed")
     changes = overrides(settings, rows=rows, model=model, data=sources or None)
     report = bench_compose(
         Recipe.load(recipe, changes),
@@ -89,9 +92,8 @@ def compose(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "compose_figure")
-    if not as_json:
-        console.print(_table(report))
+    show = partial(console.print, _table(report))
+    keep_report(report, out, plot, as_json, "compose_figure", show=show)
 
 
 def _table(report: Mapping[str, Any]) -> Table:

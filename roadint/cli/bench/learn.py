@@ -1,6 +1,7 @@
 """`roadint bench learn`: what methods learn of one task."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,10 @@ from roadint.cli.options import (
     Settings,
     named_values,
     overrides,
+    refuse_settings,
 )
 from roadint.cli.output import console, report_json
-from roadint.errors import RoadError
+from roadint.errors import RoadError, quoted
 
 
 def learn(
@@ -78,7 +80,8 @@ def learn(
     kept = kept_report(out, resume)
     if beside and plot is None:
         raise RoadError("--beside is for the picture: expected --plot FILE")
-    others = [read_report(path, "--beside") for path in beside or ()]
+    others = [_read_beside(path) for path in beside or ()]
+    refuse_settings(settings, lr="--rate METHOD=RATE", seed="--seed", variant="--method")
     chosen = Recipe.load(recipe, overrides(settings, rows=rows, model=model))
     if chosen.edit.kind != LINEAR:
         raise RoadError(
@@ -95,9 +98,17 @@ def learn(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "learn_figure", *others)
-    if not as_json:
-        console.print(_table(report))
+    show = partial(console.print, _table(report))
+    keep_report(report, out, plot, as_json, "learn_figure", *others, show=show)
+
+
+def _read_beside(path: Path) -> Mapping[str, Any]:
+    report: Mapping[str, Any] = read_report(path, "--beside")
+    if not all("numbers" in case and "test" in case for case in report["cases"]):
+        raise RoadError(
+            f"--beside {quoted(str(path))}: expected what roadint bench learn --out wrote"
+        )
+    return report
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -1,6 +1,7 @@
 """`roadint bench linear`: adapters on linear layers."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from roadint.cli.bench.options import Runs, Shape, check_outputs, check_shape
 from roadint.cli.bench.output import keep_report
 from roadint.cli.options import Json, Plot, ReportFile
 from roadint.cli.output import console
-from roadint.errors import check_known
+from roadint.errors import RoadError, check_known, listing
 
 _DTYPES = ("float32", "bfloat16")
 _MODES = ("eager", "graph", "generate")
@@ -61,6 +62,11 @@ def linear(
         check_known("dtype", name, _DTYPES)
     for name in mode or ():
         check_known("mode", name, _MODES)
+    if mode and shape is None:
+        raise RoadError("--mode is for the steps of a shape: expected --shape, such as llama-7b")
+    drawn = {"layer", "decode", "prefill"}
+    if plot is not None and drawn.isdisjoint(part or DEFAULT_PARTS):
+        raise RoadError(f"--plot draws the parts {listing(sorted(drawn))}: expected one of them")
     report = bench_linear(
         model,
         shape=shape,
@@ -71,9 +77,8 @@ def linear(
         runs=runs,
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "linear_figure")
-    if not as_json:
-        console.print(_table(report))
+    show = partial(console.print, _table(report))
+    keep_report(report, out, plot, as_json, "linear_figure", show=show)
 
 
 def _table(report: Mapping[str, Any]) -> Table:

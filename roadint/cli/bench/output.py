@@ -1,12 +1,12 @@
 """The table of a report that times systems beside each other, as train and generate do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from roadint.cli.output import console, print_line, report_json, save_figure
+from roadint.cli.output import console, print_json, print_line, report_json, save_figure
 
 _AXES = ("prompt", "completion", "rows", "compositions")  # what a case may vary
 
@@ -22,9 +22,10 @@ def show_report(
         plot: The file of its picture.
         as_json: Whether stdout gets JSON in place of the table.
     """
-    keep_report(report, out, plot, as_json, "bench_figure")
-    if as_json:
-        return
+    keep_report(report, out, plot, as_json, "bench_figure", show=lambda: _show(report))
+
+
+def _show(report: Mapping[str, Any]) -> None:
     print_line(machine_line(report["machine"]))
     table = Table(
         "case",
@@ -49,8 +50,11 @@ def keep_report(
     as_json: bool,
     figure: str,
     *others: Mapping[str, Any],
+    show: Callable[[], None],
 ) -> None:
-    """Write a report and its picture, where they are asked for.
+    """Write a report and its picture, where they are asked for, and show it.
+
+    Stdout comes last, which may be closed, and comes also where the picture can't be drawn.
 
     Args:
         report: The report.
@@ -59,12 +63,16 @@ def keep_report(
         as_json: Whether stdout gets the report, as JSON.
         figure: What draws it: a name in roadint.plots, whose import takes a second.
         others: Reports that are drawn beside it.
+        show: Prints the report's table, without JSON.
     """
-    report_json(report, out, as_json)
-    if plot is not None:
-        from roadint import plots
+    report_json(report, out, printed=False)
+    try:
+        if plot is not None:
+            from roadint import plots
 
-        save_figure(getattr(plots, figure)(report, *others), plot)
+            save_figure(getattr(plots, figure)(report, *others), plot)
+    finally:
+        print_json(report) if as_json else show()
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

@@ -8,7 +8,15 @@ from rich.table import Table
 
 from roadint.cli.bench.options import check_outputs, rates_of
 from roadint.cli.bench.output import keep_report, machine_line
-from roadint.cli.options import Json, Plot, ReportFile, Settings, named_values, overrides
+from roadint.cli.options import (
+    Json,
+    Plot,
+    ReportFile,
+    Settings,
+    named_values,
+    overrides,
+    refuse_settings,
+)
 from roadint.cli.output import console, print_line
 
 _HOLDS = {True: "yes", False: "no, the opposite", None: "open"}
@@ -65,6 +73,7 @@ def pilot(
     from roadint.recipes.recipe import Recipe
 
     check_outputs(out, plot)
+    refuse_settings(settings, lr="--rate METHOD=RATE", seed="--seed")
     chosen = Recipe.load("glue", overrides(settings, model=model, epochs=epochs))
     report = bench_pilot(
         chosen,
@@ -78,9 +87,10 @@ def pilot(
         classifier_epochs=classifier_epochs,
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "pilot_figure")
-    if as_json:
-        return
+    keep_report(report, out, plot, as_json, "pilot_figure", show=lambda: _show(report))
+
+
+def _show(report: Mapping[str, Any]) -> None:
     print_line(machine_line(report["machine"]))
     for show in (_show_changes, _show_classifiers):
         show(report)

@@ -13,7 +13,9 @@ from roadint.errors import RoadError, check_known, listing
 def train(
     model: Model = "gemma-3-270m",
     shape: Shape = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a shape's random prompts.")] = 256,
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a shape's random prompts; 256.")
+    ] = None,
     layer: Layer = None,
     data: Data = None,
     rows: MaxRows = None,
@@ -63,6 +65,10 @@ def train(
     check_shape(shape)
     wanted = {"roadint", *(system or DEFAULT_SYSTEMS)}
     chosen = [name for name in SYSTEMS if name in wanted]
+    if shape is not None and (data or rows is not None):
+        raise RoadError("--shape has rows of its own: expected no --data and no --rows")
+    if shape is None and prompt is not None:
+        raise RoadError("--prompt is the length of a shape's prompts: expected --shape")
     sources = named_values(data, "--data") or BUNDLED
     if not set(sources) <= set(BUNDLED):
         raise RoadError(
@@ -80,7 +86,7 @@ def train(
         micro_batch,
         epochs,
         shape=shape,
-        prompt=prompt,
+        prompt=prompt or 256,
     )
     report = bench_train(
         job, chosen, steps=None if whole else steps, scaling=scaling, quiet=as_json
