@@ -59,6 +59,9 @@ def demo(
         raise RoadError(f"the app needs Gradio ({error}): pip install 'roadint[demo]'") from None
     from roadint.demo.service import SHIPPED, Service
 
+    if checkpoint and checkpoint.startswith("-"):  # after --, and without a checkpoint before
+        further = [checkpoint, *(further or ())]
+        checkpoint = None
     if folder.exists() and not folder.is_dir():
         raise RoadError(f"--folder {folder} is a file: expected a folder of checkpoints")
     user, separator, password = (auth or "").partition(":")

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 
 from roadint.adapters.products import check_products
+from roadint.architecture.properties import positions_of
 from roadint.data.prompts import batch_prompts, generation_inputs, pad_id
 from roadint.demo.failures import message_for_visitors
 from roadint.demo.requests import (
@@ -25,6 +26,7 @@ from roadint.demo.requests import (
 )
 from roadint.demo.streaming import AnswerStreamer, FinishedRows
 from roadint.demo.waiting import RequestQueue
+from roadint.engines.transformers.generation import check_room
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import Composition
 from roadint.interventions.sums import check_sums
@@ -57,7 +59,7 @@ class Batcher:
         wanted: Callable[[], bool] = lambda: True,
     ) -> Generator[Update, None, None]:
         """As `Answering.answers`."""
-        self.check(prompt, compositions)
+        self.check(prompt, compositions, settings.max_new_tokens)
         if not compositions:
             raise RoadError(NOTHING_ASKED)
         request = AnswerRequest(prompt, list(compositions), settings, visitor)
@@ -107,15 +109,19 @@ class Batcher:
         for _ in self.answers("Hello", [Composition()], AnswerSettings(max_new_tokens=1)):
             pass
 
-    def check(self, prompt: str, compositions: Sequence[Composition] = ()) -> None:
+    def check(
+        self, prompt: str, compositions: Sequence[Composition] = (), max_new_tokens: int = 1
+    ) -> None:
         """Check a request before it waits.
 
         Args:
             prompt: The instruction.
             compositions: One an answer.
+            max_new_tokens: The length of an answer.
 
         Raises:
-            RoadError: where the prompt is empty or too long, or a composition cannot run on it.
+            RoadError: where the prompt is empty or too long, also for the model's positions with
+                the answer, or a composition cannot run on it.
         """
         check_question(prompt, compositions)
         length = len(batch_prompts(self.tokenizer, self.road.template, [prompt])["input_ids"][0])
@@ -124,12 +130,29 @@ class Batcher:
                 f"the prompt has {length} tokens, the template's included: "
                 f"expected at most {MAX_PROMPT_TOKENS}; shorten it"
             )
+        asked = {"max_new_tokens": max_new_tokens}
+        check_room(asked, asked, length, positions_of(self.road.model))
         try:
             self._check_compositions(compositions, length)
         except Exception as error:  # whatever an intervention's own arithmetic raises
             raise RoadError(message_for_visitors(error)) from None
 
-    def _check_compositions(self, compositions: Sequence[Composition], length: int) -> None:
+    def check_composition(self, composition: Composition) -> None:
+        """Refuse a composition that could run on no prompt, as far as it is on the model.
+
+        Raises:
+            RoadError: where parts don't commute, or a strength is out of range.
+        """
+        if not {name for name, _ in composition.terms} <= set(self.road.names):
+            return  # of a checkpoint that made room for another
+        try:
+            self._check_compositions([composition])
+        except Exception as error:  # whatever an intervention's own arithmetic raises
+            raise RoadError(message_for_visitors(error)) from None
+
+    def _check_compositions(
+        self, compositions: Sequence[Composition], length: int | None = None
+    ) -> None:
         """Refuse what the model would refuse, before the request shares a batch with others."""
         known = set(self.road.names)
         for name in (name for composition in compositions for name, _ in composition.terms):
@@ -149,7 +172,8 @@ class Batcher:
             ]
             if acting:
                 intervention.strengths(acting)
-                intervention.position.check(torch.tensor([length]))
+                if length is not None:
+                    intervention.position.check(torch.tensor([length]))
 
     def _serve(self) -> None:
         while True:
@@ -168,8 +192,11 @@ class Batcher:
             if len(requests) == 1:
                 requests[0].updates.put(RoadError(message_for_visitors(error)))
                 return
-            for request in requests:
-                self._answer([request])
+        else:
+            return
+        # Only now is the memory free that the error's frames held: it may have been a want of it.
+        for request in requests:
+            self._answer([request])
 
     def _generate(self, requests: Sequence[AnswerRequest]) -> None:
         settings = requests[0].settings
@@ -179,7 +206,7 @@ class Batcher:
             sampling["temperature"] = settings.temperature
         prompts = [request.prompt for request in requests for _ in request.compositions]
         batch = generation_inputs(self.tokenizer, self.road.template, prompts)
-        streamer = AnswerStreamer(self.tokenizer, requests)
+        streamer = AnswerStreamer(self.tokenizer, requests, self._end_ids())
         inputs: dict[str, Any] = {name: value.to(self.road.device) for name, value in batch.items()}
         inputs |= {
             **PAPER_DECODING,
@@ -195,3 +222,10 @@ class Batcher:
             stopping_criteria=StoppingCriteriaList([FinishedRows(streamer)]),
         )
         streamer.end()
+
+    def _end_ids(self) -> set[int]:
+        """The tokens that end an answer: the tokenizer's, and those of the model's generations."""
+        config = getattr(self.road.model, "generation_config", None)
+        ends: Any = getattr(config, "eos_token_id", None)
+        listed = ends if isinstance(ends, (list, tuple)) else [ends]
+        return {end for end in (self.tokenizer.eos_token_id, *listed) if end is not None}

@@ -1,9 +1,10 @@
 """The handlers of the page's events: values of the page in, messages for the page out."""
 
 import math
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -64,8 +65,9 @@ class Handlers:
         """Fill a new page with what its address asks for.
 
         Args:
-            query: That of the address, which may have prompt, c (compositions), k (checkpoints),
-                checkpoint (the first one's name), n (new tokens), t (temperature) and seed.
+            query: That of the address, which may have prompt, c (compositions), k (checkpoints, as
+                LABEL=ORIGIN), checkpoint and digest (of the first one), n (new tokens), t
+                (temperature) and seed.
 
         Returns:
             The arrival's message, the labels, and what `poll` returns.
@@ -74,12 +76,16 @@ class Handlers:
             fields = parse_qs(check_text("the address", query, 100_000).removeprefix("?"))
         except (RoadError, ValueError):
             fields = {}
-        labels, notices = self._opened(fields.get("k", [])) if self.service.ready else ([], [])
+        asked = fields.get("k", []) if self.service.ready else []
+        labels, notices, renamed = self._opened(asked)
         first = self.service.first_name
-        wanted = _first(fields, "checkpoint")
+        wanted, digest = _first(fields, "checkpoint"), _first(fields, "digest")
         if wanted and wanted != first:
             notices.append(f"This link was made with the checkpoint {wanted}; here it is {first}.")
+        elif digest and digest != self.service.first_digest:
+            notices.append(f"This link was made with another checkpoint of the name {first}.")
         texts, prompt = fields.get("c", [])[:_MAX_COLUMNS], _first(fields, "prompt")
+        texts = [with_labels(text, renamed) for text in texts]
         columns = [self._column(text, labels) for text in texts or self._offered()]
         fits = not (notices or any("error" in column for column in columns))
         told = message(
@@ -258,18 +264,21 @@ class Handlers:
 
         return wanted
 
-    def _opened(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The labels of a link's checkpoints, and why some could not be opened."""
+    def _opened(self, asked: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+        """The labels of a link's checkpoints, why some could not be opened, and new labels."""
         labels: list[str] = []
-        notices = []
-        for name in names[:_MAX_CHECKPOINTS]:
+        notices, renamed = [], {}
+        for text in asked[:_MAX_CHECKPOINTS]:
+            before, has_label, origin = text.partition("=")
             try:
-                label = self.service.open(name)
+                label = self.service.open(origin if has_label else text)
             except Exception as error:  # the page goes on without it
                 notices.append(message_for_visitors(error))
             else:
                 labels += [label] * (label not in labels)
-        return labels, notices
+                if has_label:
+                    renamed[before] = label
+        return labels, notices, renamed
 
     def _offered(self) -> list[str]:
         """The columns of a new page: the base model, and up to two subspaces alone and together."""
@@ -280,6 +289,7 @@ class Handlers:
         """An expression and its strengths; with an error, where it is not understood."""
         try:
             parsed = self.service.parse(text, labels)
+            self.service.check(parsed)
         except Exception as error:  # the page goes on, whatever somebody wrote
             shown = text[:200] if isinstance(text, str) else ""
             return {"text": shown, "strengths": {}, "error": message_for_visitors(error)}
@@ -298,6 +308,25 @@ class Handlers:
 
     def _about(self) -> dict[str, Any]:
         return {"model": self.service.model_name, "checkpoint": self.service.first_name}
+
+
+def with_labels(text: str, renamed: Mapping[str, str]) -> str:
+    """An expression whose checkpoints have other labels here.
+
+    Args:
+        text: The expression, as it was elsewhere.
+        renamed: Label there → label here.
+
+    Examples:
+        >>> with_labels("german@a + 0.5*b", {"a": "b", "b": "a"})
+        'german@b + 0.5*a'
+    """
+
+    def here(match: re.Match[str]) -> str:
+        name, at, label = match.group().rpartition("@")
+        return f"{name}{at}{renamed.get(label, label)}"
+
+    return re.sub(r"(?<![\w.])[^\W\d]\w*(@\w+)?", here, text)
 
 
 def _page_of(request: gr.Request | None) -> str:

@@ -82,8 +82,8 @@ def _tokens(
 
 
 def _site(edit: SubspaceIntervention, strengths: Mapping[str, float]) -> dict[str, Any]:
-    """The blocks that act at one place: θ → sθ, α → α^s."""
-    parts, values = [], intervention_values(edit)
+    """The blocks that act at one place, as the composition's strengths make them."""
+    parts, values = [], intervention_values(edit, strengths)
     for name, subspace in values["subspaces"].items():
         strength = strengths.get(name, 0.0)
         if strength:
@@ -92,14 +92,10 @@ def _site(edit: SubspaceIntervention, strengths: Mapping[str, float]) -> dict[st
                     "name": name,
                     "label": name if strength == 1 else f"{strength:g}*{name}",
                     "blocks": subspace["blocks"],
-                    "angles": [[strength * one for one in block] for block in subspace["angles"]],
-                    "scales": [[_power(one, strength) for one in b] for b in subspace["scales"]],
+                    "angles": subspace["angles"],
+                    "scales": subspace["scales"],
                 }
             )
     title = f"Layer {edit.layer}, {edit.component.replace('_', ' ')}, {edit.position}"
     raw = values.get("basis", "identity") == "identity" and values.get("pairing") == "adjacent"
     return {"title": title, "count": edit.width // 2, "raw": raw, "parts": parts}
-
-
-def _power(scale: float, strength: float) -> float:
-    return float(max(scale, 1e-12) ** strength)

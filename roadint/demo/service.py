@@ -41,6 +41,7 @@ class Service:
 
     Attributes:
         first_names: The subspaces of the first checkpoint.
+        first_digest: What tells it from others of its name.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Service:
         self.first, self.folder, self._model = str(first or SHIPPED), Path(folder).resolve(), model
         first_checkpoint = read(folder_of(self.first))
         self.first_names, self._about_first = first_checkpoint.names(), about(first_checkpoint)
+        self.first_digest = str(first_checkpoint.config["sha256"])[:12]
         self._sources = CheckpointSources(self.folder)
         self._opened = OpenCheckpoints(self._sources, self.first_names)
         self._connect = connect or self._load_model
@@ -150,14 +152,25 @@ class Service:
         """
         return Composition.parse(check_text("the expression", text), self.names(labels))
 
+    def check(self, composition: Composition) -> None:
+        """Refuse a composition that could run on no prompt, where the model is here.
+
+        Raises:
+            RoadError: where it is one.
+        """
+        if isinstance(self._answering, Batcher):
+            self._answering.check_composition(composition)
+
     def opened(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """The first checkpoint and those with these labels.
 
         Returns:
-            A list of {"label", "name", "origin", "names", "about"}; the first one's label is "".
+            A list of {"label", "name", "origin", "names", "about"}; the first one's label is "",
+            and it has a "digest".
         """
         name = self.first_name
         first: dict[str, Any] = {"label": "", "name": name, "origin": name}
+        first["digest"] = self.first_digest
         first |= {"names": self.first_names, "about": self._about_first}
         return [first, *self._opened.told(labels)]
 

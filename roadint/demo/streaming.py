@@ -12,6 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from roadint.demo.requests import AnswerRequest, Update
 
+_INTERVAL = 0.1  # seconds between two updates of a request
+
 
 class AnswerStreamer(BaseStreamer):
     """Gives every request of a batch the texts of its rows, after every step.
@@ -19,13 +21,16 @@ class AnswerStreamer(BaseStreamer):
     Args:
         tokenizer: The model's.
         requests: The requests of the batch, with a row for every composition, in order.
+        end_ids: The tokens that end an answer.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, requests: Sequence[AnswerRequest]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[AnswerRequest],
+        end_ids: Collection[int],
     ) -> None:
-        end: Any = tokenizer.eos_token_id
-        self._end_ids = set(end if isinstance(end, list) else [end])
+        self._end_ids = end_ids
         self._answers = [_GrowingAnswers(request, tokenizer) for request in requests]
         self._prompts_came = False
 
@@ -75,6 +80,7 @@ class _GrowingAnswers:
         self._ids: list[list[int]] = [[] for _ in request.compositions]
         self.ended = [False] * len(self._ids)
         self._started, self._told_all = time.perf_counter(), False
+        self._told, self._whole = 0.0, dict[int, str]()  # when last; the texts of rows that ended
 
     def add(self, tokens: Sequence[int], end_ids: Collection[int]) -> None:
         for row, token in enumerate(tokens):
@@ -91,11 +97,19 @@ class _GrowingAnswers:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told_all:
+        now, is_last = time.perf_counter(), all(self.ended)
+        if self._told_all or (not is_last and now - self._told < _INTERVAL):
             return
-        texts = [
-            str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in self._ids
-        ]
-        self._told_all = all(self.ended)
-        tokens, seconds = sum(map(len, self._ids)), time.perf_counter() - self._started
+        texts = [self._text(row) for row in range(len(self._ids))]
+        self._told_all, self._told = is_last, now
+        tokens, seconds = sum(map(len, self._ids)), now - self._started
         self.request.updates.put(Update(texts, tokens, seconds, self._told_all))
+
+    def _text(self, row: int) -> str:
+        """The text of a row; it is decoded once after its end, since decoding takes its time."""
+        if row in self._whole:
+            return self._whole[row]
+        text = str(self._tokenizer.decode(self._ids[row], skip_special_tokens=True)).strip()
+        if self.ended[row]:
+            self._whole[row] = text
+        return text

@@ -16,8 +16,14 @@ def turns_blocks(intervention: SubspaceIntervention) -> bool:
     return intervention.angles_and_scales() is not None
 
 
-def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
+def intervention_values(
+    intervention: SubspaceIntervention, strengths: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The values of an intervention, as plain JSON values.
+
+    Args:
+        intervention: The intervention.
+        strengths: Subspace → the strength at which its values are wanted; 1 by default.
 
     Returns:
         The intervention's `summary()`. Where it turns blocks, "subspaces" is {name: {"range",
@@ -25,12 +31,12 @@ def intervention_values(intervention: SubspaceIntervention) -> dict[str, Any]:
         angles (radians, in [−π, π)) and scales (≥ 0) hold one list a block, of 1, 2 or 4 numbers
         by variant.
     """
-    turned = intervention.angles_and_scales()
-    if turned is None:
+    if not turns_blocks(intervention):
         return intervention.summary()
-    theta, alpha = turned
     subspaces = {}
     for name, subspace in intervention.partition.items():
+        strength = (strengths or {}).get(name, 1.0)
+        theta, alpha = intervention.angles_and_scales(*([] if strength == 1 else [strength]))  # type: ignore[misc]
         index = torch.tensor(subspace.blocks)
         angles, scales = (values[index].reshape(len(index), -1) for values in (theta, alpha))
         subspaces[name] = {

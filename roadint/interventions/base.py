@@ -369,9 +369,13 @@ class SubspaceIntervention(KeepsPrecision):
         return self.spec()
 
     def angles_and_scales(
-        self,
+        self, strength: float = 1.0
     ) -> tuple[Float[Tensor, "blocks ..."], Float[Tensor, "blocks ..."]] | None:
-        """The angle (radians) and scale of every block, to print and draw; None without blocks."""
+        """The angle (radians) and scale of every block, to print and draw; None without blocks.
+
+        Args:
+            strength: The strength at which they act.
+        """
         return None
 
     def extra_repr(self) -> str:

@@ -193,9 +193,10 @@ class RoadIntervention(PairedIntervention, EditIntervention):
         """The variant."""
         return self.variant
 
-    def angles_and_scales(self) -> tuple[Tensor, Tensor]:
+    def angles_and_scales(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """θ in [−π, π) and α ≥ 0 of every block, shaped as the parameters, on the CPU."""
-        return canonical(self.theta.detach().cpu(), self.alpha.detach().cpu())
+        theta, alpha = positive(self.theta.detach().cpu(), self.alpha.detach().cpu())
+        return canonical(theta * strength, alpha**strength)
 
     def _check_strengths(self, strengths: Float[Tensor, "rows blocks"]) -> None:
         unusual = ~((strengths >= 0) & (strengths <= 1)).all(dim=1)

@@ -652,3 +652,10 @@ def test_lines_and_numbers_stay_what_they_are(capsys: Any, tmp_path: Path) -> No
     assert "nan" in _result({"loss": {"loss": "nan", "loss/a": "nan"}})
     with pytest.raises(RoadError, match="/dev/null.* is no regular file"):
         check_file("--out", Path("/dev/null"))
+
+
+def test_the_app_takes_arguments_of_vllm_without_a_checkpoint(
+    capsys: Any, monkeypatch: Any
+) -> None:
+    code, _, errors = call(capsys, monkeypatch, "demo", "--", "--max-model-len", "2048")
+    assert (code, "--max-model-len' is for --engine vllm" in errors) == (2, True), errors

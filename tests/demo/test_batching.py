@@ -1,14 +1,17 @@
 """Many callers of one model: shared batches, turns, limits, and what is refused."""
 
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from roadint import RoadError, RoadIntervention, RoadModel
 from roadint.demo.batching import Batcher
@@ -227,3 +230,68 @@ def test_what_nobody_wants_any_more_stops(tokenizer: Any) -> None:
     assert not updates[-1].done
     *_, last = batcher.answers("say", [Composition()], AnswerSettings(2))
     assert last.done
+
+
+def test_what_failed_together_is_tried_apart_when_its_memory_is_free(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of an error hold what ran out of memory until it is forgotten."""
+    batcher = Batcher(trained(build()).eval(), tokenizer)
+    own, held = batcher._generate, []
+
+    def generate(requests: Sequence[Any]) -> None:
+        gc.collect()
+        assert all(each() is None for each in held)
+        if len(requests) > 1:
+            cache = torch.zeros(8)
+            held.append(weakref.ref(cache))
+            raise torch.OutOfMemoryError("no room")
+        own(requests)
+
+    with batcher.lock:  # both wait for one batch
+        growing = [
+            batcher.answers(prompt, [Composition()], AnswerSettings(max_new_tokens=2))
+            for prompt in ("one", "two")
+        ]
+        monkeypatch.setattr(batcher, "_generate", generate)
+        last: list[Any] = [None, None]
+
+        def follow(index: int) -> None:
+            for update in growing[index]:
+                last[index] = update
+
+        threads = [threading.Thread(target=follow, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join(30)
+    assert [update.done for update in last] == [True, True]
+
+
+def test_an_answer_ends_where_the_models_generations_do(tokenizer: Any) -> None:
+    road = trained(build()).eval()
+    batcher = Batcher(road, tokenizer)
+
+    def tokens(count: int) -> Update:
+        return list(batcher.answers("say", [Composition()], AnswerSettings(count)))[-1]
+
+    whole = tokens(12)
+    assert whole.tokens == 12
+    ids = road.generate(
+        **{name: value for name, value in tokenizer("say", return_tensors="pt").items() if name != "token_type_ids"},
+        compose=None, max_new_tokens=12, do_sample=False, repetition_penalty=1.1, no_repeat_ngram_size=5,
+    )[0, -12:].tolist()  # fmt: skip
+    road.model.generation_config.eos_token_id = [2, ids[5]]
+    assert tokens(12).tokens == ids.index(ids[5])
+
+
+def test_answers_have_to_fit_the_models_positions(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=128, n_embd=32, n_layer=3, n_head=4, n_positions=24)
+    batcher = Batcher(trained(GPT2LMHeadModel(config).eval()), tokenizer)
+    with pytest.raises(RoadError, match="max_new_tokens=40 for a model of 24 positions"):
+        next(batcher.answers("say", [Composition()], AnswerSettings(40)))
+    with pytest.raises(RoadError, match="for a model of 24 positions"):
+        batcher.check("say " * 10)
+    assert list(batcher.answers("say", [Composition()], AnswerSettings(4)))[-1].done

@@ -10,9 +10,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from roadint import RoadIntervention, RoadModel
 from roadint.demo.handlers import Handlers
 from roadint.demo.service import Service
 from tests.demo.helpers import HOSTILE
+from tests.helpers import build
 
 
 @pytest.mark.parametrize(
@@ -221,3 +223,42 @@ def test_unexpected_errors_are_one_neutral_line(
         assert "something went wrong on the server" in message
         assert "somebody" not in message
     assert caplog.text.count("somebody") >= 5
+
+
+def test_a_links_labels_are_those_of_its_page(small: Service, tmp_path: Path) -> None:
+    """Another server opened checkpoints of one name in another order."""
+    for seed in ("one", "two"):
+        shutil.copytree(tmp_path / "runs" / "second", tmp_path / "runs" / seed / "best")
+    do = Handlers(small)
+    assert do.arrive("?k=two/best&k=one/best")[1] == ["best", "best_2"]  # as links were
+    query = "?prompt=say&k=best%3Done/best&k=best_2%3Dtwo/best&c=a%40best+%2B+0.5*b%40best_2&c=best"
+    told, labels, *_ = do.arrive(query)
+    arrival = json.loads(told)
+    assert (arrival["run"], labels) == (True, ["best_2", "best"])
+    first, second = arrival["compositions"]
+    assert first["strengths"] == {"a@best_2": 1.0, "b@best": 0.5}
+    assert set(second["strengths"]) == {"a@best_2", "b@best_2"}
+
+
+def test_a_link_of_another_checkpoint_of_that_name_waits(small: Service) -> None:
+    do = Handlers(small)
+    (first, *_) = json.loads(do.arrive("")[0])["checkpoints"]
+    link = "?prompt=say&c=a&checkpoint=first&digest="
+    assert json.loads(do.arrive(link + first["digest"])[0])["run"]
+    arrival = json.loads(do.arrive(link + "0123456789ab")[0])
+    assert (arrival["run"], "another checkpoint" in arrival["notice"]) == (False, True)
+
+
+def test_what_can_run_on_no_prompt_is_told_where_it_is_written(small: Service) -> None:
+    """Not when all columns are asked, which would all fail."""
+    do = Handlers(small)
+    do.open("second", [])
+    assert "error" not in json.loads(do.parse("a + a@second", 1, ["second"]))
+    assert "error" in json.loads(do.parse("1e9*a", 1, []))
+    basis = RoadModel(
+        build("llama"), RoadIntervention(layer=1, basis="hadamard", subspaces={"a": "[0, d/2)"})
+    )
+    basis.save_pretrained(small.folder / "third")
+    do.open("third", [])
+    told = json.loads(do.parse("0.5*a + 0.5*a@third", 1, ["third"]))
+    assert "bas" in told["error"]

@@ -3,7 +3,7 @@
 function textOf(terms) {
   const parts = [...terms].map(([name, strength]) => {
     const size = Math.abs(strength);
-    return [strength < 0, size === 1 ? name : `${Number(size.toFixed(4))}*${name}`];
+    return [strength < 0, size === 1 ? name : `${Number(size.toPrecision(12))}*${name}`];
   });
   if (!parts.length) return 'none';
   const [[negative, first], ...others] = parts;

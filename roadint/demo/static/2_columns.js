@@ -46,12 +46,12 @@ function makeColumn(column) {
       make('div', { class: 'ri-chips', role: 'group', 'aria-label': 'Subspaces' })),
     make('div', { class: 'ri-body' },
       make('p', { class: 'ri-trouble', role: 'alert', id: `trouble-${column.id}`, hidden: true }),
-      make('p', { class: 'ri-text', tabindex: '-1' })),
+      make('p', { class: 'ri-text', tabindex: '-1', dir: 'auto' })),
     make('div', { class: 'ri-under' },
       make('abbr', { class: 'ri-language', hidden: true }),
       make('span', { class: 'ri-state' }),
       make('span', { class: 'ri-space' }),
-      make('button', { type: 'button', class: 'ri-quiet ri-copy', onclick: (event) => copyAnswer(event.target, column) }, 'Copy'),
+      make('button', { type: 'button', class: 'ri-quiet ri-copy', onclick: (event) => copy(event.target, column.answer) }, 'Copy'),
       make('button', { type: 'button', class: 'ri-quiet ri-inspect', onclick: () => inspect(column) }, 'Inside')));
 }
 
@@ -210,9 +210,19 @@ function removeColumn(column) {
   $('answers').querySelector(next ? `[data-id="${next.id}"] .ri-remove` : '.ri-more').focus();
 }
 
-function copyAnswer(button, column) {
-  navigator.clipboard.writeText(column.answer).then(
-    () => say(button, 'Copied'), () => say(button, 'Not allowed here'));
+// Without https a page has no clipboard but for the old way, by a selection.
+async function copy(button, text) {
+  if (navigator.clipboard) {
+    return navigator.clipboard.writeText(text).then(() => say(button, 'Copied'), () => say(button, 'Not allowed here'));
+  }
+  const box = make('textarea', { class: 'ri-unseen' });
+  box.value = text;
+  button.parentElement.append(box);
+  box.select();
+  const done = document.execCommand('copy');
+  box.remove();
+  button.focus();
+  return say(button, done ? 'Copied' : 'Not allowed here');
 }
 
 function say(button, text) {

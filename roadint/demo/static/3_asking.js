@@ -33,8 +33,9 @@ function askAll() {
   if (settings.temperature > 0 && key() === S.lastKey) settings.seed = (settings.seed || 0) + 1;
   S.lastKey = key();
   showSettings(settings);
+  const before = { asked: S.asked, settings: S.settings, opened: S.opened };
   Object.assign(S, { asked: prompt.value, settings });
-  ask(columns);
+  ask(columns, before);
 }
 
 // Columns that have changed, and those that are being answered: as the comparison was asked.
@@ -44,10 +45,13 @@ function askAgain() {
   if (columns.length) ask(columns);
 }
 
-function ask(columns) {
+function ask(columns, before = { asked: S.asked, settings: S.settings, opened: S.opened }) {
   rest();
-  S.foot = '';
-  S.flight = { id: ++S.flights, columns: [...columns], isWhole: columns.length === S.columns.length };
+  Object.assign(S, { foot: '', opened: openedNow() });
+  S.flight = {
+    id: ++S.flights, columns: [...columns], isWhole: columns.length === S.columns.length, before,
+    answers: columns.map(({ asked, askedTerms, answer, answered, language }) => ({ asked, askedTerms, answer, answered, language })),
+  };
   for (const column of columns) {
     Object.assign(column, NOTHING, { asked: expressionOf(column), askedTerms: [...column.terms], state: 'waiting' });
   }
@@ -79,13 +83,19 @@ function stop() {
 // What was refused on its way, by a proxy or a full server, is never answered.
 function listen() {
   clearTimeout(S.silence);
-  S.silence = setTimeout(() => fail('Nothing was heard for 20 seconds: ask again, or load the page anew.'), SILENCE);
+  S.silence = setTimeout(() => {
+    send('stop', [S.flight.id]); // it may go on there, and counts as one of ours
+    fail('Nothing was heard for 20 seconds: ask again, or load the page anew.');
+  }, SILENCE);
 }
 
+// What was refused before it began leaves the answers that were there.
 function fail(text) {
-  for (const column of S.flight.columns) {
-    Object.assign(column, column.answer ? { state: 'broken off' } : NOTHING);
-  }
+  const { columns, answers, before } = S.flight;
+  const began = columns.some((column) => column.answer);
+  columns.forEach((column, index) => Object.assign(column, began
+    ? (column.answer ? { state: 'broken off' } : NOTHING) : { ...NOTHING, ...answers[index] }));
+  if (!began) Object.assign(S, before);
   rest();
   S.flight = null;
   if (!S.columns.some((column) => column.answer)) S.asked = null; // no comparison has come of it

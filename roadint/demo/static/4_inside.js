@@ -7,11 +7,14 @@ function inspect(column) {
   box.hidden = false;
   box.replaceChildren(make('p', { class: 'ri-hint' }, `looking inside ${expressionOf(column)} …`));
   send('look', [S.asked, expressionOf(column), column.id]);
+  clearTimeout(S.lost);
+  S.lost = setTimeout(() => looked({ column: column.id, error: 'Nothing was heard: close it, and look again.' }), PATIENCE);
   drawColumns();
   return box.scrollIntoView({ block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' });
 }
 
 function closeInside() {
+  clearTimeout(S.lost);
   const button = $('answers').querySelector(`[data-id="${S.inspected}"] .ri-inspect`);
   const moves = $('inside').contains(document.activeElement);
   S.inspected = null;
@@ -22,6 +25,7 @@ function closeInside() {
 
 function looked(message) {
   if (message.column !== S.inspected) return;
+  clearTimeout(S.lost);
   const box = $('inside');
   if (message.error) {
     box.replaceChildren(make('div', { class: 'ri-alert', role: 'alert' }, message.error));

@@ -1,6 +1,7 @@
 // Checkpoints, history, links and files.
 
 const MOST_PAST = 50;
+const PATIENCE = 120_000; // milliseconds; a checkpoint may come from the hub, and wait for a batch
 
 function drawCheckpoints() {
   $('ri-checkpoints-button').textContent = S.checkpoints.map((each) => each.name).join(' + ') || 'Checkpoints';
@@ -17,12 +18,13 @@ function drawCheckpoints() {
 
 // One after the other: each answers with all checkpoints of the page.
 function move(name, value) {
-  S.moving = true;
+  S.moving = setTimeout(() => opened({ error: 'Nothing was heard: try again.' }), PATIENCE);
   send(name, [value]);
   drawCheckpoints();
 }
 
 function opened(message) {
+  clearTimeout(S.moving);
   S.moving = false;
   $('ri-open-alert').hidden = !message.error;
   $('ri-open-alert').textContent = message.error || '';
@@ -52,12 +54,17 @@ function forget(column, lost) {
   column.reads += 1;
 }
 
+// The checkpoints of this page; labels are given in the order in which a server's pages open them.
+function openedNow() {
+  const [first, ...others] = S.checkpoints;
+  return { checkpoint: first?.name, digest: first?.digest, others: others.map(({ label, origin }) => ({ label, origin })) };
+}
+
 // The comparison as it is shown: to be restored, saved and linked.
 function comparison() {
   return {
     model: S.model,
-    checkpoint: S.checkpoints[0]?.name,
-    others: S.checkpoints.slice(1).map((each) => each.origin),
+    ...(S.opened ?? openedNow()),
     prompt: S.asked,
     settings: S.settings ?? settingsNow(),
     answers: S.columns.map((column) => ({
@@ -83,15 +90,21 @@ function restore(past) {
   stop();
   closeInside();
   prompt.value = past.prompt;
-  Object.assign(S, { asked: past.prompt, settings: past.settings, measured: { tokens: past.tokens, seconds: past.seconds } });
+  const { checkpoint, digest, others } = past;
+  Object.assign(S, {
+    asked: past.prompt, settings: past.settings, opened: { checkpoint, digest, others }, measured: { tokens: past.tokens, seconds: past.seconds },
+  });
   showSettings(past.settings);
-  S.columns = past.answers.map(({ composition, text, language, complete }, index) => ({
-    ...newColumn(past.terms[index]), text: composition,
+  S.columns = past.answers.map(({ composition, text, language, complete, error }, index) => ({
+    ...newColumn(past.terms[index]), text: composition, trouble: error || '',
     ...(text ? { asked: composition, askedTerms: past.terms[index], answer: text, answered: composition, language } : {}),
     state: complete === false ? 'stopped' : '',
   }));
   S.foot = past.tokens ? `${past.tokens} tokens in all, ${past.seconds.toFixed(1)} s` : '';
   $('ri-history').hidePopover();
+  for (const column of S.columns) { // a checkpoint may have been closed since
+    if ([...column.terms.keys()].some((name) => !S.names.includes(name))) readExpression(column, column.text);
+  }
   fit();
   draw();
 }
@@ -100,8 +113,9 @@ function linkOf(shown) {
   const query = new URLSearchParams();
   query.append('prompt', shown.prompt ?? prompt.value);
   for (const answer of shown.answers) query.append('c', answer.composition);
-  for (const other of shown.others) query.append('k', other);
+  for (const { label, origin } of shown.others) query.append('k', `${label}=${origin}`);
   if (shown.checkpoint) query.append('checkpoint', shown.checkpoint);
+  if (shown.digest) query.append('digest', shown.digest);
   const { max_new_tokens: n, temperature: t, seed } = shown.settings;
   const theme = new URLSearchParams(location.search).get('__theme');
   for (const [name, value] of Object.entries({ n, t, seed, __theme: theme })) if (value !== null && !Number.isNaN(value)) query.append(name, value);
@@ -115,7 +129,7 @@ function asMarkdown(shown) {
   return [
     `**${cell(shown.prompt ?? '')}**`, '', '| composition | language | answer |', '|---|---|---|',
     ...shown.answers.map((answer) => `| \`${answer.composition}\` | ${answer.language ?? ''} | ${cell(answer.text)} |`),
-    '', `${shown.model}, checkpoint ${[shown.checkpoint, ...shown.others].join(' + ')}; ${settings}`, '',
+    '', `${shown.model}, checkpoint ${[shown.checkpoint, ...shown.others.map((each) => each.origin)].join(' + ')}; ${settings}`, '',
   ].join('\n');
 }
 

@@ -2,9 +2,9 @@
 
 const S = {
   made: 0, flights: 0, columns: [], names: [], colours: {}, checkpoints: [], sources: [], folder: '',
-  flight: null, waiting: new Set(), timer: 0, reading: 0, silence: 0, held: false, asked: null, settings: null, lastKey: '', measured: {},
+  flight: null, waiting: new Set(), timer: 0, reading: 0, silence: 0, held: false, asked: null, settings: null, opened: null, lastKey: '', measured: {},
   foot: 'Enter asks. A chip turns a subspace on or off, its slider says how much.',
-  inspected: null, history: [], moving: false, state: '', ready: false, server: false, model: '', offered: '', wanted: null,
+  inspected: null, history: [], moving: false, lost: 0, state: '', ready: false, server: false, model: '', offered: '', wanted: null,
 };
 const questions = {};
 const $ = (id) => document.getElementById(id);
@@ -88,9 +88,7 @@ $('ri-open-form').addEventListener('submit', (event) => {
   event.preventDefault();
   if (!S.moving) move('open', $('source').value);
 });
-$('copy-link').addEventListener('click', (event) => navigator.clipboard
-  .writeText(new URL(linkOf(comparison()), location.href).href)
-  .then(() => say(event.target, 'Copied'), () => say(event.target, 'Not allowed here')));
+$('copy-link').addEventListener('click', (event) => copy(event.target, new URL(linkOf(comparison()), location.href).href));
 $('save-json').addEventListener('click', (event) => save(
   event.target, `${JSON.stringify(comparison(), null, 2)}\n`, 'application/json', 'comparison.json'));
 $('save-markdown').addEventListener('click', (event) => save(
