@@ -33,7 +33,10 @@ def serve(
         str | None, typer.Option(help="The token that clients have to send; by default none.")
     ] = None,
     folder: Annotated[
-        Path, typer.Option(help="Where clients may load further checkpoints from.")
+        Path,
+        typer.Option(
+            help="Where clients may load further checkpoints from, beside the public hub."
+        ),
     ] = Path("runs"),
     layer: Annotated[
         list[int] | None,

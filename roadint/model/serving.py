@@ -14,7 +14,7 @@ from roadint.checkpoint.sources import CheckpointSources
 from roadint.data.chat_template import chat_template
 from roadint.engines.vllm.http.server import ServerSettings, check_vllm
 from roadint.engines.vllm.registry import Registry
-from roadint.engines.vllm.served import Base
+from roadint.engines.vllm.served import Base, formats_of
 from roadint.engines.vllm.settings import Settings
 from roadint.errors import RoadError, did_you_mean, first_line, quoted
 from roadint.files.paths import is_folder
@@ -88,6 +88,7 @@ def plan_server(
     defaults: dict[str, Any] = {
         "served_model_name": [Path(name).name if is_folder(Path(name)) else name]
     }
+    defaults |= formats_of(base.model_type)
     if first.dtype != "auto":
         defaults["dtype"] = first.dtype
     template = None if _says(further, "--chat-template") else _template_of(saved, source)

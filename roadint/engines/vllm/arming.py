@@ -49,7 +49,13 @@ def arm(parts: ModelParts, hidden: HiddenRows, linear: LinearRows, armed: Armed)
 
 def _wrap_forward(module: nn.Module, path: str, form: Form, number: int) -> None:
     # Another plugin may have given the instance one before.
-    forward = getattr(vars(module).get("forward"), "__func__", type(module).forward)
+    own = vars(module).get("forward")
+    forward = type(module).forward if own is None else getattr(own, "__func__", None)
+    if forward is None:
+        raise RoadError(
+            f"{path} has a forward of its own, as offloaded weights give it, which an edit would "
+            "replace: expected an engine without it"
+        )
 
     def edited(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)

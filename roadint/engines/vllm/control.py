@@ -1,9 +1,10 @@
 """Checkpoints that come and go while an engine serves (needs vLLM)."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from roadint.engines.vllm.front import check_arguments
 from roadint.engines.vllm.registry import Registry
 from roadint.engines.vllm.served import Served, open_served
 from roadint.engines.vllm.settings import KEY, check_served_label
@@ -26,6 +27,22 @@ def served(engine: Any) -> dict[str, dict[str, Any]]:
         RoadError: where the engine was started without roadint.
     """
     return {label: part.about() for label, part in _front(engine).served.items()}
+
+
+def check(engine: Any, arguments: Mapping[str, Any]) -> None:
+    """Check a request's further arguments, as far as can be told before its prompt is read.
+
+    Args:
+        engine: As in `served`.
+        arguments: Those of a request, such as {"roadint": "german"}.
+
+    Raises:
+        RoadError: where a composition is not understood, or would not act.
+    """
+    front = _front(engine)
+    check_arguments(arguments)
+    if arguments.get(KEY) is not None:
+        front.resolve(arguments[KEY])
 
 
 async def load(engine: Any, label: str, path: str) -> None:

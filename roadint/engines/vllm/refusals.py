@@ -29,6 +29,10 @@ _REASONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda config: config.cache_config.kv_sharing_fast_prefill,
         "some layers would run a part of a step's tokens",
     ),
+    "weights that are offloaded and fetched ahead": (
+        lambda config: _fetches_ahead(getattr(config, "offload_config", None)),
+        "an edited layer would fetch no weights for those after it; cpu_offload_gb works",
+    ),
     "a diffusion model": (
         lambda config: config.model_config.is_diffusion,
         "it computes a token many times",
@@ -54,6 +58,16 @@ _REASONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "edits are those of decoder-only models",
     ),
 }
+
+
+def _fetches_ahead(offload: Any) -> bool:
+    """Whether vLLM gives layers forwards that fetch the weights of others."""
+    if offload is None:
+        return False
+    backend = offload.offload_backend
+    return bool(
+        backend == "prefetch" or (backend == "auto" and offload.prefetch.offload_group_size > 0)
+    )
 
 
 def check_engine(vllm_config: Any) -> None:

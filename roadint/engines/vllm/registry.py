@@ -137,12 +137,13 @@ class Registry:
             for key in [key for key, plan in self._plans.items() if plan.fingerprints & gone]:
                 del self._plans[key]
 
-    def resolve(self, asked: Any, prompt_length: int) -> Resolved | None:
+    def resolve(self, asked: Any, prompt_length: int | None = None) -> Resolved | None:
         """Read what a request asks for.
 
         Args:
             asked: A composition, or {"compose": a composition}.
-            prompt_length: The length of the request's prompt, in tokens.
+            prompt_length: The length of the request's prompt, in tokens; None where it is not
+                known yet.
 
         Returns:
             The composition as it travels; None for the base model.
@@ -161,7 +162,7 @@ class Registry:
                 self._resolved[key] = resolved
             resolved = self._resolved[key]
             plan = None if resolved is None else self.plan(resolved)
-        if plan is not None:
+        if plan is not None and prompt_length is not None:
             _check_positions(plan, prompt_length)
         return resolved
 

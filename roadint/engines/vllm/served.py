@@ -67,6 +67,20 @@ class Served:
         return {"path": self.path, "fingerprint": self.fingerprint, "names": self.names}
 
 
+def formats_of(model_type: str) -> dict[str, str]:
+    """The settings by which vLLM reads a base model and its tokenizer as transformers does.
+
+    Mistral's models have files of Mistral's own beside those of transformers, which vLLM prefers:
+    of another model type, and with other prompts of chats.
+
+    Args:
+        model_type: transformers' name of the architecture.
+    """
+    if "tral" not in model_type:
+        return {}
+    return {"config_format": "hf", "tokenizer_mode": "hf"}
+
+
 def open_served(name_or_path: str, base: Base) -> Served:
     """Read a checkpoint, and refuse what can't be served.
 
@@ -110,6 +124,7 @@ def _check_base(content: Checkpoint, base: Base, name: str) -> None:
             f"{name} was trained on {quoted(made_on['id'] or made_on.get('model_type'))} (width "
             f"{size[0]}, {size[1]} layers), the engine's model is of type {quoted(base.model_type)}"
             f" (width {base.width}, {base.layers} layers): expected its own base model"
+            + (", read with config_format='hf'" if base.model_type == "transformer" else "")
         )
 
 

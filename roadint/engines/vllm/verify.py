@@ -13,6 +13,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 import roadint
 from roadint.data.sources import load_prompts
@@ -24,6 +25,7 @@ from roadint.engines.vllm.comparison import (
     ask_road_model,
     largest_difference,
 )
+from roadint.engines.vllm.served import formats_of
 from roadint.engines.vllm.settings import KEY
 from roadint.errors import RoadError
 from roadint.progress import waiting
@@ -57,7 +59,9 @@ def verify(
     with waiting("vLLM starts", quiet=False):
         llm = _start(source, checkpoint, dtype, eager, tensor_parallel_size)
     names = [name for about in control.served(llm).values() for name in about["names"]]
-    texts: list[str | None] = list(compose) if compose else _some(names)
+    # The base model too: what is allowed in half precision is by how much it is off itself.
+    asked_for = [text for text in compose or () if text.strip() != "none"]
+    texts: list[str | None] = [None, *asked_for] if compose else _some(names)
     encode = llm.get_tokenizer().encode
     prompts = [tuple(encode(text)) for text in prompt or load_prompts("bundled:prompts_paper")]
     pairs = list(itertools.product(texts, prompts if prompt else prompts[:_PROMPTS]))
@@ -94,8 +98,10 @@ def _start(source: str, checkpoint: str, dtype: str, eager: bool, processes: int
     except ImportError:
         raise RoadError("vLLM is not installed: pip install 'vllm==0.32.*'") from None
     settings: dict[str, Any] = {"checkpoints": {"": checkpoint}}
+    model_type = AutoConfig.from_pretrained(source).get_text_config().model_type
     return LLM(
         source,
+        **formats_of(model_type),
         dtype=dtype,
         enforce_eager=eager,
         tensor_parallel_size=processes,

@@ -18,6 +18,7 @@ from roadint.engines.vllm.settings import ARMED, KEY, Settings
 from roadint.engines.vllm.steps import Limits, Steps, not_run
 from roadint.errors import RoadError, first_line
 
+_LARGE = 1e9  # bytes of tables
 logger = logging.getLogger("vllm.roadint")  # vLLM shows what lies below its own name
 
 ATTRIBUTE = "roadint_worker"
@@ -64,6 +65,12 @@ class RoadWorker:
             len(self._armed.linears),
             self.steps.bytes / 1e6,
         )
+        if self.steps.bytes > _LARGE:
+            logger.warning(
+                "roadint: the table of adapters takes %.1f GB, a row for each of max_num_seqs "
+                "requests: a smaller max_num_seqs leaves more to the KV cache",
+                self.steps.bytes / 1e9,
+            )
 
     def _described(self) -> list[Any]:
         return [[part.name, [str(place) for place in part.places]] for part in self._parts]

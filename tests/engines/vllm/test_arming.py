@@ -224,3 +224,13 @@ def test_the_list_of_decoder_layers(model: Model) -> None:
     model.others = nn.ModuleList(nn.Identity() for _ in range(LAYERS))
     with pytest.raises(RoadError, match=r"found .layers., .others.\)"):
         _find_layers(model, LAYERS)
+
+
+def test_a_forward_that_fetches_weights_is_not_replaced(model: Model, tmp_path: Path) -> None:
+    """As vLLM's offloaders put it: a function of the instance, which nothing can call in its place."""
+    layer = model.layers[1]
+    plain = layer.forward
+    layer.forward = lambda *args: plain(*args)  # type: ignore[method-assign]
+    registry = registry_of(plain=serve(tmp_path, road(layer=1)))
+    with pytest.raises(RoadError, match="layers.1 has a forward of its own, as offloaded weights"):
+        armed(model, steps_of(registry))

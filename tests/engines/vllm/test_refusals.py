@@ -39,8 +39,16 @@ def engine(**changed: Any) -> Any:
     return SimpleNamespace(**made, **whole)
 
 
+def offload(backend: str, group: int) -> Any:
+    return SimpleNamespace(
+        offload_backend=backend, prefetch=SimpleNamespace(offload_group_size=group)
+    )
+
+
 def test_a_plain_engine_is_served() -> None:
     check_engine(engine())
+    for backend, group in (("auto", 0), ("uva", 8)):
+        check_engine(engine(offload_config=offload(backend, group)))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +61,11 @@ def test_a_plain_engine_is_served() -> None:
         ({"parallel_config__use_sequence_parallel_moe": True}, "sequence parallelism"),
         ({"cache_config__kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
         ({"model_config__is_diffusion": True}, "a diffusion model"),
+        (
+            {"offload_config": offload("prefetch", 0)},
+            "weights that are offloaded and fetched ahead",
+        ),
+        ({"offload_config": offload("auto", 8)}, "weights that are offloaded and fetched ahead"),
         ({"model_config__enable_sleep_mode": True}, "sleep mode: .*drops the tables"),
         ({"model_config__runner_type": "pooling"}, "a pooling model"),
         ({"model_config__is_encoder_decoder": True}, "an encoder-decoder model"),

@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MistralConfig, MistralForCausalLM
 
 import roadint
 from roadint import RoadError, RoadModel
 from roadint.checkpoint.format import TENSORS
-from roadint.engines.vllm.served import Base, open_served
+from roadint.engines.vllm.served import Base, formats_of, open_served
+from roadint.model.serving import plan_server
 from tests.engines.vllm.helpers import BASE, adapter, road, serve, write
-from tests.helpers import LAYERS, WIDTH, build, encoder, resign, with_adapters
+from tests.helpers import (
+    LAYERS,
+    WIDTH,
+    build,
+    encoder,
+    make_tokenizer,
+    resign,
+    trained,
+    with_adapters,
+)
 
 
 def test_what_is_served(tmp_path: Path) -> None:
@@ -172,3 +183,27 @@ def test_what_a_model_saves_fits_its_own_configuration(architecture: str, tmp_pa
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RoadError, match="is no roadint checkpoint"):
         open_served(str(tmp_path), BASE)
+
+
+def test_models_of_mistral_are_read_as_transformers_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roadint.model.serving.check_vllm", lambda: None)
+    assert formats_of("mistral") == formats_of("mixtral") != {}
+    assert formats_of("llama") == formats_of("gemma3_text") == {}
+    config = MistralConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )  # fmt: skip
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config)
+    model.save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    model.name_or_path = str(base)
+    trained(model).save_pretrained(tmp_path / "run")
+    with pytest.raises(RoadError, match="of type 'transformer'.*read with config_format='hf'"):
+        open_served(str(tmp_path / "run"), Base(32, 2, "transformer"))
+    plan = plan_server(str(tmp_path / "run"))
+    assert (
+        plan.settings.defaults["config_format"] == plan.settings.defaults["tokenizer_mode"] == "hf"
+    )

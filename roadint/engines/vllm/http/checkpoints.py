@@ -1,6 +1,7 @@
 """The checkpoints that a server serves, as clients of it see and change them."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class ServedCheckpoints:
         except RoadError:
             return []
         return [name for label, told in served.items() for name in _names(label, told)]
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """As roadint.engines.vllm.control.check."""
+        control.check(self._engine, arguments)
 
     async def listing(self) -> dict[str, Any]:
         """Labels, names and fingerprints; no paths of the server's machine."""

@@ -34,7 +34,8 @@ class ModelNames:
     """An ASGI middleware that moves a composition from the model's name to where the engine reads.
 
     It also refuses requests whose composition vLLM would drop without a word: those with beam
-    search, and those of routes that don't hand it on.
+    search, and those of routes that don't hand it on. And what is not understood: in an answer that
+    is streamed vLLM reads it when it has said 200 already.
 
     Args:
         app: vLLM's application.
@@ -51,7 +52,7 @@ class ModelNames:
         messages = await _whole(receive)
         body = b"".join(message.get("body", b"") for message in messages)
         try:
-            resolved = _resolved_body(_path(scope), body, _served(scope["app"].state))
+            resolved = _resolved_body(_path(scope), body, scope["app"].state)
         except RoadError as error:
             await _refuse(send, str(error))
             return
@@ -141,7 +142,7 @@ def _check_handed_on(path: str, request: Mapping[str, Any], composition: Any) ->
         )
 
 
-def _resolved_body(path: str, body: bytes, served: Collection[str]) -> bytes | None:
+def _resolved_body(path: str, body: bytes, state: Any) -> bytes | None:
     """The body with its composition where the engine reads it; None where it stays as it is."""
     try:
         request = json.loads(body)
@@ -149,7 +150,10 @@ def _resolved_body(path: str, body: bytes, served: Collection[str]) -> bytes | N
         return None  # vLLM says what is wrong with it
     if not isinstance(request, dict):
         return None
-    resolved = resolve(path, request, served)
+    resolved = resolve(path, request, _served(state))
+    arguments = resolved.get("vllm_xargs")
+    if path in _ANSWERING and isinstance(arguments, dict) and hasattr(state, "roadint"):
+        state.roadint.check(arguments)
     return None if resolved is request else json.dumps(resolved).encode()
 
 

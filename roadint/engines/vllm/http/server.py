@@ -33,6 +33,7 @@ _PREFIX = re.compile(
 _ERROR = re.compile(r"^(?:[\w.]*?)(?P<kind>\w*(?:Error|Exception|error)): (?P<said>.+)")
 # What other processes say when the one that failed has said why.
 _CONSEQUENCES = ("Engine core initialization failed", "See root cause", "See stack trace")
+_KEPT = 5_000  # lines of its output
 _PATIENCE = 20.0  # seconds in which the server may end by itself
 
 
@@ -156,9 +157,11 @@ class Server:
                 self.model, self.guarded, self.url = about["model"], about["guarded"], about["url"]
                 continue
             self._lines.append(line)
-            if self._shown is not None:
-                del self._lines[:-1000]
-                self._shown.write(line)
+            if len(self._lines) > 2 * _KEPT:
+                del self._lines[:-_KEPT]
+            with suppress(OSError, ValueError):  # a full disk, a pipe that ended: we read on
+                if self._shown is not None:
+                    self._shown.write(line)
 
     def _answers(self) -> bool:
         if not self.url:

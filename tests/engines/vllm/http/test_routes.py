@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from roadint.checkpoint.reading import read
 from roadint.engines.vllm.http.routes import RoadRoutes
@@ -235,3 +235,27 @@ def test_an_engine_without_roadint_keeps_its_list_of_models() -> None:
     (answer,) = server.ask(("GET", URL, None))
     assert answer[0] == 404
     assert "started without roadint" in message(answer)
+
+
+@pytest.mark.parametrize("asked", ["gemn", "first + ", {"compose": "nobody"}])
+def test_what_is_not_understood_is_refused_before_a_stream_begins(
+    server: Server, asked: Any
+) -> None:
+    """vLLM reads a composition when the answer has begun, with status 200."""
+    reached: list[Any] = []
+
+    @server.app.post("/v1/chat/completions")
+    async def chat(request: Request) -> dict[str, Any]:
+        reached.append(await request.json())
+        return {}
+
+    body = {"model": "tiny", "stream": True, "vllm_xargs": {"roadint": asked}}
+    (answer,) = server.ask(("POST", "/v1/chat/completions", body))
+    assert (answer[0], reached) == (400, [])
+    named = {**body, "model": "tiny:a", "vllm_xargs": {}}
+    typo = {**body, "vllm_xargs": {"raodint": "a"}}
+    answers = server.ask(
+        ("POST", "/v1/chat/completions", named), ("POST", "/v1/chat/completions", typo)
+    )
+    assert [status for status, _ in answers] == [200, 400]
+    assert [each["vllm_xargs"] for each in reached] == [{"roadint": "a"}]

@@ -229,3 +229,23 @@ def test_roadints_part_goes_beside_others() -> None:
     assert with_roadint({"b": 2}, {"a": 1}) == {"b": 2, "roadint": {"a": 1}}
     with pytest.raises(SystemExit, match="has a part 'roadint'"):
         with_roadint({"roadint": {}}, {"a": 1})
+
+
+def test_a_servers_output_is_read_on_whatever_becomes_of_it(
+    stub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stop at a full pipe; and a long one would fill the memory."""
+    monkeypatch.setattr("roadint.engines.vllm.http.server._KEPT", 10)
+
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    with Server(settings(), "127.0.0.1", free_port()) as server:
+        server.wait_until_ready()
+        server._shown = Full()  # type: ignore[assignment]
+        for _ in range(200):
+            httpx.get(f"{server.url}/health")  # a line of the log each
+        wait_until(lambda: len(server._lines) > 5)
+        assert server._reader.is_alive()
+        assert len(server._lines) <= 21
