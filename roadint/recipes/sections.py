@@ -125,7 +125,7 @@ class OptimisationSection(Section):
         max_log_scale: Bound of |log α|; 0 for pure rotations.
         strengths: Subspace → the strength that becomes the new 1 after training.
         epochs: Passes through the data.
-        batch_size: Rows of a step, all compositions in proportion.
+        batch_size: Rows of a step, all compositions in proportion; under torchrun, of each process.
         micro_batch: Rows that run at once, of like length. By default a whole step, or on a GPU as
             much of it as its memory takes; "auto" is the same on a GPU, and up to 4 elsewhere,
             which CPUs run quickest. No gradient depends on it.

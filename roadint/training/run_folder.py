@@ -287,7 +287,9 @@ def _check_identity(out: Path, file: Path, identity: dict[str, Any]) -> None:
         )
     if {**known, _PROCESSES: now} != identity:
         other = [name for name in identity if known.get(name) != identity[name]]
+        is_dated = other == ["tokens"] and identity["settings"].get("template") == "chat"
         raise RoadError(
             f"the unfinished run in {out} has other settings or data "
             f"({', '.join(other) or 'more of them'}): expected the same to resume it"
+            + ("; some chat templates write today's date into every prompt" if is_dated else "")
         )
