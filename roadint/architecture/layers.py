@@ -86,7 +86,8 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     inner: Any = inner_model(model)
     paths = {id(module): path for path, module in named_modules(model)}
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    for body in (decoder, getattr(inner, "base_model", None)):
+    for part in (decoder, getattr(inner, "base_model", None)):
+        body = uncompiled(part) if isinstance(part, nn.Module) else None
         if isinstance(body, nn.Module) and id(body) in paths and _lists(model, body):
             return paths[id(body)], body
     return paths[id(inner)], inner
@@ -164,6 +165,28 @@ def site_path(model: nn.Module, layer: int, component: str) -> str:
     return f"{path}.{layer}.{name}"
 
 
+def is_after(model: nn.Module, path: str) -> bool:
+    """Whether a module comes after the body of the language model, as a head does.
+
+    Args:
+        model: A transformers model, or a wrapper of one.
+        path: The module's path.
+
+    Returns:
+        True where it is a part of the transformers model beside the body, and behind it.
+    """
+    inner = inner_model(model)
+    paths = {id(module): name for name, module in named_modules(model)}
+    prefix, body = paths[id(inner)], decoder_of(model)[1]
+    seen_body = False
+    for name, child in inner.named_children():
+        own = f"{prefix}.{name}" if prefix else name
+        if path == own or path.startswith(f"{own}."):
+            return seen_body
+        seen_body = seen_body or any(part is body for part in uncompiled(child).modules())
+    return False
+
+
 def component_in(block: nn.Module, component: str) -> str | None:
     """The name of a component's module in a layer; None where the layer has no such module."""
     names = COMPONENTS[component]
@@ -175,7 +198,7 @@ def _lists(model: nn.Module, body: nn.Module) -> list[tuple[str, nn.ModuleList]]
     count = getattr(text_config(model), "num_hidden_layers", None)
     return [
         (path, module)
-        for path, module in body.named_modules()
+        for path, module in named_modules(body)
         if isinstance(module, nn.ModuleList) and len(module) == count and "vision" not in path
     ]
 

@@ -116,7 +116,7 @@ def _train(
                 system.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 system.optimizer.step()
-            if step:  # the first one warms up
+            if step or steps == 1:  # the first one warms up
                 system.seconds.append(watch.seconds)
         for schedule in schedules:
             schedule.step()

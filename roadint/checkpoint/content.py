@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.targets import Layout, check_layout
+from roadint.architecture.layers import uncompiled
 from roadint.errors import RoadError, listing, quoted
 from roadint.grammar.subspace import check_name, labelled
 from roadint.interventions.base import SubspaceIntervention
@@ -140,7 +141,7 @@ class Checkpoint:
 
     def _head(self, model: nn.Module, index: int, path: str) -> nn.Module:
         """The model's module that an adapter's head replaces, known to be of the same shapes."""
-        module = model.get_submodule(path)
+        module = uncompiled(model.get_submodule(path))
         for name, value in module.state_dict().items():
             saved = self.tensors.get(f"adapter.{index}.heads.{path}.{name}")
             if saved is None or saved.shape != value.shape:

@@ -60,7 +60,7 @@ class PublicHub:
 
 def _download(repository: str) -> Path:
     # token=False: visitors get nothing that only this machine's owner may read.
-    reason, revision = "", None
+    reason = ""
     try:
         about = huggingface_hub.HfApi(token=False).model_info(
             repository, files_metadata=True, timeout=10
@@ -74,12 +74,10 @@ def _download(repository: str) -> Path:
         size = sum(file.size or 0 for file in files)
         if size > _MAX_BYTES:
             raise RoadError(f"that of the hub has {size >> 20} MiB, more than {_MAX_BYTES >> 20}")
-        revision = about.sha
     try:
         # What was not looked up may be of any size: then only a copy from before.
         folder = huggingface_hub.snapshot_download(
             repository,
-            revision=revision,
             allow_patterns=list(CHECKPOINT_FILES),
             token=False,
             local_files_only=bool(reason),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -114,11 +115,17 @@ def evaluate(
     report: Report = reports[checkpoints[0]] if len(reports) == 1 else over_seeds(reports)
     shown = asdict(report)
     report_json(shown, out, printed=False)
-    if plot is not None:
-        from roadint.plots import composition_figure
+    try:
+        if plot is not None:
+            _draw(report, plot)
+    finally:
+        print_json(shown) if as_json else _print_tables(shown)
 
-        save_figure(composition_figure(report), plot)
-    print_json(shown) if as_json else _print_tables(shown)
+
+def _draw(report: Any, plot: Path) -> None:
+    from roadint.plots import composition_figure
+
+    save_figure(composition_figure(report), plot)
 
 
 def _print_tables(report: Mapping[str, Any]) -> None:

@@ -74,11 +74,13 @@ def sweep(
     if plot is not None and all(chosen.recipe_of(each).task.name for each in chosen.runs()):
         raise RoadError("--plot draws compositions, and this sweep's runs are a task's")
     entries = run(chosen, out, engine=engine, workers=workers, quiet=as_json)  # type: ignore[arg-type]
-    if plot is not None:
-        from roadint.plots import changes_figure
+    try:
+        if plot is not None:
+            from roadint.plots import changes_figure
 
-        save_figure(changes_figure(entries), plot)
-    print_json(entries) if as_json else console.print(_table(entries))
+            save_figure(changes_figure(entries), plot)
+    finally:
+        print_json(entries) if as_json else console.print(_table(entries))
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         first = " ".join(errors[0].split())

@@ -11,7 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from roadint.architecture.devices import on_device
 from roadint.architecture.properties import positions_of
-from roadint.data.prompts import Template, completion_ids, pad, pad_id, prompt_ids, render
+from roadint.data.prompts import (
+    Template,
+    completion_ids,
+    pad,
+    pad_id,
+    prompt_ids,
+    render,
+    with_end,
+)
 from roadint.data.rows import Row
 from roadint.errors import RoadError, quoted
 
@@ -105,8 +113,7 @@ def _completion(
     completion = completion_ids(tokenizer, template, prompt, row["output"])
     if not completion:
         raise RoadError(f"output {quoted(row['output'])} has no tokens: expected some text")
-    end = tokenizer.eos_token_id
-    return [*completion, int(end)] if eos and completion[-1:] != [end] else completion
+    return with_end(completion, tokenizer) if eos else completion
 
 
 def check_fits(examples: Sequence[Example], model: nn.Module, fill: int = 0) -> None:

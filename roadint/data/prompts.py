@@ -248,6 +248,17 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
     return ids
 
 
+def with_end(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A completion's tokens with the end-of-sequence token at the end, once.
+
+    Args:
+        ids: The tokens.
+        tokenizer: Has an end-of-sequence token.
+    """
+    end: Any = tokenizer.eos_token_id
+    return [*ids] if ids and ids[-1] == end else [*ids, end]
+
+
 def _ends(ids: Sequence[int], end: int) -> int:
     """How many end-of-sequence tokens a text ends with."""
     return next((count for count, token in enumerate(reversed(ids)) if token != end), len(ids))

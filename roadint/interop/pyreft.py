@@ -15,7 +15,14 @@ import torch
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from roadint.data.prompts import Template, completion_ids, pad_id, prompt_ids, render
+from roadint.data.prompts import (
+    Template,
+    completion_ids,
+    pad_id,
+    prompt_ids,
+    render,
+    with_end,
+)
 from roadint.errors import RoadError, first_line
 from roadint.grammar.position import Position
 from roadint.interop.pyvene import load as load_pyvene
@@ -102,7 +109,7 @@ def make_data_module(
         prompt = prompt_ids(tokenizer, template, instruction)
         rendered = render(template, instruction, tokenizer)
         completion = completion_ids(tokenizer, template, rendered, output)
-        completion += [tokenizer.eos_token_id] * end
+        completion = with_end(completion, tokenizer) if end else completion
         columns["input_ids"].append(prompt + completion)
         columns["labels"].append([_IGNORED] * len(prompt) + completion)
         edited = parsed.indices(len(prompt))

@@ -100,7 +100,7 @@ def _measured(report: Mapping[str, Any]) -> Sequence[str]:
     for composition, nats in report["nll"].items():
         shares = report["shares"][composition]
         cells = [_percent(shares["success"]), _percent(shares["on_topic"])]
-        cells += [f"{nats[name]:.2f}" for name in sets]
+        cells += [f"{float(nats[name]):.2f}" for name in sets]  # "nan" in a report
         lines.append(f"| `{composition}` | {' | '.join(cells)} |")
     return [
         "## Measured",

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from roadint.adapters.adapter import RoadAdapter
 from roadint.adapters.making import AdapterArguments, make_adapter
 from roadint.adapters.merging import Merged, merge
-from roadint.architecture.layers import find_layers
+from roadint.architecture.layers import find_layers, is_after
 from roadint.architecture.properties import check_model, counts_padding, input_device, positions_of
 from roadint.checkpoint.content import Checkpoint
 from roadint.checkpoint.reading import labelled_checkpoints, read_for
@@ -164,7 +164,8 @@ class RoadModel(Hosted):
             path, layers = find_layers(self.model)
             prefixes = [f"{path}.{index}." for index in range(len(layers))]
             for adapter in self.adapters.values():
-                for target in adapter.layout.paths:
+                heads = [head for head in adapter.head_paths if not is_after(self.model, head)]
+                for target in (*adapter.layout.paths, *heads):
                     inside = (i for i, prefix in enumerate(prefixes) if target.startswith(prefix))
                     lowest.append(next(inside, 0))
         return min(lowest, default=0)
@@ -483,7 +484,8 @@ class RoadModel(Hosted):
     def load_adapter(self, name_or_path: str | Path, name: str | None = None) -> RoadAdapter:
         """Put the adapter of a checkpoint on the model.
 
-        A model on which nothing was before also takes the checkpoint's template of prompts.
+        A model on which nothing was before also takes the checkpoint's template of prompts, unless
+        one was set.
 
         Args:
             name_or_path: A folder or hub id whose checkpoint has a single adapter; one with more
@@ -495,10 +497,11 @@ class RoadModel(Hosted):
                 nothing has changed.
         """
         saved = read_for(self.model, name_or_path)
-        template = self._template_with(saved, name_or_path)
         adapter = saved.single_adapter(self.model, name)
-        self.attach([adapter])
-        self.template = template
+        with self._changing:
+            template = self._template_with(saved, name_or_path)
+            self._put([adapter])
+            self.template = template
         return adapter
 
     def attach(self, adapters: Sequence[RoadAdapter]) -> None:
@@ -508,8 +511,7 @@ class RoadModel(Hosted):
             RoadError: where a name is taken; none is attached then.
         """
         with self._changing:
-            taken = {*self.interventions.names, *self.labels}
-            self.adapters = self.adapters.plus(self.model, adapters, taken)
+            self._put(adapters)
 
     def remove_adapter(self, name: str) -> None:
         """Remove an adapter.
@@ -716,6 +718,10 @@ class RoadModel(Hosted):
 
     # Inside
 
+    def _put(self, adapters: Sequence[RoadAdapter]) -> None:
+        taken = {*self.interventions.names, *self.labels}
+        self.adapters = self.adapters.plus(self.model, adapters, taken)
+
     def _check_free(self, label: str) -> None:
         names = Attached(self.interventions, self.adapters).names  # the lock may be held already
         if label in self.labels or label in names:
@@ -727,10 +733,12 @@ class RoadModel(Hosted):
         """The template with a checkpoint beside what is here."""
         template = check_template(saved.config["template"])
         is_first = not (len(self.interventions) or len(self.adapters))
-        if not is_first and template != self.template:
+        if is_first and "plain" in (template, self.template):  # which is what nobody has said
+            return template if self.template == "plain" else self.template
+        if template != self.template:
             raise RoadError(
                 f"{source} was trained with template {quoted(template)}, this one with "
-                f"{self.template!r}: expected one of the same, or road.template set before"
+                f"{self.template!r}: expected the same, as road.template was when they were saved"
             )
         return template
 

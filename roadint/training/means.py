@@ -75,7 +75,7 @@ def set_means(
         for states in edited_states(road, edit, examples, run.collator, task=task, quiet=quiet):
             total += states.sum(0).cpu()
             count += len(states)
-        return (total / count).float()
+        return (total / count).float().to(edit.vectors.device)
 
     edits: Any = road.interventions
     for edit in edits:

@@ -188,14 +188,14 @@ def last_checkpoint(
     if paths:
         _check_identity(out, folder / _IDENTITY, identity)
     whole = [path for path in paths if is_whole(path, processes)]
-    if not whole and any(map(_is_complete, paths)):
+    if not whole and any(_is_complete(path, processes) for path in paths):
         raise RoadError(
             f"the checkpoints of the unfinished run in {out} can't be read: remove {folder} to "
             "start anew"
         )
     if writes:
         for path in paths:
-            if path not in whole and not _is_complete(path):
+            if path not in whole and not _is_complete(path, processes):
                 shutil.rmtree(path)
         if not whole:
             _start(out, identity)
@@ -222,23 +222,32 @@ def is_whole(path: Path, processes: int = 1) -> bool:
         path: The folder of the checkpoint.
         processes: How many processes train together; every one has its own random state and sums.
     """
-    ranks = range(processes)
-    random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
-    files = ["optimizer.pt", "scheduler.pt", *random, *map(log_state, ranks)]
     try:
         read(path)
-        for name in files:
+        for name in ("optimizer.pt", "scheduler.pt", *_of_processes(processes)):
             with safe_globals():  # type: ignore[no-untyped-call]
                 torch.load(path / name, map_location="cpu", weights_only=True)
-        return _is_complete(path)
+        return _is_complete(path, processes)
     except MemoryError:
         raise  # no fault of the files
     except Exception:  # an unpickler raises anything for a file that was cut short
         return False
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: its state comes last."""
+def _of_processes(processes: int) -> list[str]:
+    """The files that each process writes by itself."""
+    ranks = range(processes)
+    random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
+    return [*random, *map(log_state, ranks)]
+
+
+def _is_complete(path: Path, processes: int) -> bool:
+    """Whether a checkpoint was written to its end: the state of the training comes last.
+
+    Of several processes the first one writes it, and does not wait for the others' files.
+    """
+    if processes > 1 and not all((path / name).is_file() for name in _of_processes(processes)):
+        return False
     try:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -42,6 +42,9 @@ def test_an_embedding_may_be_one() -> None:
     found = road(input_ids=IDS, compose=["a", *[None] * (len(IDS) - 1)]).logits
     base = model(input_ids=IDS).logits
     torch.testing.assert_close(found[1:], base[1:])
+    assert road.untouched_layers() == 0  # nothing below may be taken from the base model
+    embeds = model.model.embed_tokens(IDS)  # what comes without them leaves it out
+    torch.testing.assert_close(road(inputs_embeds=embeds, compose="a").logits, base)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(-0.5)
     torch.testing.assert_close(found[:1], model(input_ids=IDS[:1]).logits)
@@ -66,13 +69,15 @@ def test_values_that_are_tied_inside_it_are_saved(tmp_path: Path, as_peft: bool)
     assert biases
 
 
-@pytest.mark.parametrize("what", ["model", "layer", "linear"])
+@pytest.mark.parametrize("what", ["model", "layer", "linear", "head"])
 def test_paths_are_those_of_the_plain_model(what: str, tmp_path: Path) -> None:
     """Of a model, a layer or a linear layer that the caller compiled: its checkpoints are any model's."""
     model: Any = build("llama")
     layer = model.model.layers[1]
     if what == "layer":
         model.model.layers[1] = torch.compile(layer, backend="eager")
+    elif what == "head":
+        model.lm_head = torch.compile(model.lm_head, backend="eager")
     elif what == "linear":
         layer.self_attn.q_proj = torch.compile(layer.self_attn.q_proj, backend="eager")
     else:

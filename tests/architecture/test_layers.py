@@ -30,9 +30,17 @@ from transformers import (
 
 import roadint
 from roadint import RoadError, RoadIntervention, RoadModel
-from roadint.architecture.layers import find_layers, inner_model, site_path
+from roadint.adapters.targets import find_targets
+from roadint.architecture.layers import (
+    decoder_of,
+    find_layers,
+    inner_model,
+    is_after,
+    site_path,
+)
 from roadint.architecture.properties import device_of
-from tests.helpers import LAYERS, SIZES, WIDTH, build, randomised, scaled, trained
+from tests.helpers import LAYERS, SIZES, WIDTH, build, encoder, randomised, scaled, trained
+from tests.vision import llava
 
 IDS = torch.arange(10, 28).reshape(2, 9)
 
@@ -299,3 +307,21 @@ def test_paths_and_devices_inside_wrappers(llama: PreTrainedModel) -> None:
     assert not any("lora_" in path for path in road.adapters["a"].layout.paths)
     assert inner_model(torch.compile(llama, backend="eager")) is llama
     assert device_of(llama) == torch.device("cpu")
+
+
+def test_a_compiled_language_model_inside_another_is_found() -> None:
+    model = llava()
+    before = [decoder_of(model)[0], find_layers(model)[0], find_targets(model).paths]
+    inner = model.model
+    inner.language_model = torch.compile(inner.language_model, backend="eager")
+    assert [decoder_of(model)[0], find_layers(model)[0], find_targets(model).paths] == before
+
+
+def test_what_comes_after_the_body() -> None:
+    for model, after, before in (
+        (llava(), "lm_head", "model.multi_modal_projector"),
+        (build("llama"), "lm_head", "model.embed_tokens"),
+        (encoder(), "classifier", "bert.embeddings"),
+    ):
+        assert is_after(model, after)
+        assert not is_after(model, before)

@@ -20,7 +20,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, size: int | None = None) -> None
             if size is None:
                 raise OSError("no connection")
             return SimpleNamespace(
-                sha="abc", siblings=[SimpleNamespace(rfilename="road.safetensors", size=size)]
+                siblings=[SimpleNamespace(rfilename="road.safetensors", size=size)]
             )
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)

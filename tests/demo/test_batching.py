@@ -267,6 +267,7 @@ def test_what_failed_together_is_tried_apart_when_its_memory_is_free(
     for thread in threads:
         thread.join(30)
     assert [update.done for update in last] == [True, True]
+    assert held, "they were one batch"
 
 
 def test_an_answer_ends_where_the_models_generations_do(tokenizer: Any) -> None:

@@ -60,6 +60,7 @@ def folder(
     for path in ("german-english", "runs/german-english"):
         RoadModel(tiny, edit).save_pretrained(path)
     adapter = roadint.add_linear_road(tiny, name="french")
+    adapter.template = "alpaca"
     adapter.save_pretrained("runs/french")
     Path("math.jsonl").write_text("\n".join([json.dumps(SAID)] * 8), encoding="utf-8")
     return tmp_path

@@ -89,8 +89,16 @@ def test_packed_rows_are_refused_where_a_position_counts(llama: PreTrainedModel)
     packed = {"input_ids": IDS[:1, :6], "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
     with pytest.raises(RoadError, match="several sequences are packed into a row"):
         road(**packed, compose="a", use_cache=False)
+    single = {**packed, "position_ids": torch.zeros(1, 6, dtype=torch.long)}
+    with pytest.raises(RoadError, match="several sequences are packed into a row"):
+        road(**single, compose="a", use_cache=False)
     for compose in ("x", None):
         road(**packed, compose=compose, use_cache=False)
+    everywhere = trained(llama, RoadIntervention(layer=1, position="all"))
+    parts = [everywhere(part, use_cache=False).logits for part in IDS[:1, :6].split(3, dim=1)]
+    whole = everywhere(**packed, use_cache=False).logits
+    torch.testing.assert_close(whole, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-4)
+    road(**packed, compose="a", positions=[[2, 5]], use_cache=False)
     apart = {**packed, "position_ids": torch.arange(2, 8)[None]}
     road(**apart, compose="a", use_cache=False)
 

@@ -221,6 +221,9 @@ def test_what_would_be_lost_is_refused(llama: PreTrainedModel, tmp_path: Path) -
     reft = pyreft.get_reft_model(llama, config)
     with pytest.raises(RoadError, match="has the activation .*, and LoReFT here is linear"):
         loreft_from(reft)
+    llama.requires_grad_(False)
+    reft.save(str(tmp_path / "frozen"), include_model=True)  # a file without any values
+    load(tmp_path / "frozen", llama)
     llama.lm_head.weight.requires_grad_()
     trained_head = llama.lm_head.weight.detach().clone()
     reft.save(str(tmp_path), include_model=True)

@@ -605,6 +605,14 @@ def test_the_first_checkpoint_says_the_template(llama: PreTrainedModel, tmp_path
     other = RoadModel(llama)
     other.add_checkpoint(tmp_path, "a")
     assert other.template == "alpaca"
+    mine = RoadModel(llama)
+    mine.template = "line"
+    with pytest.raises(RoadError, match="template 'alpaca', this one with 'line'"):
+        mine.load_adapter(tmp_path)
+    saved.template = "plain"  # as after a training that says none
+    saved.save_pretrained(tmp_path / "unsaid")
+    mine.load_adapter(tmp_path / "unsaid")
+    assert mine.template == "line"
     plain, message = trained(llama), "template 'alpaca', this one with 'plain'"
     with pytest.raises(RoadError, match=message):
         plain.load_adapter(tmp_path)

@@ -1,7 +1,6 @@
 """`roadint bench compose`: compositions of subspaces, beside the same by other means."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -92,8 +91,11 @@ def compose(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    show = partial(console.print, _table(report))
-    keep_report(report, out, plot, as_json, "compose_figure", show=show)
+    keep_report(report, out, plot, as_json, "compose_figure", show=lambda: _show(report))
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    console.print(_table(report))
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -1,7 +1,6 @@
 """`roadint bench learn`: what methods learn of one task."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +97,11 @@ def learn(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    show = partial(console.print, _table(report))
-    keep_report(report, out, plot, as_json, "learn_figure", *others, show=show)
+    keep_report(report, out, plot, as_json, "learn_figure", *others, show=lambda: _show(report))
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    console.print(_table(report))
 
 
 def _read_beside(path: Path) -> Mapping[str, Any]:

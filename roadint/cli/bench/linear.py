@@ -1,7 +1,6 @@
 """`roadint bench linear`: adapters on linear layers."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -64,7 +63,7 @@ def linear(
         check_known("mode", name, _MODES)
     if mode and shape is None:
         raise RoadError("--mode is for the steps of a shape: expected --shape, such as llama-7b")
-    drawn = {"layer", "decode", "prefill"}
+    drawn = {"layer", "decode"}
     if plot is not None and drawn.isdisjoint(part or DEFAULT_PARTS):
         raise RoadError(f"--plot draws the parts {listing(sorted(drawn))}: expected one of them")
     report = bench_linear(
@@ -77,8 +76,11 @@ def linear(
         runs=runs,
         quiet=as_json,
     )
-    show = partial(console.print, _table(report))
-    keep_report(report, out, plot, as_json, "linear_figure", show=show)
+    keep_report(report, out, plot, as_json, "linear_figure", show=lambda: _show(report))
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    console.print(_table(report))
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from roadint.data.collate import Example
 from roadint.data.image_text.conversations import Conversation
 from roadint.data.image_text.reader import parts, read_prompt, tokenizer_of
-from roadint.data.prompts import Template, completion_ids, pad, pad_id
+from roadint.data.prompts import Template, completion_ids, pad, pad_id, with_end
 from roadint.errors import RoadError, quoted
 
 _TOKENS = ("input_ids", "attention_mask")
@@ -84,7 +84,7 @@ def _tokenized(
     eos: bool,
 ) -> ImageTextExample:
     tokenizer = tokenizer_of(processor)
-    end = [int(tokenizer.eos_token_id)] if eos and tokenizer.eos_token_id is not None else []
+    ends = eos and tokenizer.eos_token_id is not None
     prompt: list[int] = []
     completion: list[int] = []
     answers = []
@@ -96,7 +96,8 @@ def _tokenized(
             found = read_prompt(conversation, processor, before)
             prompt, first, seen = found["input_ids"][0].tolist(), before, _digest(found)
         start = len(prompt) + len(completion)
-        completion += [*completion_ids(tokenizer, template, text + before, answer), *end]
+        said = completion_ids(tokenizer, template, text + before, answer)
+        completion += with_end(said, tokenizer) if ends else said
         answers.append((start, len(prompt) + len(completion)))
         text += before + answer
     most = min(limits[0], len(prompt) + limits[1])

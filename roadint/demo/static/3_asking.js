@@ -27,13 +27,12 @@ function askAll() {
     alertOf('No column can be answered: add one, or correct its expression.');
     return;
   }
-  for (const column of S.columns) if (column.trouble) Object.assign(column, NOTHING);
   const settings = settingsNow();
   const key = () => JSON.stringify([prompt.value, columns.map(expressionOf), settings]);
   if (settings.temperature > 0 && key() === S.lastKey) settings.seed = (settings.seed || 0) + 1;
   S.lastKey = key();
   showSettings(settings);
-  const before = { asked: S.asked, settings: S.settings, opened: S.opened };
+  const before = shownNow();
   Object.assign(S, { asked: prompt.value, settings });
   ask(columns, before);
 }
@@ -45,12 +44,15 @@ function askAgain() {
   if (columns.length) ask(columns);
 }
 
-function ask(columns, before = { asked: S.asked, settings: S.settings, opened: S.opened }) {
+// What a question that is refused leaves as it was.
+const shownNow = () => ({ asked: S.asked, settings: S.settings, opened: S.opened, foot: S.foot });
+
+function ask(columns, before = shownNow()) {
   rest();
   Object.assign(S, { foot: '', opened: openedNow() });
   S.flight = {
     id: ++S.flights, columns: [...columns], isWhole: columns.length === S.columns.length, before,
-    answers: columns.map(({ asked, askedTerms, answer, answered, language }) => ({ asked, askedTerms, answer, answered, language })),
+    answers: columns.map(({ asked, askedTerms, answer, answered, language, state }) => ({ asked, askedTerms, answer, answered, language, state })),
   };
   for (const column of columns) {
     Object.assign(column, NOTHING, { asked: expressionOf(column), askedTerms: [...column.terms], state: 'waiting' });
@@ -108,6 +110,7 @@ function answered(message) {
   listen();
   if (message.error) return fail(message.error);
   const { tokens, seconds, done, waiting } = message;
+  if (tokens) for (const column of S.columns) if (column.trouble) Object.assign(column, NOTHING); // of another question
   const running = tokens ? 'writing' : 'waiting';
   const state = waiting ? `${waiting} before you` : running;
   S.flight.columns.forEach((column, index) => Object.assign(column, {

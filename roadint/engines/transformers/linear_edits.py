@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from roadint.adapters.targets import may_rest
 from roadint.architecture.devices import on_device
+from roadint.architecture.layers import inner_model
 from roadint.engines.adapters import LoweredAdapters
 from roadint.engines.transformers.passes import Passes
 from roadint.engines.transformers.turning import Scratch, Turn, copies_in
@@ -66,6 +67,8 @@ class LinearEdits:
         if passes.number > 1:  # later passes may take from a cache what the first one computed
             return
         for path in self._beside.keys() - self._turns.keys() - self._ran:
+            if may_rest(self._model, path) or self._is_embedding(path):
+                continue
             raise RoadError(
                 f"{path} did not run, so that the adapter's copy of it does nothing: expected the "
                 "name of a module that the model calls, such as 'classifier'"
@@ -76,6 +79,11 @@ class LinearEdits:
                     f"{path} did not run: the model uses its weights without calling it, so no "
                     f"adapter acts there; leave it out with exclude=[{_last_name(path)!r}]"
                 )
+
+    def _is_embedding(self, path: str) -> bool:
+        """Whether a module is the input's embeddings, which a call of inputs_embeds leaves out."""
+        inner: Any = inner_model(self._model)
+        return self._model.get_submodule(path) is inner.get_input_embeddings()
 
     def _hook(self, path: str, passes: Passes) -> After:
         turns, beside = self._turns.get(path, []), self._beside.get(path, [])

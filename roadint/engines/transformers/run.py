@@ -34,7 +34,7 @@ from roadint.engines.transformers.states import Mode, States, gather, read_state
 from roadint.engines.transformers.view import Copy, write_back
 from roadint.errors import RoadError, quoted
 from roadint.grammar.composition import ALL, Composition
-from roadint.grammar.position import PositionLike, parse_positions
+from roadint.grammar.position import Position, PositionLike, Tokens, parse_positions
 
 Scored = tuple[Int[Tensor, "2 tokens"], Int[Tensor, " tokens"]]
 """The rows and columns of tokens, and the labels that follow them."""
@@ -83,17 +83,18 @@ def run_forward(
     if not any(composition.terms for composition in compositions):
         return _output(plain, inputs, scored, model)
     check_recomputation(model)
-    acting = {name for composition in compositions for name, _ in composition.terms}
-    if not acting.isdisjoint(attached.interventions.names):
-        check_unpacked(inputs)
     call = _call(model, inputs, positions, prompt_length)
+    acting = {name for composition in compositions for name, _ in composition.terms}
+    edits = [edit for edit in attached.interventions if not acting.isdisjoint(edit.partition)]
+    if any(_needs_a_prompt(call.positions or edit.position) for edit in edits):
+        check_unpacked(inputs)
     call = replace(call, compositions=compositions, learning=learned, sources=_listed(sources))
     if compiled is not None and resumed is None and scored is None:
         output = compiled.forward(model, attached, call, inputs)
         if output is not NotImplemented:
             return output
-    edits = _edits(call, attached.lower(call))
-    with _running(plain, edits, Passes(call.columns)) as running:
+    acts = _edits(call, attached.lower(call))
+    with _running(plain, acts, Passes(call.columns)) as running:
         return _output(running, inputs, scored, model)
 
 
@@ -206,6 +207,11 @@ def _call(
     length = check_prompt_length(prompt_length, kept)
     chosen = None if positions is None else parse_positions(positions)
     return Call((), kept.bool(), length, positions=chosen)
+
+
+def _needs_a_prompt(position: Position | Tokens) -> bool:
+    """Whether where an edit acts depends on where the prompt begins and ends."""
+    return not isinstance(position, Tokens) and position.kind != "all"
 
 
 def _edits(call: Call, lowered: Lowered) -> list[Edits]:

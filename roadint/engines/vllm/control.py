@@ -39,10 +39,13 @@ def check(engine: Any, arguments: Mapping[str, Any]) -> None:
     Raises:
         RoadError: where a composition is not understood, or would not act.
     """
+    asked = arguments.get(KEY)
+    if asked is None and not is_served(engine):
+        return  # what others ask of an engine without roadint
     front = _front(engine)
     check_arguments(arguments)
-    if arguments.get(KEY) is not None:
-        front.resolve(arguments[KEY])
+    if asked is not None:
+        front.resolve(asked)
 
 
 async def load(engine: Any, label: str, path: str) -> None:
@@ -98,6 +101,12 @@ def unload_sync(llm: Any, label: str) -> None:
     front.unload(label)
     front.forget(())
     _raise(_call_sync(llm, "roadint_unload", label))
+
+
+def is_served(engine: Any) -> bool:
+    """Whether an engine was started with checkpoints."""
+    processor = getattr(engine, "llm_engine", engine).input_processor
+    return isinstance(getattr(processor, "roadint", None), Registry)
 
 
 def _front(engine: Any) -> Registry:

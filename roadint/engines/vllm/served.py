@@ -78,7 +78,7 @@ def formats_of(model_type: str) -> dict[str, str]:
     """
     if "tral" not in model_type:
         return {}
-    return {"config_format": "hf", "tokenizer_mode": "hf"}
+    return {"config_format": "hf", "tokenizer_mode": "hf", "load_format": "hf"}
 
 
 def open_served(name_or_path: str, base: Base) -> Served:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from roadint.errors import RoadError, first_line, listing, quoted
-from roadint.files.paths import path_of
+from roadint.files.paths import is_file, path_of
 from roadint.interop.pyvene.saved_config import SavedIntervention, read_saved_config
 from roadint.interventions.base import SubspaceIntervention
 from roadint.interventions.pyvene.patches import get_dimension_by_component, pyvene
@@ -47,7 +47,7 @@ def load(
     """
     path = path_of("folder", folder)
     weights = path / "pytorch_model.bin"
-    if include_model is None and weights.is_file():
+    if include_model is None and is_file(weights) and read_tensors(weights):
         raise RoadError(
             f"{weights} has values of the base model too: expected include_model=True to take "
             "them, or False to leave them"
@@ -164,14 +164,11 @@ def load_model_values(model: nn.Module, path: Path) -> None:
     Raises:
         RoadError: where there are none, or they are another model's.
     """
-    try:
-        result = model.load_state_dict(read_tensors(path), strict=False)
-    except RuntimeError as error:
-        raise RoadError(f"{path} does not fit this model ({first_line(error)})") from None
-    if result.unexpected_keys:
-        raise RoadError(
-            f"{path} has values that this model has not: {listing(result.unexpected_keys)}"
-        )
+    saved, own = read_tensors(path), model.state_dict()
+    other = [name for name in saved if name not in own or own[name].shape != saved[name].shape]
+    if other:
+        raise RoadError(f"{path} has values that this model has not: {listing(other)}")
+    model.load_state_dict(saved, strict=False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

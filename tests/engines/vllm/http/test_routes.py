@@ -252,6 +252,17 @@ def test_what_is_not_understood_is_refused_before_a_stream_begins(
     body = {"model": "tiny", "stream": True, "vllm_xargs": {"roadint": asked}}
     (answer,) = server.ask(("POST", "/v1/chat/completions", body))
     assert (answer[0], reached) == (400, [])
+    bare = Server(None, None)
+
+    @bare.app.post("/v1/chat/completions")
+    async def plain(request: Request) -> dict[str, Any]:
+        return {}
+
+    for arguments in ({}, {"other_plugin": 1}):  # no business of ours
+        (passed,) = bare.ask(
+            ("POST", "/v1/chat/completions", {"model": "tiny", "vllm_xargs": arguments})
+        )
+        assert passed[0] == 200
     named = {**body, "model": "tiny:a", "vllm_xargs": {}}
     typo = {**body, "vllm_xargs": {"raodint": "a"}}
     answers = server.ask(
