@@ -43,9 +43,9 @@ types: $(VENV)/.installed
 # Counting makes compilers and the stand-in for a GPU many times slower, so their tests run without it
 UNCOUNTED := tests/bench tests/device tests/engines/test_compiled.py tests/engines/test_kernels.py tests/rotation/test_operation.py tests/training/test_compiled.py
 unit: $(VENV)/.installed
-	COVERAGE_CORE=sysmon $(BIN)/pytest -n auto $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
+	COVERAGE_CORE=sysmon $(BIN)/pytest -n auto --dist worksteal $(COVERAGE) --doctest-modules roadint tests $(addprefix --ignore ,$(UNCOUNTED)) \
 		--ignore tests/architectures --ignore tests/real --ignore tests/browser --ignore tests/notebooks --ignore tests/gpu --ignore tests/vllm
-	$(BIN)/pytest -n auto $(UNCOUNTED)
+	$(BIN)/pytest -n auto --dist worksteal $(UNCOUNTED)
 
 # every decoder type that transformers offers, tiny; the table goes to build/architectures.md
 architectures: $(VENV)/.installed
@@ -77,7 +77,7 @@ chromium: $(VENV)/.installed
 
 # the notebooks from top to bottom, on the offline model, and what they print beside what is stored
 notebooks: $(VENV)/.installed
-	OMP_NUM_THREADS=$$(( ($$(nproc 2> /dev/null || echo 2) + 1) / 2 )) $(BIN)/pytest -n 2 tests/notebooks
+	OMP_NUM_THREADS=$$(( ($$(nproc 2> /dev/null || echo 2) + 1) / 2 )) $(BIN)/pytest -n 2 --dist worksteal tests/notebooks
 
 # the wheel holds all that the package needs, samples and recipes included
 wheel: $(VENV)/.installed

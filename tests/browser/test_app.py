@@ -379,9 +379,14 @@ def test_what_goes_wrong_is_told(open_page: Any) -> None:
     page.locator("#length").fill("")
     page.keyboard.press("Escape")
     ask(page)
-    wait_for_answers(page)  # no number: the default
+    before = wait_for_answers(page)  # no number: the default
     page.locator("#ri-more-button").click()
     assert "nan" not in page.url.lower()
+    page.keyboard.press("Escape")
+    ask(page, "word " * 600)  # what is refused leaves the answers that were there
+    expect(page.locator("#alert")).to_contain_text("expected at most 512", timeout=SOON)
+    assert wait_for_answers(page) == before
+    expect(page.locator("#asked")).to_contain_text(QUESTION)
 
 
 def test_a_prompt_of_megabytes_is_refused_at_once(browser: Browser, address: str) -> None:

@@ -144,7 +144,9 @@ def test_an_offline_package_that_is_missing_or_altered_is_named(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a network the hub is asked again and again, for most of a minute.
+    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         RoadError, match=r"model 'gemma-3-270' can't be loaded .*did you mean 'gemma-3-270m'"
     ):
