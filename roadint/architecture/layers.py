@@ -88,7 +88,7 @@ def decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
     for part in (decoder, getattr(inner, "base_model", None)):
         body = uncompiled(part) if isinstance(part, nn.Module) else None
-        if isinstance(body, nn.Module) and id(body) in paths and _lists(model, body):
+        if body is not None and id(body) in paths and _lists(model, body):
             return paths[id(body)], body
     return paths[id(inner)], inner
 

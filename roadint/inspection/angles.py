@@ -36,6 +36,7 @@ def intervention_values(
     subspaces = {}
     for name, subspace in intervention.partition.items():
         strength = (strengths or {}).get(name, 1.0)
+        # Kinds of one's own may know strength 1 alone.
         theta, alpha = intervention.angles_and_scales(*([] if strength == 1 else [strength]))  # type: ignore[misc]
         index = torch.tensor(subspace.blocks)
         angles, scales = (values[index].reshape(len(index), -1) for values in (theta, alpha))

@@ -653,7 +653,7 @@ class RoadModel(Hosted):
 
         Sums across checkpoints (`german@a + english@b`, `a - b`) act on disjoint blocks for all
         variants, and on shared blocks for RoAd1, as the product. A model on which nothing was
-        before also takes the checkpoint's template of prompts.
+        before also takes the checkpoint's template of prompts, unless one was set.
 
         Args:
             name_or_path: A folder or hub id.

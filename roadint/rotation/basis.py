@@ -158,7 +158,7 @@ class Axes(Matrix):
             RoadError: for another width, fewer than two tokens, or numbers that are not finite.
         """
         width = len(self.q)
-        sums = _Sums(width)
+        sums = _Sums()
         one = torch.is_tensor(hidden) or not isinstance(hidden, Iterable)
         for part in [hidden] if one else hidden:
             if not (torch.is_tensor(part) and part.ndim and part.shape[-1] == width):
@@ -207,11 +207,11 @@ class _Sums:
     The first part's mean is taken from all of them, so that nothing cancels.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self.shift: Any = None
-        self.total: Any = torch.zeros(width, dtype=torch.float64)
-        self.products: Any = torch.zeros(width, width, dtype=torch.float64)
+        self.total: Any = 0.0
+        self.products: Any = 0.0
 
     def add(self, states: Float[Tensor, "tokens width"]) -> None:
         """Add some hidden states."""
@@ -222,9 +222,6 @@ class _Sums:
         states = states.double()
         if self.shift is None:
             self.shift = states.mean(0)
-            self.total, self.products = (
-                part.to(states.device) for part in (self.total, self.products)
-            )
         states = states.to(self.shift.device) - self.shift
         self.count += len(states)
         self.total += states.sum(0)

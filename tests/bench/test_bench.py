@@ -321,6 +321,6 @@ def test_a_picture_that_can_not_be_drawn_loses_no_table(
     monkeypatch.setattr("roadint.plots.bench_figure", broken)
     shown: list[str] = []
     with pytest.raises(RoadError, match="no picture"):
-        keep_report({"cases": []}, tmp_path / "r.json", tmp_path / "p.png", False, "bench_figure", show=lambda: shown.append("table"))  # fmt: skip
+        keep_report({"cases": []}, tmp_path / "r.json", tmp_path / "p.png", False, "bench_figure", show=lambda _: shown.append("table"))  # fmt: skip
     assert shown == ["table"]
     assert (tmp_path / "r.json").is_file()

@@ -91,7 +91,7 @@ def compose(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "compose_figure", show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "compose_figure", show=_show)
 
 
 def _show(report: Mapping[str, Any]) -> None:

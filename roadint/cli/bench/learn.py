@@ -97,7 +97,7 @@ def learn(
         done=lambda report: report_json(report, out, printed=False),
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "learn_figure", *others, show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "learn_figure", *others, show=_show)
 
 
 def _show(report: Mapping[str, Any]) -> None:

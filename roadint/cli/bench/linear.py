@@ -76,7 +76,7 @@ def linear(
         runs=runs,
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "linear_figure", show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "linear_figure", show=_show)
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def show_report(
         plot: The file of its picture.
         as_json: Whether stdout gets JSON in place of the table.
     """
-    keep_report(report, out, plot, as_json, "bench_figure", show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "bench_figure", show=_show)
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ def keep_report(
     as_json: bool,
     figure: str,
     *others: Mapping[str, Any],
-    show: Callable[[], None],
+    show: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Write a report and its picture, where they are asked for, and show it.
 
@@ -72,7 +72,7 @@ def keep_report(
 
             save_figure(getattr(plots, figure)(report, *others), plot)
     finally:
-        print_json(report) if as_json else show()
+        print_json(report) if as_json else show(report)
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

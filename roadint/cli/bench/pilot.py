@@ -87,7 +87,7 @@ def pilot(
         classifier_epochs=classifier_epochs,
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "pilot_figure", show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "pilot_figure", show=_show)
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ def serve(
         together=together,
         quiet=as_json,
     )
-    keep_report(report, out, plot, as_json, "serve_figure", show=lambda: _show(report))
+    keep_report(report, out, plot, as_json, "serve_figure", show=_show)
 
 
 def check_vllm() -> None:

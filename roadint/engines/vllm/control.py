@@ -40,7 +40,7 @@ def check(engine: Any, arguments: Mapping[str, Any]) -> None:
         RoadError: where a composition is not understood, or would not act.
     """
     asked = arguments.get(KEY)
-    if asked is None and not is_served(engine):
+    if asked is None and _registry(engine) is None:
         return  # what others ask of an engine without roadint
     front = _front(engine)
     check_arguments(arguments)
@@ -103,16 +103,16 @@ def unload_sync(llm: Any, label: str) -> None:
     _raise(_call_sync(llm, "roadint_unload", label))
 
 
-def is_served(engine: Any) -> bool:
-    """Whether an engine was started with checkpoints."""
+def _registry(engine: Any) -> Registry | None:
+    """The checkpoints at the engine's front; None where it was started without roadint."""
     processor = getattr(engine, "llm_engine", engine).input_processor
-    return isinstance(getattr(processor, "roadint", None), Registry)
+    registry = getattr(processor, "roadint", None)
+    return registry if isinstance(registry, Registry) else None
 
 
 def _front(engine: Any) -> Registry:
-    engine = getattr(engine, "llm_engine", engine)
-    registry = getattr(engine.input_processor, "roadint", None)
-    if not isinstance(registry, Registry):
+    registry = _registry(engine)
+    if registry is None:
         raise RoadError(
             f"the engine was started without roadint: expected additional_config={{{KEY!r}: "
             "{'checkpoints': …}}"
